@@ -1,0 +1,1 @@
+"""Triton kernels for the Attention Influence Modeling loss. Imports torch and triton only."""

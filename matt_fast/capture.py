@@ -1,0 +1,192 @@
+"""Capture the query, key and value states that one layer's attention function receives, and stop the model there.
+
+Works for every model that goes through transformers' attention interface: an attention function is registered under a
+name of its own, the model is switched to it for the call, and at the target layer it keeps what it was given and ends
+the forward pass. Earlier layers run the implementation the caller asks for. Nothing is specific to an architecture.
+"""
+
+import contextvars
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+# What an attention function may be given that changes the softmax in a way the AIM loss does not model.
+UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one layer's attention function received (paper §3.2, eq. 1 and 2).
+
+    Attributes:
+        query: [B, H, n, d], after rotary embedding and query/key normalisation, in the model's dtype.
+        key: [B, H_kv, n, d], likewise.
+        value: [B, H_kv, n, d_v].
+        scale: factor on the logits.
+        sliding_window: number of keys a query sees, itself included; None without a window.
+        softcap: bound of the tanh soft-capping of the logits; None without.
+        causal: whether a query sees only keys at or before its own position.
+        documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None when every row
+            is one document without padding.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    causal: bool
+    documents: torch.Tensor | None
+
+    @property
+    def states(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(query, key, value), the form that `aim_loss` takes."""
+        return self.query, self.key, self.value
+
+
+class _Captured(BaseException):
+    """Ends the forward pass at the target layer. A BaseException, so that no `except Exception` on the way swallows it."""
+
+    def __init__(self, arguments: dict):
+        self.arguments = arguments
+
+
+_target_layer: contextvars.ContextVar[int] = contextvars.ContextVar("target_layer")
+
+
+def capture_attention(
+    model: PreTrainedModel, layer: int, *, attn_implementation: str = "sdpa", **inputs
+) -> AttentionInputs:
+    """Run `model` up to the attention of one layer and return the states that this attention receives.
+
+    The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
+    Gradients flow from the result to the inputs (`inputs_embeds`, say) as in an ordinary forward pass.
+
+    Args:
+        model: a transformers model whose attention goes through the attention interface.
+        layer: index of the target layer, counted from 0.
+        attn_implementation: what the earlier layers run, as for `from_pretrained`: "sdpa", "eager",
+            "flash_attention_2" or another registered name.
+        **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
+            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
+            start again at each document, and no attention mask is given).
+
+    Raises:
+        ValueError: the layer does not exist, or its attention is of a kind that the AIM loss does not describe.
+        RuntimeError: the layer never called an attention function through the interface.
+    """
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if not 0 <= layer < n_layers:
+        raise ValueError(f"layer: wanted an index from 0 to {n_layers - 1} for this model, got {layer}")
+    if inputs.get("attention_mask") is not None and inputs["attention_mask"].ndim != 2:
+        shape = tuple(inputs["attention_mask"].shape)
+        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs.setdefault("use_cache", False)
+
+    previous = model.config._attn_implementation
+    token = _target_layer.set(layer)
+    model.set_attn_implementation(_register(attn_implementation))
+    try:
+        model(**inputs)
+    except _Captured as captured:
+        arguments = captured.arguments
+    else:
+        raise RuntimeError(
+            f"model: layer {layer} of {type(model).__name__} never called its attention function through transformers' "
+            "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
+            "attention; choose another layer or model"
+        )
+    finally:
+        _target_layer.reset(token)
+        model.set_attn_implementation(previous)
+    return _attention_inputs(arguments, inputs, layer)
+
+
+def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
+    """A copy of `config` with the first `n_layers` layers only.
+
+    A model loaded with it holds, reads from disk and moves to the device nothing above them. Fields with one entry per
+    layer (layer types, window patterns) are shortened with it.
+
+    Raises:
+        ValueError: `n_layers` is not between 1 and the depth of the model.
+    """
+    shortened = copy.deepcopy(config)
+    text_config = shortened.get_text_config(decoder=True)
+    depth = text_config.num_hidden_layers
+    if not 1 <= n_layers <= depth:
+        raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {n_layers}")
+    for name, value in vars(text_config).items():
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(text_config, name, value[:n_layers])
+    text_config.num_hidden_layers = n_layers
+    return shortened
+
+
+@functools.cache
+def _register(base: str) -> str:
+    """Register the capturing twin of an attention implementation and its mask; return its name."""
+    name = f"matt_fast_{base}"
+    if base != "eager" and base not in AttentionInterface._global_mapping:
+        known = ", ".join(sorted(AttentionInterface._global_mapping))
+        raise ValueError(f"attn_implementation: wanted eager or one of {known}; got {base!r}")
+    AttentionInterface.register(name, functools.partial(_attention, base))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    return name
+
+
+def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
+    """The registered attention function: capture at the target layer, delegate below it."""
+    target = _target_layer.get()
+    if module.layer_idx == target:
+        raise _Captured({"module": module, "query": query, "key": key, "value": value, **kwargs})
+    return _base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _base_attention(base: str, module) -> Callable:
+    if base == "eager":  # every modelling file has its own; the interface does not list them
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface._global_mapping[base]
+
+
+def _attention_inputs(arguments: dict, inputs: dict, layer: int) -> AttentionInputs:
+    module, query = arguments["module"], arguments["query"]
+    for name in UNSUPPORTED_ATTENTION_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise ValueError(f"layer: the attention of layer {layer} uses {name}, which the AIM loss does not describe")
+    layer_types = getattr(module.config, "layer_types", None)
+    if layer_types is not None and layer_types[layer] not in ("full_attention", "sliding_attention"):
+        raise ValueError(
+            f"layer: wanted a layer with full or sliding attention, but layer {layer} has {layer_types[layer]}"
+        )
+    scale = arguments.get("scaling")
+    causal = arguments.get("is_causal")
+    return AttentionInputs(
+        query=query,
+        key=arguments["key"],
+        value=arguments["value"],
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        sliding_window=arguments.get("sliding_window"),
+        softcap=arguments.get("softcap"),
+        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+        documents=_documents(inputs.get("attention_mask"), inputs.get("position_ids")),
+    )
+
+
+def _documents(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Document ids from padding or from positions that start again, as transformers' own mask reads them."""
+    if attention_mask is not None:
+        return attention_mask.to(torch.int64) - 1
+    if position_ids is None:
+        return None
+    step = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    return (step != 1).cumsum(-1)

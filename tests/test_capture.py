@@ -1,0 +1,201 @@
+"""What capture returns must reproduce the model's own eager attention, for every kind of layer and mask."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+from matt_fast.capture import capture_attention, layer_config
+
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": 16}
+LOCAL_GLOBAL = ["sliding_attention", "full_attention"] * 2
+
+CONFIGS = {
+    "llama": LlamaConfig(**GROUPED),
+    "gemma2": Gemma2Config(**GROUPED, sliding_window=7, layer_types=LOCAL_GLOBAL, attn_logit_softcapping=0.7),
+    "gemma3": Gemma3TextConfig(**GROUPED, sliding_window=7, layer_types=LOCAL_GLOBAL, query_pre_attn_scalar=9),
+    "mistral": MistralConfig(**GROUPED, sliding_window=8),
+    "qwen3": Qwen3Config(**GROUPED),
+    "gpt_neox": GPTNeoXConfig(**SIZES, rotary_pct=0.5),
+}
+N = 23
+
+
+def make_model(name):
+    torch.manual_seed(3)
+    earlier = "eager" if name == "gemma2" else "sdpa"  # Gemma 2 has no SDPA: soft-capping
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=earlier).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    return model
+
+
+def attention_module(model, layer):
+    return next(
+        module
+        for module in model.modules()
+        if getattr(module, "layer_idx", None) == layer and hasattr(module, "is_causal")
+    )
+
+
+def eager_output(model, layer, inputs):
+    """The model's own eager attention output at a layer, before the output projection: [B, n, H * d]."""
+    kept = []
+    attention = attention_module(model, layer)
+    projection = attention.o_proj if hasattr(attention, "o_proj") else attention.dense
+    handle = projection.register_forward_pre_hook(lambda module, arguments: kept.append(arguments[0].detach()))
+    model.set_attn_implementation("eager")
+    model(**inputs, use_cache=False)
+    handle.remove()
+    return kept[0]
+
+
+def attention_output(captured):
+    """softmax(q k' scale) v under the visibility that the captured fields describe, token by token in plain words."""
+    query, key, value = (states.double() for states in captured.states)
+    batch, heads, n, _ = query.shape
+    group = heads // key.shape[1]
+    output = torch.zeros(batch, n, heads, value.shape[-1], dtype=query.dtype)
+    for row in range(batch):
+        for i in range(n):
+            visible = [
+                t
+                for t in range(n)
+                if (not captured.causal or t <= i)
+                and (captured.sliding_window is None or i - t < captured.sliding_window)
+                and (captured.documents is None or captured.documents[row, t] == captured.documents[row, i] >= 0)
+            ]
+            if not visible:
+                continue
+            for head in range(heads):
+                logits = key[row, head // group, visible] @ query[row, head, i] * captured.scale
+                if captured.softcap is not None:
+                    logits = captured.softcap * torch.tanh(logits / captured.softcap)
+                output[row, i, head] = logits.softmax(-1) @ value[row, head // group, visible]
+    return output.flatten(2)
+
+
+def masked_inputs(kind):
+    torch.manual_seed(5)
+    ids = torch.randint(0, 101, (2, N))
+    if kind == "plain":
+        return {"input_ids": ids}, torch.ones(2, N, dtype=torch.bool)
+    if kind == "packed":
+        lengths = [[5, 1, 17], [11, 12, 0]]
+        positions = torch.stack([torch.cat([torch.arange(length) for length in row]) for row in lengths])
+        return {"input_ids": ids, "position_ids": positions}, torch.ones(2, N, dtype=torch.bool)
+    mask = torch.ones(2, N, dtype=torch.int64)
+    if kind == "left":
+        mask[0, :6] = 0
+    else:
+        mask[1, -9:] = 0
+    return {"input_ids": ids, "attention_mask": mask}, mask.bool()
+
+
+@pytest.mark.parametrize("kind", ["plain", "left", "right", "packed"])
+@pytest.mark.parametrize("layer", [0, 2, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_captured_states_reproduce_the_models_own_attention(name, layer, kind):
+    model = make_model(name)
+    inputs, real = masked_inputs(kind)
+    with torch.no_grad():
+        captured = capture_attention(model, layer, attn_implementation="eager" if name == "gemma2" else "sdpa", **inputs)
+        expected = eager_output(model, layer, inputs)
+        torch.testing.assert_close(attention_output(captured)[real].float(), expected[real], rtol=2e-5, atol=2e-5)
+
+
+def test_what_comes_along_is_the_layers_own():
+    plain, _ = masked_inputs("plain")
+    with torch.no_grad():
+        local = capture_attention(make_model("gemma3"), 2, **plain)
+        everywhere = capture_attention(make_model("gemma3"), 3, **plain)
+        capped = capture_attention(make_model("gemma2"), 3, attn_implementation="eager", **plain)
+    assert (local.sliding_window, everywhere.sliding_window) == (7, None)
+    assert local.scale == pytest.approx(1 / 3)
+    assert capped.softcap == 0.7
+    assert local.causal
+    assert local.documents is None
+    assert local.query.shape == (2, 4, N, 16)
+    assert local.value.shape == (2, 2, N, 16)
+
+
+def test_nothing_after_the_states_is_computed():
+    model = make_model("llama")
+    ran = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    with torch.no_grad():
+        capture_attention(model, 2, **masked_inputs("plain")[0])
+    assert "model.layers.1.mlp" in ran
+    assert "model.layers.2.self_attn.v_proj" in ran
+    for absent in ("model.layers.2.self_attn.o_proj", "model.layers.2.mlp", "model.layers.3.input_layernorm", "lm_head"):
+        assert absent not in ran
+
+
+def test_gradients_reach_the_input_embeddings():
+    model = make_model("qwen3")
+    embeds = torch.randn(1, 9, 32, requires_grad=True)
+    captured = capture_attention(model, 1, inputs_embeds=embeds)
+    (captured.query.square().sum() + captured.value.square().sum()).backward()
+    assert embeds.grad.abs().min() > 0
+
+
+def test_the_model_is_left_as_it_was():
+    model = make_model("gemma3")
+    inputs, _ = masked_inputs("plain")
+    with torch.no_grad():
+        before = model(**inputs).logits
+        capture_attention(model, 1, attn_implementation="eager", **inputs)
+        after = model(**inputs).logits
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_a_shortened_config_loads_the_lower_layers_only(tmp_path):
+    model = make_model("gemma3")
+    model.save_pretrained(tmp_path)
+    config = layer_config(model.config, 3)
+    short = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
+    assert len(short.model.layers) == 3
+    assert config.layer_types == LOCAL_GLOBAL[:3]
+    inputs, _ = masked_inputs("plain")
+    with torch.no_grad():
+        one, other = capture_attention(short, 2, **inputs), capture_attention(model, 2, **inputs)
+    torch.testing.assert_close(one.query, other.query)
+    assert one.sliding_window == other.sliding_window
+
+
+def test_bad_input_is_named():
+    model = make_model("llama")
+    inputs, _ = masked_inputs("plain")
+    with pytest.raises(ValueError, match=r"layer: wanted an index from 0 to 3 .* got 4"):
+        capture_attention(model, 4, **inputs)
+    with pytest.raises(ValueError, match=r"attn_implementation: wanted .* got 'quick'"):
+        capture_attention(model, 1, attn_implementation="quick", **inputs)
+    with pytest.raises(ValueError, match=r"attention_mask: wanted shape \[B, n\]"):
+        capture_attention(model, 1, attention_mask=torch.ones(2, 1, N, N), **inputs)
+    with pytest.raises(ValueError, match=r"n_layers: wanted 1 to 4"):
+        layer_config(model.config, 5)
+
+
+def test_a_model_without_the_interface_is_an_error():
+    from transformers import BloomConfig
+
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
+    with pytest.raises(RuntimeError, match="attention interface"):
+        capture_attention(model, 1, input_ids=torch.arange(5)[None])
