@@ -1,0 +1,34 @@
+"""matt-fast: give a pretrained language model a new tokenizer and keep what the model knows.
+
+The names below are imported when they are first used: `aim_loss` alone needs torch only.
+"""
+
+from importlib import import_module
+
+_WHERE = {
+    "AIMLoss": "matt_fast.loss",
+    "AttentionInputs": "matt_fast.capture",
+    "TrainingOptions": "matt_fast.training",
+    "TransferResult": "matt_fast.recipe",
+    "aim_loss": "matt_fast.loss",
+    "align_segments": "matt_fast.segments",
+    "align_segments_batch": "matt_fast.segments",
+    "capture_attention": "matt_fast.capture",
+    "evaluate": "matt_fast.evaluation",
+    "initialize": "matt_fast.initializers",
+    "layer_config": "matt_fast.capture",
+    "match_tokens": "matt_fast.vocabulary",
+    "transfer": "matt_fast.recipe",
+}
+
+__all__ = list(_WHERE)
+
+
+def __getattr__(name: str):
+    if name not in _WHERE:
+        raise AttributeError(f"module 'matt_fast' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -53,7 +53,7 @@ class AttentionInputs:
 
 
 class _Captured(BaseException):
-    """Ends the forward pass at the target layer. A BaseException, so that no `except Exception` on the way swallows it."""
+    """Ends the forward pass at the target layer; a BaseException, which no `except Exception` on the way swallows."""
 
     def __init__(self, arguments: dict):
         self.arguments = arguments

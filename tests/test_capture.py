@@ -114,7 +114,9 @@ def test_captured_states_reproduce_the_models_own_attention(name, layer, kind):
     model = make_model(name)
     inputs, real = masked_inputs(kind)
     with torch.no_grad():
-        captured = capture_attention(model, layer, attn_implementation="eager" if name == "gemma2" else "sdpa", **inputs)
+        captured = capture_attention(
+            model, layer, attn_implementation="eager" if name == "gemma2" else "sdpa", **inputs
+        )
         expected = eager_output(model, layer, inputs)
         torch.testing.assert_close(attention_output(captured)[real].float(), expected[real], rtol=2e-5, atol=2e-5)
 
@@ -143,7 +145,12 @@ def test_nothing_after_the_states_is_computed():
         capture_attention(model, 2, **masked_inputs("plain")[0])
     assert "model.layers.1.mlp" in ran
     assert "model.layers.2.self_attn.v_proj" in ran
-    for absent in ("model.layers.2.self_attn.o_proj", "model.layers.2.mlp", "model.layers.3.input_layernorm", "lm_head"):
+    for absent in (
+        "model.layers.2.self_attn.o_proj",
+        "model.layers.2.mlp",
+        "model.layers.3.input_layernorm",
+        "lm_head",
+    ):
         assert absent not in ran
 
 

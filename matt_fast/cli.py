@@ -1,0 +1,142 @@
+"""The command line: `matt-fast transfer` and `matt-fast evaluate`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
+console = Console()
+
+Model = Annotated[str, typer.Option(help="Folder or hub name of the model.")]
+SplitOption = Annotated[str, typer.Option(help="Split of a hub dataset.")]
+TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
+RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
+AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Print what is wrong with the input in one message, without a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+@app.callback()
+def main() -> None:
+    """Give a pretrained language model a new tokenizer and keep what the model knows."""
+
+
+@app.command()
+def transfer(
+    model: Model,
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
+    data: Annotated[str, typer.Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
+    init: Annotated[str, typer.Option(help="New rows: mean, random, or a folder with ready embeddings.")] = "mean",
+    freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
+    n_layers: Annotated[int | None, typer.Option(help="Layers to run; a third of the depth by default.")] = None,
+    steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
+    lr: Annotated[float, typer.Option(help="Learning rate, constant.")] = 1e-4,
+    max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
+    accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
+    max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
+    variant: Annotated[str, typer.Option(help="aim or aim_star.")] = "aim",
+    metric: Annotated[str, typer.Option(help="mse or cosine.")] = "mse",
+    reduction: Annotated[
+        str, typer.Option(help="Mean over all pairs of a batch, or per document: pairs, documents.")
+    ] = ("pairs"),
+    backend: Annotated[str, typer.Option(help="Engine of the loss: auto, triton, torch or eager.")] = "auto",
+    attn_implementation: Annotated[str, typer.Option(help="Attention of the layers below.")] = "sdpa",
+    precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
+    split: SplitOption = "train",
+    text_field: TextField = "text",
+    eval_data: Annotated[str | None, typer.Option(help="Held-out text: measure bits per byte on it.")] = None,
+    eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of it to score, at most.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of initialisation and order of the data.")] = 0,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Transfer a model to a new tokenizer and write a folder that loads and generates."""
+    from matt_fast.display import ProgressDisplay, result_table
+    from matt_fast.recipe import transfer as run
+    from matt_fast.training import TrainingOptions
+
+    training = TrainingOptions(
+        steps=steps,
+        lr=lr,
+        accumulation=accumulation,
+        max_grad_norm=max_grad_norm or None,
+        variant=variant,
+        metric=metric,
+        reduction=reduction,
+        backend=backend,
+        attn_implementation=attn_implementation,
+    )
+    with clear_errors(), ProgressDisplay(console, steps) as display:
+        result = run(
+            model,
+            tokenizer,
+            data,
+            output,
+            init=init,
+            freeze_shared=freeze_shared,
+            n_layers=n_layers,
+            max_length=max_length,
+            batch_size=batch_size,
+            training=training,
+            precision=precision,
+            split=split,
+            text_field=text_field,
+            eval_data=eval_data,
+            eval_pieces=eval_pieces,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            on_step=display.on_step,
+            on_stage=display.on_stage,
+        )
+    console.print(result_table(result))
+    console.print(f"Written: {result.output}")
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
+    pieces: Annotated[int | None, typer.Option(help="Score at most so many pieces.")] = None,
+    piece_bytes: Annotated[int, typer.Option(help="Bytes of a piece; each is scored on its own.")] = 2048,
+    precision: Annotated[str, typer.Option(help="Of the weights: auto (as stored), no (float32) or bf16.")] = "auto",
+    split: SplitOption = "train",
+    text_field: TextField = "text",
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Measure bits per byte of held-out text, the one figure that compares models with different tokenizers."""
+    from accelerate import Accelerator
+
+    from matt_fast.data import read_documents
+    from matt_fast.evaluation import evaluate as run
+    from matt_fast.recipe import DTYPES
+    from matt_fast.teacher import Teacher
+
+    with clear_errors():
+        dtypes = {"auto": "auto", **DTYPES}
+        if precision not in dtypes:
+            raise ValueError(f"precision: wanted {', '.join(dtypes)}; got {precision!r}")
+        source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        loaded = source.load(dtypes[precision]).to(Accelerator().device)
+        documents = read_documents(data, split=split, text_field=text_field)
+        result = run(loaded, source.load_tokenizer(tokenizer), documents, piece_bytes=piece_bytes, max_pieces=pieces)
+    console.print(f"bits per byte    {result.bits_per_byte:.4f}")
+    console.print(f"bytes per token  {result.bytes_per_token:.3f}")
+    console.print(f"scored           {result.n_bytes:,} bytes, {result.n_tokens:,} tokens")

@@ -1,0 +1,275 @@
+"""Texts into aligned training batches: read documents, tokenise with both tokenizers, cut at segment boundaries."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import concatenate_datasets, load_dataset
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from matt_fast.segments import align_segments_batch
+from matt_fast.vocabulary import special_affixes
+
+FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
+TOKENISE_TOGETHER = 16
+SHUFFLE_BUFFER = 256  # documents
+SPECIAL = -100
+
+
+def read_documents(source: str | Path, *, split: str = "train", text_field: str = "text", seed: int | None = None):
+    """Stream the documents of a local file or folder, or of a Hugging Face dataset.
+
+    Args:
+        source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
+            such files, or the name of a dataset on the hub.
+        split: of a hub dataset.
+        text_field: the column that holds the text.
+        seed: shuffle with this seed; in the order of the source if None.
+
+    Returns:
+        An iterable of str, which can be iterated again.
+
+    Raises:
+        ValueError: no readable file in the folder, an unknown format, or no such column.
+    """
+    path = Path(source)
+    if path.exists():
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        by_format: dict[str, list[str]] = {}
+        for file in files:
+            if file.suffix in FORMATS:
+                by_format.setdefault(FORMATS[file.suffix], []).append(str(file))
+        if not by_format:
+            raise ValueError(f"data: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
+        parts = []
+        for name, paths in by_format.items():
+            options = {"sample_by": "document"} if name == "text" else {}
+            parts.append(load_dataset(name, data_files=paths, split="train", streaming=True, **options))
+    else:
+        try:
+            parts = [load_dataset(str(source), split=split, streaming=True)]
+        except Exception as error:  # datasets raises many kinds, and few name the argument
+            raise ValueError(
+                f"data: {str(source)!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
+            ) from error
+    for index, part in enumerate(parts):
+        columns = part.column_names or list(next(iter(part), {text_field: ""}))
+        field = "text" if len(parts) > 1 and "text" in columns else text_field
+        if field not in columns:
+            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {text_field!r}")
+        parts[index] = part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"})
+    dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return _Texts(dataset)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    dataset: object
+
+    def __iter__(self) -> Iterator[str]:
+        return (row["text"] for row in self.dataset)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One tokenizer's part of the data: how it tokenises, and how many tokens of it a chunk may hold."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    rows: int  # of the embedding: no id may reach it
+    max_length: int  # tokens of a chunk, special ones included
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student]."""
+
+    teacher_ids: NDArray[np.int64]
+    student_ids: NDArray[np.int64]
+    teacher_segments: NDArray[np.int64]
+    student_segments: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chunks as rectangular int64 tensors [B, n], padded on the right; padding has segment id -100."""
+
+    teacher_ids: torch.Tensor
+    student_ids: torch.Tensor
+    teacher_segments: torch.Tensor
+    student_segments: torch.Tensor
+    tokens: int  # student tokens without padding
+    skipped: Counter  # what was left out on the way to this batch, by reason
+
+    def to(self, device: torch.device) -> "Batch":
+        fields = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
+        moved = (getattr(self, field).to(device, non_blocking=True) for field in fields)
+        return Batch(*moved, self.tokens, self.skipped)
+
+
+class AlignedBatches(IterableDataset):
+    """An endless stream of training batches; each pass over the documents is shuffled anew.
+
+    Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
+    in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
+    are longer than a chunk.
+
+    Args:
+        source, split, text_field: as `read_documents`.
+        teacher, student: the two sides.
+        batch_size: chunks per batch.
+        seed: of the order of the documents.
+        process, processes: this process takes every `processes`-th document.
+
+    Raises (while iterating):
+        ValueError: a pass over the data gave not one chunk, or a token's id has no embedding row.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        teacher: Side,
+        student: Side,
+        *,
+        batch_size: int,
+        seed: int,
+        split: str = "train",
+        text_field: str = "text",
+        process: int = 0,
+        processes: int = 1,
+    ):
+        self.source, self.split, self.text_field = source, split, text_field
+        self.teacher, self.student = teacher, student
+        self.batch_size, self.seed = batch_size, seed
+        self.process, self.processes = process, processes
+
+    def __iter__(self) -> Iterator[Batch]:
+        skipped: Counter = Counter()
+        chunks = self._chunks(skipped)
+        while True:
+            batch = list(itertools.islice(chunks, self.batch_size))
+            yield _collate(batch, Counter(skipped))
+            skipped.clear()
+
+    def _chunks(self, skipped: Counter) -> Iterator[Chunk]:
+        for epoch in itertools.count():
+            documents = read_documents(
+                self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch
+            )
+            mine = itertools.islice(documents, self.process, None, self.processes)
+            found = False
+            for chunk in make_chunks(mine, self.teacher, self.student, skipped):
+                found = True
+                yield chunk
+            if not found:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
+                raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
+
+
+def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
+    """Cut documents into chunks that both sides can hold, at segment boundaries (paper, Appendix B).
+
+    Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments.
+
+    Args:
+        documents: texts.
+        teacher, student: the two sides.
+        skipped: counts what is left out, by reason; updated in place.
+
+    Raises:
+        ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
+    """
+    sides = (teacher, student)
+    affixes = [special_affixes(side.tokenizer) for side in sides]
+    limits = []
+    for side, (prefix, suffix) in zip(sides, affixes, strict=True):
+        limits.append(side.max_length - len(prefix) - len(suffix))
+        if limits[-1] < 1:
+            raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
+    pieces = (piece for document in documents for piece in _bounded_pieces(document, skipped))
+    while together := list(itertools.islice(pieces, TOKENISE_TOGETHER)):
+        encoded = [side.tokenizer(together, add_special_tokens=False, return_offsets_mapping=True) for side in sides]
+        offsets = [[np.array(o, np.int64).reshape(-1, 2) for o in part["offset_mapping"]] for part in encoded]
+        segments = align_segments_batch(*offsets)
+        for row in range(len(together)):
+            ids = [np.array(part["input_ids"][row], np.int64) for part in encoded]
+            for side, side_ids in zip(sides, ids, strict=True):
+                _check_ids(side, side_ids)
+            yield from _cut(ids, [part[row] for part in segments], limits, affixes, skipped)
+
+
+def _bounded_pieces(document: str, skipped: Counter) -> Iterator[str]:
+    """The document itself, or, where it is very long, pieces of it that end with a line."""
+    if not document or document.isspace():
+        skipped["documents without text"] += 1
+        return
+    start = 0
+    while start < len(document):
+        end = min(start + MAX_CHARACTERS, len(document))
+        if end < len(document):
+            end = document.rfind("\n", start, end) + 1 or end
+        yield document[start:end]
+        start = end
+
+
+def _check_ids(side: Side, ids: NDArray[np.int64]) -> None:
+    if len(ids) and ids.max() >= side.rows:
+        token = side.tokenizer.convert_ids_to_tokens(int(ids.max()))
+        raise ValueError(
+            f"{side.name} tokenizer: wanted ids below the {side.rows} embedding rows, got {ids.max()} ({token!r})"
+        )
+
+
+def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
+    """Greedy: each chunk takes as many whole segments as fit on both sides."""
+    n_segments = max(int(part.max(initial=-1)) for part in segments) + 1
+    if n_segments == 0:
+        skipped["documents without a common boundary"] += 1
+        return
+    # ends[side][k]: tokens of that side in the first k segments
+    ends = [np.searchsorted(part, np.arange(n_segments + 1)) for part in segments]
+    first = 0
+    while first < n_segments:
+        last = min(
+            int(np.searchsorted(end, end[first] + limit, side="right")) - 1
+            for end, limit in zip(ends, limits, strict=True)
+        )
+        if last <= first:
+            skipped["segments longer than a chunk"] += 1
+            first += 1
+            continue
+        cut_ids, cut_segments = [], []
+        for side in range(2):
+            inside = slice(ends[side][first], ends[side][last])
+            prefix, suffix = affixes[side]
+            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]).astype(np.int64))
+            cut_segments.append(
+                np.pad(segments[side][inside] - first, (len(prefix), len(suffix)), constant_values=SPECIAL)
+            )
+        yield Chunk(*cut_ids, *cut_segments)
+        first = last
+
+
+def _collate(chunks: list[Chunk], skipped: Counter) -> Batch:
+    def pad(field: str, value: int) -> torch.Tensor:
+        rows = [torch.from_numpy(getattr(chunk, field)) for chunk in chunks]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+    return Batch(
+        # Padding takes any id that occurs: causal attention never sees it, and no new row is touched.
+        teacher_ids=pad("teacher_ids", int(chunks[0].teacher_ids[0])),
+        student_ids=pad("student_ids", int(chunks[0].student_ids[0])),
+        teacher_segments=pad("teacher_segments", SPECIAL),
+        student_segments=pad("student_segments", SPECIAL),
+        tokens=sum(len(chunk.student_ids) for chunk in chunks),
+        skipped=skipped,
+    )

@@ -1,0 +1,118 @@
+"""The student's embedding table: rows shared with the teacher stay where they are, the others are trained.
+
+Nothing here is as large as vocabulary times hidden size but the trainable rows themselves and their two moments: a
+batch's forward pass, gradient and update touch only the rows that occur in it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """The rows that one step uses.
+
+    Attributes:
+        ids: [u] int64, the distinct student ids of the step, ascending.
+        frozen: [u, hidden] in the model's dtype, right for the frozen ones among them.
+        trainable: [r, hidden] float32, the leaf that receives the gradient.
+        positions: [r] int64, where the trainable rows stand among the u.
+        slots: [r] int64, where they stand in `EmbeddingTable.trainable`.
+    """
+
+    ids: torch.Tensor
+    frozen: torch.Tensor
+    trainable: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+
+    def weight(self) -> torch.Tensor:
+        """All u rows, [u, hidden] in the model's dtype; gradients flow to `trainable`."""
+        return self.frozen.index_copy(0, self.positions, self.trainable.to(self.frozen.dtype))
+
+
+class EmbeddingTable:
+    """The student's input embedding (paper §3.5): frozen rows are read from the teacher's table, never copied.
+
+    Args:
+        teacher_weight: [teacher rows, hidden], the teacher's embedding; not modified.
+        frozen_from: [student rows] int64: the teacher row of a frozen token, -1 for a trainable one.
+        initial: [student rows, hidden], where the trainable rows start; the other rows are not read.
+
+    Raises:
+        ValueError: shapes that do not fit together, or a teacher row that does not exist.
+    """
+
+    def __init__(self, teacher_weight: torch.Tensor, frozen_from: torch.Tensor, initial: torch.Tensor):
+        if initial.shape != (len(frozen_from), teacher_weight.shape[1]):
+            wanted = (len(frozen_from), teacher_weight.shape[1])
+            raise ValueError(f"initial: wanted shape {wanted} (student rows, hidden), got {tuple(initial.shape)}")
+        if len(frozen_from) and int(frozen_from.max()) >= len(teacher_weight):
+            raise ValueError(
+                f"frozen_from: wanted teacher rows below {len(teacher_weight)}, got {int(frozen_from.max())}"
+            )
+        device = teacher_weight.device
+        self.teacher_weight = teacher_weight.detach()
+        self.frozen_from = frozen_from.to(device)
+        is_trainable = self.frozen_from < 0
+        self.trainable_ids = is_trainable.nonzero().flatten()
+        self.slot = torch.full_like(self.frozen_from, -1)
+        self.slot[self.trainable_ids] = torch.arange(len(self.trainable_ids), device=device)
+        self.trainable = initial.to(device)[self.trainable_ids].float()
+
+    def rows(self, ids: torch.Tensor) -> BatchRows:
+        """Gather the distinct rows of `ids` (int64, any shape)."""
+        ids = ids.unique()
+        frozen = self.teacher_weight[self.frozen_from[ids].clamp_min(0)]
+        positions = (self.slot[ids] >= 0).nonzero().flatten()
+        slots = self.slot[ids[positions]]
+        return BatchRows(ids, frozen, self.trainable[slots].requires_grad_(), positions, slots)
+
+    def weight(self) -> torch.Tensor:
+        """The whole table as the model stores it: [student rows, hidden], a new tensor in the teacher's dtype."""
+        weight = self.teacher_weight[self.frozen_from.clamp_min(0)]
+        weight[self.trainable_ids] = self.trainable.to(weight.dtype)
+        return weight
+
+
+class RowAdamW:
+    """AdamW without weight decay on some rows of a table at a time, with moments for each row.
+
+    A row that does not occur in a step keeps its values and moments; its bias correction counts its own updates. On
+    rows that occur in every step it equals `torch.optim.AdamW(weight_decay=0)`.
+
+    Args:
+        table: [rows, hidden] float32, updated in place.
+        lr, betas, eps: as in torch.optim.AdamW.
+    """
+
+    def __init__(self, table: torch.Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        self.table, self.lr, self.betas, self.eps = table, lr, betas, eps
+        self.first_moment = torch.zeros_like(table)
+        self.second_moment = torch.zeros_like(table)
+        self.updates = torch.zeros(len(table), 1, dtype=torch.int64, device=table.device)
+
+    @torch.no_grad()
+    def step(self, slots: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Update the rows `slots` ([r] int64, distinct) with their gradient [r, hidden]."""
+        beta1, beta2 = self.betas
+        updates = self.updates[slots] + 1
+        first = self.first_moment[slots].lerp_(gradient, 1 - beta1)
+        second = self.second_moment[slots].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        self.updates[slots], self.first_moment[slots], self.second_moment[slots] = updates, first, second
+        denominator = (second / (1 - beta2**updates)).sqrt_().add_(self.eps)
+        self.table[slots] -= self.lr * (first / (1 - beta1**updates)) / denominator
+
+
+def embed(embedding: nn.Module, rows: BatchRows, ids: torch.Tensor) -> torch.Tensor:
+    """Embed `ids` (int64, any shape, all among `rows.ids`) with the model's own embedding module and these rows.
+
+    The module's forward is used as it is, so that scaled embeddings (Gemma) stay scaled and the rows unscaled.
+
+    Returns:
+        [*ids.shape, hidden] in the model's dtype.
+    """
+    compact = torch.searchsorted(rows.ids, ids)
+    return torch.func.functional_call(embedding, {"weight": rows.weight()}, (compact,))

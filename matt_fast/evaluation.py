@@ -1,0 +1,101 @@
+"""Bits per byte of held-out text: the one figure that compares models with different tokenizers."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from matt_fast.vocabulary import special_affixes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+    bits_per_byte: negative log2-likelihood of the text, per UTF-8 byte of it.
+    bytes_per_token: UTF-8 bytes of the text per token.
+    n_bytes, n_tokens: of the text scored.
+    """
+
+    bits_per_byte: float
+    bytes_per_token: float
+    n_bytes: int
+    n_tokens: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[str],
+    *,
+    piece_bytes: int = 2048,
+    max_pieces: int | None = None,
+) -> Evaluation:
+    """Score documents under a causal language model.
+
+    Documents are cut into pieces of at most `piece_bytes` bytes, at line ends where there are any. The pieces are the
+    same for every tokenizer, and each is scored with nothing but itself as context, so that figures of different
+    tokenizers compare. Every token is scored: the first one given the tokenizer's own special tokens in front of a
+    text, else its bos token, else its eos token.
+
+    Args:
+        model: gives logits [1, n, vocabulary].
+        tokenizer: the model's own.
+        documents: texts.
+        piece_bytes: UTF-8 bytes of a piece, at most.
+        max_pieces: stop after so many pieces.
+
+    Raises:
+        ValueError: there is no text; or the tokenizer has neither a bos nor an eos token; or an id has no logit.
+    """
+    prefix, _ = special_affixes(tokenizer)
+    if not prefix:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
+        prefix = [start]
+    nats, n_bytes, n_tokens = 0.0, 0, 0
+    for index, piece in enumerate(cut_pieces(documents, piece_bytes)):
+        if index == max_pieces:
+            break
+        ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        rows = model.get_input_embeddings().weight.shape[0]
+        if max(ids) >= rows:
+            raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
+        input_ids = torch.tensor([prefix + ids], device=model.device)
+        logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
+        targets = input_ids[0, len(prefix) :]
+        nats += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+        n_bytes += len(piece.encode())
+        n_tokens += len(ids)
+    if n_tokens == 0:
+        raise ValueError("documents: wanted text to score, got none")
+    return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens)
+
+
+def cut_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[str]:
+    """Cut texts into pieces of at most `piece_bytes` UTF-8 bytes, at line ends where possible, else between characters.
+
+    Joined again, the pieces of a document are the document. Pieces of white space only are left out.
+
+    Raises:
+        ValueError: `piece_bytes` is below 4, the longest character.
+    """
+    if piece_bytes < 4:
+        raise ValueError(f"piece_bytes: wanted at least 4, got {piece_bytes}")
+    for document in documents:
+        data = document.encode()
+        start = 0
+        while start < len(data):
+            end = min(start + piece_bytes, len(data))
+            if end < len(data):
+                line_end = data.rfind(b"\n", start, end) + 1
+                while end > start and data[end] & 0xC0 == 0x80:  # inside a character
+                    end -= 1
+                end = line_end or end
+            piece = data[start:end].decode()
+            if not piece.isspace():
+                yield piece
+            start = end

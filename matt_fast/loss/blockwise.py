@@ -1,0 +1,449 @@
+"""The torch engine: value and gradients of the AIM loss in one pass over blocks of query rows, memory linear in n.
+
+Only the m query rows that end a segment are computed, only keys that a block can see are touched, and no vector of size
+d is formed per pair: inside a tile of whole segments (see tiles.py) the weights a_T, a_S turn into the coordinates of
+s_S - s_T in a small basis. Scores are kept keys-major, [keys, rows], so that a tile is one contiguous small matrix.
+
+The loss is a scalar, so its gradient is known up to the factor that comes in backward: it is computed with the value,
+and nothing of size m × n is kept or computed twice. Four products of that size remain: two for the weights, dQ and dK.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+
+from matt_fast.loss.documents import Document
+from matt_fast.loss.eager import visible
+from matt_fast.loss.tiles import pack, segment_basis, unit_starts
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+# Scores of one side and one block; chosen by measurement on 2 CPU cores; a factor of two either way changes little.
+BLOCK_ELEMENTS = 1 << 18
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 384
+COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
+NO_POSITION = 1 << 40
+
+
+@dataclass(frozen=True)
+class Options:
+    variant: str
+    metric: str
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    causal: bool
+
+
+def torch_loss(
+    teacher: Tensors, student: Tensors, documents: list[Document], pair_weights: list[float], **options
+) -> torch.Tensor:
+    """Same contract as eager_loss. No double backward."""
+    teacher = tuple(x.detach() for x in teacher)
+    needed = tuple(torch.is_grad_enabled() and x.requires_grad for x in student)
+    return BlockwiseAim.apply(*student, teacher, documents, pair_weights, Options(**options), needed)
+
+
+class BlockwiseAim(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, teacher, documents, pair_weights, options, needed):
+        student = query, key, value
+        loss, gradients = blockwise_loss(teacher, student, documents, pair_weights, options, needed)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = tuple(x.dtype for x in student)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, output_gradient):
+        gradients = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        # In the working dtype until here: float16 would lose gradients this small before a gradient scaler lifts them.
+        scaled = (None if x is None else (x * output_gradient).to(dtype) for x, dtype in gradients)
+        return (*scaled, None, None, None, None, None)
+
+
+def blockwise_loss(teacher, student, documents, pair_weights, options: Options, needed):
+    """The loss and the gradients of the student's q, k, v in the working dtype, None for those not needed."""
+    dtype = torch.promote_types(student[0].dtype, torch.float32)
+    gradients = tuple(
+        torch.zeros(x.shape, dtype=dtype, device=x.device) if wanted else None
+        for x, wanted in zip(student, needed, strict=True)
+    )
+    workspace = Workspace(dtype, student[0].device)
+    losses = []
+    for document, weight in zip(documents, pair_weights, strict=True):
+        inputs = [tuple(x[document.row] for x in side) for side in (teacher, student)]
+        outputs = [None if x is None else x[document.row] for x in gradients]
+        losses.append(weight * DocumentLoss(document, *inputs, options, workspace, outputs).run(weight))
+    return torch.stack(losses).sum().to(dtype), gradients
+
+
+class Workspace:
+    """Buffers used again by every block: pages are touched once, and the peak is one block's, whatever n is."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self.dtype, self.device, self.buffers = dtype, device, {}
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        size = prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self.buffers[name][:size].view(shape)
+
+
+class SideLayout:
+    """Query rows and key columns of one side of a document; a column without a token is never seen."""
+
+    def __init__(self, side, tokens: np.ndarray, options: Options, inputs: Tensors, dtype: torch.dtype):
+        query, key, value = inputs
+        device = query.device
+        present = tokens >= 0
+        segments = np.where(present, side.segments[tokens], -1)
+        self.unused = np.flatnonzero(~present)
+        self.unused_columns = torch.as_tensor(self.unused, device=device)
+        self.positions = torch.as_tensor(np.where(present, tokens, NO_POSITION), device=device)
+        self.segments = torch.as_tensor(segments, device=device)
+        self.rows = torch.as_tensor(side.last, device=device)
+        self.start, self.stop = side.start, side.stop
+        column_of_token = np.empty(side.stop - side.start, np.int64)
+        column_of_token[tokens[present]] = np.flatnonzero(present)
+        self.column_of_token = torch.as_tensor(column_of_token, device=device)
+        sources = torch.as_tensor(np.where(present, tokens, 0) + side.start, device=device)
+        self.query_tokens = self.rows + side.start
+        heads, kv_heads = query.shape[0], key.shape[0]
+        # [H, n, d] -> [H_kv, m, groups, d]: the query heads of a key head are rows of the same products
+        queries = query.index_select(1, self.query_tokens).to(dtype) * options.scale
+        self.queries = queries.unflatten(0, (kv_heads, heads // kv_heads)).transpose(1, 2).contiguous()
+        self.keys = key.index_select(1, sources).to(dtype)
+        counted = present if options.variant == "aim_star" else segments >= 0
+        # Special tokens take their share of the softmax, but their values reach no pair.
+        self.uncounted = torch.as_tensor(np.flatnonzero(~counted), device=device)
+        self.values = value.index_select(1, sources).to(dtype).index_fill_(1, self.uncounted, 0)
+
+
+class DocumentLoss:
+    """One document: prepare both sides, then add up value and gradients block by block and head by head."""
+
+    def __init__(self, document, teacher, student, options: Options, workspace: Workspace, outputs):
+        self.document, self.options, self.workspace, self.outputs = document, options, workspace, outputs
+        self.count = document.segment_count
+        self.packing = None
+        if options.variant == "aim":
+            self.packing = pack(document)
+            tokens = self.packing.teacher_tokens, self.packing.student_tokens
+        else:
+            tokens = tuple(np.arange(side.stop - side.start) for side in (document.teacher, document.student))
+        dtype = workspace.dtype
+        self.teacher = SideLayout(document.teacher, tokens[0], options, teacher, dtype)
+        self.student = SideLayout(document.student, tokens[1], options, student, dtype)
+        self.units = unit_starts(document.teacher), unit_starts(document.student)
+        self.kv_heads, _, self.groups, _ = self.student.queries.shape
+        if self.packing:
+            self._prepare_tiles()
+        self._prepare_gradients()
+
+    def _prepare_tiles(self):
+        tiles, widths = self.packing.count, (self.packing.teacher_width, self.packing.student_width)
+        long = torch.zeros(self.count + 1, dtype=torch.bool)
+        long[self.packing.long] = True
+        values, segments = [], []
+        for side, width in zip((self.teacher, self.student), widths, strict=True):
+            ids = side.segments.view(tiles, width)
+            # Segments longer than a tile take the direct path.
+            ids = ids.masked_fill(long.to(ids.device)[ids.clamp(min=0)], -1) if self.packing.long else ids
+            segments.append(ids)
+            values.append(side.values.view(self.kv_heads, tiles, width, -1))
+            if self.packing.long:
+                values[-1] = values[-1] * (ids >= 0)[..., None]
+        self.tile_segments = segments
+        self.own, self.shared, self.outside, self.own_basis, self.outside_basis = segment_basis(*values, *segments)
+        if self.options.metric == "cosine":
+            of_tile = torch.as_tensor(self.packing.segments, device=self.workspace.device)[..., None]
+            # [tiles, segments of a tile, dimensions of the basis]
+            self.indicators = [
+                ((of_tile == x[:, None]) & (of_tile >= 0)).to(self.workspace.dtype) for x in segments[::-1]
+            ]
+
+    def _prepare_gradients(self):
+        # Cosine gradients of all rows weigh alike, so a float32 product over many rows shows; with MSE it does not.
+        tiled = self.packing is not None
+        sums = torch.float64 if tiled and self.options.metric == "cosine" else self.workspace.dtype
+
+        def zeros(like, dtype=None):
+            return torch.zeros_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+
+        query, key, value = (x is not None for x in self.outputs)
+        self.needs_scores = query or key
+        self.query_gradient = torch.empty_like(self.student.queries) if query else None
+        self.key_gradient = zeros(self.student.keys) if key else None
+        direct = value and not (tiled and not self.packing.long)
+        self.value_gradient = zeros(self.student.values, sums) if direct else None
+        self.own_products = zeros(self.own, sums) if value and tiled else None
+        self.outside_products = zeros(self.shared.mT, sums) if value and tiled else None
+
+    # -- blocks ------------------------------------------------------------------------------------------------------
+
+    def run(self, weight: float) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.workspace.device)
+        start = 0
+        while start < self.count:
+            block = Block(self, start)
+            for head in range(self.kv_heads):
+                total += block.add(head)
+            total += block.unseen_pairs * self.kv_heads * self.groups
+            start = block.stop
+        self._write_gradients(weight * (2 if self.options.metric == "mse" else 1))
+        return total
+
+    def _write_gradients(self, factor: float):
+        query, key, value = self.outputs
+        side = self.student
+        if query is not None:
+            # [H_kv, m, groups, d] -> [H_kv, groups, m, d] -> [H, m, d]
+            rows = self.query_gradient.transpose(1, 2).flatten(0, 1).mul_(factor * self.options.scale)
+            query.index_copy_(1, side.query_tokens, rows)
+        for output, columns in ((key, self.key_gradient), (value, self._value_columns())):
+            if output is not None:
+                output[:, side.start : side.stop] = columns.index_select(1, side.column_of_token).mul_(factor)
+
+    def _value_columns(self):
+        if self.value_gradient is not None:
+            self.value_gradient.index_fill_(1, self.student.uncounted, 0)
+        if self.outputs[2] is None or self.packing is None:
+            return self.value_gradient
+        teacher, student = self.tile_segments
+        same = (student[:, :, None] == student[:, None, :]) & (student >= 0)[..., None]
+        across = (student[:, :, None] == teacher[:, None, :]) & (student >= 0)[..., None]
+        # [H_kv, tiles, w_S, w] @ [H_kv, tiles, w, d] -> [H_kv, tiles, w_S, d]
+        columns = self.own_products.mul_(same).to(self.own) @ self.own_basis
+        columns += self.outside_products.mul_(across).to(self.own) @ self.outside_basis
+        columns = columns.flatten(1, 2)
+        return columns if self.value_gradient is None else columns.add_(self.value_gradient)
+
+
+class Block:
+    """Query rows [start, stop) of a document against the columns they can see."""
+
+    def __init__(self, parent: DocumentLoss, start: int):
+        self.parent, self.start, self.options, self.packing = parent, start, parent.options, parent.packing
+        width = max(x.stop - x.start for x in self._columns(start, start + 1)[1])
+        rows = min(max(BLOCK_ELEMENTS // width, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS) // parent.groups
+        self.stop = min(start + max(rows, 1), parent.count)
+        self.tiles, self.columns = self._columns(start, self.stop)
+        self.rows = (self.stop - start) * parent.groups
+        sides = parent.teacher, parent.student
+        self.masks = [self._mask(*x) for x in zip(sides, self.columns, self._first_hidden(), strict=True)]
+        self.unseen_pairs = 0
+        if self.options.metric == "cosine":
+            self._prepare_pairs()
+
+    def _seen_units(self, start: int, stop: int) -> tuple[int, int]:
+        """Segments, with their special tokens, of which some row sees some token on either side."""
+        window, causal, parent = self.options.sliding_window, self.options.causal, self.parent
+        low, high = 0, stop if causal else parent.count
+        if window is not None:
+            reach = window - 1 if causal else window
+            sides = list(zip((parent.document.teacher, parent.document.student), parent.units, strict=True))
+            low = min(int(np.searchsorted(units[1:], x.last[start] - reach, side="right")) for x, units in sides)
+            if not causal:
+                ends = (np.searchsorted(units[:-1], x.last[stop - 1] + reach, side="right") for x, units in sides)
+                high = int(max(ends))
+        return low, high
+
+    def _columns(self, start: int, stop: int):
+        """(tiles or None, (teacher columns, student columns)) as slices."""
+        low, high = self._seen_units(start, stop)
+        if self.packing is None:
+            return None, tuple(slice(int(units[low]), int(units[high])) for units in self.parent.units)
+        tiles = slice(int(self.packing.first_tile[low]), int(self.packing.last_tile[high - 1]) + 1)
+        widths = self.packing.teacher_width, self.packing.student_width
+        return tiles, tuple(slice(tiles.start * width, tiles.stop * width) for width in widths)
+
+    def _first_hidden(self):
+        """First column, on each side, that some row may not see; columns before it need no mask."""
+        if self.options.sliding_window is not None:
+            return [x.start for x in self.columns]
+        if not self.options.causal:
+            return [x.stop for x in self.columns]
+        if self.packing is None:
+            return [int(units[self.start]) for units in self.parent.units]
+        tile = int(self.packing.first_tile[self.start])
+        return [tile * self.packing.teacher_width, tile * self.packing.student_width]
+
+    def _mask(self, side: SideLayout, columns: slice, first_hidden: int):
+        """Unused columns, then the first column of [columns, rows] 0 and -inf to add: adding is 10 times faster than
+        masked_fill_ on a CPU, and all heads share it."""
+        low, high = np.searchsorted(side.unused, [columns.start, first_hidden])
+        positions = side.positions[first_hidden : columns.stop, None]
+        rows = side.rows[self.start : self.stop]
+        seen = visible(rows, positions, self.options.sliding_window, self.options.causal)
+        bias = torch.zeros(seen.shape, dtype=self.parent.workspace.dtype, device=seen.device)
+        bias = bias.masked_fill_(~seen, float("-inf")).repeat_interleave(self.parent.groups, 1)
+        return side.unused_columns[low:high] - columns.start, first_hidden - columns.start, bias
+
+    # -- pairs (cosine only: with MSE a hidden pair adds nothing) ------------------------------------------------------
+
+    def _prepare_pairs(self):
+        """Which (segment, row) pairs count, and how many of those that count are outside this block's columns."""
+        if self.packing is None:
+            return
+        rows = np.arange(self.start, self.stop)
+        segments = self.packing.segments[self.tiles]
+        counted = (segments >= 0)[..., None] & self._counted(segments[..., None], rows)
+        device = self.parent.workspace.device
+        # [tiles, segments of a tile, rows, 1]
+        self.pair_mask = torch.as_tensor(counted, device=device)[..., None]
+        total = int((rows + 1).sum()) if self.options.causal else len(rows) * self.parent.count
+        in_long = sum(int(self._counted(segment, rows).sum()) for segment, _ in self._long_columns())
+        self.unseen_pairs = total - int(counted.sum()) - in_long
+
+    def _counted(self, segment, rows):
+        return (segment <= rows) | (not self.options.causal)
+
+    def _long_columns(self):
+        """(segment, (teacher columns, student columns)) of the long segments in sight, relative to the block."""
+        packing, tiles = self.packing, self.tiles
+        for segment in packing.long:
+            low = max(int(packing.first_tile[segment]), tiles.start) - tiles.start
+            high = min(int(packing.last_tile[segment]) + 1, tiles.stop) - tiles.start
+            if low < high:
+                widths = packing.teacher_width, packing.student_width
+                yield segment, tuple(slice(low * width, high * width) for width in widths)
+
+    # -- one key head --------------------------------------------------------------------------------------------------
+
+    def add(self, head: int) -> torch.Tensor:
+        """Add this block's gradients of one key head to the document's; return its part of the sum of distances."""
+        self.head = head
+        parent = self.parent
+        teacher, _ = self._weights("teacher", parent.teacher, self.columns[0], self.masks[0])
+        student, logits = self._weights("student", parent.student, self.columns[1], self.masks[1])
+        gradient = parent.workspace.take("gradient", *student.shape) if parent.needs_scores else None
+        if self.packing is None:
+            everything = tuple(slice(0, len(x)) for x in (teacher, student))
+            total = self._direct(teacher, student, gradient, everything, None)
+        else:
+            total = self._tiled(teacher, student, gradient)
+            for segment, columns in self._long_columns():
+                total = total + self._direct(teacher, student, gradient, columns, segment)
+        if parent.needs_scores:
+            self._score_gradients(student, gradient, logits)
+        return total
+
+    def _weights(self, name: str, side: SideLayout, columns: slice, mask):
+        """Softmax weights of the block, [columns, rows], and the masked logits they came from."""
+        take = self.parent.workspace.take
+        count = columns.stop - columns.start
+        queries = side.queries[self.head, self.start : self.stop].flatten(0, 1)
+        # [columns, d] @ [d, rows] -> [columns, rows]
+        logits = torch.mm(side.keys[self.head, columns], queries.t(), out=take(f"{name} logits", count, self.rows))
+        if self.options.softcap is not None:
+            logits.div_(self.options.softcap).tanh_().mul_(self.options.softcap)
+        unused, first, bias = mask
+        if len(unused):
+            logits.index_fill_(0, unused, float("-inf"))
+        if first < count:
+            logits[first:].add_(bias)
+        return torch.softmax(logits, 0, out=take(f"{name} weights", count, self.rows)), logits
+
+    def _tiled(self, teacher, student, gradient) -> torch.Tensor:
+        """Segments that fit in a tile: coordinates [tiles, dimensions of the basis, rows], distance, its gradients."""
+        parent, head, take = self.parent, self.head, self.parent.workspace.take
+        own, shared, outside = (x[head, self.tiles] for x in (parent.own, parent.shared, parent.outside))
+        tiles, rows = len(own), self.rows
+        teacher, student = teacher.view(tiles, -1, rows), student.view(tiles, -1, rows)
+        # [tiles, dimensions, columns] @ [tiles, columns, rows] -> [tiles, dimensions, rows]
+        student_own = torch.bmm(own.mT, student, out=take("own", *student.shape))
+        teacher_outside = torch.bmm(outside.mT, teacher, out=take("outside", *teacher.shape))
+        if self.options.metric == "mse":
+            own_gradient = student_own.baddbmm_(shared.mT, teacher, alpha=-1)
+            outside_gradient, sign = teacher_outside, -1
+            total = _squares(own_gradient) + _squares(outside_gradient)
+        else:
+            teacher_own = torch.bmm(shared.mT, teacher)
+            total, own_gradient, outside_gradient = self._tiled_cosine(student_own, teacher_own, teacher_outside)
+            sign = 1
+        if gradient is not None:
+            # [tiles, columns, dimensions] @ [tiles, dimensions, rows] -> [tiles, columns, rows]
+            torch.bmm(own, own_gradient, out=gradient.view(tiles, -1, rows))
+        if parent.own_products is not None:
+            # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
+            student = student.to(parent.own_products)
+            parent.own_products[head, self.tiles].baddbmm_(student, own_gradient.mT.to(student))
+            parent.outside_products[head, self.tiles].baddbmm_(student, outside_gradient.mT.to(student), alpha=sign)
+        return total
+
+    def _tiled_cosine(self, student_own, teacher_own, teacher_outside):
+        own, outside = (x[self.tiles] for x in self.parent.indicators)
+        # [tiles, segments, dimensions] @ [tiles, dimensions, rows] -> [tiles, segments, rows]
+        teacher_squares = own @ teacher_own.square() + outside @ teacher_outside.square()
+        products, student_squares = own @ (teacher_own * student_own), own @ student_own.square()
+        shape = *products.shape[:2], self.stop - self.start, -1
+        mask = self.pair_mask.expand(products.view(shape).shape).reshape(products.shape)
+        total, teacher_factor, student_factor = _cosine(teacher_squares, products, student_squares, mask)
+        own_gradient = teacher_own.mul_(own.mT @ teacher_factor).add_(student_own.mul_(own.mT @ student_factor))
+        return total, own_gradient, teacher_outside.mul_(outside.mT @ teacher_factor)
+
+    def _direct(self, teacher, student, gradient, columns, segment: int | None) -> torch.Tensor:
+        """One long segment, or everything a row sees for aim_star: the segment vectors themselves, [d, rows]."""
+        parent, head = self.parent, self.head
+        sources = [slice(x.start + y.start, x.start + y.stop) for x, y in zip(self.columns, columns, strict=True)]
+        teacher, student = teacher[columns[0]], student[columns[1]]
+        values = parent.student.values[head, sources[1]]
+        # [d, columns] @ [columns, rows] -> [d, rows]
+        teacher_states = parent.teacher.values[head, sources[0]].t() @ teacher
+        student_states = values.t() @ student
+        if self.options.metric == "mse":
+            state_gradient = student_states.sub_(teacher_states)
+            total = _squares(state_gradient)
+        else:
+            pairs = (teacher_states, teacher_states), (teacher_states, student_states), (student_states, student_states)
+            sums = [(x * y).sum(0) for x, y in pairs]
+            total, teacher_factor, student_factor = _cosine(*sums, self._row_mask(segment))
+            state_gradient = teacher_states.mul_(teacher_factor).add_(student_states.mul_(student_factor))
+        if gradient is not None:
+            # [columns, d] @ [d, rows] -> [columns, rows]
+            torch.mm(values, state_gradient, out=gradient[columns[1]])
+        if parent.value_gradient is not None:
+            # [columns, rows] @ [rows, d] -> [columns, d]
+            sums = parent.value_gradient[head, sources[1]]
+            sums.addmm_(student.to(sums), state_gradient.t().to(sums))
+        return total
+
+    def _row_mask(self, segment: int | None) -> torch.Tensor:
+        rows = np.arange(self.start, self.stop)
+        counted = np.ones(len(rows), bool) if segment is None else self._counted(segment, rows)
+        return torch.as_tensor(counted.repeat(self.parent.groups), device=self.parent.workspace.device)
+
+    def _score_gradients(self, weights, gradient, logits):
+        parent, side, head, columns = self.parent, self.parent.student, self.head, self.columns[1]
+        scores = parent.workspace.take("teacher logits", *weights.shape)
+        torch.ops.aten._softmax_backward_data.out(gradient, weights, 0, weights.dtype, grad_input=scores)
+        if self.options.softcap is not None:
+            # d(cap * tanh(x / cap)) = 1 - tanh²; hidden logits are -inf, their weight is zero already
+            tanh = logits.div_(self.options.softcap).clamp_(-1, 1)
+            scores.mul_(tanh.square_().neg_().add_(1))
+        queries = side.queries[head, self.start : self.stop].flatten(0, 1)
+        if parent.query_gradient is not None:
+            # [rows, columns] @ [columns, d] -> [rows, d]
+            rows = parent.query_gradient[head, self.start : self.stop].view(self.rows, -1)
+            torch.mm(scores.t(), side.keys[head, columns], out=rows)
+        if parent.key_gradient is not None:
+            # [columns, rows] @ [rows, d] -> [columns, d]
+            parent.key_gradient[head, columns].addmm_(scores, queries)
+
+
+def _squares(x: torch.Tensor) -> torch.Tensor:
+    """Sum of squares, in float64 beyond the first dimension: a float32 sum of millions of terms would be the error."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1).double().square().sum()
+
+
+def _cosine(teacher_squares, products, student_squares, mask):
+    """(sum of 1 - cos, gradient factors of the teacher's and the student's vector) for pairs in mask, else zero."""
+    student_squares = student_squares + COSINE_EPSILON
+    inverse = ((teacher_squares + COSINE_EPSILON) * student_squares).rsqrt_()
+    cosine = products * inverse
+    total = (1 - cosine).mul_(mask).sum(dtype=torch.float64)
+    return total, inverse.neg_().mul_(mask), cosine.div_(student_squares).mul_(mask)

@@ -1,0 +1,257 @@
+"""The recipe: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
+
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from matt_fast import export
+from matt_fast.card import model_card
+from matt_fast.data import AlignedBatches, Side, read_documents
+from matt_fast.embeddings import EmbeddingTable
+from matt_fast.evaluation import Evaluation, evaluate
+from matt_fast.initializers import Rows, initial_rows
+from matt_fast.teacher import Teacher, only_errors
+from matt_fast.training import Progress, TrainingOptions, freeze, train
+from matt_fast.vocabulary import VocabularyPair
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class TransferResult:
+    """What a transfer did.
+
+    Attributes:
+        output: the folder written.
+        n_layers: layers run in training; the loss was at the attention of the last.
+        shared, new: student tokens that the teacher has, and that it has not.
+        unspelled: new tokens that the teacher's tokens cannot spell, special ones among them.
+        trainable, seen: rows that were trainable, and those of them that occurred in training.
+        progress: losses, tokens, seconds of training, and what was skipped.
+        evaluations: "original", "initialised" and "trained", on the main process, if evaluation data was given.
+        seconds: wall-clock seconds of each stage of the work, by name.
+        peak_memory: bytes; of the accelerator if there is one, else of this process.
+    """
+
+    output: Path
+    n_layers: int
+    shared: int
+    new: int
+    unspelled: int
+    trainable: int
+    seen: int
+    progress: Progress
+    evaluations: dict[str, Evaluation]
+    seconds: dict[str, float]
+    peak_memory: int
+
+
+def transfer(
+    model: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase,
+    data: str | Path,
+    output: str | Path,
+    *,
+    init: str | Path = "mean",
+    freeze_shared: bool = True,
+    n_layers: int | None = None,
+    max_length: int = 512,
+    batch_size: int = 4,
+    training: TrainingOptions | None = None,
+    precision: str = "auto",
+    split: str = "train",
+    text_field: str = "text",
+    eval_data: str | Path | None = None,
+    eval_pieces: int = 40,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> TransferResult:
+    """Give a pretrained decoder a new tokenizer and train the new embeddings with Attention Influence Modeling.
+
+    Args:
+        model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
+        tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
+        data: text to train on, see `read_documents`.
+        output: folder to write; it must be new or empty. Nothing is left there if the work fails.
+        init: how new rows start: "mean", "random", or a model folder that someone initialised for the new tokenizer.
+        freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
+        n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
+        max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
+        batch_size: chunks per batch and process.
+        training: steps, learning rate, loss; see `TrainingOptions`.
+        precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
+            bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
+        split, text_field: of the data.
+        eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
+        eval_pieces: pieces of 2,048 bytes of it to score, at most.
+        seed: of initialisation and order of the data.
+        trust_remote_code: let the model's or tokenizer's repository run code of its own.
+        allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
+        on_step: called with the progress after each training step.
+        on_stage: called with the name of each stage of the work as it begins.
+
+    Raises:
+        FileExistsError: `output` is not empty.
+        TypeError, ValueError: an argument does not fit; the message names it.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    training = training or TrainingOptions()
+    export.check_output(output)
+    stages = _Stages(on_stage)
+    set_seed(seed)
+    if precision not in ("auto", *DTYPES):
+        raise ValueError(f"precision: wanted 'auto', 'no' (float32) or 'bf16', got {precision!r}")
+    accelerator = Accelerator(mixed_precision=None if precision == "auto" else precision)
+    dtype = _dtype(accelerator, precision)
+    options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    teacher = Teacher(model, **options)
+    n_layers = max(1, round(teacher.depth / 3)) if n_layers is None else n_layers
+    held_out = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
+    evaluations: dict[str, Evaluation] = {}
+
+    def measure(name: str, measured: PreTrainedModel, its_tokenizer: PreTrainedTokenizerBase) -> None:
+        stages.begin(f"evaluation ({name})")
+        measured.to(accelerator.device).eval()
+        evaluations[name] = evaluate(measured, its_tokenizer, held_out, max_pieces=eval_pieces)
+
+    stages.begin("vocabulary")
+    trunk = teacher.load(dtype, n_layers)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = teacher.load_tokenizer(tokenizer)
+    vocabulary = VocabularyPair(teacher.load_tokenizer(), tokenizer, len(trunk.get_input_embeddings().weight))
+
+    stages.begin("initialisation")
+    start = initial_rows(trunk, vocabulary, init, seed, **options)
+    if start.output is not None:
+        warnings.warn(
+            "the model's output head is not tied to its input embedding: its new rows are initialised "
+            "but not trained, since the AIM loss reaches input embeddings only (paper, appendix A)",
+            stacklevel=2,
+        )
+    if held_out is not None and accelerator.is_main_process:
+        full = teacher.load(dtype)
+        measure("original", full, vocabulary.teacher)
+        export.replace_vocabulary(full, start)
+        measure("initialised", full, vocabulary.student)
+        del full
+
+    stages.begin("training")
+    trunk = trunk.get_decoder().to(accelerator.device)
+    freeze(trunk)
+    table = _table(trunk, vocabulary, start, freeze_shared)
+    stream = AlignedBatches(
+        data,
+        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+        Side("student", vocabulary.student, vocabulary.rows, max_length),
+        batch_size=batch_size,
+        seed=seed,
+        split=split,
+        text_field=text_field,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    batches = iter(DataLoader(stream, batch_size=None, num_workers=1))
+    progress, seen = train(trunk, table, batches, n_layers, training, accelerator, on_step)
+    seen = accelerator.reduce(seen, reduction="sum")
+    result = TransferResult(
+        output=Path(output),
+        n_layers=n_layers,
+        shared=len(vocabulary.matches),
+        new=len(vocabulary.tokens) - len(vocabulary.matches),
+        unspelled=len(vocabulary.tokens) - len(vocabulary.matches) - len(vocabulary.subtokens),
+        trainable=len(table.trainable_ids),
+        seen=int((seen[table.trainable_ids] > 0).sum()),
+        progress=progress,
+        evaluations=evaluations,
+        seconds=stages.seconds,
+        peak_memory=0,
+    )
+    trained = Rows(table.weight().cpu(), start.output, start.output_bias)
+    is_trainable = (table.frozen_from < 0).tolist()
+    del trunk, table, batches
+
+    if accelerator.is_main_process:
+        stages.begin("writing")
+        with export.new_folder(output) as folder:
+            full = teacher.load("auto")
+            export.replace_vocabulary(full, trained)
+            export.update_special_ids(full, vocabulary)
+            export.keep_chat_template(vocabulary.student, vocabulary.teacher)
+            full.save_pretrained(folder)
+            vocabulary.student.save_pretrained(folder)
+            export.write_provenance(
+                folder / "token_provenance.jsonl", vocabulary, str(init), is_trainable, seen.tolist()
+            )
+            del full
+            if held_out is not None:
+                with only_errors():
+                    written = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **teacher.options)
+                measure("trained", written, vocabulary.student)
+                del written
+            stages.end()
+            result.peak_memory = peak_memory(accelerator.device)
+            card = model_card(result, model, data, str(init), freeze_shared, training)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return result
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at most: allocated on a CUDA device, else the resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
+    chosen = accelerator.mixed_precision
+    if chosen not in DTYPES:
+        raise ValueError(
+            f"precision: wanted 'no' or 'bf16' (the gradients of the AIM loss are too small for fp16 and below), but "
+            f"accelerate is configured with {chosen!r}"
+        )
+    on_cuda = accelerator.device.type == "cuda"
+    if precision == "auto" and chosen == "no" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+        chosen = "bf16"
+    return DTYPES[chosen]
+
+
+def _table(trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool) -> EmbeddingTable:
+    frozen_from = torch.full((vocabulary.rows,), -1)
+    if freeze_shared:
+        for student_id, match in vocabulary.matches.items():
+            frozen_from[student_id] = match.teacher_id
+    return EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
+
+
+@dataclass
+class _Stages:
+    """Names and times the stages of the work."""
+
+    on_stage: Callable[[str], None]
+    seconds: dict[str, float] = field(default_factory=dict)
+    _name: str | None = None
+    _since: float = 0.0
+
+    def begin(self, name: str) -> None:
+        self.end()
+        self._name, self._since = name, time.perf_counter()
+        self.on_stage(name)
+
+    def end(self) -> None:
+        if self._name is not None:
+            self.seconds[self._name] = time.perf_counter() - self._since
+        self._name = None

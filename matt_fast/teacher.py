@@ -1,0 +1,66 @@
+"""Load a pretrained model, whole or only its lower layers, from a folder or the hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from matt_fast.capture import layer_config
+
+
+class Teacher:
+    """Where a pretrained decoder comes from, and how much may run on the way.
+
+    Args:
+        model: folder or hub name.
+        trust_remote_code: let the repository run code of its own.
+        allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
+
+    Raises:
+        OSError: there is no such model, as transformers reports it.
+    """
+
+    def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
+        self.model = model
+        self.options = {"trust_remote_code": trust_remote_code}
+        self.use_safetensors = None if allow_pickle else True
+        self.config = AutoConfig.from_pretrained(model, **self.options)
+
+    @property
+    def depth(self) -> int:
+        return self.config.get_text_config(decoder=True).num_hidden_layers
+
+    def load(self, dtype: torch.dtype | str, n_layers: int | None = None) -> PreTrainedModel:
+        """The causal language model in evaluation mode, on the CPU.
+
+        Args:
+            dtype: of the weights; "auto" keeps the one they are stored in.
+            n_layers: read only so many of the lower layers (and embeddings and head) from disk.
+        """
+        config = self.config if n_layers is None else layer_config(self.config, n_layers)
+        with only_errors():
+            model = AutoModelForCausalLM.from_pretrained(
+                self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **self.options
+            )
+        return model.eval()
+
+    def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer, or the one at `path`, under the same options."""
+        return AutoTokenizer.from_pretrained(self.model if path is None else path, **self.options)
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Keep transformers' report of the layers that were left out on purpose, and its bars, off the screen."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,75 @@
+"""Bits per byte against a model whose probabilities are known, and pieces that lose nothing."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import TEXTS, byte_level, new_tokenizer
+
+from matt_fast.evaluation import cut_pieces, evaluate
+
+
+class BigramModel:
+    """Gives token b after token a the probability of a table, as logits with an arbitrary level."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, size):
+        self.table = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).softmax(-1)
+
+    def get_input_embeddings(self):
+        return SimpleNamespace(weight=self.table)
+
+    def __call__(self, input_ids):
+        return SimpleNamespace(logits=self.table[input_ids].log() + 3.0)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_bits_per_byte_is_the_sum_over_all_tokens_of_the_text(bos):
+    tokenizer = new_tokenizer() if bos else byte_level(TEXTS, 300, eos_token="<eos>")
+    start = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
+    model = BigramModel(len(tokenizer))
+    nats = n_tokens = 0
+    for piece in cut_pieces(TEXTS, 64):
+        ids = [start, *tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        n_tokens += len(ids) - 1
+        nats -= sum(math.log(model.table[a, b]) for a, b in zip(ids, ids[1:], strict=False))
+    n_bytes = sum(len(text.encode()) for text in TEXTS)
+    result = evaluate(model, tokenizer, TEXTS, piece_bytes=64)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+    assert (result.n_bytes, result.n_tokens) == (n_bytes, n_tokens)
+    assert result.bytes_per_token == pytest.approx(n_bytes / n_tokens)
+
+
+@given(st.lists(st.text(), max_size=4), st.integers(4, 20))
+def test_pieces_join_to_the_document(documents, piece_bytes):
+    pieces = list(cut_pieces(documents, piece_bytes))
+    assert all(len(piece.encode()) <= piece_bytes for piece in pieces)
+    kept = "".join("".join(pieces).split())
+    assert kept == "".join("".join(documents).split())  # only pieces of white space are left out
+
+
+def test_pieces_end_with_a_line_where_they_can():
+    assert list(cut_pieces(["ab\ncd\nefghijk"], 7)) == ["ab\ncd\n", "efghijk"]
+
+
+def test_the_number_of_pieces_can_be_bounded():
+    tokenizer = new_tokenizer()
+    result = evaluate(BigramModel(len(tokenizer)), tokenizer, ["abc\n" * 10], piece_bytes=4, max_pieces=3)
+    assert result.n_bytes == 12
+
+
+def test_bad_input_is_named():
+    tokenizer = new_tokenizer()
+    model = BigramModel(len(tokenizer))
+    with pytest.raises(ValueError, match="documents: wanted text to score, got none"):
+        evaluate(model, tokenizer, ["  "])
+    with pytest.raises(ValueError, match="piece_bytes: wanted at least 4, got 3"):
+        evaluate(model, tokenizer, TEXTS, piece_bytes=3)
+    with pytest.raises(ValueError, match="tokenizer: wanted a bos or eos token"):
+        evaluate(model, byte_level(TEXTS, 300), TEXTS)
+    with pytest.raises(ValueError, match="tokenizer: wanted ids below the 100 rows of the embedding"):
+        evaluate(BigramModel(100), tokenizer, TEXTS)

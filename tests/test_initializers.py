@@ -1,0 +1,90 @@
+"""First rows against plain loops over tokens."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import new_tokenizer, save_tiny_model
+from transformers import LlamaConfig
+
+from matt_fast.initializers import initial_rows, initialize
+from matt_fast.teacher import Teacher
+from matt_fast.vocabulary import Match, VocabularyPair
+
+WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+MATCHES = {1: Match(5, "bytes"), 4: Match(0, "role")}
+SUBTOKENS = {0: [1, 1, 3], 3: [2]}
+
+
+def test_mean_of_subtokens():
+    rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="mean")
+    expected = [
+        (2 * WEIGHT[1] + WEIGHT[3]) / 3,
+        WEIGHT[5],
+        WEIGHT.mean(0),  # no spelling
+        WEIGHT[2],
+        WEIGHT[0],
+        WEIGHT.mean(0),
+    ]
+    torch.testing.assert_close(rows, torch.stack(expected))
+
+
+def test_random_has_the_teachers_mean_and_covariance():
+    mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.3, 0.1]])
+    weight = torch.randn(500, 3, generator=torch.Generator().manual_seed(1)) @ mixing.T + torch.tensor([1.0, -2.0, 0.0])
+    rows = initialize(weight, 40_000, {}, {}, method="random", seed=3)
+    np.testing.assert_allclose(np.cov(rows.numpy().T), np.cov(weight.numpy().T), atol=0.08)
+    np.testing.assert_allclose(rows.mean(0), weight.mean(0), atol=0.05)
+    assert torch.equal(rows, initialize(weight, 40_000, {}, {}, method="random", seed=3))
+    assert not torch.equal(rows, initialize(weight, 40_000, {}, {}, method="random", seed=4))
+
+
+def test_shared_rows_are_the_teachers_whatever_the_method():
+    for method in ("mean", "random"):
+        rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method=method)
+        assert torch.equal(rows[1], WEIGHT[5])
+        assert torch.equal(rows[4], WEIGHT[0])
+
+
+def test_half_precision_weights_are_averaged_in_float32():
+    rows = initialize(WEIGHT.bfloat16(), 6, MATCHES, SUBTOKENS)
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows[3], WEIGHT[2].bfloat16().float())
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match=r"method: wanted 'mean' or 'random', got 'focus'"):
+        initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="focus")
+    with pytest.raises(ValueError, match=r"teacher_weight: wanted a row for each teacher id up to 9, got 6 rows"):
+        initialize(WEIGHT, 6, MATCHES, {0: [9]})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_a_prepared_folder_are_taken_for_new_tokens_only(tmp_path, tied):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, tie_word_embeddings=tied)
+    teacher_tokenizer = save_tiny_model(tmp_path / "teacher", config)
+    prepared_config = LlamaConfig(**sizes, tie_word_embeddings=tied)
+    save_tiny_model(tmp_path / "prepared", prepared_config, padding_rows=80)
+    teacher = Teacher(tmp_path / "teacher").load(torch.float32)
+    prepared = Teacher(tmp_path / "prepared").load(torch.float32)
+    vocabulary = VocabularyPair(teacher_tokenizer, new_tokenizer(), 275)
+    rows = initial_rows(teacher, vocabulary, tmp_path / "prepared", seed=0)
+    assert (rows.output is None) == tied
+    tables = [(rows.input, prepared.get_input_embeddings(), teacher.get_input_embeddings())]
+    if not tied:
+        tables.append((rows.output, prepared.lm_head, teacher.lm_head))
+    for table, theirs, original in tables:
+        for i in range(vocabulary.rows):
+            match = vocabulary.matches.get(i)
+            expected = theirs.weight[i] if match is None else original.weight[match.teacher_id]
+            assert torch.equal(table[i], expected)
+
+
+def test_a_folder_that_does_not_fit_or_does_not_exist(tmp_path):
+    tokenizer = save_tiny_model(tmp_path / "teacher")
+    teacher = Teacher(tmp_path / "teacher").load(torch.float32)
+    vocabulary = VocabularyPair(tokenizer, new_tokenizer(), 275)
+    with pytest.raises(ValueError, match=r"init: wanted embeddings with at least 330 rows of width 32"):
+        initial_rows(teacher, vocabulary, tmp_path / "teacher", seed=0)
+    with pytest.raises(ValueError, match="init: wanted mean, random, or a model folder"):
+        initial_rows(teacher, vocabulary, tmp_path / "nothing", seed=0)

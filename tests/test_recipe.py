@@ -1,0 +1,258 @@
+"""The whole job on tiny models, through Python and the command line, and what it refuses."""
+
+import json
+import re
+
+import pytest
+import torch
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
+from typer.testing import CliRunner
+
+from matt_fast import TrainingOptions, transfer
+from matt_fast.cli import app
+from matt_fast.embeddings import EmbeddingTable
+from matt_fast.export import keep_chat_template
+from matt_fast.training import aim_step_loss, freeze
+from matt_fast.vocabulary import match_tokens
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+GEMMA = Gemma3TextConfig(
+    **SIZES,
+    num_key_value_heads=2,
+    head_dim=8,
+    sliding_window=9,
+    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+)
+NEOX = GPTNeoXConfig(**SIZES, tie_word_embeddings=False)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture
+def job(tmp_path, corpus):
+    """Arguments of a small transfer."""
+    teacher_tokenizer = save_tiny_model(tmp_path / "teacher")
+    new_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return {
+        "model": tmp_path / "teacher",
+        "tokenizer": tmp_path / "tokenizer",
+        "data": corpus,
+        "output": tmp_path / "output",
+        "max_length": 48,
+        "batch_size": 2,
+        "training": TrainingOptions(steps=4, lr=1e-2),
+    }, teacher_tokenizer
+
+
+def test_the_folder_loads_generates_and_tells_what_was_done(job):
+    arguments, teacher_tokenizer = job
+    result = transfer(**arguments, eval_data=arguments["data"], n_layers=2)
+    output = arguments["output"]
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    model = AutoModelForCausalLM.from_pretrained(output)
+    teacher = AutoModelForCausalLM.from_pretrained(arguments["model"])
+
+    assert tokenizer.get_vocab() == new_tokenizer().get_vocab()
+    assert model.config.vocab_size == len(tokenizer) == model.get_input_embeddings().weight.shape[0]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert len(model.model.layers) == 3
+    for name, parameter in teacher.named_parameters():
+        if "embed_tokens" not in name:
+            assert torch.equal(parameter, model.get_parameter(name)), name
+    text = pipeline("text-generation", model=str(output), tokenizer=str(output))("def", max_new_tokens=3)
+    assert text[0]["generated_text"].startswith("def")
+
+    matches = match_tokens(tokenizer, teacher_tokenizer)
+    provenance = [json.loads(line) for line in (output / "token_provenance.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in provenance] == list(range(len(tokenizer)))
+    moved = 0
+    for record in provenance:
+        i = record["id"]
+        row = model.get_input_embeddings().weight[i]
+        assert record["token"] == tokenizer.convert_ids_to_tokens(i)
+        if i in matches:
+            assert record["start"] == f"copied ({matches[i].how})"
+            assert not record["trained"]
+            assert torch.equal(row, teacher.get_input_embeddings().weight[matches[i].teacher_id])
+        else:
+            spelled_by = record["teacher_ids"] or slice(None)  # <unk> has no spelling: the mean of all rows
+            mean = teacher.get_input_embeddings().weight[spelled_by].mean(0)
+            assert (record["start"], record["trained"]) == ("mean", True)
+            assert torch.allclose(row, mean, atol=1e-6) == (record["seen"] == 0)
+            moved += record["seen"] > 0
+    assert moved == result.seen > 0
+    assert sum(record["seen"] for record in provenance) > 0
+    assert result.new == len(tokenizer) - len(matches)
+
+    config = model.config
+    assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    same_letter = next(i for i, match in matches.items() if match.teacher_id == 65)
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, same_letter]
+    assert list(result.evaluations) == ["original", "initialised", "trained"]
+    card = (output / "README.md").read_text()
+    for evaluation in result.evaluations.values():
+        assert f"{evaluation.bits_per_byte:.4f}" in card
+    assert str(arguments["model"].parent) not in card
+
+
+@pytest.mark.parametrize("config", [GEMMA, NEOX], ids=["gemma3", "gpt_neox"])
+def test_other_architectures(job, tmp_path, config):
+    arguments, _ = job
+    save_tiny_model(tmp_path / "other", config)
+    arguments["model"] = tmp_path / "other"
+    if config is NEOX:
+        with pytest.warns(UserWarning, match="output head is not tied"):
+            transfer(**arguments)
+    else:
+        transfer(**arguments)
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    after = AutoModelForCausalLM.from_pretrained(arguments["output"])
+    tokenizers = [AutoTokenizer.from_pretrained(path) for path in (arguments["output"], tmp_path / "other")]
+    shared = {i: match.teacher_id for i, match in match_tokens(*tokenizers).items()}
+    for old, new in (
+        (before.get_input_embeddings(), after.get_input_embeddings()),
+        (before.get_output_embeddings(), after.get_output_embeddings()),
+    ):
+        assert torch.equal(new.weight[list(shared)], old.weight[list(shared.values())])
+    # Text of shared tokens only runs through both as one model: nothing about scaling or ids has changed.
+    ids = torch.tensor([list(shared)[:9]])
+    theirs = torch.tensor([[shared[int(i)] for i in ids[0]]])
+    with torch.no_grad():
+        new, old = after(ids).logits, before(theirs).logits
+    torch.testing.assert_close(new[..., list(shared)], old[..., list(shared.values())])
+
+
+def test_the_same_seed_gives_the_same_folder(job):
+    arguments, _ = job
+    transfer(**arguments, seed=5)
+    first = AutoModelForCausalLM.from_pretrained(arguments["output"]).get_input_embeddings().weight
+    transfer(**arguments | {"output": arguments["output"].with_name("again")}, seed=5)
+    second = AutoModelForCausalLM.from_pretrained(arguments["output"].with_name("again")).get_input_embeddings().weight
+    assert torch.equal(first, second)
+
+
+def test_training_lowers_the_loss_and_reaches_every_row_when_none_is_frozen(job):
+    arguments, _ = job
+    arguments["training"] = TrainingOptions(steps=40, lr=1e-2, accumulation=2)
+    result = transfer(**arguments, freeze_shared=False)
+    assert result.trainable == 330
+    assert sum(result.progress.losses[-5:]) < 0.7 * sum(result.progress.losses[:5])
+
+
+def test_identical_tokenizers_have_no_loss_and_nothing_to_train(job):
+    arguments, _ = job
+    result = transfer(**arguments | {"tokenizer": arguments["model"]})
+    assert result.new == 0
+    assert result.progress.losses == [0.0] * 4
+    assert result.progress.steps_without_new_tokens == 4
+
+
+def test_accumulated_gradients_equal_those_of_one_batch(job):
+    """Two micro-batches through one set of rows give the mean of their gradients."""
+    from collections import Counter
+
+    from matt_fast.data import AlignedBatches, Side
+    from matt_fast.teacher import Teacher
+
+    arguments, teacher_tokenizer = job
+    trunk = Teacher(arguments["model"]).load(torch.float32, 2).get_decoder()
+    freeze(trunk)
+    student = new_tokenizer()
+    rows_total = len(student)
+    table = EmbeddingTable(
+        trunk.get_input_embeddings().weight, torch.full((rows_total,), -1), torch.randn(rows_total, 32)
+    )
+    sides = Side("teacher", teacher_tokenizer, 275, 48), Side("student", student, rows_total, 48)
+    stream = iter(AlignedBatches(arguments["data"], *sides, batch_size=2, seed=0))
+    batches = [next(stream) for _ in range(2)]
+    options = TrainingOptions(reduction="documents")
+    ids = torch.cat([batch.student_ids.flatten() for batch in batches])
+    together = table.rows(ids)
+    for batch in batches:
+        (aim_step_loss(trunk, together, batch, 2, options) / 2).backward()
+    apart = torch.zeros(rows_total, 32)
+    for batch in batches:
+        rows = table.rows(batch.student_ids)
+        aim_step_loss(trunk, rows, batch, 2, options).backward()
+        apart[rows.slots] += rows.trainable.grad / 2
+    torch.testing.assert_close(together.trainable.grad, apart[together.slots])
+    assert isinstance(batches[0].skipped, Counter)
+
+
+def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
+    arguments, _ = job
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
+        transfer(**arguments | {"output": tmp_path / "full"})
+    with pytest.raises(ValueError, match="n_layers: wanted 1 to 3 for this model, got 9"):
+        transfer(**arguments, n_layers=9)
+    with pytest.raises(ValueError, match="precision: wanted 'auto', 'no' .* got 'fp16'"):
+        transfer(**arguments, precision="fp16")
+    with pytest.raises(ValueError, match="variant"):
+        transfer(**arguments | {"training": TrainingOptions(steps=1, variant="aim2")})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "full", "teacher", "tokenizer"]
+
+
+def test_a_loss_that_is_not_finite_ends_with_an_error_and_no_folder(job, tmp_path):
+    arguments, _ = job
+    broken = AutoModelForCausalLM.from_pretrained(arguments["model"])
+    broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    broken.save_pretrained(arguments["model"])
+    with pytest.raises(FloatingPointError, match="is not finite at step 1"):
+        transfer(**arguments, n_layers=2)
+    assert not arguments["output"].exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "teacher", "tokenizer"]
+
+
+def test_pickled_weights_are_off_unless_asked_for(job, tmp_path):
+    arguments, _ = job
+    model = AutoModelForCausalLM.from_pretrained(arguments["model"])
+    (arguments["model"] / "model.safetensors").unlink()
+    torch.save(model.state_dict(), arguments["model"] / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        transfer(**arguments)
+    transfer(**arguments, allow_pickle=True)
+
+
+def test_a_chat_template_is_kept_only_if_its_tokens_exist(job):
+    arguments, teacher_tokenizer = job
+    other = new_tokenizer()
+    keep_chat_template(other, teacher_tokenizer)
+    assert other.chat_template is None  # it has no <bos>
+    same = AutoTokenizer.from_pretrained(arguments["model"])
+    same.chat_template = None
+    keep_chat_template(same, teacher_tokenizer)
+    assert same.chat_template == teacher_tokenizer.chat_template
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_line_transfers_and_evaluates(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data", "output")]
+    done = run("transfer", *paths, "--steps=2", "--max-length=48", f"--eval-data={arguments['data']}")
+    assert done.exit_code == 0, done.output
+    assert "after training" in done.output
+    assert (arguments["output"] / "model.safetensors").exists()
+    measured = run("evaluate", f"--model={arguments['output']}", f"--data={arguments['data']}", "--pieces=40")
+    assert measured.exit_code == 0, measured.output
+    figure = re.search(r"bits per byte\s+(\d+\.\d{4})", measured.output)[1]
+    assert figure in (arguments["output"] / "README.md").read_text()
+
+
+def test_the_command_line_names_what_is_wrong(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    failed = run("transfer", *paths, f"--output={arguments['model']}")
+    assert failed.exit_code == 1
+    assert "output: wanted a new or empty folder" in " ".join(failed.output.split())
+    assert "Traceback" not in failed.output
