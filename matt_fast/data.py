@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +111,9 @@ class Batch:
     skipped: Counter  # what was left out on the way to this batch, by reason
 
     def to(self, device: torch.device) -> "Batch":
-        fields = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
-        moved = (getattr(self, field).to(device, non_blocking=True) for field in fields)
-        return Batch(*moved, self.tokens, self.skipped)
+        """The batch with its token ids on `device`. Segment ids stay: the loss reads them on the CPU."""
+        ids = {name: getattr(self, name).to(device, non_blocking=True) for name in ("teacher_ids", "student_ids")}
+        return replace(self, **ids)
 
 
 class AlignedBatches(IterableDataset):

@@ -165,7 +165,7 @@ def transfer(
     )
     batches = iter(DataLoader(stream, batch_size=None, num_workers=1))
     progress, seen = train(trunk, table, batches, n_layers, training, accelerator, on_step)
-    seen = accelerator.reduce(seen, reduction="sum")
+    seen = accelerator.reduce(seen.to(accelerator.device), reduction="sum").cpu()
     result = TransferResult(
         output=Path(output),
         n_layers=n_layers,
@@ -173,7 +173,7 @@ def transfer(
         new=len(vocabulary.tokens) - len(vocabulary.matches),
         unspelled=len(vocabulary.tokens) - len(vocabulary.matches) - len(vocabulary.subtokens),
         trainable=len(table.trainable_ids),
-        seen=int((seen[table.trainable_ids] > 0).sum()),
+        seen=int((seen[table.trainable_ids.cpu()] > 0).sum()),
         progress=progress,
         evaluations=evaluations,
         seconds=stages.seconds,

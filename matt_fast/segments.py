@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import NamedTuple
 
@@ -105,10 +106,6 @@ def align_segments_batch(
     teacher = _checked("teacher_offsets[{}]", teacher_offsets, "teacher_special[{}]", teacher_special)
     student = _checked("student_offsets[{}]", student_offsets, "student_special[{}]", student_special)
     chunk = np.cumsum(teacher.lengths + student.lengths) // CHUNK
-    if chunk.size and chunk[-1]:
-        # Once a block this large was freed, glibc reuses memory instead of returning it to the system after every
-        # chunk; fetching it anew took more time than the work on it.
-        np.empty(31 << 20, np.uint8)
     stops = np.flatnonzero(np.diff(chunk, append=-1)) + 1
     teacher_ids, student_ids = [], []
     for start, stop in zip([0, *stops], stops, strict=False):
@@ -306,10 +303,11 @@ def _integers(offsets: ArrayLike, label: str, document: int) -> NDArray[np.integ
 
 def _pairs(offsets: list) -> NDArray:
     """np.array(offsets), in half the time where it is a list of pairs of numbers."""
-    if set(map(type, offsets)) == {tuple} and set(map(len, offsets)) == {2}:
-        flat = np.array(list(chain.from_iterable(offsets)))
-        if flat.ndim == 1:
-            return flat.reshape(-1, 2)
+    with suppress(TypeError):  # elements without a length
+        if set(map(len, offsets)) == {2}:
+            flat = np.array(list(chain.from_iterable(offsets)))
+            if flat.ndim == 1:
+                return flat.reshape(-1, 2)
     return np.array(offsets)
 
 

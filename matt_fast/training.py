@@ -77,28 +77,28 @@ def train(
         on_step: called after each step.
 
     Returns:
-        The final progress, and seen: [student rows] int64, how often each id occurred in this process's batches.
+        The final progress, and seen: [student rows] int64 on the CPU, how often each id occurred in this process's
+        batches.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite. The table is as after the last good step.
     """
-    device = accelerator.device
     optimizer = RowAdamW(table.trainable, options.lr)
     progress = Progress()
-    seen = torch.zeros(len(table.slot), dtype=torch.int64, device=device)
+    seen = torch.zeros(len(table.slot), dtype=torch.int64)
     start = time.perf_counter()
     for step in range(1, options.steps + 1):
-        micro_batches = [next(batches).to(device) for _ in range(options.accumulation)]
+        micro_batches = [next(batches) for _ in range(options.accumulation)]
+        for batch in micro_batches:
+            progress.tokens += batch.tokens
+            progress.skipped.update(batch.skipped)
+            seen += torch.bincount(batch.student_ids[batch.student_segments >= 0], minlength=len(seen))
+        micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
         rows = table.rows(_distinct_ids(micro_batches, accelerator))
         progress.step = step
         progress.loss = _step(model, rows, micro_batches, n_layers, options, optimizer, accelerator, step)
         progress.losses.append(progress.loss)
         progress.steps_without_new_tokens += len(rows.slots) == 0
-        for batch in micro_batches:
-            progress.tokens += batch.tokens
-            progress.skipped.update(batch.skipped)
-            in_text = batch.student_ids[batch.student_segments >= 0]
-            seen += torch.bincount(in_text, minlength=len(seen))
         progress.seconds = time.perf_counter() - start
         on_step(progress)
     return progress, seen

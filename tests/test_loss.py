@@ -497,7 +497,9 @@ def bad_calls():
         "head count": ({"student": (q.repeat(1, 2, 1, 1), k, v)}, ValueError, "q must have the same number of heads"),
         "head dim": ({"student": (q[..., 1:], k[..., 1:], v)}, ValueError, "q must have the same head dimension"),
         "value dim": ({"student": (q, k, v[..., 1:])}, ValueError, "v must have the same head dimension"),
-        "batch": ({"student": (q[:1], k[:1], v[:1]), "student_segments": student_segments[:1]}, ValueError, "batch size"),
+        "batch": (
+            {"student": (q[:1], k[:1], v[:1]), "student_segments": student_segments[:1]}, ValueError, "batch size"
+        ),
         "ids kind": ({"student_segments": student_segments.tolist()}, TypeError, "student_segments must be a tensor"),
         "ids dtype": ({"student_segments": student_segments.float()}, TypeError, "student_segments must be int64"),
         "ids shape": ({"student_segments": student_segments[:, 1:]}, ValueError, "student_segments must have shape"),
@@ -506,7 +508,8 @@ def bad_calls():
         "gap": ({"student_segments": jump}, ValueError, "row 0 goes from 1 to 3"),
         "negative": ({"student_segments": student_segments - 1}, ValueError, "student_segments must be 0..m-1"),
         "nothing": ({"teacher_segments": torch.full_like(teacher_segments, -100),
-                         "student_segments": torch.full_like(student_segments, -100)}, ValueError, "at least one segment"),
+                         "student_segments": torch.full_like(student_segments, -100)},
+                    ValueError, "at least one segment"),
         "one side": (documents, ValueError, "given together"),
         "other documents": (documents | {"student_documents": torch.ones_like(student_segments)}, ValueError,
                             r"row 0 has \[0\] and \[1\]"),

@@ -193,7 +193,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments | {"output": tmp_path / "full"})
     with pytest.raises(ValueError, match="n_layers: wanted 1 to 3 for this model, got 9"):
         transfer(**arguments, n_layers=9)
-    with pytest.raises(ValueError, match="precision: wanted 'auto', 'no' .* got 'fp16'"):
+    with pytest.raises(ValueError, match=r"precision: wanted 'auto', 'no' .* got 'fp16'"):
         transfer(**arguments, precision="fp16")
     with pytest.raises(ValueError, match="variant"):
         transfer(**arguments | {"training": TrainingOptions(steps=1, variant="aim2")})
