@@ -20,7 +20,7 @@ from matt_fast.loss.tiles import pack, segment_basis, unit_starts
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# Scores of one side and one block; chosen by measurement on 2 CPU cores; a factor of two either way changes little.
+# Scores of one side and one block: the middle of a flat optimum, timed on one thread of a busy machine.
 BLOCK_ELEMENTS = 1 << 18
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 384
 COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
