@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import matt_fast
-from matt_fast.display import ProgressDisplay, result_table
+from matt_fast.display import ProgressDisplay, print_result
 from matt_fast.teacher import only_errors
 
 CACHE = Path(os.environ.get("MATT_FAST_CACHE", Path.home() / ".cache" / "matt-fast"))
@@ -69,7 +69,7 @@ def main() -> None:
             on_step=display.on_step,
             on_stage=display.on_stage,
         )
-    console.print(result_table(result))
+    print_result(console, result)
     console.print(f"\nThe adapted model is in {OUTPUT}/. Its completion of a short prompt:\n")
     console.print(complete(OUTPUT, PROMPT), markup=False, highlight=False)
 
@@ -98,7 +98,8 @@ def fetch_model() -> Path:
         plain.load_state_dict(model.state_dict())
         plain.generation_config = model.generation_config
         ready = Path(temporary, "model")
-        plain.save_pretrained(ready)
+        with only_errors():
+            plain.save_pretrained(ready)
         tokenizer.save_pretrained(ready)
         ready.rename(folder)
     return folder

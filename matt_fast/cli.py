@@ -66,7 +66,7 @@ def transfer(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Transfer a model to a new tokenizer and write a folder that loads and generates."""
-    from matt_fast.display import ProgressDisplay, result_table
+    from matt_fast.display import ProgressDisplay, print_result
     from matt_fast.recipe import transfer as run
     from matt_fast.training import TrainingOptions
 
@@ -104,7 +104,7 @@ def transfer(
             on_step=display.on_step,
             on_stage=display.on_stage,
         )
-    console.print(result_table(result))
+    print_result(console, result)
     console.print(f"Written: {result.output}")
 
 

@@ -50,25 +50,25 @@ class ProgressDisplay:
         self.bar.update(self.task, completed=progress.step, figures=figures, visible=True)
 
 
-def result_table(result: TransferResult) -> Table:
-    """The figures of a transfer in one table."""
+def print_result(console: Console, result: TransferResult) -> None:
+    """The figures of a transfer: one table, and below it what was done."""
     table = Table(title="Tokenizer transfer", title_justify="left")
     table.add_column("")
     table.add_column("bits per byte", justify="right")
     table.add_column("bytes per token", justify="right")
     for row in evaluation_rows(result):
         table.add_row(*row)
-    progress = result.progress
-    table.caption_justify = "left"
-    table.caption = (
-        f"{result.shared:,} shared tokens, {result.new:,} new, {result.seen:,} of {result.trainable:,} trained rows "
-        f"seen\n{len(progress.losses)} steps, {progress.tokens:,} tokens; "
-        f"{progress.seconds:.0f} s of training, {sum(result.seconds.values()):.0f} s in all; "
-        f"peak memory {result.peak_memory / GIB:.2f} GiB"
-    )
-    if skipped := ", ".join(f"{count:,} {reason}" for reason, count in progress.skipped.items()):
-        table.caption += f"\nskipped: {skipped}"
-    return table
+    if table.row_count:
+        console.print(table)
+    progress, in_all = result.progress, sum(result.seconds.values())
+    lines = [
+        f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
+        f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s",
+        f"all       {in_all:.0f} s",
+        f"memory    {result.peak_memory / GIB:.2f} GiB at most",
+        *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),
+    ]
+    console.print("\n".join(lines), highlight=False)
 
 
 def _memory_in_use() -> int:

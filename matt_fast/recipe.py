@@ -151,7 +151,7 @@ def transfer(
     stages.begin("training")
     trunk = trunk.get_decoder().to(accelerator.device)
     freeze(trunk)
-    table = _table(trunk, vocabulary, start, freeze_shared)
+    table = make_table(trunk, vocabulary, start, freeze_shared)
     stream = AlignedBatches(
         data,
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
@@ -190,7 +190,8 @@ def transfer(
             export.replace_vocabulary(full, trained)
             export.update_special_ids(full, vocabulary)
             export.keep_chat_template(vocabulary.student, vocabulary.teacher)
-            full.save_pretrained(folder)
+            with only_errors():
+                full.save_pretrained(folder)
             vocabulary.student.save_pretrained(folder)
             export.write_provenance(
                 folder / "token_provenance.jsonl", vocabulary, str(init), is_trainable, seen.tolist()
@@ -229,7 +230,8 @@ def _dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def _table(trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool) -> EmbeddingTable:
+def make_table(trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool) -> EmbeddingTable:
+    """The student's input embedding over the teacher's; shared tokens are frozen or start from the teacher's rows."""
     frozen_from = torch.full((vocabulary.rows,), -1)
     if freeze_shared:
         for student_id, match in vocabulary.matches.items():

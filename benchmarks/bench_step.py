@@ -1,0 +1,81 @@
+"""The share of a training step that is neither teacher forward nor student forward and backward.
+
+OMP_NUM_THREADS and the machine as they are; the model is the one that `make quickstart` fetches:
+
+    .venv/bin/python benchmarks/bench_step.py [TOKENS [BATCH]]
+
+The rest is the AIM loss and its gradient (the torch engine computes both in its forward pass), gathering and updating
+rows, and waiting for data.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from matt_fast import TrainingOptions, training
+from matt_fast.data import AlignedBatches, Side
+from matt_fast.initializers import initial_rows
+from matt_fast.recipe import make_table
+from matt_fast.teacher import Teacher
+from matt_fast.vocabulary import VocabularyPair
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import quickstart
+
+WARMUP, STEPS = 3, 12
+
+
+def main(tokens: int = 256, batch: int = 4) -> None:
+    folder = quickstart.fetch_model()
+    corpus, _, texts = quickstart.write_corpus()
+    source = Teacher(folder)
+    n_layers = round(source.depth / 3)
+    trunk = source.load(torch.float32, n_layers)
+    rows = len(trunk.get_input_embeddings().weight)
+    vocabulary = VocabularyPair(source.load_tokenizer(), quickstart.extend_tokenizer(folder, texts), rows)
+    start = initial_rows(trunk, vocabulary, "mean", 0)
+    trunk = trunk.get_decoder()
+    training.freeze(trunk)
+    table = make_table(trunk, vocabulary, start, True)
+    sides = Side("teacher", vocabulary.teacher, rows, tokens), Side("student", vocabulary.student, 1 << 30, tokens)
+    stream = AlignedBatches(corpus, *sides, batch_size=batch, seed=0)
+
+    spent = {"forward": 0.0, "backward": 0.0}
+
+    def timed(name, function):
+        def call(*arguments, **options):
+            begin = time.perf_counter()
+            result = function(*arguments, **options)
+            spent[name] += time.perf_counter() - begin
+            return result
+
+        return call
+
+    training.capture_attention = timed("forward", training.capture_attention)
+    torch.Tensor.backward = timed("backward", torch.Tensor.backward)
+    shares, before = [], dict(spent, total=0.0)
+
+    def on_step(progress):
+        now = dict(spent, total=progress.seconds)
+        step = {name: now[name] - before[name] for name in now}
+        before.update(now)
+        if progress.step > WARMUP:
+            shares.append(1 - (step["forward"] + step["backward"]) / step["total"])
+
+    batches = iter(DataLoader(stream, batch_size=None, num_workers=1))
+    options = TrainingOptions(steps=WARMUP + STEPS)
+    progress, _ = training.train(trunk, table, batches, n_layers, options, Accelerator(), on_step)
+    print(
+        f"{tokens} tokens x {batch}, {n_layers} layers, {torch.get_num_threads()} threads, "
+        f"{len(progress.losses)} steps; rest of a step: median {statistics.median(shares):.1%}, "
+        f"{min(shares):.1%} to {max(shares):.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
