@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 
 from matt_fast import TrainingOptions, training
 from matt_fast.data import AlignedBatches, Side
@@ -67,9 +66,8 @@ def main(tokens: int = 256, batch: int = 4) -> None:
         if progress.step > WARMUP:
             shares.append(1 - (step["forward"] + step["backward"]) / step["total"])
 
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=1))
     options = TrainingOptions(steps=WARMUP + STEPS)
-    progress, _ = training.train(trunk, table, batches, n_layers, options, Accelerator(), on_step)
+    progress, _ = training.train(trunk, table, stream.in_background(), n_layers, options, Accelerator(), on_step)
     print(
         f"{tokens} tokens x {batch}, {n_layers} layers, {torch.get_num_threads()} threads, "
         f"{len(progress.losses)} steps; rest of a step: median {statistics.median(shares):.1%}, "

@@ -1,5 +1,6 @@
 """The command line: `matt-fast transfer` and `matt-fast evaluate`."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,17 +71,19 @@ def transfer(
     from matt_fast.recipe import transfer as run
     from matt_fast.training import TrainingOptions
 
-    training = TrainingOptions(
-        steps=steps,
-        lr=lr,
-        accumulation=accumulation,
-        max_grad_norm=max_grad_norm or None,
-        variant=variant,
-        metric=metric,
-        reduction=reduction,
-        backend=backend,
-        attn_implementation=attn_implementation,
-    )
+    with clear_errors():
+        training = TrainingOptions(
+            steps=steps,
+            lr=lr,
+            accumulation=accumulation,
+            max_grad_norm=max_grad_norm or None,
+            variant=variant,
+            metric=metric,
+            reduction=reduction,
+            backend=backend,
+            attn_implementation=attn_implementation,
+        )
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
     with clear_errors(), ProgressDisplay(console, steps) as display:
         result = run(
             model,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import concatenate_datasets, load_dataset
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.segments import align_segments_batch
@@ -160,6 +160,13 @@ class AlignedBatches(IterableDataset):
             yield _collate(batch, Counter(skipped))
             skipped.clear()
 
+    def in_background(self) -> Iterator[Batch]:
+        """The batches, made ahead in a worker process; its errors are raised here as they are."""
+        for item in DataLoader(_ErrorsAsItems(self), batch_size=None, num_workers=1):
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
     def _chunks(self, skipped: Counter) -> Iterator[Chunk]:
         for epoch in itertools.count():
             documents = read_documents(
@@ -173,6 +180,19 @@ class AlignedBatches(IterableDataset):
             if not found:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
                 raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
+
+
+class _ErrorsAsItems(IterableDataset):
+    """A worker's exception would arrive with its traceback for a message; as an item it arrives as it is."""
+
+    def __init__(self, batches: AlignedBatches):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch | Exception]:
+        try:
+            yield from self.batches
+        except Exception as error:
+            yield error
 
 
 def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:

@@ -118,9 +118,9 @@ def _load_folder(path: str | Path, **hub_options) -> PreTrainedModel:
     """A model folder's embeddings, with one layer of the model."""
     try:
         source = Teacher(path, **hub_options)
-    except OSError as error:
+    except ValueError as error:
         raise ValueError(
-            f"init: wanted {', '.join(METHODS)}, or a model folder with ready embeddings; got {str(path)!r} ({error})"
+            f"init: wanted {', '.join(METHODS)}, or a model folder with ready embeddings; got {error}"
         ) from error
     return source.load(torch.float32, n_layers=1)
 

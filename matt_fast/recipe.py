@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast import export
@@ -163,8 +162,9 @@ def transfer(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=1))
+    batches = stream.in_background()
     progress, seen = train(trunk, table, batches, n_layers, training, accelerator, on_step)
+    batches.close()
     seen = accelerator.reduce(seen.to(accelerator.device), reduction="sum").cpu()
     result = TransferResult(
         output=Path(output),
@@ -181,7 +181,7 @@ def transfer(
     )
     trained = Rows(table.weight().cpu(), start.output, start.output_bias)
     is_trainable = (table.frozen_from < 0).tolist()
-    del trunk, table, batches
+    del trunk, table
 
     if accelerator.is_main_process:
         stages.begin("writing")

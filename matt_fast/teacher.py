@@ -20,14 +20,17 @@ class Teacher:
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
 
     Raises:
-        OSError: there is no such model, as transformers reports it.
+        ValueError: there is no such model, or its configuration cannot be read.
     """
 
     def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
         self.model = model
         self.options = {"trust_remote_code": trust_remote_code}
         self.use_safetensors = None if allow_pickle else True
-        self.config = AutoConfig.from_pretrained(model, **self.options)
+        try:
+            self.config = AutoConfig.from_pretrained(model, **self.options)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{str(model)!r} could not be loaded as a model: {error}") from error
 
     @property
     def depth(self) -> int:

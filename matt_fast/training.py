@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from matt_fast.capture import capture_attention
 from matt_fast.data import Batch
 from matt_fast.embeddings import BatchRows, EmbeddingTable, RowAdamW, embed
-from matt_fast.loss import aim_loss
+from matt_fast.loss import AIMLoss, aim_loss
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,20 @@ class TrainingOptions:
     backend: str = "auto"
     attn_implementation: str = "sdpa"
 
+    def __post_init__(self):
+        for name in ("steps", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        AIMLoss(variant=self.variant, metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
+
 
 @dataclass
 class Progress:
-    """What happened so far, handed to the progress callback after each step."""
+    """What happened so far in this process, handed to the progress callback after each step."""
 
     step: int = 0
     loss: float = math.nan

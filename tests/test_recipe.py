@@ -195,9 +195,28 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments, n_layers=9)
     with pytest.raises(ValueError, match=r"precision: wanted 'auto', 'no' .* got 'fp16'"):
         transfer(**arguments, precision="fp16")
-    with pytest.raises(ValueError, match="variant"):
-        transfer(**arguments | {"training": TrainingOptions(steps=1, variant="aim2")})
+    with pytest.raises(ValueError, match="could not be loaded as a model"):
+        transfer(**arguments | {"model": tmp_path / "full"})
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}')
+    with pytest.raises(ValueError, match=r"^data: wanted text to train on .*1 documents without text\)$"):
+        transfer(**arguments | {"data": tmp_path / "empty.jsonl"})
+    (tmp_path / "empty.jsonl").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "full", "teacher", "tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("variant", "aim2", "variant must be one of 'aim', 'aim_star'; got 'aim2'"),
+        ("steps", 0, "steps: wanted at least 1, got 0"),
+        ("accumulation", 0, "accumulation: wanted at least 1, got 0"),
+        ("lr", -1.0, "lr: wanted a number above 0, got -1.0"),
+        ("max_grad_norm", 0, "max_grad_norm: wanted a number above 0, got 0"),
+    ],
+)
+def test_training_options_are_checked_at_once(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(**{option: value})
 
 
 def test_a_loss_that_is_not_finite_ends_with_an_error_and_no_folder(job, tmp_path):
