@@ -80,8 +80,8 @@ def capture_attention(
             start again at each document, and no attention mask is given).
 
     Raises:
-        ValueError: the layer does not exist, or its attention is of a kind that the AIM loss does not describe.
-        RuntimeError: the layer never called an attention function through the interface.
+        ValueError: the layer does not exist, never called its attention function through the interface, or has
+            attention of a kind that the AIM loss does not describe.
     """
     n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     if not 0 <= layer < n_layers:
@@ -100,7 +100,7 @@ def capture_attention(
     except _Captured as captured:
         arguments = captured.arguments
     else:
-        raise RuntimeError(
+        raise ValueError(
             f"model: layer {layer} of {type(model).__name__} never called its attention function through transformers' "
             "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
             "attention; choose another layer or model"

@@ -204,5 +204,5 @@ def test_a_model_without_the_interface_is_an_error():
     from transformers import BloomConfig
 
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
-    with pytest.raises(RuntimeError, match="attention interface"):
+    with pytest.raises(ValueError, match="attention interface"):
         capture_attention(model, 1, input_ids=torch.arange(5)[None])
