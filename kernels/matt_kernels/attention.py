@@ -71,18 +71,32 @@ def tanh(x):
 
 @triton.jit
 def online_softmax(scores, running_max, running_sum):
-    """(weights normalised by the sum so far, factor for those of earlier tiles, new maximum, new sum)."""
-    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    """(weights up to the row's final sum, factor for those of earlier tiles, new maximum, new sum). The maximum is
+    rounded up to an integer, so that the factors are powers of 2 and change no digit."""
+    new_max = tl.maximum(running_max, tl.ceil(tl.max(scores, 1)))
     # A row that has seen nothing yet stays at -inf: subtract 0 there.
     finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
     weights = tl.exp2(scores - finite_max[:, None])
-    earlier = running_sum * tl.exp2(running_max - finite_max)
-    new_sum = earlier + tl.sum(weights, 1)
-    inverse = tl.where(new_sum > 0, 1.0 / new_sum, 0.0)
-    return weights * inverse[:, None], earlier * inverse, new_max, new_sum
+    factor = tl.exp2(running_max - finite_max)
+    return weights, factor, new_max, running_sum * factor + tl.sum(weights, 1)
 
 
 @triton.jit
-def log_sum_exp(running_max, running_sum):
-    """In base 2; +inf for a row that saw nothing, which makes all its weights zero."""
-    return tl.where(running_sum > 0, running_max + tl.log2(running_sum), float("inf"))
+def softmax_weights(scores, final_max, inverse_sum):
+    """From what store_softmax kept; a log-sum-exp would cost 3 bits."""
+    return tl.exp2(scores - final_max[:, None]) * inverse_sum[:, None]
+
+
+@triton.jit
+def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum):
+    """[2, B, H, m]: maximum and inverse sum; a row that saw nothing gets (0, 0)."""
+    seen = running_sum > 0
+    tl.store(softmax_ptr + offsets, tl.where(seen, running_max, 0.0), mask=stored)
+    inverse = tl.where(seen, 1.0 / tl.where(seen, running_sum, 1.0), 0.0)
+    tl.store(softmax_ptr + size + offsets, inverse, mask=stored)
+
+
+@triton.jit
+def load_softmax(softmax_ptr, offsets, used, size):
+    final_max = tl.load(softmax_ptr + offsets, mask=used, other=0.0)
+    return final_max, tl.load(softmax_ptr + size + offsets, mask=used, other=0.0)

@@ -165,7 +165,9 @@ def aim_basis(teacher_value: torch.Tensor, student_value: torch.Tensor, plan: Ai
     """(own [B, H_kv, n_S, w_S], shared [B, H_kv, n_T, w_S], outside [B, H_kv, n_T, w_T]): coordinates of the student's
     values, of the teacher's in the same basis, and of what is left of the teacher's."""
     shapes = [(x.shape[:3], width) for x, width in _row_widths(teacher_value, student_value, plan)]
-    own, shared, outside = (torch.empty(*s, w, dtype=config.coordinate_dtype, device=plan.rows.device) for s, w in shapes)
+    own, shared, outside = (
+        torch.empty(*s, w, dtype=config.coordinate_dtype, device=plan.rows.device) for s, w in shapes
+    )
     _launch(aim_basis_kernel, teacher_value, student_value, plan, config, own, shared, outside)
     return own, shared, outside
 

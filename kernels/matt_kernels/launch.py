@@ -17,9 +17,10 @@ def strides(*tensors) -> list[int]:
 
 
 def sizes(plan, teacher, student) -> tuple[int, ...]:
-    heads = student[0].shape[1]
+    batch, heads = student[0].shape[:2]
     lengths = teacher[0].shape[2], student[0].shape[2]
-    return heads, heads // student[1].shape[1], plan.rows.shape[-1], plan.tiles.shape[-1], *lengths
+    row_limit = plan.rows.shape[-1]
+    return heads, heads // student[1].shape[1], batch * heads * row_limit, row_limit, plan.tiles.shape[-1], *lengths
 
 
 def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:

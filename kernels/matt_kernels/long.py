@@ -8,16 +8,16 @@ correction and gradients is added. Without a long segment every program ends at 
 import triton
 import triton.language as tl
 
-from matt_kernels.attention import load_vectors, masked_scores, row_fields, tile_tokens
+from matt_kernels.attention import load_softmax, load_vectors, masked_scores, row_fields, softmax_weights, tile_tokens
 from matt_kernels.basis import tile_values
 from matt_kernels.launch import row_grid, row_options, score_factors, sizes, strides
 
-LENGTHS = ["row_limit", "tile_limit", "long_limit", "teacher_length", "student_length"]
+LENGTHS = ["softmax_size", "row_limit", "tile_limit", "long_limit", "teacher_length", "student_length"]
 
 
 @triton.jit
 def segment_vectors(
-    query, lse, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride, value_stride, scale, softcap,
+    query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride, value_stride, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -29,7 +29,7 @@ def segment_vectors(
         )  # fmt: skip
         key = load_vectors(key_ptr, tokens, tokens < stop, key_stride, HEAD_DIM, BLOCK_D)
         scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = tl.where((ids == segment)[None, :], tl.exp2(scores - lse[:, None]), 0.0)
+        weights = tl.where((ids == segment)[None, :], softmax_weights(scores, final_max, inverse_sum), 0.0)
         if values.dtype == tl.float16:
             values = values.to(tl.float32)
         # [BLOCK_M, BLOCK] @ [BLOCK, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
@@ -41,11 +41,11 @@ def segment_vectors(
 def aim_mse_long_row_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr, multiplier_ptr,
-    teacher_lse_ptr, student_lse_ptr, loss_ptr, correction_ptr, gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
     BACKWARD: tl.constexpr,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -69,8 +69,8 @@ def aim_mse_long_row_kernel(
         teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
         student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
         row_outputs = batch_head * row_limit + numbers
-        teacher_lse = tl.load(teacher_lse_ptr + row_outputs, mask=used, other=float("inf"))
-        student_lse = tl.load(student_lse_ptr + row_outputs, mask=used, other=float("inf"))
+        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
+        student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -83,16 +83,22 @@ def aim_mse_long_row_kernel(
         teacher_end, student_end = tl.max(teacher_high), tl.max(student_high)
         for number in range(long_count):
             segment = tl.load(long_ptr + number)
-            teacher_start, teacher_stop = tl.load(long_ptr + long_limit + number), tl.load(long_ptr + 2 * long_limit + number)
-            student_start, student_stop = tl.load(long_ptr + 3 * long_limit + number), tl.load(long_ptr + 4 * long_limit + number)
+            teacher_start, teacher_stop = (
+                tl.load(long_ptr + long_limit + number),
+                tl.load(long_ptr + 2 * long_limit + number),
+            )
+            student_start, student_stop = (
+                tl.load(long_ptr + 3 * long_limit + number),
+                tl.load(long_ptr + 4 * long_limit + number),
+            )
             teacher_vectors = segment_vectors(
-                teacher_query, teacher_lse, teacher_low, teacher_high, segment, teacher_start,
+                teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
                 tl.minimum(teacher_stop, teacher_end), teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr,
                 tk_stride_n, tv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
                 VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
             vectors = segment_vectors(
-                student_query, student_lse, student_low, student_high, segment, student_start,
+                student_query, student_max, student_inverse, student_low, student_high, segment, student_start,
                 tl.minimum(student_stop, student_end), student_key_ptr, student_value_ptr, student_ids_ptr,
                 sk_stride_n, sv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
                 VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
@@ -112,7 +118,9 @@ def aim_mse_long_row_kernel(
                     )  # fmt: skip
                     if values.dtype == tl.float16:
                         values, key = values.to(tl.float32), key.to(tl.float32)
-                    weights = tl.where((ids == segment)[None, :], tl.exp2(scores - student_lse[:, None]), 0.0)
+                    weights = tl.where(
+                        (ids == segment)[None, :], softmax_weights(scores, student_max, student_inverse), 0.0
+                    )
                     # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
                     products = tl.dot(change.to(values.dtype), tl.trans(values), input_precision=PRECISION)
                     score_gradient = weights * products * slope
@@ -140,11 +148,11 @@ def aim_mse_long_row_kernel(
 def aim_mse_long_key_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr, multiplier_ptr,
-    teacher_lse_ptr, student_lse_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
     KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -191,8 +199,8 @@ def aim_mse_long_key_kernel(
                 rows_ptr, numbers, used, row_limit
             )
             row_outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_lse = tl.load(teacher_lse_ptr + row_outputs, mask=used, other=float("inf"))
-            student_lse = tl.load(student_lse_ptr + row_outputs, mask=used, other=float("inf"))
+            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
+            student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
             teacher_query = load_vectors(
                 teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
             )
@@ -200,13 +208,13 @@ def aim_mse_long_key_kernel(
                 student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
             )
             vectors = segment_vectors(
-                student_query, student_lse, student_low, student_high, segment, student_start,
+                student_query, student_max, student_inverse, student_low, student_high, segment, student_start,
                 tl.minimum(student_stop, tl.max(student_high)), student_key_ptr, student_value_ptr, student_ids_ptr,
                 sk_stride_n, sv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
                 VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
             change = vectors - segment_vectors(
-                teacher_query, teacher_lse, teacher_low, teacher_high, segment, teacher_start,
+                teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
                 tl.minimum(teacher_stop, tl.max(teacher_high)), teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr,
                 tk_stride_n, tv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
                 VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
@@ -215,7 +223,7 @@ def aim_mse_long_key_kernel(
                 student_query, key, tokens, stop, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
             )
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            weights = tl.exp2(scores - student_lse[:, None]) * row_weights[:, None]
+            weights = softmax_weights(scores, student_max, student_inverse) * row_weights[:, None]
             change = change.to(values.dtype)
             if VALUE_GRADIENT:
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
@@ -247,16 +255,18 @@ def aim_mse_long_key_kernel(
             tl.store(value_gradient_ptr + offsets, value_gradient.to(value_gradient_ptr.dtype.element_ty), mask=stored)
 
 
-def aim_mse_long_fwd(teacher, student, plan, config, scale, softcap, teacher_lse, student_lse, loss, correction):
+def aim_mse_long_fwd(
+    teacher, student, plan, config, scale, softcap, teacher_softmax, student_softmax, loss, correction
+):
     """Adds the pairs of long segments to loss and correction, [B, H, m]."""
-    outputs = teacher_lse, student_lse, loss, correction, None
+    outputs = teacher_softmax, student_softmax, loss, correction, None
     _launch_rows(teacher, student, plan, config, scale, softcap, None, outputs, backward=False)
 
 
 def aim_mse_long_queries(teacher, student, plan, config, scale, softcap, saved, multiplier, query_gradient):
     """Adds the pairs of long segments to dQ."""
-    teacher_lse, student_lse, correction = saved
-    outputs = teacher_lse, student_lse, None, correction, query_gradient
+    teacher_softmax, student_softmax, correction = saved
+    outputs = teacher_softmax, student_softmax, None, correction, query_gradient
     _launch_rows(teacher, student, plan, config, scale, softcap, multiplier, outputs, backward=True)
 
 

@@ -82,7 +82,7 @@ def aim_loss(
         raise ValueError(f"reduction must be 'pairs' or 'documents'; got {reduction!r}")
     if (teacher_documents is None) != (student_documents is None):
         raise ValueError("teacher_documents and student_documents must be given together or not at all; got one")
-    query, key, value = student
+    query, _, value = student
     config = choose_config(query.shape[-1], value.shape[-1], query.dtype, target_of(query.device))
     if plan is None:
         plan = aim_plan(

@@ -1,10 +1,11 @@
 """AIM with the mean squared error: forward, dQ, and dK with dV. See basis.py for the coordinates.
 
-Forward passes over the tiles once, with an online softmax on both sides. Let x_S and x_T be the student's and the
-teacher's segment vectors of a tile in the student's basis, normalised by the sums so far, and o the teacher's part
-outside. Kept per row are |u|², u·x_T, |x_T|² and |o|² with u = x_S - x_T: when a later tile rescales x_S by e_S and x_T
-by e_T, u becomes e_S u + (e_S - e_T) x_T, so the difference is never recovered from large squares. The loss of a row is
-|u|² + |o|², and the softmax backward needs D = u·x_S = |u|² + u·x_T.
+Forward passes over the tiles once, with an online softmax on both sides. Let x_S and x_T be a tile's segment vectors
+before normalisation, in the student's basis, o the teacher's part outside, and ρ = Z_S / Z_T the ratio of the sums so
+far. Kept per row are |u|², u·x_T, |x_T|² and |o|² with u = x_S - ρ x_T. When later tiles rescale x_S by f_S and x_T by
+f_T (powers of 2) and ρ becomes ρ', u becomes f_S u + (f_S ρ - f_T ρ') x_T: the difference of the two sides is taken
+before squaring, never recovered from two large squares. At the end the loss of a row is |u|² / Z_S² + |o|² / Z_T², and
+the softmax backward needs D = u·x_S / Z_S² = (|u|² + ρ u·x_T) / Z_S².
 
 Backward forms dL/da_S = 2 (a_S G_SS - a_T G_TS) from inner products of values within a segment (aim-math.md §2):
 linear in the difference, so nothing more accurate is needed. dQ is owned by row blocks, dK and dV by tiles; no atomics.
@@ -15,11 +16,12 @@ import triton
 import triton.language as tl
 
 from matt_kernels.attention import (
+    load_softmax,
     load_vectors,
-    log_sum_exp,
     masked_scores,
     online_softmax,
     row_fields,
+    store_softmax,
     tile_range,
     tile_tokens,
 )
@@ -27,16 +29,16 @@ from matt_kernels.basis import aim_basis, aim_gram, same_segment, tile_values
 from matt_kernels.launch import row_grid, row_options, score_factors, sizes, strides
 from matt_kernels.long import aim_mse_long_fwd, aim_mse_long_keys, aim_mse_long_queries
 
-LENGTHS = ["row_limit", "tile_limit", "teacher_length", "student_length"]
+LENGTHS = ["softmax_size", "row_limit", "tile_limit", "teacher_length", "student_length"]
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def aim_mse_fwd_kernel(
     teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, own_ptr, shared_ptr, outside_ptr,
-    rows_ptr, tiles_ptr, counts_ptr, teacher_lse_ptr, student_lse_ptr, loss_ptr, correction_ptr,
+    rows_ptr, tiles_ptr, counts_ptr, teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
-    heads, group, row_limit, tile_limit, teacher_length, student_length, scale, softcap,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -68,6 +70,7 @@ def aim_mse_fwd_kernel(
     # |u|², u·x_T, |x_T|², |o|²
     difference = tl.zeros([BLOCK_M], tl.float32)
     cross = tl.zeros([BLOCK_M], tl.float32)
+    ratio = tl.zeros([BLOCK_M], tl.float32)
     shared_square = tl.zeros([BLOCK_M], tl.float32)
     outside_square = tl.zeros([BLOCK_M], tl.float32)
     first_tile, last_tile = tile_range(rows_ptr, numbers, used, row_limit, tile_limit)
@@ -87,7 +90,7 @@ def aim_mse_fwd_kernel(
         weights = weights.to(shared.dtype)
         # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_T] -> [BLOCK_M, BLOCK_T]
         teacher_outside = tl.dot(weights, outside, input_precision=PRECISION)
-        outside_square = outside_square * teacher_factor * teacher_factor
+        outside_square *= teacher_factor * teacher_factor
         outside_square += tl.sum(teacher_outside * teacher_outside, 1)
         # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
         teacher_own = tl.dot(weights, shared, input_precision=PRECISION)
@@ -100,9 +103,12 @@ def aim_mse_fwd_kernel(
         weights, student_factor, student_max, student_sum = online_softmax(scores, student_max, student_sum)
         own = load_vectors(own_ptr, student_tokens, in_student, BLOCK_S, BLOCK_S, BLOCK_S)
         # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-        change = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION) - teacher_own
+        student_own = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION)
+        new_ratio = tl.where(teacher_sum > 0, student_sum / tl.where(teacher_sum > 0, teacher_sum, 1.0), 0.0)
+        change = student_own - new_ratio[:, None] * teacher_own
 
-        drift = student_factor - teacher_factor
+        drift = student_factor * ratio - teacher_factor * new_ratio
+        ratio = new_ratio
         both = student_factor * cross + drift * shared_square
         difference = student_factor * (student_factor * difference + drift * cross) + drift * both
         difference += tl.sum(change * change, 1)
@@ -111,20 +117,23 @@ def aim_mse_fwd_kernel(
 
     outputs = batch_head * row_limit + numbers
     stored = numbers < row_limit
-    tl.store(teacher_lse_ptr + outputs, log_sum_exp(teacher_max, teacher_sum), mask=stored)
-    tl.store(student_lse_ptr + outputs, log_sum_exp(student_max, student_sum), mask=stored)
-    tl.store(loss_ptr + outputs, tl.maximum(difference, 0.0) + outside_square, mask=stored)
-    tl.store(correction_ptr + outputs, difference + cross, mask=stored)
+    store_softmax(teacher_softmax_ptr, outputs, stored, softmax_size, teacher_max, teacher_sum)
+    store_softmax(student_softmax_ptr, outputs, stored, softmax_size, student_max, student_sum)
+    teacher_inverse = tl.where(teacher_sum > 0, 1.0 / tl.where(teacher_sum > 0, teacher_sum, 1.0), 0.0)
+    inverse = tl.where(student_sum > 0, 1.0 / tl.where(student_sum > 0, student_sum, 1.0), 0.0)
+    loss = tl.maximum(difference, 0.0) * inverse * inverse + outside_square * teacher_inverse * teacher_inverse
+    tl.store(loss_ptr + outputs, loss, mask=stored)
+    tl.store(correction_ptr + outputs, (difference + ratio * cross) * inverse * inverse, mask=stored)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def aim_mse_bwd_query_kernel(
     teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, own_ptr, across_ptr,
     rows_ptr, tiles_ptr, counts_ptr, row_weights_ptr, multiplier_ptr,
-    teacher_lse_ptr, student_lse_ptr, correction_ptr, gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
-    heads, group, row_limit, tile_limit, teacher_length, student_length, scale, softcap, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, gradient_scale,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -143,8 +152,8 @@ def aim_mse_bwd_query_kernel(
     teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
     student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
     row_outputs = batch_head * row_limit + numbers
-    teacher_lse = tl.load(teacher_lse_ptr + row_outputs, mask=used, other=float("inf"))
-    student_lse = tl.load(student_lse_ptr + row_outputs, mask=used, other=float("inf"))
+    teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
+    student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
     correction = tl.load(correction_ptr + row_outputs, mask=used, other=0.0)
     teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
     student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
@@ -165,19 +174,22 @@ def aim_mse_bwd_query_kernel(
             SCORE_PRECISION,
         )  # fmt: skip
         across = load_vectors(across_ptr, teacher_tokens, in_teacher, BLOCK_S, BLOCK_S, BLOCK_S)
-        weights = tl.exp2(scores - teacher_lse[:, None])
+        # Rounded before they are normalised: the same digits as in the forward pass, which D comes from.
+        weights = tl.exp2(scores - teacher_max[:, None])
         # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
         teacher_products = tl.dot(weights.to(across.dtype), across, input_precision=PRECISION)
+        teacher_products *= teacher_inverse[:, None]
         key = load_vectors(student_key_ptr, student_tokens, in_student, sk_stride_n, HEAD_DIM, BLOCK_D)
         scores, slope = masked_scores(
             student_query, key, student_tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
             SCORE_PRECISION,
         )  # fmt: skip
         own = load_vectors(own_ptr, student_tokens, in_student, BLOCK_S, BLOCK_S, BLOCK_S)
-        weights = tl.exp2(scores - student_lse[:, None])
+        weights = tl.exp2(scores - student_max[:, None])
         # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-        products = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION) - teacher_products
-        score_gradient = weights * (products - correction[:, None]) * slope
+        products = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION) * student_inverse[:, None]
+        products -= teacher_products
+        score_gradient = weights * student_inverse[:, None] * (products - correction[:, None]) * slope
         # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
         gradient = tl.dot(score_gradient.to(own.dtype), key.to(own.dtype), gradient, input_precision=PRECISION)
 
@@ -193,11 +205,11 @@ def aim_mse_bwd_query_kernel(
 def aim_mse_bwd_key_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
     own_ptr, across_ptr, teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, counts_ptr, row_weights_ptr,
-    multiplier_ptr, teacher_lse_ptr, student_lse_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
+    multiplier_ptr, teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, row_limit, tile_limit, teacher_length, student_length, scale, softcap, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, gradient_scale,
     KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -240,8 +252,8 @@ def aim_mse_bwd_key_kernel(
             rows_ptr, numbers, used, row_limit
         )
         row_outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-        teacher_lse = tl.load(teacher_lse_ptr + row_outputs, mask=used, other=float("inf"))
-        student_lse = tl.load(student_lse_ptr + row_outputs, mask=used, other=float("inf"))
+        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
+        student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
         teacher_query = load_vectors(
             teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
         )
@@ -249,7 +261,7 @@ def aim_mse_bwd_key_kernel(
             teacher_query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
             SOFTCAP, SCORE_PRECISION,
         )  # fmt: skip
-        teacher_weights = tl.exp2(scores - teacher_lse[:, None]).to(own.dtype)
+        teacher_weights = tl.exp2(scores - teacher_max[:, None])
         student_query = load_vectors(
             student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
         )
@@ -257,20 +269,23 @@ def aim_mse_bwd_key_kernel(
             student_query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
             SOFTCAP, SCORE_PRECISION,
         )  # fmt: skip
-        weights = tl.exp2(scores - student_lse[:, None])
+        weights = tl.exp2(scores - student_max[:, None])
         row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-        weighted = weights * row_weights[:, None]
+        weighted = weights * (student_inverse * row_weights)[:, None]
         if VALUE_GRADIENT:
             transposed = tl.trans(weighted.to(own.dtype))
             # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
-            own_sums = tl.dot(transposed, weights.to(own.dtype), own_sums, input_precision=PRECISION)
-            across_sums = tl.dot(transposed, teacher_weights, across_sums, input_precision=PRECISION)
+            normalised = (weights * student_inverse[:, None]).to(own.dtype)
+            own_sums = tl.dot(transposed, normalised, own_sums, input_precision=PRECISION)
+            normalised = (teacher_weights * teacher_inverse[:, None]).to(own.dtype)
+            across_sums = tl.dot(transposed, normalised, across_sums, input_precision=PRECISION)
         if KEY_GRADIENT:
             correction = tl.load(correction_ptr + row_outputs, mask=used, other=0.0)
             # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            teacher_products = tl.dot(teacher_weights, across, input_precision=PRECISION)
+            teacher_products = tl.dot(teacher_weights.to(own.dtype), across, input_precision=PRECISION)
             # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            products = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION) - teacher_products
+            products = tl.dot(weights.to(own.dtype), own, input_precision=PRECISION) * student_inverse[:, None]
+            products -= teacher_products * teacher_inverse[:, None]
             score_gradient = weighted * (products - correction[:, None]) * slope
             # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
             key_gradient = tl.dot(
@@ -307,24 +322,28 @@ def aim_mse_bwd_key_kernel(
 
 
 def aim_mse_fwd(teacher, student, plan, config, scale, softcap):
-    """(sum of squared distances of each row, and what backward needs of it: two base-2 log-sum-exps, u·x_S), each
-    float32 [B, H, m]."""
+    """(sum of squared distances of each row, [B, H, m]; what backward needs: maximum and inverse sum of the teacher's
+    and of the student's softmax, [2, B, H, m], and u·x_S, [B, H, m]), float32."""
     coordinates = aim_basis(teacher[2], student[2], plan, config)
     shape = (*student[0].shape[:2], plan.rows.shape[-1])
-    saved = [torch.empty(shape, dtype=torch.float32, device=student[0].device) for _ in range(4)]
-    teacher_lse, student_lse, loss, correction = saved
+    shapes = (2, *shape), (2, *shape), shape, shape
+    saved = [torch.empty(x, dtype=torch.float32, device=student[0].device) for x in shapes]
+    teacher_softmax, student_softmax, loss, correction = saved
     aim_mse_fwd_kernel[row_grid(plan, student, config)](
         teacher[0], teacher[1], student[0], student[1], *coordinates, plan.rows, plan.tiles, plan.counts, *saved,
         *strides(*teacher[:2], *student[:2]), *sizes(plan, teacher, student), *score_factors(scale, softcap),
         **row_options(config, student, plan, softcap), num_warps=config.forward_warps, num_stages=config.stages,
     )  # fmt: skip
-    aim_mse_long_fwd(teacher, student, plan, config, scale, softcap, teacher_lse, student_lse, loss, correction)
-    return loss, teacher_lse, student_lse, correction
+    aim_mse_long_fwd(teacher, student, plan, config, scale, softcap, *saved)
+    return loss, teacher_softmax, student_softmax, correction
 
 
 def aim_mse_bwd(teacher, student, plan, config, scale, softcap, saved, multiplier, needed):
     """Gradients of the student's q, k, v, None for those not needed, in their dtypes. `multiplier`: float32 [1]."""
-    gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) if y else None for x, y in zip(student, needed, strict=True)]
+    gradients = [
+        torch.zeros_like(x, memory_format=torch.contiguous_format) if y else None
+        for x, y in zip(student, needed, strict=True)
+    ]
     query_gradient, key_gradient, value_gradient = gradients
     grams = aim_gram(teacher[2], student[2], plan, config)
     if query_gradient is not None:
