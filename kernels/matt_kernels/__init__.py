@@ -1,1 +1,12 @@
 """Triton kernels for the Attention Influence Modeling loss. Imports torch and triton only."""
+
+from triton import knobs
+
+from matt_kernels.loss import aim_loss, aim_plan
+
+if knobs.runtime.interpret:
+    from matt_kernels.interpreter import repair_bfloat16
+
+    repair_bfloat16()
+
+__all__ = ["aim_loss", "aim_plan"]

@@ -1,0 +1,230 @@
+"""Which rows see which tokens, and which tokens form a tile: integer work on the segment ids, on their own device.
+
+Everything here is a fixed number of torch operations whose shapes depend only on the shapes of the inputs: no copy to
+the host, no synchronisation. A training loop may make the plan in its data workers instead and move it with `to`.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+# Fields of AimPlan.rows and AimPlan.tiles, in order; the kernels read them by number.
+ROW_FIELDS = ("teacher_query", "student_query", "teacher_low", "teacher_high", "student_low", "student_high")
+ROW_FIELDS += ("tile_low", "tile_high")
+TILE_FIELDS = ("teacher_start", "teacher_stop", "student_start", "student_stop", "row_low", "row_high", "long")
+LONG_FIELDS = ("segment", "teacher_start", "teacher_stop", "student_start", "student_stop")
+
+
+@dataclass(frozen=True)
+class AimPlan:
+    """Rows, tiles and weights of one batch. Unused entries are empty ranges; `counts` says how many are used.
+
+    A row is a segment's query: the last token of the segment on each side, and the interval of tokens it sees there
+    (documents, causality and sliding windows are intervals). A tile is a range of tokens on each side that holds whole
+    segments, so that both sides of a segment meet in it; a segment longer than a tile is cut into tiles of its own,
+    flagged with its place in `long` (others -1).
+    """
+
+    rows: torch.Tensor  # int32 [B, 8, m]
+    tiles: torch.Tensor  # int32 [B, 7, most tiles]
+    long: torch.Tensor  # int32 [B, 5, most long segments]
+    counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
+    row_weights: torch.Tensor  # float32 [B, m] weight of a pair of this row, relative to the largest
+    pair_weight: torch.Tensor  # float32 [] that largest weight
+    teacher_segments: torch.Tensor  # int32 [B, n_T], negative: in no segment
+    student_segments: torch.Tensor  # int32 [B, n_S]
+    widths: tuple[int, int]  # most teacher and student tokens of a tile
+
+    def to(self, device, non_blocking: bool = False) -> "AimPlan":
+        """The same plan on another device."""
+        moved = {x.name: getattr(self, x.name) for x in fields(self)}
+        for name, x in moved.items():
+            if isinstance(x, torch.Tensor):
+                moved[name] = x.to(device, non_blocking=non_blocking)
+        return AimPlan(**moved)
+
+
+def make_plan(
+    teacher_segments: torch.Tensor,
+    student_segments: torch.Tensor,
+    teacher_documents: torch.Tensor | None,
+    student_documents: torch.Tensor | None,
+    *,
+    widths: tuple[int, int],
+    variant: str,
+    causal: bool,
+    sliding_window: int | None,
+    reduction: str,
+) -> AimPlan:
+    """The plan of a batch from ids [B, n] as aim_loss takes them."""
+    most = min(teacher_segments.shape[1], student_segments.shape[1])
+    count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0)
+    pairs = (teacher_segments, teacher_documents), (student_segments, student_documents)
+    sides = [_read_side(*ids, most, count, causal, sliding_window) for ids in pairs]
+    starts, stops = zip(*(_tiles_of_side(x) for x in sides), strict=True)
+    tiles, long, tile_count, long_count = _pack(starts, stops, count, [x.length for x in sides], widths)
+    row_weights, pair_weight = _weights(sides[1], count, variant, causal, reduction)
+    rows, tiles = _meet(sides, tiles, count)
+    return AimPlan(
+        rows=rows.int(),
+        tiles=tiles.int(),
+        long=long.int(),
+        counts=torch.cat([count, tile_count, long_count], 1).int(),
+        row_weights=row_weights.float(),
+        pair_weight=pair_weight.float(),
+        teacher_segments=teacher_segments.int().contiguous(),
+        student_segments=student_segments.int().contiguous(),
+        widths=widths,
+    )
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Per segment, [B, m]; those beyond the count hold n."""
+
+    length: int
+    first: torch.Tensor
+    last: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    document_start: torch.Tensor
+    document_stop: torch.Tensor
+    opens: torch.Tensor  # bool: the first segment of its document
+    used: torch.Tensor  # bool
+
+
+def _read_side(segments, documents, most, count, causal, window) -> _Side:
+    batch, length = segments.shape
+    segments = segments.long()
+    position = torch.arange(length, device=segments.device).expand(batch, length)
+    numbers = torch.arange(most, device=segments.device).expand(batch, most).contiguous()
+    used = numbers < count
+    # Ids rise along the row: special tokens take the id before or after them, and bisection finds the ends.
+    before = segments.masked_fill(segments < 0, -1).cummax(1).values
+    after = segments.masked_fill(segments < 0, length).flip(1).cummin(1).values.flip(1)
+    first = torch.searchsorted(before, numbers)
+    last = torch.searchsorted(after.contiguous(), numbers, right=True) - 1
+    if documents is None:
+        starts, stops = torch.zeros_like(position), torch.full_like(position, length)
+    else:
+        cut = torch.ones_like(documents, dtype=torch.bool)
+        cut[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        starts = position.masked_fill(~cut, 0).cummax(1).values
+        last_of = torch.ones_like(cut)
+        last_of[:, :-1] = cut[:, 1:]
+        stops = (position + 1).masked_fill(~last_of, length).flip(1).cummin(1).values.flip(1)
+    place = last.clamp(0, length - 1)
+    start, stop = starts.gather(1, place), stops.gather(1, place)
+    low, high = start, stop
+    if causal:
+        high = last + 1
+        low = low if window is None else torch.maximum(low, last - window + 1)
+    elif window is not None:
+        low, high = torch.maximum(low, last - window), torch.minimum(high, last + window + 1)
+    opens = used.clone()
+    opens[:, 1:] &= start[:, 1:] != start[:, :-1]
+    ends = (x.masked_fill(~used, length) for x in (first, last, low, high, start, stop))
+    return _Side(length, *ends, opens=opens, used=used)
+
+
+def _tiles_of_side(side: _Side):
+    """Where each segment's share of the row starts and stops: special tokens go with the segment before them, those at
+    the front of a document with its first segment."""
+    start = torch.where(side.opens, side.document_start, side.first)
+    following = torch.full_like(start, side.length)
+    following[:, :-1] = start[:, 1:]
+    closes = torch.ones_like(side.opens)
+    closes[:, :-1] = side.opens[:, 1:] | ~side.used[:, 1:]
+    return start, torch.where(closes, side.document_stop, following)
+
+
+def _pack(starts, stops, count, lengths, widths):
+    """Greedy packing in order. Which segments open a tile: those reached from the first one by 'next that does not
+    fit', found for all at once by doubling the jump."""
+    batch, most = starts[0].shape
+    device = starts[0].device
+    numbers = torch.arange(most, device=device).expand(batch, most)
+    used = numbers < count
+    reach = torch.full_like(numbers, most)
+    is_long = torch.zeros_like(used)
+    pieces = torch.ones_like(numbers)
+    for start, stop, width in zip(starts, stops, widths, strict=True):
+        reach = torch.minimum(reach, torch.searchsorted(stop.contiguous(), start + width, right=True))
+        is_long = is_long | (stop - start > width)
+        pieces = torch.maximum(pieces, -((start - stop) // width))
+    reach = torch.maximum(torch.minimum(reach, count), numbers + 1)
+    opened = torch.zeros(batch, most + 1, dtype=torch.bool, device=device)
+    opened[:, 0] = True
+    jump = torch.full((batch, most + 1), most, dtype=torch.long, device=device)
+    jump[:, :-1] = torch.where(used, reach, most)
+    for _ in range(most.bit_length()):
+        opened = opened.scatter(1, jump.masked_fill(~opened, most), True)
+        jump = jump.gather(1, jump)
+    opens = opened[:, :-1] & used
+    is_long = is_long & used
+    pieces = torch.where(opens, pieces, 0)
+    ends = pieces.cumsum(1)
+    # Two neighbouring tiles hold more than one width of tokens on some side, a long segment one tile per width.
+    most_tiles = min(3 * sum(-(-x // y) for x, y in zip(lengths, widths, strict=True)) + 2, most + sum(lengths))
+    places = torch.arange(most_tiles, device=device).expand(batch, most_tiles).contiguous()
+    opener = torch.searchsorted(ends, places, right=True)
+    valid = opener < most
+    opener = opener.clamp(max=most - 1)
+    piece = places - (ends - pieces).gather(1, opener)
+    closer = reach.gather(1, opener) - 1
+    bounds = []
+    for start, stop, width, length in zip(starts, stops, widths, lengths, strict=True):
+        high = stop.gather(1, closer)
+        low = torch.minimum(start.gather(1, opener) + piece * width, high)
+        high = torch.minimum(high, low + width)
+        bounds += [low.masked_fill(~valid, length), high.masked_fill(~valid, length)]
+    order = is_long.cumsum(1) - 1
+    tile_long = torch.where(is_long.gather(1, opener) & valid, order.gather(1, opener), -1)
+    most_long = sum(x // (y + 1) for x, y in zip(lengths, widths, strict=True)) + 1
+    wanted = torch.arange(most_long, device=device).expand(batch, most_long).contiguous()
+    segment = torch.searchsorted(is_long.cumsum(1), wanted, right=True)
+    place = segment.clamp(max=most - 1)
+    limits = [x.gather(1, place) for pair in zip(starts, stops, strict=True) for x in pair]
+    long = torch.stack([segment, *limits], 1)
+    return [*bounds, tile_long], long, ends[:, -1:], is_long.sum(1, keepdim=True)
+
+
+def _meet(sides, tiles, count):
+    """Tiles each row sees, rows that see each tile."""
+    *bounds, tile_long = tiles
+    teacher, student = sides
+    lows, highs = [], []
+    for side, start, stop in ((teacher, *bounds[:2]), (student, *bounds[2:])):
+        lows.append(torch.searchsorted(stop.contiguous(), side.low.contiguous(), right=True))
+        highs.append(torch.searchsorted(start.contiguous(), side.high.contiguous()))
+    tile_low = torch.minimum(*lows).masked_fill(~student.used, bounds[0].shape[1])
+    tile_high = torch.maximum(*highs).masked_fill(~student.used, 0)
+    # Only what the student sees has a gradient.
+    row_low = torch.searchsorted(student.high.contiguous(), bounds[2].contiguous(), right=True)
+    row_high = torch.minimum(torch.searchsorted(student.low.contiguous(), bounds[3].contiguous()), count)
+    fields_of_rows = teacher.last, student.last, teacher.low, teacher.high, student.low, student.high
+    rows = torch.stack([*fields_of_rows, tile_low, tile_high], 1)
+    return rows, torch.stack([*bounds, row_low, row_high, tile_long], 1)
+
+
+def _weights(side: _Side, count, variant, causal, reduction):
+    """Weight of one pair of each row: relative to the largest one, and the largest one. Zero rows weigh nothing."""
+    batch, most = side.first.shape
+    numbers = torch.arange(most, device=side.first.device).expand(batch, most)
+    opener = numbers.masked_fill(~side.opens, 0).cummax(1).values
+    following = torch.full_like(numbers, most)
+    following[:, :-1] = numbers[:, 1:].masked_fill(~side.opens[:, 1:], most)
+    following = torch.minimum(following.flip(1).cummin(1).values.flip(1), count)
+    size = following - opener
+    if variant == "aim_star":
+        pairs, total = torch.ones_like(size), size
+    elif causal:
+        pairs, total = numbers - opener + 1, size * (size + 1) // 2
+    else:
+        pairs, total = size, size * size
+    if reduction == "pairs":
+        weights = side.used.double()
+        return weights, 1 / (pairs * side.used).sum().clamp(min=1).double()
+    weights = torch.where(side.used, 1 / total.clamp(min=1).double(), 0.0)
+    largest = weights.amax()
+    return weights / largest, largest / side.opens.sum().clamp(min=1)
