@@ -1,4 +1,4 @@
-"""Every shipped tile shape, and what it was chosen by: `make kernel-report` (benchmarks/KERNELS.md), not a GPU."""
+"""Every tile shape in one place. They are first guesses: no report and no GPU has chosen them yet."""
 
 from dataclasses import dataclass, replace
 

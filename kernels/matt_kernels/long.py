@@ -17,7 +17,8 @@ LENGTHS = ["softmax_size", "row_limit", "tile_limit", "long_limit", "teacher_len
 
 @triton.jit
 def segment_vectors(
-    query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride, value_stride, scale, softcap,
+    query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
+    value_stride, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +46,8 @@ def aim_mse_long_row_kernel(
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit,
+    gradient_scale,
     BACKWARD: tl.constexpr,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -152,7 +154,8 @@ def aim_mse_long_key_kernel(
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit, gradient_scale,
+    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit,
+    gradient_scale,
     KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,

@@ -67,7 +67,7 @@ def aim_loss(
         plan: of these ids and options, from aim_plan; None makes it.
 
     Tensors are float32, bfloat16 or float16, all the same, on a GPU (or anywhere with TRITON_INTERPRET=1). Sums are in
-    float32; float32 inputs never meet a single tf32 product. Memory beyond the gradients is linear in n: 12 bytes per
+    float32; float32 inputs never meet a single tf32 product. Memory beyond the gradients is linear in n: 20 bytes per
     query row and head kept for backward, and `(n_S + 2 n_T) * 32` numbers per key head while a pass runs.
 
     Returns:
