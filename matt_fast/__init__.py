@@ -1,6 +1,6 @@
 """matt-fast: give a pretrained language model a new tokenizer and keep what the model knows.
 
-The names below are imported when they are first used: `aim_loss` alone needs torch only.
+The names below are imported when they are first used: `aim_loss` alone needs torch and NumPy only.
 """
 
 from importlib import import_module

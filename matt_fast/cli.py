@@ -71,7 +71,8 @@ def transfer(
     from matt_fast.recipe import transfer as run
     from matt_fast.training import TrainingOptions
 
-    with clear_errors():
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
+    with clear_errors(), ProgressDisplay(console, steps) as display:
         training = TrainingOptions(
             steps=steps,
             lr=lr,
@@ -83,8 +84,6 @@ def transfer(
             backend=backend,
             attn_implementation=attn_implementation,
         )
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
-    with clear_errors(), ProgressDisplay(console, steps) as display:
         result = run(
             model,
             tokenizer,

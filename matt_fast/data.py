@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.segments import align_segments_batch
+from matt_fast.segments import SPECIAL, align_segments_batch
 from matt_fast.vocabulary import special_affixes
 
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
 TOKENISE_TOGETHER = 16
 SHUFFLE_BUFFER = 256  # documents
-SPECIAL = -100
 
 
 def read_documents(source: str | Path, *, split: str = "train", text_field: str = "text", seed: int | None = None):
@@ -30,7 +29,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
             such files, or the name of a dataset on the hub.
         split: of a hub dataset.
-        text_field: the column that holds the text.
+        text_field: the column that holds the text, in all but .txt and .md files.
         seed: shuffle with this seed; in the order of the source if None.
 
     Returns:
@@ -50,22 +49,22 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
             raise ValueError(f"data: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
         parts = []
         for name, paths in by_format.items():
-            options = {"sample_by": "document"} if name == "text" else {}
-            parts.append(load_dataset(name, data_files=paths, split="train", streaming=True, **options))
+            options, field = ({"sample_by": "document"}, "text") if name == "text" else ({}, text_field)
+            parts.append((load_dataset(name, data_files=paths, split="train", streaming=True, **options), field))
     else:
         try:
-            parts = [load_dataset(str(source), split=split, streaming=True)]
+            parts = [(load_dataset(str(source), split=split, streaming=True), text_field)]
         except Exception as error:  # datasets raises many kinds, and few name the argument
             raise ValueError(
                 f"data: {str(source)!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
             ) from error
-    for index, part in enumerate(parts):
-        columns = part.column_names or list(next(iter(part), {text_field: ""}))
-        field = "text" if len(parts) > 1 and "text" in columns else text_field
+    texts = []
+    for part, field in parts:
+        columns = part.column_names or list(next(iter(part), {field: ""}))
         if field not in columns:
-            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {text_field!r}")
-        parts[index] = part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"})
-    dataset = concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {field!r}")
+        texts.append(part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"}))
+    dataset = concatenate_datasets(texts) if len(texts) > 1 else texts[0]
     if seed is not None:
         dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     return _Texts(dataset)

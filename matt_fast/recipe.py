@@ -1,5 +1,6 @@
 """The recipe: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
+import copy
 import resource
 import sys
 import time
@@ -128,7 +129,9 @@ def transfer(
 
     stages.begin("vocabulary")
     trunk = teacher.load(dtype, n_layers)
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
+    else:
         tokenizer = teacher.load_tokenizer(tokenizer)
     vocabulary = VocabularyPair(teacher.load_tokenizer(), tokenizer, len(trunk.get_input_embeddings().weight))
 

@@ -102,7 +102,8 @@ def train(
         for batch in micro_batches:
             progress.tokens += batch.tokens
             progress.skipped.update(batch.skipped)
-            seen += torch.bincount(batch.student_ids[batch.student_segments >= 0], minlength=len(seen))
+            in_text = batch.student_ids[batch.student_segments >= 0]
+            seen.index_add_(0, in_text, torch.ones_like(in_text))
         micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
         rows = table.rows(_distinct_ids(micro_batches, accelerator))
         progress.step = step
@@ -158,15 +159,14 @@ def _step(model, rows, micro_batches, n_layers, options, optimizer, accelerator,
         loss += part.detach()
     gradient = torch.zeros_like(rows.trainable) if rows.trainable.grad is None else rows.trainable.grad
     loss, gradient = accelerator.reduce((loss, gradient), reduction="mean")
-    norm = gradient.norm()
-    value = loss.item()
-    if not math.isfinite(value) or not math.isfinite(norm.item()):
+    value, norm = torch.stack([loss, gradient.norm()]).tolist()  # the step's one wait for the device
+    if not math.isfinite(value) or not math.isfinite(norm):
         raise FloatingPointError(
-            f"the loss ({value}) or the gradient's norm ({norm.item()}) is not finite at step {step}; "
+            f"the loss ({value}) or the gradient's norm ({norm}) is not finite at step {step}; "
             "a lower lr, or float32 instead of a half precision, may help"
         )
-    if options.max_grad_norm is not None:
-        gradient *= (options.max_grad_norm / norm.clamp_min(1e-12)).clamp_max(1)
+    if options.max_grad_norm is not None and norm > options.max_grad_norm:
+        gradient *= options.max_grad_norm / norm
     optimizer.step(rows.slots, gradient)
     return value
 

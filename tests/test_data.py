@@ -99,7 +99,7 @@ def write(path, kind):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt"])
 def test_every_format_is_read(tmp_path, kind):
     path = write(tmp_path / f"file.{kind}", kind)
-    documents = read_documents(path, text_field="text" if kind == "txt" else "body")
+    documents = read_documents(path, text_field="body")
     assert list(documents) == (["".join(TEXTS)] if kind == "txt" else TEXTS)
     assert len(list(documents)) > 0  # a second time
 
