@@ -35,8 +35,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NEW_TOKENS = 500
-# A token may be anything inside one of these: a line end with its indentation and the line up to a digit, or the rest of
-# a line from a digit on. Digits stay single, as in the model's own vocabulary.
+# A token may be anything inside one of these: a line end with its indentation and the line up to a digit, or the rest
+# of a line behind a digit. Digits stay single, as in the model's own vocabulary.
 PRE_TOKENS = r"\n+[^\S\n]*(?:[^\n\p{N}]*)|\p{N}|[^\n\p{N}]+"
 NOT_PROSE = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "__pycache__"}
 HELD_OUT_MODULES = 40
