@@ -475,7 +475,7 @@ def bad_calls():
         "metric": ({"metric": "l1"}, ValueError, "metric must be"),
         "reduction": ({"reduction": "sum"}, ValueError, "reduction must be"),
         "backend": ({"backend": "cuda"}, ValueError, "backend must be"),
-        "triton": ({"backend": "triton"}, NotImplementedError, 'use backend="torch"'),
+        "triton": ({"backend": "triton"}, TypeError, "got float64: use backend='torch'"),
         "window": ({"sliding_window": 0}, ValueError, "sliding_window must be at least 1; got 0"),
         "window kind": ({"sliding_window": 2.5}, TypeError, "sliding_window must be an int"),
         "softcap": ({"softcap": -1.0}, ValueError, "softcap must be above 0"),

@@ -1,4 +1,4 @@
-"""Rounding: the torch engine's error against float64 is at most twice the eager formula's own, in every dtype.
+"""Rounding: the engines' error against float64 is at most twice the eager formula's own, in every dtype.
 
 Errors are root mean squares over seeds: one draw of a rounding error can be zero by luck.
 """
@@ -9,7 +9,8 @@ import torch
 
 from matt_fast.loss import aim_loss
 
-SEEDS = 8
+SEEDS, MORE_SEEDS = 8, 32
+ENGINES = "eager", "torch", "triton"
 
 
 def text_like(count, generator):
@@ -44,14 +45,17 @@ def results(dtype, backend, teacher, student, *segments, **options):
 
 def errors(dtype, noise, **options):
     """[engine, (value, dq, dk, dv)] relative errors against float64 on the same inputs."""
-    squares = np.zeros((2, 4))
-    for seed in range(SEEDS):
+    # the value's error changes sign from draw to draw where it is largest: more draws to tell its size
+    unsteady = dtype == torch.float32 and noise == 1e-3 and options["metric"] == "mse"
+    seeds = MORE_SEEDS if unsteady else SEEDS
+    squares = np.zeros((len(ENGINES), 4))
+    for seed in range(seeds):
         inputs = draw(dtype, noise, seed)
         exact = results(torch.float64, "eager", *inputs, **options)
-        for engine, backend in enumerate(("eager", "torch")):
+        for engine, backend in enumerate(ENGINES):
             found = results(dtype, backend, *inputs, **options)
             squares[engine] += [float((x - y).norm() / y.norm()) ** 2 for x, y in zip(found, exact, strict=True)]
-    return np.sqrt(squares / SEEDS)
+    return np.sqrt(squares / seeds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -59,9 +63,10 @@ def errors(dtype, noise, **options):
 @pytest.mark.parametrize("metric", ["mse", "cosine"])
 @pytest.mark.parametrize("variant", ["aim", "aim_star"])
 def test_error_is_at_most_twice_eagers(variant, metric, noise, dtype):
-    eager, blockwise = errors(dtype, noise, variant=variant, metric=metric)
+    eager, *engines = errors(dtype, noise, variant=variant, metric=metric)
     # One rounding of the result is free.
-    assert (blockwise <= 2 * eager + torch.finfo(torch.float32).eps / 4).all(), (eager, blockwise)
+    for name, found in zip(ENGINES[1:], engines, strict=True):
+        assert (found <= 2 * eager + torch.finfo(torch.float32).eps / 4).all(), (name, eager, found)
 
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-5])

@@ -1,7 +1,10 @@
-"""What all kernels share: rows, keys, masked scores, one online-softmax step."""
+"""What all kernels share: rows, tiles, operands, masked scores, softmax weights."""
 
 import triton
 import triton.language as tl
+
+# Fields of the plan's rows, tiles and long segments by number; see plan.py.
+ROWS, TILES, LONG, COUNTS = tl.constexpr(10), tl.constexpr(7), tl.constexpr(5), tl.constexpr(3)
 
 
 @triton.jit
@@ -15,40 +18,91 @@ def load_vectors(ptr, positions, wanted, stride_n, SIZE: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def row_fields(rows_ptr, numbers, used, row_limit):
-    """AimPlan.rows of a block: (teacher query, student query, teacher low, teacher high, student low, student high).
-    An unused row sees the empty interval [0, 0)."""
-    teacher_query = tl.load(rows_ptr + numbers, mask=used, other=0)
-    student_query = tl.load(rows_ptr + row_limit + numbers, mask=used, other=0)
-    teacher_low = tl.load(rows_ptr + 2 * row_limit + numbers, mask=used, other=0)
-    teacher_high = tl.load(rows_ptr + 3 * row_limit + numbers, mask=used, other=0)
-    student_low = tl.load(rows_ptr + 4 * row_limit + numbers, mask=used, other=0)
-    student_high = tl.load(rows_ptr + 5 * row_limit + numbers, mask=used, other=0)
-    return teacher_query, student_query, teacher_low, teacher_high, student_low, student_high
+def store_vectors(ptr, positions, vectors, wanted, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """The opposite, into a contiguous [n, SIZE]."""
+    columns = tl.arange(0, BLOCK)
+    offsets = positions.to(tl.int64)[:, None] * SIZE + columns[None, :]
+    mask = wanted[:, None] & (columns < SIZE)[None, :]
+    tl.store(ptr + offsets, vectors.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def tile_range(rows_ptr, numbers, used, row_limit, tile_limit):
+def load_row(rows_ptr, numbers, used, row_limit, SIDE: tl.constexpr):
+    """(position of the query, first token seen, where tokens seen stop) on one side, 0 the teacher's, 1 the student's.
+    An unused row sees nothing."""
+    position = tl.load(rows_ptr + SIDE * row_limit + numbers, mask=used, other=0)
+    low = tl.load(rows_ptr + (2 + 2 * SIDE) * row_limit + numbers, mask=used, other=2147483647)
+    high = tl.load(rows_ptr + (3 + 2 * SIDE) * row_limit + numbers, mask=used, other=0)
+    return position, low, high
+
+
+@triton.jit
+def load_tile_range(rows_ptr, numbers, used, row_limit):
     """Tiles that some row of a block sees."""
-    low = tl.load(rows_ptr + 6 * row_limit + numbers, mask=used, other=tile_limit)
+    low = tl.load(rows_ptr + 6 * row_limit + numbers, mask=used, other=2147483647)
     high = tl.load(rows_ptr + 7 * row_limit + numbers, mask=used, other=0)
     return tl.min(low), tl.max(high)
 
 
 @triton.jit
-def tile_tokens(tiles_ptr, tile, tile_limit, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr):
-    """(teacher tokens, where they stop, student tokens, where they stop) of a tile."""
-    teacher_tokens = tl.load(tiles_ptr + tile) + tl.arange(0, BLOCK_T)
-    student_tokens = tl.load(tiles_ptr + 2 * tile_limit + tile) + tl.arange(0, BLOCK_S)
-    teacher_stop = tl.load(tiles_ptr + tile_limit + tile)
-    return teacher_tokens, teacher_stop, student_tokens, tl.load(tiles_ptr + 3 * tile_limit + tile)
+def load_pair_range(rows_ptr, numbers, used, row_limit):
+    """The segments that each row forms a pair with."""
+    low = tl.load(rows_ptr + 8 * row_limit + numbers, mask=used, other=0)
+    return low, tl.load(rows_ptr + 9 * row_limit + numbers, mask=used, other=0)
+
+
+@triton.jit
+def load_tile(tiles_ptr, tile, tile_limit, SIDE: tl.constexpr):
+    """(first token, where they stop) of a tile on one side."""
+    start = tl.load(tiles_ptr + 2 * SIDE * tile_limit + tile)
+    return start, tl.load(tiles_ptr + (2 * SIDE + 1) * tile_limit + tile)
+
+
+@triton.jit
+def load_ids(ids_ptr, tokens, stop):
+    return tl.load(ids_ptr + tokens, mask=tokens < stop, other=-1)
+
+
+@triton.jit
+def same_segment(ids, others):
+    return (ids[:, None] == others[None, :]) & (ids >= 0)[:, None]
+
+
+@triton.jit
+def widen(x):
+    """float16 as float32: it does not hold what softmax weights and gradients need."""
+    if x.dtype == tl.float16:
+        return x.to(tl.float32)
+    else:
+        return x
+
+
+@triton.jit
+def operand(x, KIND: tl.constexpr):
+    """x as a product in a loop takes it: "bf16", "tf32" (float32 with 11 bits) or "fp32".
+
+    Rounded here and not by the tensor core, so that both sides, both passes and the interpreter see the same digits.
+    """
+    if KIND == "bf16":
+        return x.to(tl.bfloat16)
+    elif KIND == "tf32":
+        bits = x.to(tl.int32, bitcast=True) + 0x1000
+        return (bits & -8192).to(tl.float32, bitcast=True)
+    else:
+        return x
 
 
 @triton.jit
 def masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     """(scores in base 2 with -inf where a row does not see a token, derivative of soft-capping)."""
     # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK] -> [BLOCK_M, BLOCK]
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+    return mask_scores(scores, tokens, stop, low, high, scale, softcap, SOFTCAP)
+
+
+@triton.jit
+def mask_scores(products, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr):
+    scores = products * scale
     slope = 1.0
     if SOFTCAP:
         # scale is that of plain logits over the cap here; the base changes after the cap
@@ -67,18 +121,6 @@ def tanh(x):
     square = x * x
     series = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
     return tl.where(tl.abs(x) < 0.2, series, tl.where(x < 0, -quotient, quotient))
-
-
-@triton.jit
-def online_softmax(scores, running_max, running_sum):
-    """(weights up to the row's final sum, factor for those of earlier tiles, new maximum, new sum). The maximum is
-    rounded up to an integer, so that the factors are powers of 2 and change no digit."""
-    new_max = tl.maximum(running_max, tl.ceil(tl.max(scores, 1)))
-    # A row that has seen nothing yet stays at -inf: subtract 0 there.
-    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.exp2(scores - finite_max[:, None])
-    factor = tl.exp2(running_max - finite_max)
-    return weights, factor, new_max, running_sum * factor + tl.sum(weights, 1)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Every tile shape in one place. They are first guesses: no report and no GPU has chosen them yet."""
+"""Every tile shape in one place, chosen by `make kernel-report`: no spills first, then the least modelled time."""
 
 from dataclasses import dataclass, replace
 
@@ -7,54 +7,118 @@ import triton
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One kernel's block of rows (and of tokens, where tiles do not say), warps and pipeline stages."""
+
+    block_m: int = 64
+    block_n: int = 64
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
 class Config:
     """Shapes and options of all kernels for one head dimension, dtype and target."""
 
-    block_m: int  # query rows
-    block_t: int  # teacher tokens of a tile
-    block_s: int  # student tokens of a tile
+    widths: tuple[int, int]  # most teacher and student tokens of a tile
     block_d: int  # head dimension of queries and keys, padded
     block_dv: int  # head dimension of values, padded
-    coordinate_dtype: torch.dtype  # of what is kept per token, and of softmax weights in products
+    block_v: int  # slice of the values that factors and dV work on at a time
+    kind: str  # operands of products in loops: "bf16", "tf32" or "fp32"; see attention.operand
     score_precision: str  # input_precision of q·k
     product_precision: str  # of all other products in the loops
+    factor_kind: str  # of the operands of products with the factors of a tile
+    factor_precision: str
     exact_precision: str  # of what is done once per tile
-    forward_warps: int = 4
-    query_warps: int = 4
-    key_warps: int = 4
-    long_warps: int = 4
-    basis_warps: int = 4
-    stages: int = 2
+    softmax: Launch
+    factors: Launch
+    rows: Launch
+    columns: Launch
+    long_rows: Launch
+    long_columns: Launch
+    attend: Launch  # aim_star forward
+    attend_rows: Launch  # its dQ
+    attend_columns: Launch  # its dK and dV
 
-    def with_blocks(self, block_m: int, block_t: int, block_s: int) -> "Config":
-        return replace(self, block_m=block_m, block_t=block_t, block_s=block_s)
+    def with_blocks(self, block: int) -> "Config":
+        """The same with blocks and tiles of one size, for tests on small inputs."""
+        launches = {x: replace(y, block_m=block, block_n=block) for x, y in vars(self).items() if isinstance(y, Launch)}
+        return replace(self, widths=(block, block), block_v=16, **launches)
 
 
-def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, target: str) -> Config:
+def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str, target: str) -> Config:
     """`target` is "cuda:90"-like: backend and compute capability, "hip" or "cpu" (the interpreter).
 
     bfloat16 keeps bfloat16 operands, as flash attention does. float16 does not hold the small weights and gradients of
-    long rows, so its loops use tf32, which has the same 11 bits. float32 uses three tf32 products.
+    long rows, so its loops use tf32, which has the same 11 bits. float32 uses three tf32 products. The cosine's norms
+    need the next better kind: rounding of a single weight does not average out over a vector as in the plain formula.
     """
     block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (head_dim, value_dim))
+    kind = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "fp32"}[dtype]
     exact = "tf32x3" if target.startswith("cuda") else "ieee"
-    half = dtype in (torch.bfloat16, torch.float16)
-    product = "ieee" if target.startswith("hip") else "tf32"
-    large = max(block_d, block_dv) > 128
+    half = "tf32" if target.startswith("cuda") else "ieee"
+    better = {"bf16": "tf32", "tf32": "fp32", "fp32": "fp32"}
+    factor_kind = better[kind] if metric == "cosine" else kind
+    size = max(block_d, block_dv)
+    # The three products of tf32x3 do not fit beside each other into the shared memory of these cards at 256.
+    small = size > 128 and target in ("cuda:86", "cuda:89", "cuda:120")
+    precision = {"bf16": half, "tf32": half, "fp32": "ieee" if small else exact}
     return Config(
-        block_m=32 if large and not half else 64,
-        block_t=32,
-        block_s=32,
+        widths=(16, 16) if kind == "fp32" and size > 64 else (32, 32),
         block_d=block_d,
         block_dv=block_dv,
-        coordinate_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
-        score_precision=product if half else exact,
-        product_precision=product if half else exact,
+        # The factors' float32 products fill the registers: with wider slices they spill.
+        block_v=8 if target.startswith("cuda") else min(32, block_dv),
+        kind=kind,
+        score_precision=precision[kind],
+        product_precision=precision[kind],
+        factor_kind=factor_kind,
+        factor_precision=precision[factor_kind],
         exact_precision=exact,
-        query_warps=8 if large else 4,
-        key_warps=8 if large else 4,
-        long_warps=8 if large else 4,
+        **_launches(kind, metric, size, target),
     )
+
+
+# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. On NVIDIA eight warps form some
+# products of so few rows twice: they are for what would spill with four.
+_TABLE = {
+    "softmax": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
+    "factors": ((64, 64, 2, 1), (64, 64, 2, 1), (64, 64, 2, 1)),
+    "rows": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
+    "columns": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
+    "cosine": ((16, 64, 4, 1), (16, 64, 4, 1), (16, 64, 8, 1)),  # rows and columns
+    "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
+    "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 32, 8, 1)),
+    "attend": ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
+    "attend_rows": ((32, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
+    "attend_columns": ((32, 64, 4, 2), (16, 64, 8, 1), (16, 64, 8, 1)),
+}
+# What spills on one target only.
+_EXCEPTIONS = {
+    ("cuda:90", "rows", 0): (64, 64, 8, 2),
+    ("cuda:120", "cosine", 1): (16, 64, 8, 1),
+    ("cuda:120", "attend", 1): (64, 32, 4, 1),
+}
+
+
+def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launch]:
+    # Operands of four bytes take the registers of the next size.
+    place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
+    found = {x: Launch(*_EXCEPTIONS.get((target, x, place), y[place])) for x, y in _TABLE.items()}
+    cosine = found.pop("cosine")
+    if metric == "cosine":
+        found |= {"rows": cosine, "columns": cosine}
+    if kind == "fp32":
+        # Three products each, of operands twice the size: what fits into the shared memory of the smallest cards.
+        block = 16 if size > 64 else 32
+        found = {x: replace(y, block_m=min(y.block_m, block), block_n=block, stages=1) for x, y in found.items()}
+        found["softmax"] = replace(found["softmax"], block_n=32)
+        if size > 128:
+            found = {x: y if x == "factors" else replace(y, warps=8) for x, y in found.items()}
+    if target == "hip":
+        # Up to 512 registers with 4 warps, 256 with 8; a second stage copies the loop's body.
+        found = {x: replace(y, warps=min(y.warps, 4), stages=1) for x, y in found.items()}
+    return found
 
 
 def target_of(device: torch.device) -> str:

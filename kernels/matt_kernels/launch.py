@@ -1,14 +1,23 @@
 """Arguments that several launchers pass alike."""
 
+from contextlib import nullcontext
+
+import torch
 import triton
 
 LOG2_E = 1.4426950408889634
+# Arguments that change with the lengths of a batch: kernels are not compiled again for them.
+LENGTHS = ["softmax_size", "row_limit", "tile_limit", "long_limit", "teacher_length", "student_length"]
 
 
-def row_grid(plan, student, config) -> tuple[int, int]:
+def row_grid(plan, query, block_m: int) -> tuple[int, int]:
     """One program per block of rows and head."""
-    batch, heads = student[0].shape[:2]
-    return triton.cdiv(plan.rows.shape[-1], config.block_m), batch * heads
+    return triton.cdiv(plan.rows.shape[-1], block_m), query.shape[0] * query.shape[1]
+
+
+def tile_grid(plan, key) -> tuple[int, int]:
+    """One program per tile and key head."""
+    return plan.tiles.shape[-1], key.shape[0] * key.shape[1]
 
 
 def strides(*tensors) -> list[int]:
@@ -17,10 +26,17 @@ def strides(*tensors) -> list[int]:
 
 
 def sizes(plan, teacher, student) -> tuple[int, ...]:
+    """heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length."""
     batch, heads = student[0].shape[:2]
-    lengths = teacher[0].shape[2], student[0].shape[2]
     row_limit = plan.rows.shape[-1]
-    return heads, heads // student[1].shape[1], batch * heads * row_limit, row_limit, plan.tiles.shape[-1], *lengths
+    limits = row_limit, plan.tiles.shape[-1], plan.long.shape[-1]
+    return (
+        heads,
+        heads // student[1].shape[1],
+        batch * heads * row_limit,
+        *limits,
+        *(x[0].shape[2] for x in (teacher, student)),
+    )
 
 
 def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:
@@ -28,15 +44,6 @@ def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:
     return (scale * LOG2_E, 1.0) if softcap is None else (scale / softcap, softcap * LOG2_E)
 
 
-def row_options(config, student, plan, softcap) -> dict:
-    """Constants of every kernel that walks rows and tiles."""
-    return {
-        "SOFTCAP": softcap is not None,
-        "BLOCK_M": config.block_m,
-        "BLOCK_T": plan.widths[0],
-        "BLOCK_S": plan.widths[1],
-        "HEAD_DIM": student[0].shape[-1],
-        "BLOCK_D": config.block_d,
-        "SCORE_PRECISION": config.score_precision,
-        "PRECISION": config.product_precision,
-    }
+def on_device(x: torch.Tensor):
+    """Triton launches on the current CUDA device: make it the tensors' own."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,78 +1,104 @@
 """Segments longer than a tile: exact, and rare enough to be simple.
 
-Other kernels cut such a segment into tiles without coordinates: it takes its share of the softmax there and forms no
-pair. Here its vectors s_T and s_S are summed up in d dimensions from the final weights, and what its pairs add to loss,
-correction and gradients is added. Without a long segment every program ends at once.
+Other kernels cut such a segment into tiles of zeros: it takes its share of the softmax there and forms no pair. Here
+its vectors s_T and s_S are summed up in d dimensions from the final weights, and what its pairs add to loss, correction
+and gradients comes from these. Without a long segment every program ends at once.
 """
 
 import triton
 import triton.language as tl
 
-from matt_kernels.attention import load_softmax, load_vectors, masked_scores, row_fields, softmax_weights, tile_tokens
-from matt_kernels.basis import tile_values
-from matt_kernels.launch import row_grid, row_options, score_factors, sizes, strides
-
-LENGTHS = ["softmax_size", "row_limit", "tile_limit", "long_limit", "teacher_length", "student_length"]
+from matt_kernels.aim import COSINE_EPSILON
+from matt_kernels.attention import (
+    COUNTS,
+    LONG,
+    ROWS,
+    TILES,
+    load_ids,
+    load_pair_range,
+    load_row,
+    load_softmax,
+    load_tile,
+    load_vectors,
+    masked_scores,
+    operand,
+    softmax_weights,
+    store_vectors,
+    widen,
+)
+from matt_kernels.launch import LENGTHS, row_grid, score_factors, sizes, strides, tile_grid
 
 
 @triton.jit
 def segment_vectors(
     query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
     value_stride, scale, softcap,
-    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sum of weight times value over the tokens of one segment, [BLOCK_M, BLOCK_DV]."""
     vectors = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for first in range(start, stop, BLOCK):
-        tokens, ids, values = tile_values(
-            value_ptr, ids_ptr, first, stop, value_stride, BLOCK, VALUE_DIM, BLOCK_DV
-        )  # fmt: skip
-        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride, HEAD_DIM, BLOCK_D)
+    stop = tl.minimum(stop, tl.max(high))
+    for first in range(start, stop, BLOCK_N):
+        tokens = first + tl.arange(0, BLOCK_N)
+        inside = load_ids(ids_ptr, tokens, stop) == segment
+        key = load_vectors(key_ptr, tokens, inside, key_stride, HEAD_DIM, BLOCK_D)
         scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = tl.where((ids == segment)[None, :], softmax_weights(scores, final_max, inverse_sum), 0.0)
-        if values.dtype == tl.float16:
-            values = values.to(tl.float32)
-        # [BLOCK_M, BLOCK] @ [BLOCK, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
-        vectors = tl.dot(weights.to(values.dtype), values, vectors, input_precision=PRECISION)
+        weights = tl.where(inside[None, :], softmax_weights(scores, final_max, inverse_sum), 0.0)
+        values = widen(load_vectors(value_ptr, tokens, inside, value_stride, VALUE_DIM, BLOCK_DV))
+        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
+        vectors = tl.dot(operand(weights, KIND), values, vectors, input_precision=PRECISION)
     return vectors
 
 
+@triton.jit
+def vector_terms(student, teacher, METRIC: tl.constexpr):
+    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
+    change = student - teacher
+    if METRIC == "mse":
+        return tl.sum(change * change, 1), change
+    student_inverse = tl.rsqrt(tl.sum(student * student, 1) + COSINE_EPSILON)
+    teacher_inverse = tl.rsqrt(tl.sum(teacher * teacher, 1) + COSINE_EPSILON)
+    unit = student * student_inverse[:, None]
+    change = unit - teacher * teacher_inverse[:, None]
+    epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
+    distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
+    return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
+
+
 @triton.jit(do_not_specialize=LENGTHS)
-def aim_mse_long_row_kernel(
+def aim_long_rows_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
-    teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr, multiplier_ptr,
+    teacher_ids_ptr, student_ids_ptr, rows_ptr, long_ptr, counts_ptr,
     teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit,
-    gradient_scale,
-    BACKWARD: tl.constexpr,
-    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length, scale, softcap,
+    METRIC: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
-    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Forward: adds to loss and correction of a block of rows. Backward: adds to dQ."""
+    """Stores what long segments add to loss, correction and Σ a_S h k of a block of rows; aim_rows starts from it."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     kv_head = head // group
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    used = numbers < tl.load(counts_ptr + batch * 3)
-    long_count = tl.load(counts_ptr + batch * 3 + 2)
-    rows_ptr += batch * 8 * row_limit
-    long_ptr += batch * 5 * long_limit
-    if (long_count > 0) & (tl.program_id(0) * BLOCK_M < tl.load(counts_ptr + batch * 3)):
-        teacher_row, student_row, teacher_low, teacher_high, student_low, student_high = row_fields(
-            rows_ptr, numbers, used, row_limit
-        )
+    row_count = tl.load(counts_ptr + batch * COUNTS)
+    long_count = tl.load(counts_ptr + batch * COUNTS + 2)
+    if (long_count > 0) & (tl.program_id(0) * BLOCK_M < row_count):
+        numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+        used = numbers < row_count
+        rows_ptr += batch * ROWS * row_limit
+        long_ptr += batch * LONG * long_limit
+        teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
+        student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
+        pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
         teacher_query_ptr += batch * tq_stride_b + head * tq_stride_h
         student_query_ptr += batch * sq_stride_b + head * sq_stride_h
-        teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
-        student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
-        row_outputs = batch_head * row_limit + numbers
-        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
-        student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
+        outputs = batch_head * row_limit + numbers
+        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
+        student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -82,99 +108,84 @@ def aim_mse_long_row_kernel(
         loss = tl.zeros([BLOCK_M], tl.float32)
         correction = tl.zeros([BLOCK_M], tl.float32)
         gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        teacher_end, student_end = tl.max(teacher_high), tl.max(student_high)
         for number in range(long_count):
             segment = tl.load(long_ptr + number)
-            teacher_start, teacher_stop = (
-                tl.load(long_ptr + long_limit + number),
-                tl.load(long_ptr + 2 * long_limit + number),
-            )
-            student_start, student_stop = (
-                tl.load(long_ptr + 3 * long_limit + number),
-                tl.load(long_ptr + 4 * long_limit + number),
-            )
-            teacher_vectors = segment_vectors(
+            teacher_start = tl.load(long_ptr + long_limit + number)
+            teacher_stop = tl.load(long_ptr + 2 * long_limit + number)
+            start = tl.load(long_ptr + 3 * long_limit + number)
+            stop = tl.load(long_ptr + 4 * long_limit + number)
+            teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
+            teacher = segment_vectors(
                 teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
-                tl.minimum(teacher_stop, teacher_end), teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr,
-                tk_stride_n, tv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
-                VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
+                teacher_stop, teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale,
+                softcap, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION,
+                PRECISION,
             )  # fmt: skip
-            vectors = segment_vectors(
-                student_query, student_max, student_inverse, student_low, student_high, segment, student_start,
-                tl.minimum(student_stop, student_end), student_key_ptr, student_value_ptr, student_ids_ptr,
-                sk_stride_n, sv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
-                VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
+            query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
+            student = segment_vectors(
+                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
+                SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
-            change = vectors - teacher_vectors
-            if BACKWARD:
-                for first in range(student_start, tl.minimum(student_stop, student_end), BLOCK_S):
-                    tokens, ids, values = tile_values(
-                        student_value_ptr, student_ids_ptr, first, student_stop, sv_stride_n, BLOCK_S, VALUE_DIM,
-                        BLOCK_DV,
-                    )  # fmt: skip
-                    kept = tokens < student_stop
-                    key = load_vectors(student_key_ptr, tokens, kept, sk_stride_n, HEAD_DIM, BLOCK_D)
-                    scores, slope = masked_scores(
-                        student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
-                        SCORE_PRECISION,
-                    )  # fmt: skip
-                    if values.dtype == tl.float16:
-                        values, key = values.to(tl.float32), key.to(tl.float32)
-                    weights = tl.where(
-                        (ids == segment)[None, :], softmax_weights(scores, student_max, student_inverse), 0.0
-                    )
-                    # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                    products = tl.dot(change.to(values.dtype), tl.trans(values), input_precision=PRECISION)
-                    score_gradient = weights * products * slope
-                    # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-                    gradient = tl.dot(score_gradient.to(key.dtype), key, gradient, input_precision=PRECISION)
+            distance, change = vector_terms(student, teacher, METRIC)
+            paired = (segment >= pair_low) & (segment < pair_high)
+            loss += tl.where(paired, distance, 0.0)
+            change = operand(tl.where(paired[:, None], change, 0.0), KIND)
+            if not GRADIENT:
+                correction += tl.sum(student * change.to(tl.float32), 1)
             else:
-                loss += tl.sum(change * change, 1)
-                correction += tl.sum(change * vectors, 1)
-        if BACKWARD:
-            row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            gradient *= row_weights[:, None] * (tl.load(multiplier_ptr) * gradient_scale)
-            columns = tl.arange(0, BLOCK_D)
-            offsets = (batch_head * student_length + student_row)[:, None] * HEAD_DIM + columns[None, :]
-            stored = used[:, None] & (columns < HEAD_DIM)[None, :]
-            gradient += tl.load(gradient_ptr + offsets, mask=stored, other=0.0)
-            tl.store(gradient_ptr + offsets, gradient.to(gradient_ptr.dtype.element_ty), mask=stored)
-        else:
-            loss += tl.load(loss_ptr + row_outputs, mask=used, other=0.0)
-            correction += tl.load(correction_ptr + row_outputs, mask=used, other=0.0)
-            tl.store(loss_ptr + row_outputs, loss, mask=used)
-            tl.store(correction_ptr + row_outputs, correction, mask=used)
+                seen = tl.minimum(stop, tl.max(student_high))
+                for first in range(start, seen, BLOCK_N):
+                    tokens = first + tl.arange(0, BLOCK_N)
+                    inside = load_ids(student_ids_ptr, tokens, seen) == segment
+                    key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
+                    scores, slope = masked_scores(
+                        query, key, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
+                    )
+                    weights = tl.where(inside[None, :], softmax_weights(scores, student_max, student_inverse), 0.0)
+                    values = widen(load_vectors(student_value_ptr, tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
+                    # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_N] -> [BLOCK_M, BLOCK_N]
+                    products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
+                    correction += tl.sum(products, 1)
+                    # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+                    gradient = tl.dot(operand(products * slope, KIND), widen(key), gradient, input_precision=PRECISION)
+        tl.store(loss_ptr + outputs, loss, mask=used)
+        tl.store(correction_ptr + outputs, correction, mask=used)
+        if GRADIENT:
+            gradient_ptr += batch_head * student_length * HEAD_DIM
+            store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def aim_mse_long_key_kernel(
+def aim_long_columns_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr, multiplier_ptr,
     teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, softmax_size, row_limit, tile_limit, teacher_length, student_length, scale, softcap, long_limit,
+    heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length, scale, softcap,
     gradient_scale,
-    KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr,
-    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    METRIC: tl.constexpr, KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of a long segment; each block of rows forms its segment vectors again."""
     tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
     kv_heads = heads // group
     batch, kv_head = kv_index // kv_heads, kv_index % kv_heads
-    tiles_ptr += batch * 7 * tile_limit
+    tiles_ptr += batch * TILES * tile_limit
     number = tl.load(tiles_ptr + 6 * tile_limit + tile)
-    if number >= 0:
-        _, _, tokens, stop = tile_tokens(tiles_ptr, tile, tile_limit, BLOCK_T, BLOCK_S)
-        in_tile = tokens < stop
+    if (tile < tl.load(counts_ptr + batch * COUNTS + 1)) & (number >= 0):
+        tile_start, tile_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
+        own_tokens = tile_start + tl.arange(0, BLOCK_S)
+        in_tile = own_tokens < tile_stop
         row_start, row_stop = tl.load(tiles_ptr + 4 * tile_limit + tile), tl.load(tiles_ptr + 5 * tile_limit + tile)
-        long_ptr += batch * 5 * long_limit + number
+        long_ptr += batch * LONG * long_limit + number
         segment = tl.load(long_ptr)
         teacher_start, teacher_stop = tl.load(long_ptr + long_limit), tl.load(long_ptr + 2 * long_limit)
-        student_start, student_stop = tl.load(long_ptr + 3 * long_limit), tl.load(long_ptr + 4 * long_limit)
+        start, stop = tl.load(long_ptr + 3 * long_limit), tl.load(long_ptr + 4 * long_limit)
         teacher_query_ptr += batch * tq_stride_b + kv_head * group * tq_stride_h
         student_query_ptr += batch * sq_stride_b + kv_head * group * sq_stride_h
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
@@ -183,14 +194,8 @@ def aim_mse_long_key_kernel(
         student_value_ptr += batch * sv_stride_b + kv_head * sv_stride_h
         teacher_ids_ptr += batch * teacher_length
         student_ids_ptr += batch * student_length
-        rows_ptr += batch * 8 * row_limit
-        _, ids, values = tile_values(
-            student_value_ptr, student_ids_ptr, tl.load(tiles_ptr + 2 * tile_limit + tile), stop, sv_stride_n, BLOCK_S,
-            VALUE_DIM, BLOCK_DV,
-        )  # fmt: skip
-        if values.dtype == tl.float16:
-            values = values.to(tl.float32)
-        key = load_vectors(student_key_ptr, tokens, in_tile, sk_stride_n, HEAD_DIM, BLOCK_D)
+        rows_ptr += batch * ROWS * row_limit
+        inside = load_ids(student_ids_ptr, own_tokens, tile_stop) == segment
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
@@ -198,109 +203,97 @@ def aim_mse_long_key_kernel(
             head = step // blocks
             numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
             used = numbers < row_stop
-            teacher_row, student_row, teacher_low, teacher_high, student_low, student_high = row_fields(
-                rows_ptr, numbers, used, row_limit
-            )
-            row_outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, row_outputs, used, softmax_size)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, row_outputs, used, softmax_size)
-            teacher_query = load_vectors(
+            teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
+            student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
+            pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
+            outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
+            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
+            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+            query = load_vectors(
                 teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
             )
-            student_query = load_vectors(
+            teacher = segment_vectors(
+                query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
+                teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale, softcap,
+                SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            )  # fmt: skip
+            query = load_vectors(
                 student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
             )
-            vectors = segment_vectors(
-                student_query, student_max, student_inverse, student_low, student_high, segment, student_start,
-                tl.minimum(student_stop, tl.max(student_high)), student_key_ptr, student_value_ptr, student_ids_ptr,
-                sk_stride_n, sv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
-                VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
+            student = segment_vectors(
+                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
+                SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
-            change = vectors - segment_vectors(
-                teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
-                tl.minimum(teacher_stop, tl.max(teacher_high)), teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr,
-                tk_stride_n, tv_stride_n, scale, softcap, SOFTCAP, BLOCK_M, BLOCK_S, HEAD_DIM, BLOCK_D,
-                VALUE_DIM, BLOCK_DV, SCORE_PRECISION, PRECISION,
-            )  # fmt: skip
+            _, change = vector_terms(student, teacher, METRIC)
+            paired = (segment >= pair_low) & (segment < pair_high)
+            change = operand(tl.where(paired[:, None], change, 0.0), KIND)
+            key = load_vectors(student_key_ptr, own_tokens, in_tile, sk_stride_n, HEAD_DIM, BLOCK_D)
             scores, slope = masked_scores(
-                student_query, key, tokens, stop, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
+                query, key, own_tokens, tile_stop, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
             )
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
             weights = softmax_weights(scores, student_max, student_inverse) * row_weights[:, None]
-            change = change.to(values.dtype)
             if VALUE_GRADIENT:
+                transposed = tl.trans(operand(tl.where(inside[None, :], weights, 0.0), KIND))
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
-                transposed = tl.trans(weights.to(values.dtype))
                 value_gradient = tl.dot(transposed, change, value_gradient, input_precision=PRECISION)
             if KEY_GRADIENT:
-                correction = tl.load(correction_ptr + row_outputs, mask=used, other=0.0)
+                correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
+                values = widen(load_vectors(student_value_ptr, own_tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
                 # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
                 products = tl.dot(change, tl.trans(values), input_precision=PRECISION)
-                products = tl.where((ids == segment)[None, :], products, 0.0)
-                score_gradient = weights * (products - correction[:, None]) * slope
+                score_gradient = tl.trans(operand(weights * (products - correction[:, None]) * slope, KIND))
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
-                key_gradient = tl.dot(
-                    tl.trans(score_gradient.to(values.dtype)), student_query.to(values.dtype), key_gradient,
-                    input_precision=PRECISION,
-                )  # fmt: skip
+                key_gradient = tl.dot(score_gradient, widen(query), key_gradient, input_precision=PRECISION)
         multiplier = tl.load(multiplier_ptr)
         if KEY_GRADIENT:
-            columns = tl.arange(0, BLOCK_D)
-            offsets = (kv_index * student_length + tokens)[:, None] * HEAD_DIM + columns[None, :]
-            stored = in_tile[:, None] & (columns < HEAD_DIM)[None, :]
+            key_gradient_ptr += kv_index * student_length * HEAD_DIM
             key_gradient *= multiplier * gradient_scale
-            tl.store(key_gradient_ptr + offsets, key_gradient.to(key_gradient_ptr.dtype.element_ty), mask=stored)
+            store_vectors(key_gradient_ptr, own_tokens, key_gradient, in_tile, HEAD_DIM, BLOCK_D)
         if VALUE_GRADIENT:
-            columns = tl.arange(0, BLOCK_DV)
-            offsets = (kv_index * student_length + tokens)[:, None] * VALUE_DIM + columns[None, :]
-            stored = (in_tile & (ids == segment))[:, None] & (columns < VALUE_DIM)[None, :]
+            value_gradient_ptr += kv_index * student_length * VALUE_DIM
             value_gradient *= multiplier
-            tl.store(value_gradient_ptr + offsets, value_gradient.to(value_gradient_ptr.dtype.element_ty), mask=stored)
+            store_vectors(value_gradient_ptr, own_tokens, value_gradient, in_tile, VALUE_DIM, BLOCK_DV)
 
 
-def aim_mse_long_fwd(
-    teacher, student, plan, config, scale, softcap, teacher_softmax, student_softmax, loss, correction
-):
-    """Adds the pairs of long segments to loss and correction, [B, H, m]."""
-    outputs = teacher_softmax, student_softmax, loss, correction, None
-    _launch_rows(teacher, student, plan, config, scale, softcap, None, outputs, backward=False)
-
-
-def aim_mse_long_queries(teacher, student, plan, config, scale, softcap, saved, multiplier, query_gradient):
-    """Adds the pairs of long segments to dQ."""
-    teacher_softmax, student_softmax, correction = saved
-    outputs = teacher_softmax, student_softmax, None, correction, query_gradient
-    _launch_rows(teacher, student, plan, config, scale, softcap, multiplier, outputs, backward=True)
-
-
-def _launch_rows(teacher, student, plan, config, scale, softcap, multiplier, outputs, *, backward: bool):
-    aim_mse_long_row_kernel[row_grid(plan, student, config)](
-        *teacher, *student, plan.teacher_segments, plan.student_segments, plan.rows, plan.tiles, plan.long,
-        plan.counts, plan.row_weights, multiplier, *outputs, *strides(*teacher, *student),
-        *sizes(plan, teacher, student), *score_factors(scale, softcap), plan.long.shape[-1], scale,
-        BACKWARD=backward, **_options(config, student, plan, softcap),
+def aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, query_gradient) -> None:
+    """Stores the part of long segments in loss and correction, [B, H, m], and in dQ as aim_rows expects it."""
+    aim_long_rows_kernel[row_grid(plan, student[0], config.long_rows.block_m)](
+        *teacher, *student, plan.teacher_segments, plan.student_segments, plan.rows, plan.long, plan.counts,
+        *softmaxes, loss, correction, query_gradient, *strides(*teacher, *student), *sizes(plan, teacher, student),
+        *score_factors(options.scale, options.softcap), GRADIENT=query_gradient is not None,
+        **_constants(student, config, options, config.long_rows),
     )  # fmt: skip
 
 
-def aim_mse_long_keys(
-    teacher, student, plan, config, scale, softcap, saved, multiplier, key_gradient, value_gradient
-):  # fmt: skip
+def aim_long_columns(
+    teacher, student, softmaxes, correction, plan, config, options, multiplier, key_gradient, value_gradient
+) -> None:
     """Writes dK and dV of the tokens of long segments; None for those not needed."""
-    batch, kv_heads = student[1].shape[:2]
-    aim_mse_long_key_kernel[(plan.tiles.shape[-1], batch * kv_heads)](
+    aim_long_columns_kernel[tile_grid(plan, student[1])](
         *teacher, *student, plan.teacher_segments, plan.student_segments, plan.rows, plan.tiles, plan.long,
-        plan.counts, plan.row_weights, multiplier, *saved, key_gradient, value_gradient, *strides(*teacher, *student),
-        *sizes(plan, teacher, student), *score_factors(scale, softcap), plan.long.shape[-1], scale,
-        KEY_GRADIENT=key_gradient is not None, VALUE_GRADIENT=value_gradient is not None,
-        **_options(config, student, plan, softcap),
+        plan.counts, plan.row_weights, multiplier, *softmaxes, correction, key_gradient, value_gradient,
+        *strides(*teacher, *student), *sizes(plan, teacher, student),
+        *score_factors(options.scale, options.softcap), options.scale,
+        KEY_GRADIENT=key_gradient is not None, VALUE_GRADIENT=value_gradient is not None, BLOCK_S=plan.widths[1],
+        **_constants(student, config, options, config.long_columns),
     )  # fmt: skip
 
 
-def _options(config, student, plan, softcap) -> dict:
+def _constants(student, config, options, launch) -> dict:
     return {
-        **row_options(config, student, plan, softcap),
+        "METRIC": options.metric,
+        "SOFTCAP": options.softcap is not None,
+        "BLOCK_M": launch.block_m,
+        "BLOCK_N": launch.block_n,
+        "HEAD_DIM": student[0].shape[-1],
+        "BLOCK_D": config.block_d,
         "VALUE_DIM": student[2].shape[-1],
         "BLOCK_DV": config.block_dv,
-        "num_warps": config.long_warps,
-        "num_stages": 1,
+        "KIND": config.kind,
+        "SCORE_PRECISION": config.score_precision,
+        "PRECISION": config.product_precision,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
     }

@@ -3,13 +3,17 @@
 import math
 
 import torch
+from triton import knobs
 
-from matt_kernels.configs import Config, choose_config, target_of
-from matt_kernels.mse import AimMse
-from matt_kernels.plan import AimPlan, make_plan
+from matt_kernels.ops import aim_forward, aim_plan_op, attend_forward, config_for
+from matt_kernels.plan import AimPlan
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
+LARGEST_HEAD_DIM = 256
+INTERPRETED = knobs.runtime.interpret
+COSINE_EPSILON = 1e-12
 
 
 def aim_plan(
@@ -18,6 +22,7 @@ def aim_plan(
     *,
     teacher_documents: torch.Tensor | None = None,
     student_documents: torch.Tensor | None = None,
+    variant: str = "aim",
     reduction: str = "pairs",
     sliding_window: int | None = None,
     causal: bool = True,
@@ -26,22 +31,31 @@ def aim_plan(
     """What the kernels need to know about a batch's ids, on the ids' device and without synchronisation.
 
     Arguments as in aim_loss, which makes the plan itself unless it is given one, for instance from the data workers.
-    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16.
+    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; (32, 32) suits text.
     """
-    return make_plan(
-        teacher_segments, student_segments, teacher_documents, student_documents, widths=widths, variant="aim",
-        causal=causal, sliding_window=sliding_window, reduction=reduction,
+    _check_options(variant=variant, reduction=reduction)
+    _check_ids(teacher_segments, student_segments, teacher_documents, student_documents)
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1; got {sliding_window}")
+    if any(width not in (16, 32, 64, 128) for width in widths):
+        raise ValueError(f"widths must be powers of 2 from 16 to 128; got {widths}")
+    tensors = aim_plan_op(
+        teacher_segments, student_segments, teacher_documents, student_documents, *widths, variant, causal,
+        sliding_window, reduction,
     )  # fmt: skip
+    return AimPlan(*tensors, tuple(widths))
 
 
 def aim_loss(
     teacher: Tensors,
     student: Tensors,
-    teacher_segments: torch.Tensor,
-    student_segments: torch.Tensor,
+    teacher_segments: torch.Tensor | None = None,
+    student_segments: torch.Tensor | None = None,
     *,
     teacher_documents: torch.Tensor | None = None,
     student_documents: torch.Tensor | None = None,
+    variant: str = "aim",
+    metric: str = "mse",
     reduction: str = "pairs",
     scale: float | None = None,
     sliding_window: int | None = None,
@@ -49,84 +63,149 @@ def aim_loss(
     causal: bool = True,
     plan: AimPlan | None = None,
 ) -> torch.Tensor:
-    """Attention Influence Modeling with the mean squared error ("Model-Aware Tokenizer Transfer", eq. 10).
+    """Attention Influence Modeling ("Model-Aware Tokenizer Transfer", eq. 10 and 11).
 
     Args:
         teacher: (q [B, H, n_T, d], k [B, H_kv, n_T, d], v [B, H_kv, n_T, d_v]), after rotary embedding and any norm, as
-            attention receives them; H a multiple of H_kv. Detached.
+            attention receives them; H a multiple of H_kv, d and d_v at most 256. Detached.
         student: the same with n_S tokens. Gradients flow to those that require one, the others cost nothing.
         teacher_segments, student_segments: integers [B, n_T] and [B, n_S] on the same device: 0..m-1 in order in every
-            row, the same m on both sides, negative for tokens in no segment. Not checked: checking would synchronise.
+            row, the same m on both sides, negative for tokens in no segment. Checked on the device, without waiting for
+            it: ids that break the rules, or a batch without a segment, give NaN.
         teacher_documents, student_documents: integers [B, n], both or neither: the document of each token of packed or
             padded rows, -1 for padding. Nothing is seen across documents; padding is neither seen nor counted.
+        variant: "aim" compares the part of attention outputs that comes from each segment, "aim_star" all of it.
+        metric: "mse" or "cosine", torch.nn.functional.cosine_embedding_loss with its epsilon.
         reduction: "pairs", the mean over all pairs of the batch, or "documents", the mean over documents of each one's.
         scale: factor on q·k, by default 1 / sqrt(d).
         sliding_window: token p sees t when 0 <= p - t < window; without `causal` when |p - t| <= window.
         softcap: logits become softcap * tanh(logits / softcap).
         causal: False for encoders.
-        plan: of these ids and options, from aim_plan; None makes it.
+        plan: from aim_plan, in place of ids, reduction, sliding_window and causal, which are not read then. Its variant
+            must be that of the loss.
 
-    Tensors are float32, bfloat16 or float16, all the same, on a GPU (or anywhere with TRITON_INTERPRET=1). Sums are in
-    float32; float32 inputs never meet a single tf32 product. Memory beyond the gradients is linear in n: 20 bytes per
-    query row and head kept for backward, and `(n_S + 2 n_T) * 32` numbers per key head while a pass runs.
+    Tensors are float32, bfloat16 or float16, all the same, on a GPU (or anywhere with TRITON_INTERPRET=1); any strides.
+    Sums are in float32; float32 inputs never meet a single tf32 product. Memory is linear in the numbers of tokens; the
+    README states the constants.
 
     Returns:
-        Scalar, float32; 0 for a batch without segments. Differentiable once.
+        Scalar, float32. Differentiable once.
 
     Raises:
-        TypeError: a tensor of another dtype.
-        ValueError: shapes or options that do not fit.
+        TypeError: a tensor of another kind or dtype.
+        ValueError: shapes, devices or options that do not fit.
     """
-    check_tensors(teacher, student)
-    if reduction not in ("pairs", "documents"):
-        raise ValueError(f"reduction must be 'pairs' or 'documents'; got {reduction!r}")
-    if (teacher_documents is None) != (student_documents is None):
-        raise ValueError("teacher_documents and student_documents must be given together or not at all; got one")
+    _check_options(variant=variant, metric=metric, reduction=reduction)
+    _check_tensors(teacher, student)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0; got {softcap}")
     query, _, value = student
-    config = choose_config(query.shape[-1], value.shape[-1], query.dtype, target_of(query.device))
     if plan is None:
         plan = aim_plan(
             teacher_segments, student_segments, teacher_documents=teacher_documents,
-            student_documents=student_documents, reduction=reduction, sliding_window=sliding_window, causal=causal,
-            widths=(config.block_t, config.block_s),
+            student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
+            causal=causal, widths=tile_widths(query, value, metric),
         )  # fmt: skip
-    return aim_mse(teacher, student, plan, config, scale=scale, softcap=softcap)
+    for name, segments, side in (
+        ("teacher", plan.teacher_segments, teacher),
+        ("student", plan.student_segments, student),
+    ):
+        wanted = (side[0].shape[0], side[0].shape[2])
+        if tuple(segments.shape) != wanted or segments.device != query.device:
+            raise ValueError(
+                f"{name}_segments must have shape [B, n] = {wanted} on {query.device}; "
+                f"got {tuple(segments.shape)} on {segments.device}"
+            )
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    softcap = None if softcap is None else float(softcap)
+    student = tuple(_with_unit_stride(x) for x in student)
+    teacher = tuple(_with_unit_stride(x.detach()) for x in teacher)
+    shared = list(plan.tensors()), *plan.widths
+    if variant == "aim_star":
+        outputs = [attend_forward(*x, *shared, side, scale, softcap)[0] for side, x in enumerate((teacher, student))]
+        return _mean_distance(*outputs, plan, metric)
+    needed = [torch.is_grad_enabled() and x.requires_grad for x in student]
+    return aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
 
 
-def aim_mse(
-    teacher: Tensors, student: Tensors, plan: AimPlan, config: Config, *, scale: float | None, softcap: float | None
-) -> torch.Tensor:
-    """The loss for a plan and a config of one's own."""
-    scale = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
-    teacher, student = (tuple(with_unit_stride(x) for x in side) for side in (teacher, student))
-    return AimMse.apply(*student, tuple(x.detach() for x in teacher), plan, config, scale, softcap)
+def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> tuple[int, int]:
+    """What aim_loss passes to aim_plan as `widths` for tensors like these."""
+    return config_for(query, value, metric).widths
 
 
-def with_unit_stride(x: torch.Tensor) -> torch.Tensor:
+def _mean_distance(teacher: torch.Tensor, student: torch.Tensor, plan: AimPlan, metric: str) -> torch.Tensor:
+    """Of o [B, H, m, d_v]; rows that are not in use weigh nothing."""
+    if metric == "mse":
+        distances = (student - teacher).square().mean(-1)
+    else:
+        # 1 - cos from the difference of the normalised sides: it keeps its digits once they agree
+        sides = [(x.square().sum(-1) + COSINE_EPSILON).rsqrt() for x in (teacher, student)]
+        change = student * sides[1][..., None] - teacher * sides[0][..., None]
+        epsilons = COSINE_EPSILON * (sides[0].square() + sides[1].square())
+        distances = 0.5 * (change.square().sum(-1) + epsilons)
+    return (distances.mean(1) * plan.row_weights).sum() * plan.pair_weight
+
+
+def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:
     """The kernels take any stride but the last one's."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def check_tensors(teacher: Tensors, student: Tensors) -> None:
-    """TypeError or ValueError that names the tensor at fault."""
-    dtype = student[0].dtype
-    if dtype not in DTYPES:
-        raise TypeError(f"student q must be float32, bfloat16 or float16; got {dtype}")
-    for side, (query, key, value) in (("teacher", teacher), ("student", student)):
-        for name, x in (("q", query), ("k", key), ("v", value)):
-            if x.dtype != dtype:
-                raise TypeError(f"{side} {name} must have the dtype of student q, {dtype}; got {x.dtype}")
-            if x.device != student[0].device:
-                raise ValueError(f"{side} {name} must be on the device of student q; got {x.device}")
-        fits = query.ndim == 4 and key.shape[:3] == value.shape[:3]
-        fits = fits and (query.shape[0], *query.shape[2:]) == (key.shape[0], *key.shape[2:])
-        if not fits or key.shape[1] == 0 or query.shape[1] % key.shape[1]:
-            raise ValueError(
-                f"{side} must have shapes q [B, H, n, d], k [B, H_kv, n, d], v [B, H_kv, n, d_v], H a multiple of "
-                f"H_kv; got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}"
-            )
-        if max(query.shape[-1], value.shape[-1]) > 256:
-            raise ValueError(f"{side}: head dimensions must be at most 256; got {query.shape[-1]}, {value.shape[-1]}")
+def _check_options(**chosen) -> None:
+    for name, value in chosen.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}; got {value!r}")
+
+
+def _check_ids(teacher_segments, student_segments, teacher_documents, student_documents) -> None:
+    if (teacher_documents is None) != (student_documents is None):
+        raise ValueError("teacher_documents and student_documents must be given together or not at all; got one")
+    sides = ("teacher", teacher_segments, teacher_documents), ("student", student_segments, student_documents)
+    for side, segments, documents in sides:
+        for name, x in ((f"{side}_segments", segments), (f"{side}_documents", documents)):
+            if x is None and x is documents:
+                continue
+            if not isinstance(x, torch.Tensor) or x.dtype not in (torch.int64, torch.int32):
+                raise TypeError(f"{name} must be an int64 or int32 tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+            if x.ndim != 2 or x.shape != segments.shape or x.device != teacher_segments.device:
+                raise ValueError(
+                    f"{name} must have the shape [B, n] and device of its side; got {tuple(x.shape)}, {x.device}"
+                )
+
+
+def _check_tensors(teacher: Tensors, student: Tensors) -> None:
+    for side, tensors in (("teacher", teacher), ("student", student)):
+        if not isinstance(tensors, tuple | list) or len(tensors) != 3:
+            raise TypeError(f"{side} must be a tuple (q, k, v) of three tensors; got {type(tensors).__name__}")
+    query = student[0]
+    for side, tensors in (("student", student), ("teacher", teacher)):
+        for name, x in zip("qkv", tensors, strict=True):
+            if not isinstance(x, torch.Tensor) or x.dtype not in DTYPES:
+                kind = getattr(x, "dtype", type(x).__name__)
+                raise TypeError(f"{side} {name} must be a float32, bfloat16 or float16 tensor; got {kind}")
+            if x.dtype != query.dtype:
+                raise TypeError(f"{side} {name} must have the dtype of student q, {query.dtype}; got {x.dtype}")
+            if x.device != query.device:
+                raise ValueError(f"{side} {name} must be on the device of student q, {query.device}; got {x.device}")
+        _check_shapes(side, *(tuple(x.shape) for x in tensors))
     for name, x, y in zip("qkv", teacher, student, strict=True):
         if (x.shape[:2], x.shape[3]) != (y.shape[:2], y.shape[3]):
             raise ValueError(f"teacher and student {name} must agree but in n; got {tuple(x.shape)}, {tuple(y.shape)}")
+    if query.device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f"the Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1 set before Python starts for a (slow) "
+            f"trial on the CPU; got {query.device}"
+        )
+
+
+def _check_shapes(side: str, query, key, value) -> None:
+    fits = len(query) == len(key) == len(value) == 4 and key[:3] == value[:3]
+    if not fits or (query[0], *query[2:]) != (key[0], *key[2:]) or key[1] == 0 or query[1] % key[1]:
+        raise ValueError(
+            f"{side} must have shapes q [B, H, n, d], k [B, H_kv, n, d], v [B, H_kv, n, d_v], H a multiple of H_kv; "
+            f"got {query}, {key}, {value}"
+        )
+    if 0 in query or not 0 < value[3] <= LARGEST_HEAD_DIM or query[3] > LARGEST_HEAD_DIM:
+        raise ValueError(
+            f"{side}: no dimension may be 0, head dimensions at most {LARGEST_HEAD_DIM}; got {query}, {value}"
+        )

@@ -10,7 +10,7 @@ import torch
 
 # Fields of AimPlan.rows and AimPlan.tiles, in order; the kernels read them by number.
 ROW_FIELDS = ("teacher_query", "student_query", "teacher_low", "teacher_high", "student_low", "student_high")
-ROW_FIELDS += ("tile_low", "tile_high")
+ROW_FIELDS += ("tile_low", "tile_high", "pair_low", "pair_high")
 TILE_FIELDS = ("teacher_start", "teacher_stop", "student_start", "student_stop", "row_low", "row_high", "long")
 LONG_FIELDS = ("segment", "teacher_start", "teacher_stop", "student_start", "student_stop")
 
@@ -20,28 +20,29 @@ class AimPlan:
     """Rows, tiles and weights of one batch. Unused entries are empty ranges; `counts` says how many are used.
 
     A row is a segment's query: the last token of the segment on each side, and the interval of tokens it sees there
-    (documents, causality and sliding windows are intervals). A tile is a range of tokens on each side that holds whole
+    (documents, causality and sliding windows are intervals), the tiles that hold these, and the segments it forms pairs
+    with. A tile is a range of tokens on each side that holds whole
     segments, so that both sides of a segment meet in it; a segment longer than a tile is cut into tiles of its own,
     flagged with its place in `long` (others -1).
     """
 
-    rows: torch.Tensor  # int32 [B, 8, m]
+    rows: torch.Tensor  # int32 [B, 10, m]
     tiles: torch.Tensor  # int32 [B, 7, most tiles]
     long: torch.Tensor  # int32 [B, 5, most long segments]
     counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
     row_weights: torch.Tensor  # float32 [B, m] weight of a pair of this row, relative to the largest
-    pair_weight: torch.Tensor  # float32 [] that largest weight
+    pair_weight: torch.Tensor  # float32 [] that largest weight; NaN where the ids break the rules
     teacher_segments: torch.Tensor  # int32 [B, n_T], negative: in no segment
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All but `widths`, in order."""
+        return tuple(getattr(self, x.name) for x in fields(self) if x.name != "widths")
+
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
         """The same plan on another device."""
-        moved = {x.name: getattr(self, x.name) for x in fields(self)}
-        for name, x in moved.items():
-            if isinstance(x, torch.Tensor):
-                moved[name] = x.to(device, non_blocking=non_blocking)
-        return AimPlan(**moved)
+        return AimPlan(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()), self.widths)
 
 
 def make_plan(
@@ -59,23 +60,32 @@ def make_plan(
     """The plan of a batch from ids [B, n] as aim_loss takes them."""
     most = min(teacher_segments.shape[1], student_segments.shape[1])
     count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0)
-    pairs = (teacher_segments, teacher_documents), (student_segments, student_documents)
-    sides = [_read_side(*ids, most, count, causal, sliding_window) for ids in pairs]
+    ids = (teacher_segments, teacher_documents), (student_segments, student_documents)
+    sides = [_read_side(*x, most, count, causal, sliding_window) for x in ids]
     starts, stops = zip(*(_tiles_of_side(x) for x in sides), strict=True)
     tiles, long, tile_count, long_count = _pack(starts, stops, count, [x.length for x in sides], widths)
-    row_weights, pair_weight = _weights(sides[1], count, variant, causal, reduction)
-    rows, tiles = _meet(sides, tiles, count)
+    pairs = _pairs(sides[1], count, causal)
+    row_weights, pair_weight = _weights(sides[1], *pairs, variant, causal, reduction)
+    broken = _broken(sides, count, teacher_segments, student_segments)
+    rows, tiles = _meet(sides, tiles, count, pairs[0])
     return AimPlan(
         rows=rows.int(),
         tiles=tiles.int(),
         long=long.int(),
         counts=torch.cat([count, tile_count, long_count], 1).int(),
         row_weights=row_weights.float(),
-        pair_weight=pair_weight.float(),
-        teacher_segments=teacher_segments.int().contiguous(),
-        student_segments=student_segments.int().contiguous(),
+        pair_weight=pair_weight.masked_fill(broken, float("nan")).float(),
+        teacher_segments=teacher_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
+        student_segments=student_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
         widths=widths,
     )
+
+
+def limits(lengths, widths) -> tuple[int, int]:
+    """Most tiles and most long segments of a row."""
+    # Two neighbouring tiles hold more than one width of tokens on some side, a long segment one tile per width.
+    tiles = 3 * sum(-(-x // y) for x, y in zip(lengths, widths, strict=True)) + 2
+    return tiles, sum(x // (y + 1) for x, y in zip(lengths, widths, strict=True)) + 1
 
 
 @dataclass(frozen=True)
@@ -164,8 +174,7 @@ def _pack(starts, stops, count, lengths, widths):
     is_long = is_long & used
     pieces = torch.where(opens, pieces, 0)
     ends = pieces.cumsum(1)
-    # Two neighbouring tiles hold more than one width of tokens on some side, a long segment one tile per width.
-    most_tiles = min(3 * sum(-(-x // y) for x, y in zip(lengths, widths, strict=True)) + 2, most + sum(lengths))
+    most_tiles, most_long = limits(lengths, widths)
     places = torch.arange(most_tiles, device=device).expand(batch, most_tiles).contiguous()
     opener = torch.searchsorted(ends, places, right=True)
     valid = opener < most
@@ -180,16 +189,15 @@ def _pack(starts, stops, count, lengths, widths):
         bounds += [low.masked_fill(~valid, length), high.masked_fill(~valid, length)]
     order = is_long.cumsum(1) - 1
     tile_long = torch.where(is_long.gather(1, opener) & valid, order.gather(1, opener), -1)
-    most_long = sum(x // (y + 1) for x, y in zip(lengths, widths, strict=True)) + 1
     wanted = torch.arange(most_long, device=device).expand(batch, most_long).contiguous()
     segment = torch.searchsorted(is_long.cumsum(1), wanted, right=True)
     place = segment.clamp(max=most - 1)
-    limits = [x.gather(1, place) for pair in zip(starts, stops, strict=True) for x in pair]
-    long = torch.stack([segment, *limits], 1)
+    bounds_of_long = [x.gather(1, place) for pair in zip(starts, stops, strict=True) for x in pair]
+    long = torch.stack([segment, *bounds_of_long], 1)
     return [*bounds, tile_long], long, ends[:, -1:], is_long.sum(1, keepdim=True)
 
 
-def _meet(sides, tiles, count):
+def _meet(sides, tiles, count, pairs):
     """Tiles each row sees, rows that see each tile."""
     *bounds, tile_long = tiles
     teacher, student = sides
@@ -203,28 +211,44 @@ def _meet(sides, tiles, count):
     row_low = torch.searchsorted(student.high.contiguous(), bounds[2].contiguous(), right=True)
     row_high = torch.minimum(torch.searchsorted(student.low.contiguous(), bounds[3].contiguous()), count)
     fields_of_rows = teacher.last, student.last, teacher.low, teacher.high, student.low, student.high
-    rows = torch.stack([*fields_of_rows, tile_low, tile_high], 1)
+    rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs], 1)
     return rows, torch.stack([*bounds, row_low, row_high, tile_long], 1)
 
 
-def _weights(side: _Side, count, variant, causal, reduction):
-    """Weight of one pair of each row: relative to the largest one, and the largest one. Zero rows weigh nothing."""
+def _pairs(side: _Side, count, causal):
+    """((first segment, where they stop) of the pairs of each row, place and number of segments in its document)."""
     batch, most = side.first.shape
     numbers = torch.arange(most, device=side.first.device).expand(batch, most)
     opener = numbers.masked_fill(~side.opens, 0).cummax(1).values
     following = torch.full_like(numbers, most)
     following[:, :-1] = numbers[:, 1:].masked_fill(~side.opens[:, 1:], most)
     following = torch.minimum(following.flip(1).cummin(1).values.flip(1), count)
-    size = following - opener
+    stop = numbers + 1 if causal else following
+    return (opener, stop), numbers - opener, following - opener
+
+
+def _weights(side: _Side, pairs, place, size, variant, causal, reduction):
+    """Weight of one pair of each row: relative to the largest one, and the largest one. Zero rows weigh nothing."""
     if variant == "aim_star":
-        pairs, total = torch.ones_like(size), size
-    elif causal:
-        pairs, total = numbers - opener + 1, size * (size + 1) // 2
+        mine, total = torch.ones_like(size), size
     else:
-        pairs, total = size, size * size
+        mine, total = (place + 1, size * (size + 1) // 2) if causal else (size, size * size)
     if reduction == "pairs":
-        weights = side.used.double()
-        return weights, 1 / (pairs * side.used).sum().clamp(min=1).double()
+        return side.used.double(), 1 / (mine * side.used).sum().clamp(min=1).double()
     weights = torch.where(side.used, 1 / total.clamp(min=1).double(), 0.0)
     largest = weights.amax()
     return weights / largest, largest / side.opens.sum().clamp(min=1)
+
+
+def _broken(sides, count, *segments):
+    """Whether ids are not 0..m-1 in order with the same m in every document of both sides, or there is none at all."""
+    broken = count.sum() == 0
+    for ids in segments:
+        ids = ids.long()
+        reached = ids.masked_fill(ids < 0, -1).cummax(1).values
+        steps = torch.diff(reached, dim=1, prepend=torch.full_like(reached[:, :1], -1))
+        broken = (
+            broken | ((ids >= 0) & (ids != reached)).any() | (steps > 1).any() | (reached[:, -1:] + 1 != count).any()
+        )
+    teacher, student = sides
+    return broken | ((teacher.opens != student.opens) & student.used).any()

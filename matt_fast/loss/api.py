@@ -2,6 +2,7 @@
 
 import math
 from functools import reduce
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -47,7 +48,8 @@ def aim_loss(
             that require one, and the others cost nothing. Differentiable once.
         teacher_segments, student_segments: integers [B, n_T] and [B, n_S]: 0..m-1 in order in every row, the same m on
             both sides, -100 for tokens in no segment. A special token inside a document is a visible key like any other
-            but forms no pair. Keep ids on the CPU: on a GPU they are copied back once per call.
+            but forms no pair. Keep ids on the CPU: "torch" and "eager" copy ids on a GPU back once per call, and
+            "triton" checks those without waiting, on the device: NaN instead of an error where they break the rules.
         teacher_documents, student_documents: integers [B, n], both or neither: for packed or padded rows, the document
             of each token, -1 for padding. A document is contiguous; segment ids run on through the row; nothing is seen
             across documents, and padding is neither seen nor counted. None: every row is one document without padding.
@@ -62,19 +64,20 @@ def aim_loss(
         softcap: logits become softcap * tanh(logits / softcap), as in Gemma 2.
         causal: False for encoders: all tokens of the document are visible, and all (i, j) are pairs.
         backend: "eager" is the definition, n × n × d per head; "torch" gives the same in memory linear in n; "triton"
-            has not landed yet; "auto" takes "torch".
+            does in fused kernels (matt_kernels): a GPU, head dimensions up to 256, no float64, traced by torch.compile;
+            on a CPU only with TRITON_INTERPRET=1, slowly. "auto" takes "triton" where it can on a GPU, else "torch".
 
     Inputs may be float64, float32, bfloat16 or float16, also mixed, contiguous or not, inside autocast or not (it does
-    not reach inside). "torch" works in float32 for anything less than float64, "eager" in the inputs' common dtype.
+    not reach inside). "torch" works in float32 for anything less than float64, the others in the inputs' common dtype.
 
     Returns:
         Scalar, float64 if any input is, else float32.
 
     Raises:
-        TypeError: an argument is not of the kind named above.
+        TypeError: an argument is not of the kind named above, or float64 for "triton".
+        ImportError: backend="triton" without Triton.
         ValueError: shapes, heads or devices that do not fit together, ids that break the rules, different numbers of
             segments on the two sides, an unknown option, or no segment in the whole batch.
-        NotImplementedError: backend="triton".
     """
     chosen = {"variant": variant, "metric": metric, "reduction": reduction, "backend": backend}
     _check_options(chosen, scale, sliding_window, softcap, causal)
@@ -86,23 +89,18 @@ def aim_loss(
         "student_documents": student_documents,
     }
     _check_ids(ids, teacher, student)
-    documents = find_documents(*ids.values())
-    if not documents:
-        raise ValueError("teacher_segments and student_segments must hold at least one segment; all tokens are -100")
     dtype = reduce(torch.promote_types, (x.dtype for x in (*teacher, *student)))
     teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
-    options = {
-        "variant": variant,
-        "metric": metric,
-        "scale": 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale),
-        "sliding_window": sliding_window,
-        "softcap": softcap,
-        "causal": causal,
-    }
+    shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
+    if backend == "triton" or (backend == "auto" and _kernels_fit(student)):
+        with torch.autocast(device_type=student[0].device.type, enabled=False):
+            return _triton_loss(teacher, student, ids, variant, metric, reduction, **shared)
+    documents = _find_segments(ids)
+    shared["scale"] = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
     vector_size = student[2].shape[-1] if metric == "mse" else 1
     weights = _pair_weights(documents, variant, causal, reduction, student[0].shape[1], vector_size)
     with torch.autocast(device_type=student[0].device.type, enabled=False):
-        return _engine(backend)(teacher, student, documents, weights, **options)
+        return _engine(backend)(teacher, student, documents, weights, variant=variant, metric=metric, **shared)
 
 
 class AIMLoss(nn.Module):
@@ -142,9 +140,14 @@ class AIMLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
+def _find_segments(ids: dict) -> list[Document]:
+    documents = find_documents(*ids.values())
+    if not documents:
+        raise ValueError("teacher_segments and student_segments must hold at least one segment; all tokens are -100")
+    return documents
+
+
 def _engine(backend: str):
-    if backend == "triton":
-        raise NotImplementedError('backend="triton" has not landed yet; use backend="torch" (or "auto")')
     if backend == "eager":
         from matt_fast.loss.eager import eager_loss
 
@@ -152,6 +155,30 @@ def _engine(backend: str):
     from matt_fast.loss.blockwise import torch_loss
 
     return torch_loss
+
+
+def _kernels_fit(student: Tensors) -> bool:
+    query, _, value = student
+    fits = query.is_cuda and query.dtype != torch.float64 and max(query.shape[-1], value.shape[-1]) <= 256
+    return fits and find_spec("triton") is not None
+
+
+def _triton_loss(teacher, student, ids, variant, metric, reduction, sliding_window, causal, **options) -> torch.Tensor:
+    try:
+        import matt_kernels
+    except ImportError as error:
+        raise ImportError("backend='triton' needs Triton: pip install 'matt-fast[triton]'") from error
+    if student[0].dtype == torch.float64:
+        raise TypeError("backend='triton' takes float32, bfloat16 or float16; got float64: use backend='torch'")
+    if ids["student_segments"].device.type == "cpu" and not torch.compiler.is_compiling():
+        _find_segments(ids)
+    query, _, value = student
+    plan = matt_kernels.aim_plan(
+        **ids, variant=variant, reduction=reduction, sliding_window=sliding_window, causal=causal,
+        widths=matt_kernels.tile_widths(query, value, metric),
+    )  # fmt: skip
+    plan = plan.to(query.device, non_blocking=True)
+    return matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant, metric=metric, **options)
 
 
 def _pair_weights(

@@ -1,0 +1,478 @@
+"""What every kernel compiles to, without a GPU: spills, shared memory, occupancy, tensor cores, wide loads.
+
+    make kernel-report                                        # writes benchmarks/KERNELS.md and benchmarks/kernels.json
+    python benchmarks/kernel_report.py --check [--subset]     # exits 1 where a kernel got worse than kernels.json
+
+The custom ops run on meta tensors with Triton's launch replaced by a recorder, so that signatures, constants and tile
+shapes are those of a real launch on that target. Compiled code is read with the tools of Triton's wheel: ptxas says
+what it spilled, nvdisasm shows the instructions, and AMD's assembly has both. Rows are cached by kernel and options.
+"""
+
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+from unittest import mock
+
+import torch
+import triton
+import typer
+from matt_kernels import configs, ops
+from rich.progress import Progress
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+HERE = Path(__file__).parent
+CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
+LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
+ROW_VERSION = 1  # part of the cache key: what compile_row returns
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Card:
+    """The smallest one of an architecture: what a block and a multiprocessor have."""
+
+    block_shared: int
+    shared: int
+    warps: int
+    blocks: int
+
+
+CARDS = {
+    "sm_80": Card(163 * KIB, 164 * KIB, 64, 32),
+    "sm_86": Card(99 * KIB, 100 * KIB, 48, 16),
+    "sm_89": Card(99 * KIB, 100 * KIB, 48, 24),
+    "sm_90": Card(227 * KIB, 228 * KIB, 64, 32),
+    "sm_100": Card(227 * KIB, 228 * KIB, 64, 32),
+    "sm_120": Card(99 * KIB, 100 * KIB, 48, 24),
+    "gfx942": Card(64 * KIB, 64 * KIB, 32, 32),
+}
+NVIDIA_REGISTERS, NVIDIA_TENSOR_COLUMNS = 65536, 512
+AMD_REGISTERS, AMD_SIMDS, AMD_MOST_WAVES = 512, 4, 8
+# Head dimensions at which no bfloat16 kernel may spill.
+CLEAN = ("64", "96", "128")
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    head_dim: int
+    softcap: bool = False
+
+
+CASES = [Case("bfloat16", x) for x in (64, 80, 96, 128, 256)] + [Case("bfloat16", 128, softcap=True)]
+CASES += [Case(x, y) for x in ("float16", "float32") for y in (64, 128, 256)]
+FULL = [(case, target) for case in CASES for target in CARDS]
+SUBSET = [(Case("bfloat16", x), target) for x in (64, 128) for target in ("sm_80", "sm_90", "gfx942")]
+SUBSET += [(Case("float32", 64), "sm_80")]
+
+
+# Recording launches
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile; plain values only, so that another process can."""
+
+    module: str
+    kernel: str
+    target: str
+    dtype: str
+    head_dim: int
+    softcap: bool
+    metric: str  # or "star": the first to launch it
+    signature: dict
+    constants: dict
+    attributes: dict
+    options: dict
+
+    @property
+    def variant(self) -> str:
+        """The flags that change what a kernel does."""
+        without_rest = "without rest" if self.constants.get("REST") is False else ""
+        return " ".join(x for x in (self.metric, without_rest, "softcap" if self.softcap else "") if x)
+
+    @property
+    def name(self) -> str:
+        words = self.kernel.removesuffix("_kernel"), self.variant, self.dtype, f"d={self.head_dim}", self.target
+        return " ".join(x for x in words if x)
+
+    def key(self) -> str:
+        """Of the cache: the kernel's source with all that it calls, and everything the compiler is told."""
+        told = asdict(self) | {"source": kernel_of(self).cache_key, "triton": triton.__version__, "row": ROW_VERSION}
+        return hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()
+
+
+def kernel_of(job: Job) -> JITFunction:
+    return getattr(importlib.import_module(job.module), job.kernel)
+
+
+def gpu_target(name: str) -> GPUTarget:
+    return GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
+
+
+def config_target(name: str) -> str:
+    """The name that configs.choose_config knows a target by."""
+    return "hip" if name.startswith("gfx") else f"cuda:{name[3:]}"
+
+
+def record_launches(case: Case, target: str) -> list[Job]:
+    """Every kernel that loss and gradients of both variants launch, each once."""
+    launches = []
+
+    def record(kernel, *args, grid, warmup, **kwargs):
+        launches.append((metric, kernel, args, kwargs))
+
+    with (
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(configs, "target_of", return_value=config_target(target)),
+    ):
+        for metric in ("mse", "cosine"):
+            run_aim(case, metric)
+        metric = "star"
+        run_aim_star(case)
+    jobs = {}
+    for launch in launches:
+        job = make_job(case, target, *launch)
+        # The sides of softmax and attend differ in one constant, and metrics share some kernels.
+        constants = {x: y for x, y in job.constants.items() if x != "SIDE"}
+        jobs.setdefault(repr((job.kernel, job.signature, constants, job.options)), job)
+    return list(jobs.values())
+
+
+def meta_inputs(case: Case, metric: str = "mse"):
+    """(teacher, student, plan) of a model with grouped heads, laid out as [batch, tokens, heads, size]."""
+    dtype, batch, lengths = getattr(torch, case.dtype), 2, LENGTHS
+    sides = [
+        tuple(
+            torch.empty(batch, n, heads, case.head_dim, dtype=dtype, device="meta").transpose(1, 2)
+            for heads in (32, 8, 8)
+        )
+        for n in lengths
+    ]
+    ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in lengths]
+    widths = ops.config_for(sides[1][0], sides[1][2], metric).widths
+    plan = ops.aim_plan_op(*ids, None, None, *widths, "aim", True, None, "pairs")
+    return *sides, list(plan), widths
+
+
+def run_aim(case: Case, metric: str) -> None:
+    teacher, student, plan, widths = meta_inputs(case, metric)
+    common = *teacher, *student, plan, *widths, metric, case.head_dim**-0.5, 50.0 if case.softcap else None
+    _, _, *saved = body(ops.aim_forward)(*common, True, True, True)
+    multiplier = torch.empty((), dtype=torch.float32, device="meta")
+    body(ops.aim_backward)(*common, *saved, multiplier, True, True)
+
+
+def run_aim_star(case: Case) -> None:
+    _, student, plan, widths = meta_inputs(case)
+    options = case.head_dim**-0.5, 50.0 if case.softcap else None
+    output, softmax = body(ops.attend_forward)(*student, plan, *widths, 1, *options)
+    body(ops.attend_backward)(*student, plan, *widths, *options, softmax, output, True, True, True)
+
+
+def body(op):
+    """The function of a custom op: the op itself would not run it on meta tensors."""
+    return op._init_fn
+
+
+def make_job(case: Case, target: str, metric: str, kernel: JITFunction, args, kwargs) -> Job:
+    """Specialised by Triton's own rules: 16-byte alignment, ones and None as constants."""
+    backend = make_backend(gpu_target(target))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(*args, **kwargs)
+    _, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
+    constants = {kernel.arg_names[path[0]]: value for path, value in constants.items()}
+    return Job(
+        kernel.__module__, kernel.__name__, target, **asdict(case), metric=metric, signature=signature,
+        constants=constants, attributes=attributes, options=options,
+    )  # fmt: skip
+
+
+# Compiling one kernel
+
+
+def compile_row(job: Job) -> dict:
+    """The row of one kernel, from the cache where it is there."""
+    cached = CACHE / f"{job.key()}.json"
+    if cached.exists():
+        return json.loads(cached.read_text())
+    row = describe(job) | measure(job)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(row))
+    partial.replace(cached)
+    return row
+
+
+def describe(job: Job) -> dict:
+    """What a row is about; `name` is the same before and after a change of tile shapes."""
+    tiles = {x: y for x, y in job.constants.items() if x.startswith("BLOCK_")}
+    about = {"name": job.name, "kernel": job.kernel.removesuffix("_kernel"), "variant": job.variant}
+    about |= {"dtype": job.dtype, "head_dim": job.head_dim, "target": job.target}
+    return about | {"tiles": tiles, "warps": job.options["num_warps"], "stages": job.options["num_stages"]}
+
+
+def measure(job: Job) -> dict:
+    """Compiles in a folder of its own, always: what ptxas says is not in Triton's cache."""
+    source = ASTSource(kernel_of(job), job.signature, job.constants, job.attributes)
+    knobs, log = triton.knobs, io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, knobs.cache.scope(), knobs.nvidia.scope(), redirect_stdout(log):
+        knobs.cache.dir, knobs.nvidia.dump_ptxas_log = folder, True
+        compiled = triton.compile(source, target=gpu_target(job.target), options=job.options)
+        asm, metadata = compiled.asm, compiled.metadata
+    found = {"shared": metadata.shared, "tensor_columns": getattr(metadata, "tmem_size", 0) or 0}
+    if job.target.startswith("gfx"):
+        found |= parse_amdgcn(asm["amdgcn"])
+    else:
+        found |= parse_ptxas(log.getvalue()) | parse_sass(disassemble(asm["cubin"]))
+    found |= count_products(asm["ttir"], asm["ttgir"])
+    return found | {"occupancy": occupancy(found, job.options["num_warps"], job.target)}
+
+
+def disassemble(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = Path(triton.knobs.nvidia.ptxas.path).with_name("nvdisasm")
+        return subprocess.check_output([tool, "-c", file.name], text=True, stderr=subprocess.DEVNULL)
+
+
+# Reading compiled code
+
+
+def parse_ptxas(log: str) -> dict:
+    """Registers, stack and spills (bytes per thread) of the one kernel in the output of `ptxas -v`."""
+    stack, stores, loads = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
+    )[-1]
+    registers = re.findall(r"Used (\d+) registers", log)[-1]
+    numbers = {"registers": registers, "stack": stack, "spill_stores": stores, "spill_loads": loads}
+    return {x: int(y) for x, y in numbers.items()}
+
+
+def parse_sass(text: str) -> dict:
+    """Tensor-core instructions by kind and 16-byte loads among global ones, from nvdisasm."""
+    names = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.MULTILINE)
+    kinds = Counter(x.split(".")[0] for x in names)
+    tensor = {x: y for x, y in sorted(kinds.items()) if re.fullmatch(r"HMMA|HGMMA|UTC\w*MMA|OMMA|QMMA|DMMA", x)}
+    loads = [x for x in names if x.split(".")[0] in ("LDG", "LDGSTS")]
+    return {"tensor": tensor, "wide_loads": sum(".128" in x for x in loads), "loads": len(loads)}
+
+
+def parse_amdgcn(text: str) -> dict:
+    """The same of AMD's assembly; bytes per lane, registers those of vectors and accumulators together."""
+    numbers = {x: int(y) for x, y in re.findall(r"^\s*\.(\w+_count|private_segment_fixed_size):\s+(\d+)", text, re.M)}
+    names = re.findall(r"^\t([a-z]\w+)", text, re.MULTILINE)
+    loads = [x for x in names if re.match(r"(global|buffer|flat)_load", x)]
+    return {
+        "registers": numbers["vgpr_count"],
+        "stack": numbers["private_segment_fixed_size"],
+        "spill_stores": sum(_scratch_bytes(x) for x in names if x.startswith("scratch_store")),
+        "spill_loads": sum(_scratch_bytes(x) for x in names if x.startswith("scratch_load")),
+        "vector_spills": numbers["vgpr_spill_count"],
+        "scalar_spills": numbers["sgpr_spill_count"],
+        "tensor": {"MFMA": sum(x.startswith("v_mfma") for x in names)},
+        "wide_loads": sum(x.endswith("dwordx4") for x in loads),
+        "loads": len(loads),
+    }
+
+
+def _scratch_bytes(instruction: str) -> int:
+    words = re.search(r"dwordx(\d)", instruction)
+    return 4 * int(words[1]) if words else 4
+
+
+def count_products(ttir: str, ttgir: str) -> dict:
+    """Products written in the kernel, and those that did not stay in a layout of plain multiply-adds."""
+    written = len(re.findall(r"\btt\.dot\b", ttir))
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.(\w+)", ttgir, re.MULTILINE))
+    results = re.findall(r"\btt\.dot\b.*-> tensor<[^#]*(#\w+)>", ttgir)
+    plain = sum(layouts.get(x) not in ("nvidia_mma", "amd_mfma", "amd_wmma") for x in results)
+    return {"products": written, "tensor_products": written - min(plain, written)}
+
+
+def occupancy(found: dict, warps: int, target: str) -> float:
+    """Warps per multiprocessor of the most that it holds, as registers, shared and tensor memory allow."""
+    card = CARDS[target]
+    if target.startswith("gfx"):
+        waves = min(AMD_MOST_WAVES, AMD_REGISTERS // _round_up(max(found["registers"], 1), 8))
+        blocks = min(card.blocks, waves * AMD_SIMDS // warps)
+        reserved = 0
+    else:
+        per_warp = _round_up(max(found["registers"], 1) * 32, 256)
+        blocks = min(card.blocks, card.warps // warps, NVIDIA_REGISTERS // per_warp // warps)
+        reserved = KIB
+    if found["tensor_columns"]:
+        blocks = min(blocks, NVIDIA_TENSOR_COLUMNS // found["tensor_columns"])
+    if found["shared"] + reserved:
+        blocks = min(blocks, card.shared // (found["shared"] + reserved))
+    return round(blocks * warps / card.warps, 3)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+# Comparing and writing
+
+
+def faults(row: dict) -> list[str]:
+    """What must never be, whatever was measured before."""
+    found = []
+    limit = CARDS[row["target"]].block_shared
+    if row["shared"] > limit:
+        found.append(f"shared memory {row['shared']} above {limit}")
+    if spilled(row) and row["dtype"] == "bfloat16" and str(row["head_dim"]) in CLEAN:
+        found.append(f"spills {spilled(row)} bytes")
+    return found
+
+
+def spilled(row: dict) -> int:
+    return row["spill_stores"] + row["spill_loads"]
+
+
+def worse(row: dict, before: dict | None) -> list[str]:
+    """Why a row fails the check against the committed one of its name."""
+    found = faults(row)
+    if before is None:
+        return [*found, "not in kernels.json: run make kernel-report"]
+    if spilled(row) > spilled(before):
+        found.append(f"spills {spilled(row)} bytes, before {spilled(before)}")
+    missing, missed = (x["products"] - x["tensor_products"] for x in (row, before))
+    if missing > missed:
+        found.append(f"{missing} products off tensor cores, before {missed}")
+    return found
+
+
+def compare(rows: list[dict], committed: list[dict]) -> list[str]:
+    """One line for each row that got worse."""
+    before = {x["name"]: x for x in committed}
+    reasons = ((x["name"], worse(x, before.get(x["name"]))) for x in rows)
+    return [f"{name}: {', '.join(found)}" for name, found in reasons if found]
+
+
+COLUMNS = ("kernel", "tile", "warps, stages", "registers", "spill st/ld", "stack", "shared KiB", "occupancy")
+COLUMNS += ("tensor cores", "on them", "16-byte loads")
+
+
+def cells(row: dict) -> list[str]:
+    limit = CARDS[row["target"]].block_shared
+    shared = f"{row['shared'] / KIB:.1f}/{limit // KIB}" + (" **!**" if row["shared"] > limit else "")
+    spills = f"{row['spill_stores']}/{row['spill_loads']}" if spilled(row) else "-"
+    return [
+        f"{row['kernel']} {row['variant']}".strip(),
+        "x".join(str(y) for x, y in row["tiles"].items() if x in ("BLOCK_M", "BLOCK_N", "BLOCK_T", "BLOCK_S")),
+        f"{row['warps']}, {row['stages']}",
+        str(row["registers"]),
+        spills,
+        str(row["stack"] or "-"),
+        shared,
+        f"{row['occupancy']:.0%}",
+        " ".join(f"{y} {x}" for x, y in row["tensor"].items() if y) or "-",
+        f"{row['tensor_products']}/{row['products']}",
+        f"{row['wide_loads']}/{row['loads']}",
+    ]
+
+
+def render(rows: list[dict], command: str) -> str:
+    """KERNELS.md."""
+    spilling = [x for x in rows if spilled(x)]
+    lines = [
+        "# What the kernels compile to",
+        "",
+        f"`{command}`, Triton {triton.__version__}, commit {commit()}. **Nothing here ran on a GPU**: compiled code",
+        "was read. Spills are bytes per thread; loads and tensor-core instructions are counted in the code, not a run;",
+        "shared memory stands against what a block may have on the smallest card of the architecture; occupancy is",
+        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all.",
+        "",
+        f"{len(rows)} kernels, {len(spilling)} with spills, {sum(bool(faults(x)) for x in rows)} that fail `--check`.",
+    ]
+    if spilling:
+        lines += ["", "Spills: " + "; ".join(f"{x['name']} ({spilled(x)})" for x in spilling) + "."]
+    for title in dict.fromkeys(_title(x) for x in rows):
+        lines += ["", f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+        lines += ["| " + " | ".join(cells(x)) + " |" for x in rows if _title(x) == title]
+    return "\n".join(lines) + "\n"
+
+
+def _title(row: dict) -> str:
+    return f"{row['target']}, {row['dtype']}, head_dim {row['head_dim']}"
+
+
+def commit() -> str:
+    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE)
+    return answer.stdout.strip() or "unknown"
+
+
+# Command
+
+
+def compile_all(jobs: list[Job], processes: int) -> list[dict]:
+    """Rows in the order of the jobs; processes start only for what is not cached."""
+    rows = {x.name: compile_row(x) for x in jobs if (CACHE / f"{x.key()}.json").exists()}
+    left = [x for x in jobs if x.name not in rows]
+    if left:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, end_with_parent) as pool, Progress() as progress:
+            task = progress.add_task("compiling", total=len(left))
+            # The slow ones first: float32 splits each product into three.
+            order = sorted(left, key=lambda x: (x.dtype, x.head_dim), reverse=True)
+            futures = {pool.submit(compile_row, x): x for x in order}
+            for future in as_completed(futures):
+                try:
+                    rows[futures[future].name] = future.result()
+                except Exception as error:
+                    raise RuntimeError(f"{futures[future].name} does not compile") from error
+                progress.advance(task)
+    return [rows[x.name] for x in jobs]
+
+
+def end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next job for ever."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(
+    check: Annotated[bool, typer.Option(help="Compare with kernels.json instead of writing it.")] = False,
+    subset: Annotated[bool, typer.Option(help="Every kernel, but few targets and sizes.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes that compile.")] = os.cpu_count() or 1,
+    out: Annotated[Path, typer.Option(help="The table; kernels.json lies beside it.")] = HERE / "KERNELS.md",
+) -> None:
+    """Compile all kernels for all targets and say what came out."""
+    if triton.knobs.runtime.interpret:
+        raise typer.BadParameter("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
+    rows = compile_all([job for pair in (SUBSET if subset else FULL) for job in record_launches(*pair)], jobs)
+    data = out.with_name("kernels.json")
+    if check:
+        found = compare(rows, json.loads(data.read_text()))
+        print("\n".join(found) if found else f"{len(rows)} kernels compiled, none worse than {data.name}")
+        sys.exit(bool(found))
+    command = "python benchmarks/kernel_report.py" + " --subset" * subset
+    out.write_text(render(rows, command))
+    data.write_text("[\n" + ",\n".join(json.dumps(x) for x in rows) + "\n]\n")
+    print(f"{len(rows)} kernels, {sum(bool(spilled(x)) for x in rows)} with spills: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

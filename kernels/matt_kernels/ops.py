@@ -1,0 +1,262 @@
+"""Custom ops: what torch.compile, autograd and opcheck see. Each calls launchers and nothing else.
+
+aim_plan                          ids -> the tensors of a plan
+aim_forward, aim_backward         variant aim: loss with dQ, then dK and dV
+attend_forward, attend_backward   variant aim_star: o of the rows, whose distance plain torch takes
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.library import custom_op, register_autograd
+
+from matt_kernels import configs, launch
+from matt_kernels.aim import aim_columns, aim_rows
+from matt_kernels.attend import attend, attend_columns, attend_rows
+from matt_kernels.factors import aim_factors
+from matt_kernels.long import aim_long_columns, aim_long_rows
+from matt_kernels.plan import LONG_FIELDS, ROW_FIELDS, TILE_FIELDS, AimPlan, limits, make_plan
+from matt_kernels.softmax import softmax_rows
+
+Tensor = torch.Tensor
+Plan = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Options:
+    scale: float
+    softcap: float | None
+    metric: str = "mse"
+
+
+# What autotune found in this process, by config_key.
+TUNED: dict[tuple, configs.Config] = {}
+
+
+def config_key(query: Tensor, value: Tensor, metric: str) -> tuple:
+    """What a config depends on: no length."""
+    return query.shape[-1], value.shape[-1], query.dtype, metric, configs.target_of(query.device)
+
+
+def config_for(query: Tensor, value: Tensor, metric: str) -> configs.Config:
+    key = config_key(query, value, metric)
+    return TUNED[key] if key in TUNED else configs.choose_config(*key)
+
+
+def gradient_dtype(x: Tensor) -> torch.dtype:
+    """What is kept until backward multiplies: float16 would lose gradients that a gradient scaler is to lift."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+
+
+def factor(metric: str, query: Tensor, value: Tensor) -> float:
+    """What one unit of a row's loss weighs before pair_weight: the mean over heads, and over d_v for mse."""
+    return 1 / (query.shape[1] * (value.shape[-1] if metric == "mse" else 1))
+
+
+@custom_op("matt_kernels::aim_plan", mutates_args=())
+def aim_plan_op(
+    teacher_segments: Tensor, student_segments: Tensor, teacher_documents: Tensor | None,
+    student_documents: Tensor | None, teacher_width: int, student_width: int, variant: str, causal: bool,
+    sliding_window: int | None, reduction: str,
+) -> Plan:  # fmt: skip
+    return make_plan(
+        teacher_segments, student_segments, teacher_documents, student_documents,
+        widths=(teacher_width, student_width), variant=variant, causal=causal, sliding_window=sliding_window,
+        reduction=reduction,
+    ).tensors()  # fmt: skip
+
+
+@aim_plan_op.register_fake
+def _(
+    teacher_segments, student_segments, teacher_documents, student_documents, teacher_width, student_width, variant,
+    causal, sliding_window, reduction,
+):  # fmt: skip
+    batch, *lengths = *teacher_segments.shape, student_segments.shape[1]
+    rows = torch.sym_min(*lengths)
+    tiles, long = limits(lengths, (teacher_width, student_width))
+    integers = (len(ROW_FIELDS), rows), (len(TILE_FIELDS), tiles), (len(LONG_FIELDS), long), (3,)
+    new = teacher_segments.new_empty
+    return (
+        *(new((batch, *x), dtype=torch.int32) for x in integers),
+        new((batch, rows), dtype=torch.float32),
+        new((), dtype=torch.float32),
+        *(new((batch, x), dtype=torch.int32) for x in lengths),
+    )
+
+
+@custom_op("matt_kernels::aim_forward", mutates_args=())
+def aim_forward(
+    teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
+    query_needed: bool, key_needed: bool, value_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
+    plan = AimPlan(*plan, (teacher_width, student_width))
+    config, options = config_for(query, value, metric), Options(scale, softcap, metric)
+    teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
+    row_limit = plan.rows.shape[-1]
+    loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
+    correction = torch.empty_like(loss)
+    gradient = None
+    if query_needed:
+        # Tokens that end no segment have no query row.
+        gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
+    with launch.on_device(query):
+        softmaxes = [
+            softmax_rows(x[0], x[1], plan, config, scale, softcap, side=i) for i, x in enumerate((teacher, student))
+        ]
+        factors = aim_factors(teacher_value, value, plan, config, rest=True)
+        aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
+        aim_rows(teacher, student, factors, softmaxes, plan, config, options, loss, correction, gradient)
+    total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
+    total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
+    outputs = [gradient, *softmaxes, correction]
+    kept = query_needed, *[key_needed or value_needed] * 3
+    empty = (query.new_empty(0, dtype=torch.float32) for _ in outputs)
+    return total, *(x if needed else nothing for x, needed, nothing in zip(outputs, kept, empty, strict=True))
+
+
+@aim_forward.register_fake
+def _(
+    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
+    softcap, query_needed, key_needed, value_needed,
+):  # fmt: skip
+    new = query.new_empty
+    rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
+    softmax = (2, *rows) if key_needed or value_needed else (0,)
+    gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
+    return (
+        new((), dtype=torch.float32),
+        gradient,
+        *(new(softmax, dtype=torch.float32) for _ in range(2)),
+        new(rows, dtype=torch.float32),
+    )
+
+
+@custom_op("matt_kernels::aim_backward", mutates_args=())
+def aim_backward(
+    teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
+    teacher_softmax: Tensor, student_softmax: Tensor, correction: Tensor, multiplier: Tensor, key_needed: bool,
+    value_needed: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dK, dV); empty where not needed."""
+    plan = AimPlan(*plan, (teacher_width, student_width))
+    config, options = config_for(query, value, metric), Options(scale, softcap, metric)
+    teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
+    # Padding and documents without a segment are in no tile.
+    gradients = [
+        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if needed else None
+        for x, needed in ((key, key_needed), (value, value_needed))
+    ]
+    with launch.on_device(query):
+        factors = aim_factors(teacher_value, value, plan, config, rest=metric == "cosine")
+        softmaxes = teacher_softmax, student_softmax
+        aim_columns(teacher, student, factors, softmaxes, correction, plan, config, options, multiplier, *gradients)
+        aim_long_columns(teacher, student, softmaxes, correction, plan, config, options, multiplier, *gradients)
+    return tuple(query.new_empty(0) if x is None else x for x in gradients)
+
+
+@aim_backward.register_fake
+def _(
+    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
+    softcap, teacher_softmax, student_softmax, correction, multiplier, key_needed, value_needed,
+):  # fmt: skip
+    sides = (key, key_needed), (value, value_needed)
+    return tuple(x.new_empty(x.shape) if needed else query.new_empty(0) for x, needed in sides)
+
+
+def _save_aim(ctx, inputs, output):
+    *tensors, plan, teacher_width, student_width, metric, scale, softcap, _, key_needed, value_needed = inputs
+    _, gradient, *rest = output
+    needed = key_needed or value_needed
+    # Only what backward reads: all of the inputs when keys or values need a gradient, nothing but dQ when they do not.
+    ctx.save_for_backward(gradient, plan[5], *((*tensors, *plan, *rest) if needed else ()))
+    ctx.options = teacher_width, student_width, metric, scale, softcap
+    ctx.needed = key_needed, value_needed
+    query, _, value = tensors[3:]
+    ctx.factor = factor(metric, query, value) * (2 if metric == "mse" else 1)
+    ctx.query_dtype = query.dtype
+
+
+def _differentiate_aim(ctx, output_gradient, *_):
+    gradient, pair_weight, *saved = ctx.saved_tensors
+    multiplier = output_gradient.float() * pair_weight * ctx.factor
+    query_gradient = (gradient * multiplier).to(ctx.query_dtype) if len(gradient.shape) > 1 else None
+    others = [None, None]
+    if any(ctx.needed):
+        tensors, plan, rest = saved[:6], saved[6:14], saved[14:]
+        found = aim_backward(*tensors, plan, *ctx.options, *rest, multiplier, *ctx.needed)
+        others = [x if needed else None for x, needed in zip(found, ctx.needed, strict=True)]
+    return None, None, None, query_gradient, *others, [None] * 8, *[None] * 8
+
+
+register_autograd(aim_forward, _differentiate_aim, setup_context=_save_aim)
+
+
+@custom_op("matt_kernels::attend_forward", mutates_args=())
+def attend_forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], teacher_width: int, student_width: int,
+    side: int, scale: float, softcap: float | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(o [B, H, m, d_v] float32, softmax [2, B, H, m]) of the rows on one side, 0 the teacher's, 1 the student's."""
+    plan = AimPlan(*plan, (teacher_width, student_width))
+    with launch.on_device(query):
+        return attend(query, key, value, plan, config_for(query, value, "mse"), Options(scale, softcap), side=side)
+
+
+@attend_forward.register_fake
+def _(query, key, value, plan, teacher_width, student_width, side, scale, softcap):
+    rows = *query.shape[:2], plan[0].shape[-1]
+    output = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32)
+    return output, query.new_empty((2, *rows), dtype=torch.float32)
+
+
+@custom_op("matt_kernels::attend_backward", mutates_args=())
+def attend_backward(
+    query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], teacher_width: int, student_width: int,
+    scale: float, softcap: float | None, softmax: Tensor, change: Tensor, query_needed: bool, key_needed: bool,
+    value_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dQ, dK, dV) of the student's rows for the gradient `change` of o; empty where not needed."""
+    plan = AimPlan(*plan, (teacher_width, student_width))
+    config, options = config_for(query, value, "mse"), Options(scale, softcap)
+    needed = query_needed, key_needed, value_needed
+    gradients = [
+        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if wanted else None
+        for x, wanted in zip((query, key, value), needed, strict=True)
+    ]
+    inputs = query, key, value, softmax, change.contiguous()
+    correction = None
+    with launch.on_device(query):
+        if query_needed or key_needed:
+            correction = attend_rows(*inputs, plan, config, options, gradients[0])
+        if key_needed or value_needed:
+            attend_columns(*inputs, correction, plan, config, options, *gradients[1:])
+    return tuple(query.new_empty(0) if x is None else x for x in gradients)
+
+
+@attend_backward.register_fake
+def _(
+    query, key, value, plan, teacher_width, student_width, scale, softcap, softmax, change, query_needed, key_needed,
+    value_needed,
+):  # fmt: skip
+    sides = (query, query_needed), (key, key_needed), (value, value_needed)
+    return tuple(x.new_empty(x.shape) if needed else query.new_empty(0) for x, needed in sides)
+
+
+def _save_attend(ctx, inputs, output):
+    query, key, value, plan, teacher_width, student_width, _, scale, softcap = inputs
+    ctx.save_for_backward(query, key, value, *plan, output[1])
+    ctx.options = teacher_width, student_width, scale, softcap
+
+
+def _differentiate_attend(ctx, change, _):
+    *inputs, softmax = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:3]
+    found = attend_backward(*inputs[:3], inputs[3:], *ctx.options, softmax, change, *needed)
+    found = [x if wanted else None for x, wanted in zip(found, needed, strict=True)]
+    return *found, [None] * 8, *[None] * 5
+
+
+register_autograd(attend_forward, _differentiate_attend, setup_context=_save_attend)

@@ -1,0 +1,62 @@
+"""The softmax of every row, kept as maximum and inverse sum: one pass over the keys of a side."""
+
+import torch
+import triton
+import triton.language as tl
+
+from matt_kernels.attention import COUNTS, ROWS, load_row, load_vectors, masked_scores, store_softmax
+from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
+
+
+@triton.jit
+def online_softmax(scores, running_max, running_sum):
+    """(weights up to the row's final sum, factor for those of earlier blocks, new maximum, new sum)."""
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    # A row that has seen nothing yet stays at -inf: subtract 0 there.
+    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(scores - finite_max[:, None])
+    factor = tl.exp2(running_max - finite_max)
+    return weights, factor, new_max, running_sum * factor + tl.sum(weights, 1)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def softmax_kernel(
+    query_ptr, key_ptr, rows_ptr, counts_ptr, softmax_ptr,
+    query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
+    heads, group, softmax_size, row_limit, scale, softcap,
+    SIDE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    used = numbers < tl.load(counts_ptr + batch * COUNTS)
+    position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, SIDE)
+    query_ptr += batch * query_stride_b + head * query_stride_h
+    query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    key_ptr += batch * key_stride_b + (head // group) * key_stride_h
+    running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    stop = tl.max(high)
+    for first in range(tl.min(low), stop, BLOCK_N):
+        tokens = first + tl.arange(0, BLOCK_N)
+        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
+        scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, PRECISION)
+        _, _, running_max, running_sum = online_softmax(scores, running_max, running_sum)
+    outputs = batch_head * row_limit + numbers
+    store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum)
+
+
+def softmax_rows(query, key, plan, config, scale, softcap, *, side: int) -> torch.Tensor:
+    """[2, B, H, m] float32: maximum of the scores in base 2 and inverse sum of every row; side 0 teacher, 1 student."""
+    batch, heads, _, head_dim = query.shape
+    row_limit = plan.rows.shape[-1]
+    softmax = torch.empty(2, batch, heads, row_limit, dtype=torch.float32, device=query.device)
+    softmax_kernel[row_grid(plan, query, config.softmax.block_m)](
+        query, key, plan.rows, plan.counts, softmax, *strides(query, key),
+        heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),
+        SIDE=side, SOFTCAP=softcap is not None, BLOCK_M=config.softmax.block_m, BLOCK_N=config.softmax.block_n,
+        HEAD_DIM=head_dim, BLOCK_D=config.block_d, PRECISION=config.score_precision,
+        num_warps=config.softmax.warps, num_stages=config.softmax.stages,
+    )  # fmt: skip
+    return softmax
