@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from matt_fast import TrainingOptions, training
+from matt_fast import TrainingOptions, objectives, training
 from matt_fast.data import AlignedBatches, Side
 from matt_fast.initializers import initial_rows
-from matt_fast.recipe import make_table
+from matt_fast.recipe import make_student
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
@@ -40,7 +40,7 @@ def main(tokens: int = 256, batch: int = 4) -> None:
     start = initial_rows(trunk, vocabulary, "mean", 0)
     trunk = trunk.get_decoder()
     training.freeze(trunk)
-    table = make_table(trunk, vocabulary, start, True)
+    student = make_student(trunk, vocabulary, start, freeze_shared=True, with_head=False)
     sides = Side("teacher", vocabulary.teacher, rows, tokens), Side("student", vocabulary.student, 1 << 30, tokens)
     stream = AlignedBatches(corpus, *sides, batch_size=batch, seed=0)
 
@@ -55,7 +55,7 @@ def main(tokens: int = 256, batch: int = 4) -> None:
 
         return call
 
-    training.capture_attention = timed("forward", training.capture_attention)
+    objectives.capture = timed("forward", objectives.capture)
     torch.Tensor.backward = timed("backward", torch.Tensor.backward)
     shares, before = [], dict(spent, total=0.0)
 
@@ -67,7 +67,9 @@ def main(tokens: int = 256, batch: int = 4) -> None:
             shares.append(1 - (step["forward"] + step["backward"]) / step["total"])
 
     options = TrainingOptions(steps=WARMUP + STEPS)
-    progress, _ = training.train(trunk, table, stream.in_background(), n_layers, options, Accelerator(), on_step)
+    progress, _ = training.train(
+        trunk, trunk, student, stream.in_background(), n_layers, options, Accelerator(), on_step
+    )
     print(
         f"{tokens} tokens x {batch}, {n_layers} layers, {torch.get_num_threads()} threads, "
         f"{len(progress.losses)} steps; rest of a step: median {statistics.median(shares):.1%}, "

@@ -8,11 +8,12 @@ from importlib import import_module
 _WHERE = {
     "AIMLoss": "matt_fast.loss",
     "AttentionInputs": "matt_fast.capture",
-    "TrainingOptions": "matt_fast.training",
+    "TrainingOptions": "matt_fast.options",
     "TransferResult": "matt_fast.recipe",
     "aim_loss": "matt_fast.loss",
     "align_segments": "matt_fast.segments",
     "align_segments_batch": "matt_fast.segments",
+    "capture": "matt_fast.capture",
     "capture_attention": "matt_fast.capture",
     "evaluate": "matt_fast.evaluation",
     "initialize": "matt_fast.initializers",

@@ -1,8 +1,9 @@
-"""Capture the query, key and value states that one layer's attention function receives, and stop the model there.
+"""Capture what passes inside a model, and stop the forward pass when all that was asked for has been seen.
 
-Works for every model that goes through transformers' attention interface: an attention function is registered under a
-name of its own, the model is switched to it for the call, and at the target layer it keeps what it was given and ends
-the forward pass. Earlier layers run the implementation the caller asks for. Nothing is specific to an architecture.
+Attention states are caught in every model that goes through transformers' attention interface: an attention function is
+registered under a name of its own, the model is switched to it for the call, and at the target layers it keeps what it
+was given. Other layers run the implementation the caller asks for. Hidden states are caught by hooks. Nothing is
+specific to an architecture.
 """
 
 import contextvars
@@ -10,10 +11,12 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -52,14 +55,109 @@ class AttentionInputs:
         return self.query, self.key, self.value
 
 
-class _Captured(BaseException):
-    """Ends the forward pass at the target layer; a BaseException, which no `except Exception` on the way swallows."""
+@dataclass
+class Capture:
+    """What one forward pass gave, see `capture`.
 
-    def __init__(self, arguments: dict):
-        self.arguments = arguments
+    Attributes:
+        attention: layer index -> what its attention function received.
+        hidden: [B, n, hidden], the residual stream behind the layer asked for; None if none was.
+        head_input: [B, n, hidden], what the output head received, after the last normalisation; None if not asked for.
+    """
+
+    attention: dict[int, AttentionInputs] = field(default_factory=dict)
+    hidden: torch.Tensor | None = None
+    head_input: torch.Tensor | None = None
 
 
-_target_layer: contextvars.ContextVar[int] = contextvars.ContextVar("target_layer")
+class _Complete(BaseException):
+    """Ends the forward pass; a BaseException, which no `except Exception` on the way swallows."""
+
+
+@dataclass
+class _Recorder:
+    """What is still to be seen in the running forward pass, and what has been seen."""
+
+    inputs: dict
+    missing: set
+    result: Capture = field(default_factory=Capture)
+
+    def seen(self, what) -> None:
+        self.missing.discard(what)
+        if not self.missing:
+            raise _Complete
+
+
+_recorder: contextvars.ContextVar[_Recorder] = contextvars.ContextVar("recorder")
+
+
+def capture(
+    model: PreTrainedModel,
+    *,
+    attention: Iterable[int] = (),
+    hidden: int | None = None,
+    head: bool = False,
+    attn_implementation: str = "sdpa",
+    **inputs,
+) -> Capture:
+    """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
+
+    Gradients flow from the result to the inputs (`inputs_embeds`, say) as in an ordinary forward pass.
+
+    Args:
+        model: a transformers model whose attention goes through the attention interface.
+        attention: indices of layers, counted from 0, whose attention inputs are wanted.
+        hidden: index of the layer whose output (the residual stream behind it) is wanted.
+        head: whether the input of the output head is wanted.
+        attn_implementation: what the layers run, as for `from_pretrained`: "sdpa", "eager", "flash_attention_2" or
+            another registered name.
+        **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
+            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
+            start again at each document, and no attention mask is given).
+
+    Raises:
+        ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
+            interface, or has attention of a kind that the AIM loss does not describe; the model has no head.
+    """
+    attention = set(attention)
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    for layer in sorted(attention | ({hidden} - {None})):
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer: wanted an index from 0 to {depth - 1} for this model, got {layer}")
+    if inputs.get("attention_mask") is not None and inputs["attention_mask"].ndim != 2:
+        shape = tuple(inputs["attention_mask"].shape)
+        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs.setdefault("use_cache", False)
+    recorder = _Recorder(
+        inputs, attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
+    )
+    if not recorder.missing:
+        raise ValueError("capture: wanted attention, hidden or head, got none of them")
+
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    with ExitStack() as hooks:
+        if hidden is not None:
+            hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
+        if head:
+            hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
+        model.set_attn_implementation(_register(attn_implementation))
+        try:
+            model(**inputs)
+        except _Complete:
+            return recorder.result
+        finally:
+            _recorder.reset(token)
+            model.set_attn_implementation(previous)
+    layers = sorted(recorder.missing - {"hidden", "head"})
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} never called {' and '.join(sorted(recorder.missing))}")
+    raise ValueError(
+        f"model: layer {layers[0]} of {type(model).__name__} never called its attention function through transformers' "
+        "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
+        "attention; choose another layer or model"
+    )
 
 
 def capture_attention(
@@ -68,47 +166,24 @@ def capture_attention(
     """Run `model` up to the attention of one layer and return the states that this attention receives.
 
     The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
-    Gradients flow from the result to the inputs (`inputs_embeds`, say) as in an ordinary forward pass.
+    Arguments and errors are those of `capture`.
+    """
+    return capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs).attention[layer]
 
-    Args:
-        model: a transformers model whose attention goes through the attention interface.
-        layer: index of the target layer, counted from 0.
-        attn_implementation: what the earlier layers run, as for `from_pretrained`: "sdpa", "eager",
-            "flash_attention_2" or another registered name.
-        **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
-            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
-            start again at each document, and no attention mask is given).
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of the model's transformer layers.
 
     Raises:
-        ValueError: the layer does not exist, never called its attention function through the interface, or has
-            attention of a kind that the AIM loss does not describe.
+        ValueError: the model has no list with as many modules as its configuration has layers.
     """
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    if not 0 <= layer < n_layers:
-        raise ValueError(f"layer: wanted an index from 0 to {n_layers - 1} for this model, got {layer}")
-    if inputs.get("attention_mask") is not None and inputs["attention_mask"].ndim != 2:
-        shape = tuple(inputs["attention_mask"].shape)
-        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        inputs.setdefault("use_cache", False)
-
-    previous = model.config._attn_implementation
-    token = _target_layer.set(layer)
-    model.set_attn_implementation(_register(attn_implementation))
-    try:
-        model(**inputs)
-    except _Captured as captured:
-        arguments = captured.arguments
-    else:
-        raise ValueError(
-            f"model: layer {layer} of {type(model).__name__} never called its attention function through transformers' "
-            "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
-            "attention; choose another layer or model"
-        )
-    finally:
-        _target_layer.reset(token)
-        model.set_attn_implementation(previous)
-    return _attention_inputs(arguments, inputs, layer)
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for root in (decoder, model):
+        for module in (root or model).modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
+    raise ValueError(f"model: {type(model).__name__} has no list of {depth} layers")
 
 
 def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
@@ -145,11 +220,32 @@ def _register(base: str) -> str:
 
 
 def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
-    """The registered attention function: capture at the target layer, delegate below it."""
-    target = _target_layer.get()
-    if module.layer_idx == target:
-        raise _Captured({"module": module, "query": query, "key": key, "value": value, **kwargs})
+    """The registered attention function: keep the inputs of the target layers, delegate the work."""
+    recorder, layer = _recorder.get(), module.layer_idx
+    if layer in recorder.missing:
+        arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
+        recorder.result.attention[layer] = _attention_inputs(arguments, recorder.inputs, layer)
+        recorder.seen(layer)
     return _base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _keep_hidden(module, arguments, output) -> None:
+    recorder = _recorder.get()
+    recorder.result.hidden = output[0] if isinstance(output, tuple) else output
+    recorder.seen("hidden")
+
+
+def _keep_head_input(module, arguments) -> None:
+    recorder = _recorder.get()
+    (recorder.result.head_input,) = arguments
+    recorder.seen("head")
+
+
+def _head_of(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model: wanted a model with an output head, got {type(model).__name__}")
+    return head
 
 
 def _base_attention(base: str, module) -> Callable:

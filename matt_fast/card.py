@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matt_fast.options import TrainingOptions
     from matt_fast.recipe import TransferResult
-    from matt_fast.training import TrainingOptions
 
 STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
 

@@ -44,13 +44,20 @@ def transfer(
     init: Annotated[str, typer.Option(help="New rows: mean, random, or a folder with ready embeddings.")] = "mean",
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     n_layers: Annotated[int | None, typer.Option(help="Layers to run; a third of the depth by default.")] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="aim, aim_star, aim-all-layers, token-distillation, boundary-head or ntp; several joined by '+'."
+        ),
+    ] = "aim",
     steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
-    lr: Annotated[float, typer.Option(help="Learning rate, constant.")] = 1e-4,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    warmup_steps: Annotated[int, typer.Option(help="The rate rises over so many steps at the start.")] = 0,
+    decay_steps: Annotated[int, typer.Option(help="The rate falls to 0 over so many steps at the end.")] = 0,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
-    variant: Annotated[str, typer.Option(help="aim or aim_star.")] = "aim",
     metric: Annotated[str, typer.Option(help="mse or cosine.")] = "mse",
     reduction: Annotated[
         str, typer.Option(help="Mean over all pairs of a batch, or per document: pairs, documents.")
@@ -68,17 +75,19 @@ def transfer(
 ) -> None:
     """Transfer a model to a new tokenizer and write a folder that loads and generates."""
     from matt_fast.display import ProgressDisplay, print_result
+    from matt_fast.options import TrainingOptions
     from matt_fast.recipe import transfer as run
-    from matt_fast.training import TrainingOptions
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
     with clear_errors(), ProgressDisplay(console, steps) as display:
         training = TrainingOptions(
+            objective=objective,
             steps=steps,
             lr=lr,
+            warmup_steps=warmup_steps,
+            decay_steps=decay_steps,
             accumulation=accumulation,
             max_grad_norm=max_grad_norm or None,
-            variant=variant,
             metric=metric,
             reduction=reduction,
             backend=backend,

@@ -100,17 +100,19 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """Chunks as rectangular int64 tensors [B, n], padded on the right; padding has segment id -100."""
+    """Chunks as rectangular int64 tensors, ids and segments [B, n] padded on the right; padding has segment id -100."""
 
     teacher_ids: torch.Tensor
     student_ids: torch.Tensor
     teacher_segments: torch.Tensor
     student_segments: torch.Tensor
+    teacher_lengths: torch.Tensor  # [B], tokens without padding
+    student_lengths: torch.Tensor
     tokens: int  # student tokens without padding
     skipped: Counter  # what was left out on the way to this batch, by reason
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its token ids on `device`. Segment ids stay: the loss reads them on the CPU."""
+        """The batch with its token ids on `device`. The rest stays: losses read segments and lengths on the CPU."""
         ids = {name: getattr(self, name).to(device, non_blocking=True) for name in ("teacher_ids", "student_ids")}
         return replace(self, **ids)
 
@@ -289,6 +291,8 @@ def _collate(chunks: list[Chunk], skipped: Counter) -> Batch:
         student_ids=pad("student_ids", int(chunks[0].student_ids[0])),
         teacher_segments=pad("teacher_segments", SPECIAL),
         student_segments=pad("student_segments", SPECIAL),
+        teacher_lengths=torch.tensor([len(chunk.teacher_ids) for chunk in chunks]),
+        student_lengths=torch.tensor([len(chunk.student_ids) for chunk in chunks]),
         tokens=sum(len(chunk.student_ids) for chunk in chunks),
         skipped=skipped,
     )

@@ -19,9 +19,12 @@ from matt_fast.card import model_card
 from matt_fast.data import AlignedBatches, Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
+from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Rows, initial_rows
+from matt_fast.objectives import Student, trains_output
+from matt_fast.options import TrainingOptions
 from matt_fast.teacher import Teacher, only_errors
-from matt_fast.training import Progress, TrainingOptions, freeze, train
+from matt_fast.training import Progress, freeze, train
 from matt_fast.vocabulary import VocabularyPair
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
@@ -127,8 +130,12 @@ def transfer(
         measured.to(accelerator.device).eval()
         evaluations[name] = evaluate(measured, its_tokenizer, held_out, max_pieces=eval_pieces)
 
+    if not 1 <= n_layers <= teacher.depth:
+        raise ValueError(f"n_layers: wanted 1 to {teacher.depth} for this model, got {n_layers}")
+    with_head = trains_output(training.objectives())
+
     stages.begin("vocabulary")
-    trunk = teacher.load(dtype, n_layers)
+    trunk = teacher.load(dtype, None if with_head else n_layers)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
     else:
@@ -137,10 +144,11 @@ def transfer(
 
     stages.begin("initialisation")
     start = initial_rows(trunk, vocabulary, init, seed, **options)
-    if start.output is not None:
+    if start.output is not None and not with_head:
         warnings.warn(
-            "the model's output head is not tied to its input embedding: its new rows are initialised "
-            "but not trained, since the AIM loss reaches input embeddings only (paper, appendix A)",
+            "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "
+            f"since the objective {training.objective!r} reaches input embeddings only (paper, appendix A); "
+            "add boundary-head or ntp to it",
             stacklevel=2,
         )
     if held_out is not None and accelerator.is_main_process:
@@ -151,9 +159,9 @@ def transfer(
         del full
 
     stages.begin("training")
-    trunk = trunk.get_decoder().to(accelerator.device)
+    trunk = (trunk if with_head else trunk.get_decoder()).to(accelerator.device)
     freeze(trunk)
-    table = make_table(trunk, vocabulary, start, freeze_shared)
+    student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
     stream = AlignedBatches(
         data,
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
@@ -166,7 +174,7 @@ def transfer(
         processes=accelerator.num_processes,
     )
     batches = stream.in_background()
-    progress, seen = train(trunk, table, batches, n_layers, training, accelerator, on_step)
+    progress, seen = train(trunk, trunk, student, batches, n_layers, training, accelerator, on_step)
     batches.close()
     seen = accelerator.reduce(seen.to(accelerator.device), reduction="sum").cpu()
     result = TransferResult(
@@ -175,16 +183,17 @@ def transfer(
         shared=len(vocabulary.matches),
         new=len(vocabulary.tokens) - len(vocabulary.matches),
         unspelled=len(vocabulary.tokens) - len(vocabulary.matches) - len(vocabulary.subtokens),
-        trainable=len(table.trainable_ids),
-        seen=int((seen[table.trainable_ids.cpu()] > 0).sum()),
+        trainable=len(student.input.trainable_ids),
+        seen=int((seen[student.input.trainable_ids.cpu()] > 0).sum()),
         progress=progress,
         evaluations=evaluations,
         seconds=stages.seconds,
         peak_memory=0,
     )
-    trained = Rows(table.weight().cpu(), start.output, start.output_bias)
-    is_trainable = (table.frozen_from < 0).tolist()
-    del trunk, table
+    head_rows = start.output if student.output is None else student.output.weight().cpu()
+    trained = Rows(student.input.weight().cpu(), head_rows, start.output_bias)
+    is_trainable = (student.input.frozen_from < 0).tolist()
+    del trunk, student
 
     if accelerator.is_main_process:
         stages.begin("writing")
@@ -233,13 +242,30 @@ def _dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def make_table(trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool) -> EmbeddingTable:
-    """The student's input embedding over the teacher's; shared tokens are frozen or start from the teacher's rows."""
+def make_student(
+    trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool, with_head: bool
+) -> Student:
+    """The student's vocabulary over the teacher's; shared tokens are frozen or start from the teacher's rows.
+
+    Args:
+        trunk: the frozen model, on its device; a causal language model if `with_head`.
+        vocabulary, start: from `VocabularyPair` and `initial_rows`.
+        freeze_shared: whether rows of shared tokens stay as they are, in both tables.
+        with_head: whether the output side is trained too.
+    """
     frozen_from = torch.full((vocabulary.rows,), -1)
     if freeze_shared:
         for student_id, match in vocabulary.matches.items():
             frozen_from[student_id] = match.teacher_id
-    return EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
+    table = EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
+    if not with_head:
+        return Student(table)
+    output = None
+    if start.output is not None:
+        output = EmbeddingTable(trunk.get_output_embeddings().weight, frozen_from, start.output)
+    weight = (table if output is None else output).weight()
+    bias = None if start.output_bias is None else start.output_bias.to(weight)
+    return Student(table, output, Head(weight, bias, **logit_rule(trunk)))
 
 
 @dataclass

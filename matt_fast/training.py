@@ -1,4 +1,4 @@
-"""The training loop: both sides' attention inputs, the AIM loss between them, an update of the rows that occurred."""
+"""The training loop: the losses of both sides' passes, and an update of the rows that occurred."""
 
 import math
 import time
@@ -11,53 +11,23 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from matt_fast.capture import capture_attention
 from matt_fast.data import Batch
-from matt_fast.embeddings import BatchRows, EmbeddingTable, RowAdamW, embed
-from matt_fast.loss import AIMLoss, aim_loss
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train (paper §3.5 gives the defaults).
-
-    Attributes:
-        steps: number of updates.
-        lr: constant learning rate of AdamW; there is no weight decay.
-        accumulation: batches per update.
-        max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping.
-        variant, metric, reduction, backend: as in `aim_loss`.
-        attn_implementation: what the layers below the target layer run.
-    """
-
-    steps: int = 1000
-    lr: float = 1e-4
-    accumulation: int = 1
-    max_grad_norm: float | None = 1.0
-    variant: str = "aim"
-    metric: str = "mse"
-    reduction: str = "pairs"
-    backend: str = "auto"
-    attn_implementation: str = "sdpa"
-
-    def __post_init__(self):
-        for name in ("steps", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
-        for name in ("lr", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: wanted a number above 0, got {value}")
-        AIMLoss(variant=self.variant, metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
+from matt_fast.embeddings import RowAdamW
+from matt_fast.objectives import StepRows, Student, combine, losses
+from matt_fast.options import TrainingOptions
 
 
 @dataclass
 class Progress:
-    """What happened so far in this process, handed to the progress callback after each step."""
+    """What happened so far in this process, handed to the progress callback after each step.
+
+    `parts` has the values of the objectives of the last step by name, before they are scaled to the first.
+    """
 
     step: int = 0
     loss: float = math.nan
     losses: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
     steps_without_new_tokens: int = 0
@@ -65,37 +35,41 @@ class Progress:
 
 
 def train(
-    model: PreTrainedModel,
-    table: EmbeddingTable,
+    teacher: PreTrainedModel,
+    student_model: PreTrainedModel,
+    student: Student,
     batches: Iterator[Batch],
     n_layers: int,
     options: TrainingOptions,
     accelerator: Accelerator,
     on_step: Callable[[Progress], None] = lambda progress: None,
+    *,
+    causal: bool = True,
 ) -> tuple[Progress, torch.Tensor]:
-    """Train the rows of `table` so that the student's attention at one layer moves what the teacher's does (eq. 10).
-
-    Teacher and student are the same frozen `model` with different embeddings; there is one copy of its weights.
+    """Train the rows of `student` for the objective of `options` (paper §3.5); all other weights stay as they are.
 
     Args:
-        model: the decoder, at least `n_layers` deep, on the accelerator's device.
-        table: the student's rows, trained in place.
+        teacher, student_model: the frozen weights of the two sides, on the accelerator's device; usually the same
+            object. At least `n_layers` deep, and whole where the objective trains output rows.
+        student: the student's rows, trained in place.
         batches: an iterator of `Batch`, at least `steps * accumulation` long.
-        n_layers: layers to run; the loss is at the attention of the last of them.
+        n_layers: the target layer, counted from 1.
         options: see `TrainingOptions`.
         accelerator: device and processes. Each process has its own batches; gradients are averaged over all.
         on_step: called after each step.
+        causal: False for an encoder.
 
     Returns:
         The final progress, and seen: [student rows] int64 on the CPU, how often each id occurred in this process's
         batches.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite. The table is as after the last good step.
+        FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
     """
-    optimizer = RowAdamW(table.trainable, options.lr)
+    names = options.objectives()
+    optimizers = [RowAdamW(table.trainable, options.lr) for table in student.tables]
     progress = Progress()
-    seen = torch.zeros(len(table.slot), dtype=torch.int64)
+    seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
     start = time.perf_counter()
     for step in range(1, options.steps + 1):
         micro_batches = [next(batches) for _ in range(options.accumulation)]
@@ -105,40 +79,26 @@ def train(
             in_text = batch.student_ids[batch.student_segments >= 0]
             seen.index_add_(0, in_text, torch.ones_like(in_text))
         micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-        rows = table.rows(_distinct_ids(micro_batches, accelerator))
+        rows = student.rows(_distinct_ids(micro_batches, accelerator))
+
+        sums = torch.zeros(1 + len(names), device=accelerator.device)
+        for batch in micro_batches:
+            parts = losses(teacher, student_model, rows, student.head, batch, n_layers, options, causal=causal)
+            loss = combine(parts) / len(micro_batches)
+            if loss.requires_grad:
+                loss.backward()
+            sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
         progress.step = step
-        progress.loss = _step(model, rows, micro_batches, n_layers, options, optimizer, accelerator, step)
+        progress.loss, *values = _update(rows, sums, optimizers, options, accelerator, step)
+        progress.parts = dict(zip(names, values, strict=True))
+        if student.head is not None:
+            trained, table = rows.output, student.tables[-1]
+            student.head.update(trained.ids[trained.positions], table.trainable[trained.slots])
         progress.losses.append(progress.loss)
-        progress.steps_without_new_tokens += len(rows.slots) == 0
+        progress.steps_without_new_tokens += len(rows.input.slots) == 0
         progress.seconds = time.perf_counter() - start
         on_step(progress)
     return progress, seen
-
-
-def aim_step_loss(
-    model: PreTrainedModel, rows: BatchRows, batch: Batch, n_layers: int, options: TrainingOptions
-) -> torch.Tensor:
-    """The AIM loss of one batch, differentiable with respect to `rows.trainable`."""
-    layer, attn = n_layers - 1, options.attn_implementation
-    with torch.no_grad():
-        teacher = capture_attention(model, layer, attn_implementation=attn, input_ids=batch.teacher_ids)
-    embedded = embed(model.get_input_embeddings(), rows, batch.student_ids)
-    student = capture_attention(model, layer, attn_implementation=attn, inputs_embeds=embedded)
-    if not student.causal:
-        raise ValueError("model: wanted a decoder with causal attention, got an encoder")
-    return aim_loss(
-        teacher.states,
-        student.states,
-        batch.teacher_segments,
-        batch.student_segments,
-        variant=options.variant,
-        metric=options.metric,
-        reduction=options.reduction,
-        scale=student.scale,
-        sliding_window=student.sliding_window,
-        softcap=student.softcap,
-        backend=options.backend,
-    )
 
 
 def freeze(model: PreTrainedModel) -> None:
@@ -149,26 +109,32 @@ def freeze(model: PreTrainedModel) -> None:
         embedding.padding_idx = None  # an index into the full vocabulary; rows of a batch are numbered anew
 
 
-def _step(model, rows, micro_batches, n_layers, options, optimizer, accelerator, step) -> float:
-    """Gradients of all micro-batches and processes, one update; returns the mean loss."""
-    loss = torch.zeros((), device=accelerator.device)
-    for batch in micro_batches:
-        part = aim_step_loss(model, rows, batch, n_layers, options) / len(micro_batches)
-        if part.requires_grad:
-            part.backward()
-        loss += part.detach()
-    gradient = torch.zeros_like(rows.trainable) if rows.trainable.grad is None else rows.trainable.grad
-    loss, gradient = accelerator.reduce((loss, gradient), reduction="mean")
-    value, norm = torch.stack([loss, gradient.norm()]).tolist()  # the step's one wait for the device
-    if not math.isfinite(value) or not math.isfinite(norm):
+def _update(
+    rows: StepRows,
+    sums: torch.Tensor,
+    optimizers: list[RowAdamW],
+    options: TrainingOptions,
+    accelerator: Accelerator,
+    step: int,
+) -> list[float]:
+    """Average losses and gradients over the processes, update the tables; return the losses."""
+    leaves = [table_rows.trainable for table_rows in rows.by_table]
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    sums, *gradients = accelerator.reduce((sums, *gradients), reduction="mean")
+    norms = torch.stack([gradient.norm() for gradient in gradients])
+    figures = torch.cat([sums, norms]).tolist()  # the step's one wait for the device
+    values, norms = figures[: len(sums)], figures[len(sums) :]
+    if not all(map(math.isfinite, figures)):
         raise FloatingPointError(
-            f"the loss ({value}) or the gradient's norm ({norm}) is not finite at step {step}; "
+            f"the loss ({values[0]}) or the gradient's norm ({max(norms)}) is not finite at step {step}; "
             "a lower lr, or float32 instead of a half precision, may help"
         )
-    if options.max_grad_norm is not None and norm > options.max_grad_norm:
-        gradient *= options.max_grad_norm / norm
-    optimizer.step(rows.slots, gradient)
-    return value
+    for optimizer, table_rows, gradient, norm in zip(optimizers, rows.by_table, gradients, norms, strict=True):
+        if options.max_grad_norm is not None and norm > options.max_grad_norm:
+            gradient *= options.max_grad_norm / norm
+        optimizer.lr = options.lr_at(step)
+        optimizer.step(table_rows.slots, gradient)
+    return values
 
 
 def _distinct_ids(micro_batches: list[Batch], accelerator: Accelerator) -> torch.Tensor:

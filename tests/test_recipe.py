@@ -13,7 +13,8 @@ from matt_fast import TrainingOptions, transfer
 from matt_fast.cli import app
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.export import keep_chat_template
-from matt_fast.training import aim_step_loss, freeze
+from matt_fast.objectives import Student, losses
+from matt_fast.training import freeze
 from matt_fast.vocabulary import match_tokens
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -165,23 +166,26 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     freeze(trunk)
     student = new_tokenizer()
     rows_total = len(student)
-    table = EmbeddingTable(
-        trunk.get_input_embeddings().weight, torch.full((rows_total,), -1), torch.randn(rows_total, 32)
+    table = Student(
+        EmbeddingTable(trunk.get_input_embeddings().weight, torch.full((rows_total,), -1), torch.randn(rows_total, 32))
     )
     sides = Side("teacher", teacher_tokenizer, 275, 48), Side("student", student, rows_total, 48)
     stream = iter(AlignedBatches(arguments["data"], *sides, batch_size=2, seed=0))
     batches = [next(stream) for _ in range(2)]
     options = TrainingOptions(reduction="documents")
-    ids = torch.cat([batch.student_ids.flatten() for batch in batches])
-    together = table.rows(ids)
+
+    def backward(rows, batch, share=1.0):
+        (losses(trunk, trunk, rows, None, batch, 2, options)["aim"] * share).backward()
+
+    together = table.rows(torch.cat([batch.student_ids.flatten() for batch in batches]))
     for batch in batches:
-        (aim_step_loss(trunk, together, batch, 2, options) / 2).backward()
+        backward(together, batch, 0.5)
     apart = torch.zeros(rows_total, 32)
     for batch in batches:
         rows = table.rows(batch.student_ids)
-        aim_step_loss(trunk, rows, batch, 2, options).backward()
-        apart[rows.slots] += rows.trainable.grad / 2
-    torch.testing.assert_close(together.trainable.grad, apart[together.slots])
+        backward(rows, batch)
+        apart[rows.input.slots] += rows.input.trainable.grad / 2
+    torch.testing.assert_close(together.input.trainable.grad, apart[together.input.slots])
     assert isinstance(batches[0].skipped, Counter)
 
 
@@ -207,7 +211,10 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("variant", "aim2", "variant must be one of 'aim', 'aim_star'; got 'aim2'"),
+        ("objective", "aim2", "objective: wanted one or more of aim, aim_star, .* got 'aim2'"),
+        ("objective", "aim+ntp+aim", r"objective: wanted each name once, got 'aim\+ntp\+aim'"),
+        ("warmup_steps", -1, "warmup_steps: wanted 0 or more, got -1"),
+        ("decay_steps", 1001, "warmup_steps and decay_steps: wanted at most the 1000 steps together, got 0 and 1001"),
         ("steps", 0, "steps: wanted at least 1, got 0"),
         ("accumulation", 0, "accumulation: wanted at least 1, got 0"),
         ("lr", -1.0, "lr: wanted a number above 0, got -1.0"),

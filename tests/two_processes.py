@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from matt_fast.data import AlignedBatches, Side
 from matt_fast.embeddings import EmbeddingTable
+from matt_fast.objectives import Student
 from matt_fast.teacher import Teacher
 from matt_fast.training import TrainingOptions, freeze, train
 
@@ -29,7 +30,7 @@ def trained_rows(folder: Path, process: int, processes: int, accumulation: int) 
     every = [next(stream) for _ in range(STEPS * processes * accumulation)]
     mine = (batch for i, batch in enumerate(every) if i // accumulation % processes == process)
     options = TrainingOptions(steps=STEPS, lr=1e-2, accumulation=accumulation)
-    train(trunk, table, mine, 2, options, Accelerator(cpu=True))
+    train(trunk, trunk, Student(table), mine, 2, options, Accelerator(cpu=True))
     return table.weight()
 
 

@@ -1,0 +1,80 @@
+"""How to train: objective, steps, learning rate, and how the losses are computed."""
+
+import math
+from dataclasses import dataclass
+
+from matt_fast.loss import AIMLoss
+
+OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train (paper §3.5 gives the defaults).
+
+    Attributes:
+        objective: one or more of OBJECTIVES, joined by "+"; all but the first are scaled to the first's value at
+            each step.
+        steps: number of updates.
+        lr: learning rate of AdamW; there is no weight decay.
+        warmup_steps: the rate rises linearly from 0 over so many steps at the start.
+        decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay).
+        accumulation: batches per update.
+        max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
+            are not tied are clipped each on their own.
+        metric, reduction, backend: as in `aim_loss`.
+        attn_implementation: what the layers run.
+    """
+
+    objective: str = "aim"
+    steps: int = 1000
+    lr: float = 1e-4
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    accumulation: int = 1
+    max_grad_norm: float | None = 1.0
+    metric: str = "mse"
+    reduction: str = "pairs"
+    backend: str = "auto"
+    attn_implementation: str = "sdpa"
+
+    def __post_init__(self):
+        self.objectives()
+        for name in ("steps", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps and decay_steps: wanted at most the {self.steps} steps together, "
+                f"got {self.warmup_steps} and {self.decay_steps}"
+            )
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1; the last step of a warm-up has the full rate."""
+        rising = step / self.warmup_steps if self.warmup_steps else 1.0
+        falling = (self.steps - step + 1) / self.decay_steps if self.decay_steps else 1.0
+        return self.lr * min(1.0, rising, falling)
+
+    def objectives(self) -> tuple[str, ...]:
+        """The names in `objective`.
+
+        Raises:
+            ValueError: an unknown name, or one that is given twice.
+        """
+        names = tuple(self.objective.split("+"))
+        for name in names:
+            if name not in OBJECTIVES:
+                raise ValueError(
+                    f"objective: wanted one or more of {', '.join(OBJECTIVES)}, joined by '+'; got {self.objective!r}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(f"objective: wanted each name once, got {self.objective!r}")
+        return names
