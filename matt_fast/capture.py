@@ -33,7 +33,8 @@ class AttentionInputs:
         key: [B, H_kv, n, d], likewise.
         value: [B, H_kv, n, d_v].
         scale: factor on the logits.
-        sliding_window: number of keys a query sees, itself included; None without a window.
+        sliding_window: as `aim_loss` takes it: with `causal` the number of keys a query sees, itself included,
+            otherwise the largest distance to a key that it sees; None without a window.
         softcap: bound of the tanh soft-capping of the logits; None without.
         causal: whether a query sees only keys at or before its own position.
         documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None when every row
@@ -266,14 +267,18 @@ def _attention_inputs(arguments: dict, inputs: dict, layer: int) -> AttentionInp
         )
     scale = arguments.get("scaling")
     causal = arguments.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    window = arguments.get("sliding_window")
+    if window is not None and not causal:
+        window -= 1  # attention functions are given the first distance that is hidden (as flash attention takes it)
     return AttentionInputs(
         query=query,
         key=arguments["key"],
         value=arguments["value"],
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        sliding_window=arguments.get("sliding_window"),
+        sliding_window=window,
         softcap=arguments.get("softcap"),
-        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+        causal=causal,
         documents=_documents(inputs.get("attention_mask"), inputs.get("position_ids")),
     )
 

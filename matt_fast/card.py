@@ -76,7 +76,8 @@ def model_card(
             "",
             "## Held-out text",
             "",
-            f"{scored.n_bytes} bytes, in pieces of at most 2,048 bytes, each scored on its own.",
+            f"{scored.n_bytes} bytes, in pieces of at most {scored.piece_bytes:,} bytes, each scored on its own"
+            + (", by pseudo-likelihood (every seventh token masked)." if scored.masked else "."),
             "",
             "| | bits per byte | bytes per token |",
             "|---|---|---|",

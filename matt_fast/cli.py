@@ -125,14 +125,19 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")],
     tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer than the model's own.")] = None,
     pieces: Annotated[int | None, typer.Option(help="Score at most so many pieces.")] = None,
-    piece_bytes: Annotated[int, typer.Option(help="Bytes of a piece; each is scored on its own.")] = 2048,
+    piece_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of a piece, each scored on its own; 2,048, or 480 for a masked model.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of the weights: auto (as stored), no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
     trust_remote_code: RemoteCode = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Measure bits per byte of held-out text, the one figure that compares models with different tokenizers."""
+    """Measure bits per byte of held-out text, the one figure that compares models with different tokenizers.
+
+    Masked language models are scored by pseudo-likelihood; compare their figures with each other only.
+    """
     from accelerate import Accelerator
 
     from matt_fast.data import read_documents
@@ -147,7 +152,14 @@ def evaluate(
         source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         loaded = source.load(dtypes[precision]).to(Accelerator().device)
         documents = read_documents(data, split=split, text_field=text_field)
-        result = run(loaded, source.load_tokenizer(tokenizer), documents, piece_bytes=piece_bytes, max_pieces=pieces)
+        result = run(
+            loaded,
+            source.load_tokenizer(tokenizer),
+            documents,
+            piece_bytes=piece_bytes,
+            max_pieces=pieces,
+            masked=source.masked,
+        )
     console.print(f"bits per byte    {result.bits_per_byte:.4f}")
     console.print(f"bytes per token  {result.bytes_per_token:.3f}")
     console.print(f"scored           {result.n_bytes:,} bytes, {result.n_tokens:,} tokens")

@@ -16,12 +16,21 @@ class Evaluation:
     bits_per_byte: negative log2-likelihood of the text, per UTF-8 byte of it.
     bytes_per_token: UTF-8 bytes of the text per token.
     n_bytes, n_tokens: of the text scored.
+    piece_bytes: each piece of the text, at most.
+    masked: whether the likelihood is a masked language model's pseudo-likelihood.
     """
 
     bits_per_byte: float
     bytes_per_token: float
     n_bytes: int
     n_tokens: int
+    piece_bytes: int
+    masked: bool
+
+
+PIECE_BYTES = 2048
+MASKED_PIECE_BYTES = 480  # an encoder with 512 positions holds as many bytes, whatever its tokens are
+MASKED_AT_ONCE = 7  # every seventh token: about the 15% that masked language models are trained with
 
 
 @torch.inference_mode()
@@ -30,32 +39,36 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     documents: Iterable[str],
     *,
-    piece_bytes: int = 2048,
+    piece_bytes: int | None = None,
     max_pieces: int | None = None,
+    masked: bool = False,
 ) -> Evaluation:
-    """Score documents under a causal language model.
+    """Score documents under a language model.
 
     Documents are cut into pieces of at most `piece_bytes` bytes, at line ends where there are any. The pieces are the
     same for every tokenizer, and each is scored with nothing but itself as context, so that figures of different
-    tokenizers compare. Every token is scored: the first one given the tokenizer's own special tokens in front of a
-    text, else its bos token, else its eos token.
+    tokenizers compare. Every token is scored once.
+
+    * A causal model predicts each token from those before it: the first one given the tokenizer's own special tokens
+      in front of a text, else its bos token, else its eos token.
+    * A masked model predicts each token from those around it (pseudo-likelihood): in seven passes, each with every
+      seventh token masked. These figures compare with each other only: pieces of a word tell each other.
 
     Args:
-        model: gives logits [1, n, vocabulary].
+        model: gives logits [B, n, vocabulary].
         tokenizer: the model's own.
         documents: texts.
-        piece_bytes: UTF-8 bytes of a piece, at most.
+        piece_bytes: UTF-8 bytes of a piece, at most; 2,048 if None, 480 for a masked model.
         max_pieces: stop after so many pieces.
+        masked: whether `model` is a masked language model.
 
     Raises:
-        ValueError: there is no text; or the tokenizer has neither a bos nor an eos token; or an id has no logit.
+        ValueError: there is no text; the tokenizer has neither a bos nor an eos token, or no mask token; an id has no
+            logit.
     """
-    prefix, _ = special_affixes(tokenizer)
-    if not prefix:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
-        prefix = [start]
+    if piece_bytes is None:
+        piece_bytes = MASKED_PIECE_BYTES if masked else PIECE_BYTES
+    score = _masked_nats if masked else _causal_nats
     nats, n_bytes, n_tokens = 0.0, 0, 0
     for index, piece in enumerate(cut_pieces(documents, piece_bytes)):
         if index == max_pieces:
@@ -64,15 +77,38 @@ def evaluate(
         rows = model.get_input_embeddings().weight.shape[0]
         if max(ids) >= rows:
             raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
-        input_ids = torch.tensor([prefix + ids], device=model.device)
-        logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
-        targets = input_ids[0, len(prefix) :]
-        nats += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
+        nats += score(model, tokenizer, ids)
         n_bytes += len(piece.encode())
         n_tokens += len(ids)
     if n_tokens == 0:
         raise ValueError("documents: wanted text to score, got none")
-    return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens)
+    return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens, piece_bytes, masked)
+
+
+def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+    prefix, _ = special_affixes(tokenizer)
+    if not prefix:
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if start is None:
+            raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
+        prefix = [start]
+    input_ids = torch.tensor([prefix + ids], device=model.device)
+    logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="sum").item()
+
+
+def _masked_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+    if tokenizer.mask_token_id is None:
+        raise ValueError("tokenizer: wanted a mask token to score text under a masked language model, got none")
+    prefix, suffix = special_affixes(tokenizer)
+    targets = torch.tensor(prefix + ids + suffix, device=model.device)
+    position = torch.arange(len(targets), device=model.device) - len(prefix)
+    in_text = (position >= 0) & (position < len(ids))
+    passes = torch.arange(min(MASKED_AT_ONCE, len(ids)), device=model.device)
+    hidden = in_text & (position % MASKED_AT_ONCE == passes[:, None])
+    logits = model(input_ids=targets.where(~hidden, tokenizer.mask_token_id)).logits[hidden]
+    expected = targets.expand_as(hidden)[hidden]
+    return torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
 
 
 def cut_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[str]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matt_fast.initializers import Rows
 from matt_fast.vocabulary import VocabularyPair
 
-ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
 
 
@@ -65,8 +65,11 @@ def update_special_ids(model: PreTrainedModel, vocabulary: VocabularyPair) -> No
     def translate(ids: list[int]) -> list[int]:
         return [student_of[i] for i in ids if i in student_of]
 
-    for config in (model.config, model.config.get_text_config(decoder=True), model.generation_config):
+    generation = [config] if (config := getattr(model, "generation_config", None)) else []  # a decoder has one
+    for config in (model.config, model.config.get_text_config(decoder=True), *generation):
         for name in ID_FIELDS:
+            if not hasattr(config, name):
+                continue
             old, own = getattr(config, name, None), getattr(vocabulary.student, name)
             ids = [] if own is None else [own]
             if isinstance(old, list):

@@ -67,9 +67,10 @@ def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
 
 
 def _logits(hidden, weight, bias, scale, softcap) -> torch.Tensor:
-    logits = (hidden @ weight.T).float()
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
-        logits += bias.float()
+        logits += bias
     if scale != 1.0:
         logits *= scale
     return logits if softcap is None else softcap * (logits / softcap).tanh_()
@@ -82,7 +83,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap):
         chunk = max(1, min(len(hidden), LOGITS_AT_ONCE // len(weight)))
         needs_hidden, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
-        loss = torch.zeros((), device=hidden.device)
+        loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         row_gradient = torch.zeros_like(trained) if needs_rows else None
         for start in range(0, len(hidden), chunk):
@@ -102,7 +103,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if needs_hidden:
                 hidden_gradient[start : start + chunk] = gradient @ weight
             if needs_rows:
-                row_gradient += (gradient[:, trained_ids].T @ part).float()
+                row_gradient += (gradient[:, trained_ids].T @ part).to(row_gradient.dtype)
         ctx.save_for_backward(hidden_gradient, row_gradient)
         return loss / len(hidden)
 

@@ -80,7 +80,7 @@ def initial_rows(
     """Input and, where untied, output embeddings for the student's vocabulary.
 
     Args:
-        teacher: a causal language model; only its embeddings and head are read.
+        teacher: a language model; only its embeddings and head are read.
         vocabulary: the two vocabularies.
         init: "mean" or "random" (see `initialize`), or a model folder whose rows are taken for the new tokens.
         seed: of the random draws.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast import export
 from matt_fast.card import model_card
@@ -82,7 +82,7 @@ def transfer(
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> TransferResult:
-    """Give a pretrained decoder a new tokenizer and train the new embeddings with Attention Influence Modeling.
+    """Give a pretrained language model a new tokenizer and train the embeddings of its new tokens.
 
     Args:
         model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
@@ -128,11 +128,16 @@ def transfer(
     def measure(name: str, measured: PreTrainedModel, its_tokenizer: PreTrainedTokenizerBase) -> None:
         stages.begin(f"evaluation ({name})")
         measured.to(accelerator.device).eval()
-        evaluations[name] = evaluate(measured, its_tokenizer, held_out, max_pieces=eval_pieces)
+        evaluations[name] = evaluate(measured, its_tokenizer, held_out, max_pieces=eval_pieces, masked=teacher.masked)
 
     if not 1 <= n_layers <= teacher.depth:
         raise ValueError(f"n_layers: wanted 1 to {teacher.depth} for this model, got {n_layers}")
     with_head = trains_output(training.objectives())
+    if with_head and teacher.masked:
+        raise ValueError(
+            "objective: ntp and boundary-head want a causal language model, but "
+            f"{str(model)!r} is a masked one; got {training.objective!r}"
+        )
 
     stages.begin("vocabulary")
     trunk = teacher.load(dtype, None if with_head else n_layers)
@@ -159,7 +164,7 @@ def transfer(
         del full
 
     stages.begin("training")
-    trunk = (trunk if with_head else trunk.get_decoder()).to(accelerator.device)
+    trunk = (trunk if with_head else teacher.trunk(trunk)).to(accelerator.device)
     freeze(trunk)
     student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
     stream = AlignedBatches(
@@ -174,7 +179,9 @@ def transfer(
         processes=accelerator.num_processes,
     )
     batches = stream.in_background()
-    progress, seen = train(trunk, trunk, student, batches, n_layers, training, accelerator, on_step)
+    progress, seen = train(
+        trunk, trunk, student, batches, n_layers, training, accelerator, on_step, causal=not teacher.masked
+    )
     batches.close()
     seen = accelerator.reduce(seen.to(accelerator.device), reduction="sum").cpu()
     result = TransferResult(
@@ -210,8 +217,7 @@ def transfer(
             )
             del full
             if held_out is not None:
-                with only_errors():
-                    written = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **teacher.options)
+                written = teacher.load_result(folder, dtype)
                 measure("trained", written, vocabulary.student)
                 del written
             stages.end()

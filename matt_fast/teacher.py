@@ -5,14 +5,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from matt_fast.capture import layer_config
 
 
 class Teacher:
-    """Where a pretrained decoder comes from, and how much may run on the way.
+    """Where a pretrained model comes from, and how much may run on the way.
+
+    It is a causal language model, or a masked one (an encoder) if its configuration names such an architecture.
 
     Args:
         model: folder or hub name.
@@ -36,19 +45,33 @@ class Teacher:
     def depth(self) -> int:
         return self.config.get_text_config(decoder=True).num_hidden_layers
 
+    @property
+    def masked(self) -> bool:
+        """Whether it is an encoder with a masked-language-model head."""
+        return any(name.endswith("ForMaskedLM") for name in self.config.architectures or ())
+
+    def trunk(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A loaded model without its head."""
+        return model.base_model if self.masked else model.get_decoder()
+
     def load(self, dtype: torch.dtype | str, n_layers: int | None = None) -> PreTrainedModel:
-        """The causal language model in evaluation mode, on the CPU.
+        """The language model in evaluation mode, on the CPU.
 
         Args:
             dtype: of the weights; "auto" keeps the one they are stored in.
             n_layers: read only so many of the lower layers (and embeddings and head) from disk.
         """
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
+        return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors)
+
+    def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """A model that was made of this one, from the folder it was written to."""
+        return self._load(folder, dtype=dtype)
+
+    def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
+        kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
         with only_errors():
-            model = AutoModelForCausalLM.from_pretrained(
-                self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **self.options
-            )
-        return model.eval()
+            return kind.from_pretrained(path, **arguments, **self.options).eval()
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
         """The model's own tokenizer, or the one at `path`, under the same options."""

@@ -129,6 +129,32 @@ def test_other_architectures(job, tmp_path, config):
     torch.testing.assert_close(new[..., list(shared)], old[..., list(shared.values())])
 
 
+@pytest.mark.parametrize("objective", ["aim+boundary-head", "aim+ntp"])
+def test_output_rows_that_are_not_tied_are_trained_and_exported(job, tmp_path, objective):
+    arguments, _ = job
+    save_tiny_model(tmp_path / "other", NEOX)
+    arguments |= {
+        "model": tmp_path / "other",
+        "training": TrainingOptions(objective=objective, steps=4, lr=1e-2),
+        "eval_data": arguments["data"],
+    }
+    transfer(**arguments)
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    after = AutoModelForCausalLM.from_pretrained(arguments["output"])
+    assert after.get_input_embeddings().weight is not after.get_output_embeddings().weight
+    assert not after.config.tie_word_embeddings
+    records = [json.loads(line) for line in (arguments["output"] / "token_provenance.jsonl").read_text().splitlines()]
+    shared = {record["id"]: record["teacher_ids"][0] for record in records if record["start"].startswith("copied")}
+    seen = [record["id"] for record in records if record["trained"] and record["seen"]]
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        old, new = getattr(before, getter)().weight, getattr(after, getter)().weight
+        assert torch.equal(new[list(shared)], old[list(shared.values())])
+        for record in records:
+            if record["id"] not in shared:
+                mean = old[record["teacher_ids"] or slice(None)].mean(0)
+                assert torch.allclose(new[record["id"]], mean, atol=1e-6) == (record["id"] not in seen)
+
+
 def test_the_same_seed_gives_the_same_folder(job):
     arguments, _ = job
     transfer(**arguments, seed=5)

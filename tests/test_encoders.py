@@ -1,0 +1,182 @@
+"""Masked language models: no causal constraint in attention, loss or evaluation, and the whole job on tiny ones."""
+
+import json
+import math
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from tiny import TEXTS, byte_level
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    pipeline,
+)
+from typer.testing import CliRunner
+
+from matt_fast import TrainingOptions, evaluate, transfer
+from matt_fast.cli import app
+from matt_fast.data import Side, _collate, make_chunks
+from matt_fast.initializers import initial_rows
+from matt_fast.objectives import losses
+from matt_fast.recipe import make_student
+from matt_fast.teacher import Teacher
+from matt_fast.training import freeze
+from matt_fast.vocabulary import VocabularyPair, match_tokens
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS = {
+    "modernbert": ModernBertConfig(**SIZES, global_attn_every_n_layers=2, local_attention=8),
+    "xlm_roberta": XLMRobertaConfig(**SIZES, max_position_embeddings=514),
+}
+ROLES = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+LAYERS = 2  # ModernBERT's second layer here has a window
+
+
+def tokenizer_of(vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = byte_level(TEXTS, vocab_size, **ROLES)
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
+    return tokenizer
+
+
+@pytest.fixture(params=list(CONFIGS))
+def folder(tmp_path, request):
+    tokenizer, config = tokenizer_of(275), CONFIGS[request.param]
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.cls_token_id}
+    config.update({"vocab_size": 277, **ids, "eos_token_id": tokenizer.sep_token_id})
+    torch.manual_seed(0)
+    model = AutoModelForMaskedLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2)
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    tokenizer_of(330).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return tmp_path
+
+
+def influences(model, layer: int, ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
+    """[H, m, m, d]: what each segment's last token takes from each segment, from eager attention weights."""
+    seen = {}
+    model = model.base_model
+    eager = sys.modules[type(model).__module__]
+    original = eager.eager_attention_forward
+
+    def spying(module, *arguments, **options):
+        output, weights = original(module, *arguments, **options)
+        if module.layer_idx == layer:
+            seen.update(weights=weights[0].double(), value=arguments[2][0].double())
+        return output, weights
+
+    eager.eager_attention_forward = spying
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            model(input_ids=ids[None])
+    finally:
+        eager.eager_attention_forward = original
+        model.set_attn_implementation(before)
+    count = int(segments.max()) + 1
+    ends = torch.tensor([int((segments == i).nonzero().max()) for i in range(count)])
+    members = torch.stack([segments == i for i in range(count)]).double()
+    return torch.einsum("hin,jn,hnd->hijd", seen["weights"][:, ends], members, seen["value"])
+
+
+def test_the_loss_is_over_all_pairs_of_eager_attention_and_blind_to_padding(folder):
+    source = Teacher(folder / "teacher")
+    assert source.masked
+    model = source.load(torch.float32)
+    freeze(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    vocabulary = VocabularyPair(source.load_tokenizer(), tokenizer, 277)
+    start = initial_rows(model, vocabulary, "random", 0)
+    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=False)
+    sides = Side("teacher", vocabulary.teacher, 277, 60), Side("student", tokenizer, vocabulary.rows, 60)
+    chunks = list(make_chunks(TEXTS[:3], *sides, Counter()))
+    batch = _collate([chunks[0], chunks[1]], Counter())
+    assert len(set(batch.student_lengths.tolist())) == 2  # there is padding
+    rows = student.rows(batch.student_ids)
+    options = TrainingOptions(reduction="documents")
+    ours = losses(
+        source.trunk(model), source.trunk(model), rows, None, batch, LAYERS, options, causal=False
+    )["aim"]  # fmt: skip
+    ours.backward()
+    assert rows.input.trainable.grad.abs().sum() > 0
+
+    renewed = source.load(torch.float32)
+    renewed.resize_token_embeddings(vocabulary.rows, mean_resizing=False)
+    renewed.get_input_embeddings().weight.data.copy_(student.input.weight())
+    each = []
+    for chunk in (chunks[0], chunks[1]):
+        ids = [torch.from_numpy(x) for x in (chunk.teacher_ids, chunk.student_ids)]
+        segments = [torch.from_numpy(x) for x in (chunk.teacher_segments, chunk.student_segments)]
+        theirs, mine = (
+            influences(m, LAYERS - 1, i, s) for m, i, s in zip((model, renewed), ids, segments, strict=True)
+        )
+        each.append((theirs - mine).square().mean())
+    torch.testing.assert_close(ours.double(), torch.stack(each).mean(), rtol=1e-3, atol=1e-9)
+
+
+def test_every_token_is_scored_once_with_every_seventh_masked(folder):
+    model = AutoModelForMaskedLM.from_pretrained(folder / "teacher").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    text = TEXTS[2][:300]
+    result = evaluate(model, tokenizer, [text], masked=True)
+    ids = tokenizer(text)["input_ids"]
+    nats = 0.0
+    for position in range(1, len(ids) - 1):
+        hidden = [i for i in range(1, len(ids) - 1) if (i - position) % 7 == 0]
+        shown = torch.tensor([[tokenizer.mask_token_id if i in hidden else token for i, token in enumerate(ids)]])
+        with torch.no_grad():
+            nats -= model(input_ids=shown).logits[0, position].log_softmax(-1)[ids[position]].item()
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-4)
+    assert (result.n_tokens, result.piece_bytes, result.masked) == (len(ids) - 2, 480, True)
+    with pytest.raises(ValueError, match="tokenizer: wanted a mask token"):
+        evaluate(model, byte_level(TEXTS, 270, cls_token="<s>"), [text], masked=True)
+
+
+def test_the_whole_job(folder):
+    result = transfer(
+        folder / "teacher",
+        folder / "tokenizer",
+        folder / "corpus.jsonl",
+        folder / "output",
+        n_layers=LAYERS,
+        max_length=48,
+        eval_data=folder / "corpus.jsonl",
+        training=TrainingOptions(steps=30, lr=1e-2),
+    )
+    assert sum(result.progress.losses[-5:]) < 0.9 * sum(result.progress.losses[:5])
+    before = AutoModelForMaskedLM.from_pretrained(folder / "teacher")
+    after = AutoModelForMaskedLM.from_pretrained(folder / "output")
+    tokenizers = [AutoTokenizer.from_pretrained(folder / name) for name in ("output", "teacher")]
+    shared = {i: match.teacher_id for i, match in match_tokens(*tokenizers).items()}
+    mine, theirs = list(shared), list(shared.values())
+    assert torch.equal(after.get_input_embeddings().weight[mine], before.get_input_embeddings().weight[theirs])
+    assert torch.equal(after.get_output_embeddings().bias[mine], before.get_output_embeddings().bias[theirs])
+    assert after.get_output_embeddings().weight is after.get_input_embeddings().weight
+    filled = pipeline("fill-mask", model=str(folder / "output"), tokenizer=str(folder / "output"))("def <mask>")
+    assert all(guess["sequence"].startswith("def") for guess in filled)
+    assert [x.masked for x in result.evaluations.values()] == [True] * 3
+    assert "by pseudo-likelihood" in (folder / "output" / "README.md").read_text()
+    arguments = [f"--model={folder / 'output'}", f"--data={folder / 'corpus.jsonl'}", "--pieces=40"]
+    measured = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert f"{result.evaluations['trained'].bits_per_byte:.4f}" in measured.output
+
+
+def test_objectives_of_decoders_are_refused(folder):
+    with pytest.raises(ValueError, match="objective: ntp and boundary-head want a causal language model"):
+        transfer(
+            folder / "teacher",
+            folder / "tokenizer",
+            folder / "corpus.jsonl",
+            folder / "output",
+            training=TrainingOptions(objective="aim+ntp"),
+        )

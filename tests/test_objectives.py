@@ -1,0 +1,235 @@
+"""Each objective against a plain rewrite of it, on batches that the recipe makes."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
+
+from matt_fast import TrainingOptions, aim_loss, capture_attention, objectives
+from matt_fast.data import Batch, Side, _collate, make_chunks
+from matt_fast.initializers import initial_rows
+from matt_fast.objectives import combine, losses
+from matt_fast.options import OBJECTIVES
+from matt_fast.recipe import make_student
+from matt_fast.teacher import Teacher
+from matt_fast.training import freeze, train
+from matt_fast.vocabulary import VocabularyPair
+
+LAYERS = 2
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS = {
+    "tied": LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True),
+    "untied": GPTNeoXConfig(**SIZES, tie_word_embeddings=False),
+}
+
+
+class Sides:
+    """A tiny model, both vocabularies and a padded batch; the student's tokenizer ends texts with its eos token."""
+
+    def __init__(self, folder, kind: str):
+        teacher_tokenizer = save_tiny_model(folder, CONFIGS[kind])
+        student_tokenizer = new_tokenizer()
+        student_tokenizer.pad_token = student_tokenizer.eos_token  # a pad token that is a real token too
+        bos, eos = student_tokenizer.bos_token, student_tokenizer.eos_token
+        student_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A {eos}",
+            special_tokens=[(token, student_tokenizer.convert_tokens_to_ids(token)) for token in (bos, eos)],
+        )
+        self.model = Teacher(folder).load(torch.float32)
+        freeze(self.model)
+        rows = len(self.model.get_input_embeddings().weight)
+        self.vocabulary = VocabularyPair(teacher_tokenizer, student_tokenizer, rows)
+        self.start = initial_rows(self.model, self.vocabulary, "random", 0)
+        self.student = make_student(self.model, self.vocabulary, self.start, freeze_shared=True, with_head=True)
+        sides = Side("teacher", teacher_tokenizer, rows, 40), Side("student", student_tokenizer, 330, 40)
+        from collections import Counter
+
+        chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
+        self.batch: Batch = _collate([chunks[0], chunks[3], chunks[-1]], Counter())
+        assert len(set(self.batch.student_lengths.tolist())) > 1  # there is padding
+
+    def losses(self, objective: str, rows=None, **options) -> dict[str, torch.Tensor]:
+        rows = rows or self.student.rows(self.batch.student_ids)
+        chosen = TrainingOptions(objective=objective, **options)
+        return losses(self.model, self.model, rows, self.student.head, self.batch, LAYERS, chosen)
+
+    def whole_student(self):
+        """The student as an ordinary model, all its embeddings trainable."""
+        student = AutoModelForCausalLM.from_config(self.model.config).eval()
+        student.load_state_dict(self.model.state_dict())
+        student.resize_token_embeddings(330, mean_resizing=False)
+        student.get_input_embeddings().padding_idx = None
+        student.get_input_embeddings().weight.data.copy_(self.student.input.weight())
+        if self.student.output is not None:
+            student.get_output_embeddings().weight.data.copy_(self.student.output.weight())
+        return student
+
+
+@pytest.fixture(params=list(CONFIGS))
+def sides(tmp_path, request):
+    return Sides(tmp_path / "teacher", request.param)
+
+
+def test_ntp_equals_the_loss_of_transformers_and_its_gradients(sides):
+    rows = sides.student.rows(sides.batch.student_ids)
+    ours = sides.losses("ntp", rows)["ntp"]
+    ours.backward()
+    student = sides.whole_student()
+    labels = sides.batch.student_ids.clone()
+    labels[torch.arange(labels.shape[1]) >= sides.batch.student_lengths[:, None]] = -100
+    assert (labels == sides.vocabulary.student.pad_token_id).sum() == len(labels)  # eos counts, padding does not
+    theirs = student(input_ids=sides.batch.student_ids, labels=labels).loss
+    theirs.backward()
+    torch.testing.assert_close(ours, theirs)
+    by_table = [(rows.input, student.get_input_embeddings())]
+    if sides.student.output is not None:
+        by_table.append((rows.output, student.get_output_embeddings()))
+    for part, module in by_table:
+        trained = part.ids[part.positions]
+        torch.testing.assert_close(part.trainable.grad, module.weight.grad[trained], rtol=1e-3, atol=1e-6)
+
+
+def segment_spans(ids: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """(first, last) token of each segment, for each row, by walking along it."""
+    spans = []
+    for row in ids.tolist():
+        found: dict[int, list[int]] = {}
+        for position, segment in enumerate(row):
+            if segment >= 0:
+                found.setdefault(segment, []).append(position)
+        spans.append([(positions[0], positions[-1]) for _, positions in sorted(found.items())])
+    return spans
+
+
+def test_token_distillation_compares_hidden_states_at_segment_ends(sides):
+    ours = sides.losses("token-distillation")["token-distillation"]
+    with torch.no_grad():
+        hidden = [
+            model(input_ids=ids, output_hidden_states=True).hidden_states[LAYERS]
+            for model, ids in ((sides.model, sides.batch.teacher_ids), (sides.whole_student(), sides.batch.student_ids))
+        ]
+    squares = []
+    spans = [segment_spans(x) for x in (sides.batch.teacher_segments, sides.batch.student_segments)]
+    for row, (teacher, student) in enumerate(zip(*spans, strict=True)):
+        for (_, t), (_, s) in zip(teacher, student, strict=True):
+            squares.append((hidden[0][row, t] - hidden[1][row, s]) ** 2)
+    torch.testing.assert_close(ours, torch.cat(squares).mean())
+
+
+def test_boundary_head_predicts_the_next_segment_from_the_teachers_state(sides):
+    rows = sides.student.rows(sides.batch.student_ids)
+    sides.losses("boundary-head", rows)["boundary-head"].backward()
+    ours = sides.losses("boundary-head")["boundary-head"]
+    head = sides.model.get_output_embeddings()
+    kept = []
+    hook = head.register_forward_pre_hook(lambda module, arguments: kept.append(arguments[0]))
+    with torch.no_grad():
+        sides.model(input_ids=sides.batch.teacher_ids)
+    hook.remove()
+    weight = sides.student.head.weight.clone().requires_grad_()
+    scores = []
+    spans = [segment_spans(x) for x in (sides.batch.teacher_segments, sides.batch.student_segments)]
+    for row, (teacher, student) in enumerate(zip(*spans, strict=True)):
+        for (t, _), (s, _) in zip(teacher, student, strict=True):
+            if t > 0:
+                logits = kept[0][row, t - 1] @ weight.T
+                scores.append(logits.log_softmax(-1)[sides.batch.student_ids[row, s]])
+    theirs = -torch.stack(scores).mean()
+    theirs.backward()
+    torch.testing.assert_close(ours, theirs)
+    trained = rows.output.ids[rows.output.positions]
+    torch.testing.assert_close(rows.output.trainable.grad, weight.grad[trained], rtol=1e-4, atol=1e-7)
+    assert len(scores) == sum(map(len, spans[0]))  # the teacher's bos token stands before the first segments
+
+
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_aim_of_all_layers_is_the_mean_over_layers(sides, metric):
+    ours = sides.losses("aim-all-layers", metric=metric)["aim-all-layers"]
+    student, batch = sides.whole_student(), sides.batch
+    each = []
+    for layer in range(LAYERS):
+        with torch.no_grad():
+            teacher = capture_attention(sides.model, layer, input_ids=batch.teacher_ids)
+            other = capture_attention(student, layer, input_ids=batch.student_ids)
+        ids = batch.teacher_segments, batch.student_segments
+        each.append(aim_loss(teacher.states, other.states, *ids, metric=metric, scale=other.scale, backend="eager"))
+    torch.testing.assert_close(ours, torch.stack(each).mean(), rtol=1e-4, atol=1e-9)
+    last = sides.losses("aim", metric=metric)["aim"]
+    torch.testing.assert_close(last, each[-1], rtol=1e-4, atol=1e-9)
+
+
+def test_no_side_runs_further_than_its_objectives_need(sides, monkeypatch):
+    layers = objectives.capture.__globals__["decoder_layers"](sides.model)
+    for objective, teacher, student in (
+        ("aim", 1, 1),  # stopped inside the second layer
+        ("token-distillation", 2, 2),
+        ("boundary-head", 3, 0),
+        ("aim+boundary-head", 3, 1),
+        ("ntp", 0, 3),
+        ("aim+ntp", 1, 3),
+        ("aim_star+token-distillation+boundary-head", 3, 2),
+    ):
+        finished = []
+        hooks = [
+            layer.register_forward_hook(lambda *_, kept=finished: kept.append(torch.is_grad_enabled()))
+            for layer in layers
+        ]
+        sides.losses(objective)
+        for hook in hooks:
+            hook.remove()
+        assert (finished.count(False), finished.count(True)) == (teacher, student), objective
+
+
+def test_later_objectives_are_scaled_to_the_first():
+    first, second, third = (torch.tensor(x, requires_grad=True) for x in (0.5, 4.0, 0.0))
+    total = combine({"aim": first * 1, "ntp": second * 1, "aim_star": third * 1})
+    total.backward()
+    assert total.item() == pytest.approx(1.0)
+    assert (first.grad.item(), second.grad.item(), third.grad.item()) == (1.0, 0.125, 0.0)
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "aim+ntp", "aim+boundary-head"])
+def test_training_lowers_every_objective_and_leaves_shared_rows_alone(sides, objective):
+    before = [table.weight().clone() for table in sides.student.tables]
+    options = TrainingOptions(objective=objective, steps=25, lr=1e-2, warmup_steps=5, decay_steps=5)
+    names = options.objectives()
+    batches = iter([sides.batch] * options.steps)
+    history = []
+    train(
+        sides.model, sides.model, sides.student, batches, LAYERS, options, Accelerator(cpu=True),
+        lambda progress: history.append(progress.parts),
+    )  # fmt: skip
+    for name in names:
+        least = 0.9 if name == names[0] and name not in ("ntp", "boundary-head") else 0.995
+        assert history[-1][name] < least * history[0][name]
+    shared = torch.tensor(list(sides.vocabulary.matches))
+    moved = [(table.weight() != old).any(1) for table, old in zip(sides.student.tables, before, strict=True)]
+    for changed in moved:
+        assert not changed[shared].any()
+    reaches_input = any(name != "boundary-head" for name in names) or sides.student.output is None
+    assert moved[0].any() == reaches_input
+    if sides.student.output is not None:
+        assert moved[1].any() == any(name in ("ntp", "boundary-head") for name in names)
+    # the head follows the table it is made of
+    torch.testing.assert_close(sides.student.head.weight, sides.student.tables[-1].weight())
+
+
+def test_a_batch_without_new_tokens_is_no_error(sides):
+    """All rows frozen: nothing to train, and the step is counted."""
+    frozen = sides.batch.student_ids.new_tensor(list(sides.vocabulary.matches))
+    sides.batch.student_ids[:] = frozen[sides.batch.student_ids % len(frozen)]
+    before = sides.student.input.weight().clone()
+    options = TrainingOptions(objective="aim+ntp", steps=2)
+    progress, _ = train(
+        sides.model, sides.model, sides.student, iter([sides.batch] * 2), LAYERS, options, Accelerator(cpu=True)
+    )
+    assert progress.steps_without_new_tokens == 2
+    assert torch.equal(sides.student.input.weight(), before)
+
+
+def test_learning_rate_schedule():
+    options = TrainingOptions(steps=10, lr=2.0, warmup_steps=4, decay_steps=2)
+    assert [options.lr_at(step) for step in range(1, 11)] == [0.5, 1.0, 1.5, 2, 2, 2, 2, 2, 2, 1.0]
+    assert TrainingOptions(steps=3, lr=2.0).lr_at(3) == 2.0
