@@ -13,12 +13,12 @@ _WHERE = {
     "aim_loss": "matt_fast.loss",
     "align_segments": "matt_fast.segments",
     "align_segments_batch": "matt_fast.segments",
-    "capture": "matt_fast.capture",
     "capture_attention": "matt_fast.capture",
     "evaluate": "matt_fast.evaluation",
     "initialize": "matt_fast.initializers",
     "layer_config": "matt_fast.capture",
     "match_tokens": "matt_fast.vocabulary",
+    "sweep_layers": "matt_fast.sweep",
     "transfer": "matt_fast.recipe",
 }
 

@@ -43,7 +43,15 @@ def transfer(
     output: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
     init: Annotated[str, typer.Option(help="New rows: mean, random, or a folder with ready embeddings.")] = "mean",
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
-    n_layers: Annotated[int | None, typer.Option(help="Layers to run; a third of the depth by default.")] = None,
+    layer: Annotated[
+        str,
+        typer.Option(
+            "--layer",
+            "--n-layers",
+            help="Target layer, counted from 1: a number, 'third' of the depth, or 'sweep' to measure several depths "
+            "on your data (writes a table and a plot, no model).",
+        ),
+    ] = "third",
     objective: Annotated[
         str,
         typer.Option(
@@ -74,12 +82,15 @@ def transfer(
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Transfer a model to a new tokenizer and write a folder that loads and generates."""
-    from matt_fast.display import ProgressDisplay, print_result
+    from matt_fast import display as show
     from matt_fast.options import TrainingOptions
     from matt_fast.recipe import transfer as run
+    from matt_fast.sweep import sweep_layers
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one prints
-    with clear_errors(), ProgressDisplay(console, steps) as display:
+    with clear_errors(), show.ProgressDisplay(console, steps) as display:
+        if layer not in ("third", "sweep") and not layer.isdecimal():
+            raise ValueError(f"layer: wanted a number, 'third' or 'sweep', got {layer!r}")
         training = TrainingOptions(
             objective=objective,
             steps=steps,
@@ -93,30 +104,34 @@ def transfer(
             backend=backend,
             attn_implementation=attn_implementation,
         )
-        result = run(
-            model,
-            tokenizer,
-            data,
-            output,
-            init=init,
-            freeze_shared=freeze_shared,
-            n_layers=n_layers,
-            max_length=max_length,
-            batch_size=batch_size,
-            training=training,
-            precision=precision,
-            split=split,
-            text_field=text_field,
-            eval_data=eval_data,
-            eval_pieces=eval_pieces,
-            seed=seed,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-            on_step=display.on_step,
-            on_stage=display.on_stage,
-        )
-    print_result(console, result)
-    console.print(f"Written: {result.output}")
+        options = {
+            "init": init,
+            "freeze_shared": freeze_shared,
+            "max_length": max_length,
+            "batch_size": batch_size,
+            "training": training,
+            "precision": precision,
+            "split": split,
+            "text_field": text_field,
+            "eval_pieces": eval_pieces,
+            "seed": seed,
+            "trust_remote_code": trust_remote_code,
+            "allow_pickle": allow_pickle,
+            "on_step": display.on_step,
+            "on_stage": display.on_stage,
+        }
+        if layer == "sweep":
+            if eval_data is None:
+                raise ValueError("eval_data: wanted held-out text to compare depths on, got none")
+            outcome = sweep_layers(model, tokenizer, data, output, eval_data, **options)
+        else:
+            n_layers = None if layer == "third" else int(layer)
+            result = run(model, tokenizer, data, output, n_layers=n_layers, eval_data=eval_data, **options)
+    if layer == "sweep":
+        show.print_sweep(console, outcome)
+    else:
+        show.print_result(console, result)
+    console.print(f"Written: {output}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from matt_fast.card import evaluation_rows
 from matt_fast.recipe import TransferResult
+from matt_fast.sweep import Sweep
 from matt_fast.training import Progress as TrainingProgress
 
 GIB = 1 << 30
@@ -46,7 +47,9 @@ class ProgressDisplay:
 
     def on_step(self, progress: TrainingProgress) -> None:
         rate = progress.tokens / progress.seconds
-        figures = f"loss {progress.loss:.3g} · {rate:,.0f} tokens/s · {_memory_in_use() / GIB:.2f} GiB"
+        parts = progress.parts if len(progress.parts) > 1 else {"loss": progress.loss}
+        losses = " ".join(f"{name} {value:.3g}" for name, value in parts.items())
+        figures = f"{losses} · {rate:,.0f} tokens/s · {_memory_in_use() / GIB:.2f} GiB"
         self.bar.update(self.task, completed=progress.step, figures=figures, visible=True)
 
 
@@ -65,10 +68,25 @@ def print_result(console: Console, result: TransferResult) -> None:
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
         f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s",
         f"all       {in_all:.0f} s",
-        f"memory    {result.peak_memory / GIB:.2f} GiB at most",
+        f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
         *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),
     ]
     console.print("\n".join(lines), highlight=False)
+
+
+def print_sweep(console: Console, outcome: Sweep) -> None:
+    """One line for each depth."""
+    table = Table(title="Depth of the target layer", title_justify="left")
+    for name in ("layer", "bits per byte", "training, s", "memory, GiB"):
+        table.add_column(name, justify="right")
+    for depth in outcome.depths:
+        figures = f"{depth.bits_per_byte:.4f}", f"{depth.seconds:.0f}", f"{depth.memory / GIB:.2f}"
+        table.add_row(str(depth.n_layers), *figures)
+    console.print(table)
+    console.print(
+        f"bits per byte of the original model {outcome.original:.4f}, before training {outcome.initialised:.4f}",
+        highlight=False,
+    )
 
 
 def _memory_in_use() -> int:

@@ -1,5 +1,6 @@
 """The recipe: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
+import contextlib
 import copy
 import resource
 import sys
@@ -43,7 +44,8 @@ class TransferResult:
         progress: losses, tokens, seconds of training, and what was skipped.
         evaluations: "original", "initialised" and "trained", on the main process, if evaluation data was given.
         seconds: wall-clock seconds of each stage of the work, by name.
-        peak_memory: bytes; of the accelerator if there is one, else of this process.
+        training_memory, peak_memory: bytes in use at most, in training and in all; of the accelerator if there is one,
+            else of this process (outside Linux both are those of all the work so far).
     """
 
     output: Path
@@ -56,6 +58,7 @@ class TransferResult:
     progress: Progress
     evaluations: dict[str, Evaluation]
     seconds: dict[str, float]
+    training_memory: int
     peak_memory: int
 
 
@@ -164,6 +167,8 @@ def transfer(
         del full
 
     stages.begin("training")
+    memory_before = peak_memory(accelerator.device)
+    reset_peak_memory(accelerator.device)
     trunk = (trunk if with_head else teacher.trunk(trunk)).to(accelerator.device)
     freeze(trunk)
     student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
@@ -195,7 +200,8 @@ def transfer(
         progress=progress,
         evaluations=evaluations,
         seconds=stages.seconds,
-        peak_memory=0,
+        training_memory=peak_memory(accelerator.device),
+        peak_memory=memory_before,
     )
     head_rows = start.output if student.output is None else student.output.weight().cpu()
     trained = Rows(student.input.weight().cpu(), head_rows, start.output_bias)
@@ -221,7 +227,7 @@ def transfer(
                 measure("trained", written, vocabulary.student)
                 del written
             stages.end()
-            result.peak_memory = peak_memory(accelerator.device)
+            result.peak_memory = max(memory_before, peak_memory(accelerator.device))
             card = model_card(result, model, data, str(init), freeze_shared, training)
             (folder / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()
@@ -233,6 +239,15 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew from what is in use now, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
 
 
 def _dtype(accelerator: Accelerator, precision: str) -> torch.dtype:

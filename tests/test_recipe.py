@@ -9,7 +9,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, transfer
+from matt_fast import TrainingOptions, sweep_layers, transfer
 from matt_fast.cli import app
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.export import keep_chat_template
@@ -308,3 +308,38 @@ def test_the_command_line_names_what_is_wrong(job):
     assert failed.exit_code == 1
     assert "output: wanted a new or empty folder" in " ".join(failed.output.split())
     assert "Traceback" not in failed.output
+
+
+def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
+    arguments, _ = job
+    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=3, lr=1e-2)}
+    seen = []
+    outcome = sweep_layers(**arguments, depths=[1, 3], on_step=lambda progress: seen.append(progress.step))
+    assert seen == [1, 2, 3] * 2
+    output = arguments.pop("output")
+    assert sorted(path.name for path in output.iterdir()) == ["depths.json", "depths.png"]
+    written = json.loads((output / "depths.json").read_text())
+    assert [depth["n_layers"] for depth in written["depths"]] == [1, 3]
+    for depth in outcome.depths:
+        alone = transfer(**arguments, output=output.with_name(f"layer-{depth.n_layers}"), n_layers=depth.n_layers)
+        assert depth.bits_per_byte == pytest.approx(alone.evaluations["trained"].bits_per_byte, rel=1e-6)
+        assert outcome.initialised == pytest.approx(alone.evaluations["initialised"].bits_per_byte, rel=1e-6)
+        assert depth.memory > 0
+    with pytest.raises(ValueError, match="depths: wanted layers from 1 to 3 for this model, got 4"):
+        sweep_layers(**arguments, output=output.with_name("other"), depths=[4])
+    with pytest.raises(ValueError, match=r"max_length: wanted room for text"):  # from the other process, as it is
+        sweep_layers(**arguments | {"max_length": 1}, output=output.with_name("other"), depths=[1])
+    assert not output.with_name("other").exists()
+
+
+def test_the_command_line_sweeps_and_names_what_is_missing(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data", "output")]
+    without = run("transfer", *paths, "--layer=sweep")
+    assert "eval_data: wanted held-out text to compare depths on, got none" in " ".join(without.output.split())
+    wrong = run("transfer", *paths, "--layer=half")
+    assert "layer: wanted a number, 'third' or 'sweep', got 'half'" in " ".join(wrong.output.split())
+    done = run("transfer", *paths, "--layer=sweep", "--steps=1", "--max-length=48", f"--eval-data={arguments['data']}")
+    assert done.exit_code == 0, done.output
+    assert "before training" in done.output
+    assert (arguments["output"] / "depths.png").exists()
