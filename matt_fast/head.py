@@ -1,5 +1,7 @@
 """The output side of the student: next-token losses over a large vocabulary that never hold all logits at once."""
 
+from importlib.util import find_spec
+
 import torch
 from transformers import PreTrainedModel
 
@@ -17,12 +19,22 @@ class Head:
         bias: [student rows], or None. It is used as it is, not trained.
         scale: factor on the logits.
         softcap: bound of their tanh soft-capping, applied after the factor; None without.
+        fused: compute losses with liger-kernel's fused linear cross-entropy. If None: where it is installed, `weight`
+            is on a CUDA device, and there is no soft-capping.
     """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None = None, scale: float = 1.0, softcap: float | None = None
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        fused: bool | None = None,
     ):
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+        if fused is None:
+            fused = weight.is_cuda and softcap is None and find_spec("liger_kernel") is not None
+        self.fused = fused
 
     @torch.no_grad()
     def update(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
@@ -35,9 +47,22 @@ class Head:
         The softmax is over the whole vocabulary. Gradients flow to `hidden` and to `rows.trainable`, whose values the
         head must have (see `update`); the rows of tokens that do not occur in the step get none.
         """
+        trained_ids = rows.ids[rows.positions]
+        if self.fused:
+            return self._fused_loss(hidden, targets, rows.trainable, trained_ids)
         return _ChunkedCrossEntropy.apply(
-            hidden, self.weight, self.bias, rows.trainable, rows.ids[rows.positions], targets, self.scale, self.softcap
+            hidden, self.weight, self.bias, rows.trainable, trained_ids, targets, self.scale, self.softcap
         )
+
+    def _fused_loss(self, hidden, targets, trained, trained_ids) -> torch.Tensor:
+        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
+
+        weight = self.weight.index_copy(0, trained_ids, trained.to(self.weight.dtype))
+        bias = None if self.bias is None else self.bias * self.scale
+        loss, *_ = LigerFusedLinearCrossEntropyFunction.apply(
+            hidden * self.scale, weight, targets, bias, None, -100, 0.0, 0.0, "mean", self.softcap
+        )
+        return loss
 
 
 def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:

@@ -1,5 +1,10 @@
 """The chunked cross-entropy against torch's own on whole logits, and what models do to their logits."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
@@ -28,6 +33,12 @@ def table(vocabulary: int, width: int) -> EmbeddingTable:
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(vocabulary, width, generator=generator)
     return EmbeddingTable(weight, frozen_from, weight.clone())
+
+
+def test_the_fused_loss_of_liger_kernel_gives_the_same():
+    """Its kernels in Triton's interpreter, in a process of their own: other tests import Triton first."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, Path(__file__).with_name("fused_head.py")], check=True, env=environment)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 64])
