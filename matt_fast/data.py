@@ -158,7 +158,7 @@ class AlignedBatches(IterableDataset):
         chunks = self._chunks(skipped)
         while True:
             batch = list(itertools.islice(chunks, self.batch_size))
-            yield _collate(batch, Counter(skipped))
+            yield collate(batch, Counter(skipped))
             skipped.clear()
 
     def in_background(self) -> Iterator[Batch]:
@@ -280,10 +280,13 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
         first = last
 
 
-def _collate(chunks: list[Chunk], skipped: Counter) -> Batch:
+def collate(chunks: list[Chunk], skipped: Counter, multiple_of: int = 1) -> Batch:
+    """Chunks as one batch, padded on the right to the longest one's length, or to the next multiple of a number."""
+
     def pad(field: str, value: int) -> torch.Tensor:
         rows = [torch.from_numpy(getattr(chunk, field)) for chunk in chunks]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+        return torch.nn.functional.pad(padded, (0, -padded.shape[1] % multiple_of), value=value)
 
     return Batch(
         # Padding takes any id that occurs: causal attention never sees it, and no new row is touched.

@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from matt_fast import TrainingOptions, aim_loss, capture_attention, objectives
-from matt_fast.data import Batch, Side, _collate, make_chunks
+from matt_fast.data import Batch, Side, collate, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.objectives import combine, losses
 from matt_fast.options import OBJECTIVES
@@ -47,7 +47,7 @@ class Sides:
         from collections import Counter
 
         chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
-        self.batch: Batch = _collate([chunks[0], chunks[3], chunks[-1]], Counter())
+        self.batch: Batch = collate([chunks[0], chunks[3], chunks[-1]], Counter())
         assert len(set(self.batch.student_lengths.tolist())) > 1  # there is padding
 
     def losses(self, objective: str, rows=None, **options) -> dict[str, torch.Tensor]:

@@ -1,0 +1,9 @@
+"""Llama in the shape that the reference library's scripts expect."""
+
+from matt_fast.modeling.base import PreTrainedModelForAIM
+
+
+class LlamaForAIM(PreTrainedModelForAIM):
+    """A Llama model, see `PreTrainedModelForAIM`."""
+
+    model_types = ("llama",)

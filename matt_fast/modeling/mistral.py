@@ -1,0 +1,9 @@
+"""Mistral in the shape that the reference library's scripts expect."""
+
+from matt_fast.modeling.base import PreTrainedModelForAIM
+
+
+class MistralForAIM(PreTrainedModelForAIM):
+    """A Mistral model, see `PreTrainedModelForAIM`."""
+
+    model_types = ("mistral",)

@@ -1,0 +1,545 @@
+"""The reference library's interface: its README's scripts with other imports, and what each part promises."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from tiny import TEXTS, byte_level, new_tokenizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
+
+import matt_fast
+from matt_fast import MATT, MATTConfig, MATTOutput, aim_impl, aim_loss, aim_star_impl
+from matt_fast.modeling import (
+    Gemma3ForAIM,
+    GPTNeoXForAIM,
+    LlamaForAIM,
+    MistralForAIM,
+    PartlyFrozenEmbeddings,
+    PreTrainedModelForAIM,
+    Qwen3ForAIM,
+)
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+MODELS = {
+    "gemma3": (Gemma3ForAIM, Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=9), True),
+    "gpt_neox": (GPTNeoXForAIM, GPTNeoXConfig(**SIZES, tie_word_embeddings=False), False),
+    "llama": (LlamaForAIM, LlamaConfig(**GROUPED, tie_word_embeddings=True), True),
+    "mistral": (MistralForAIM, MistralConfig(**GROUPED, sliding_window=7), False),
+    "qwen3": (Qwen3ForAIM, Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=False), False),
+}
+ROWS = 330
+
+
+def save(folder: Path, kind: str, tokenizer, seed: int = 0) -> None:
+    """A tiny model with a row for each token of either tokenizer."""
+    config = MODELS[kind][1]
+    config.update({"vocab_size": ROWS, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(params=["llama"])
+def setting(tmp_path, request, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return prepared(request.param)
+
+
+def prepared(kind: str, **settings):
+    """(matt with prepared data, class, folder) in the current folder."""
+    teacher = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
+    save(Path("teacher"), kind, teacher)
+    settings = {"max_steps": 3, "precision": "32", "lr": 1e-2, "num_workers": 0, **settings}
+    matt = MATT(MATTConfig(**settings), teacher, new_tokenizer())
+    matt.prepare_dataset(Dataset.from_dict({"text": TEXTS}), max_length=40, num_proc=1)
+    return matt, MODELS[kind][0], "teacher"
+
+
+README_QUICKSTART = """
+import torch
+from datasets import load_dataset
+from transformers import AutoTokenizer, AutoModelForCausalLM
+from matt import MATT, MATTConfig
+from matt.modeling import Gemma3ForAIM
+
+# 1. Load tokenizers
+teacher_tokenizer = AutoTokenizer.from_pretrained("google/gemma-2-2b")
+student_tokenizer = AutoTokenizer.from_pretrained("meta-llama/Llama-3-8B")
+
+# 2. Configure training
+config = MATTConfig(
+    max_steps=10000,
+    batch_size=4,
+    lr=1e-4,
+    precision="bf16-mixed",
+)
+
+# 3. Create MATT instance
+matt = MATT(
+    config=config,
+    teacher_tokenizer=teacher_tokenizer,
+    student_tokenizer=student_tokenizer,
+)
+
+# 4. Prepare dataset (cached to disk)
+dataset = load_dataset("wikitext", "wikitext-103-raw-v1", split="train")
+matt.prepare_dataset(
+    dataset=dataset,
+    max_length=512,
+    num_proc=8,
+)
+
+# 5. (Optional) Create frozen embeddings mask for efficiency
+frozen_mask = matt.prepare_frozen_embeddings_mask()
+
+# 6. Load truncated models (using only first 3 layers for efficiency)
+teacher_model = Gemma3ForAIM.from_pretrained(
+    "google/gemma-2-2b",
+    n_layers=3,
+)
+student_model = Gemma3ForAIM.from_pretrained(
+    "google/gemma-2-2b",  # Same architecture, different tokenizer
+    n_layers=3,
+    frozen_embeddings_mask=frozen_mask,
+)
+
+# 7. Train embeddings
+learned_embeddings = matt.train(teacher_model, student_model)
+
+# 8. Load full model and replace embeddings
+full_model = AutoModelForCausalLM.from_pretrained(
+    "google/gemma-2-2b",
+    torch_dtype=torch.bfloat16,
+)
+full_model.get_input_embeddings().weight.data.copy_(learned_embeddings)
+
+# 9. Save adapted model
+full_model.save_pretrained("output/gemma-2-2b-llama-tokenizer")
+student_tokenizer.save_pretrained("output/gemma-2-2b-llama-tokenizer")
+"""
+
+# The README shows these lines of its example for untied embeddings; the lines in between are those of the quickstart.
+README_NTP = """
+# 1. Enable NTP in the config
+config = MATTConfig(
+    with_ntp=True,
+    max_steps=10000,
+    lr=1e-4,
+)
+matt = MATT(config=config, teacher_tokenizer=teacher_tokenizer, student_tokenizer=student_tokenizer)
+matt.prepare_dataset(dataset=dataset, max_length=512)
+teacher_model = Qwen3ForAIM.from_pretrained("Qwen/Qwen3-0.6B", n_layers=9)
+
+# 2. Keep the student model at full depth (n_layers is still used for AIM target layer)
+student_model = Qwen3ForAIM.from_pretrained(
+    "Qwen/Qwen3-0.6B",
+    n_layers=9,        # layer used for AIM signal (~1/3 of 28)
+    with_ntp=True,     # keep full model, train output embeddings too
+)
+
+# 3. After training, also update the LM head weights
+learned_embeddings = matt.train(teacher_model, student_model)
+
+full_model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", torch_dtype=torch.bfloat16)
+full_model.get_input_embeddings().weight.data.copy_(learned_embeddings)
+
+# Copy output embeddings from the trained student model
+full_model.get_output_embeddings().weight.data.copy_(
+    student_model.get_output_embeddings().weight.data
+)
+"""
+
+
+def run_script(script: str, **names) -> dict:
+    script = script.replace("from matt.modeling", "from matt_fast.modeling").replace("from matt ", "from matt_fast ")
+    exec(compile(script, "script", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Folders with the names of the README's hub repositories; the data set of that name is ours."""
+    monkeypatch.chdir(tmp_path)
+    MODELS["qwen3"][1].update({"num_hidden_layers": 10, "layer_types": ["full_attention"] * 10})
+    save(Path("google/gemma-2-2b"), "gemma3", byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"))
+    save(Path("Qwen/Qwen3-0.6B"), "qwen3", byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"))
+    new_tokenizer().save_pretrained("meta-llama/Llama-3-8B")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"text": TEXTS}))
+
+
+def test_the_readmes_quickstart_runs_with_other_imports(hub, caplog):
+    found = run_script(README_QUICKSTART)
+    saved = AutoModelForCausalLM.from_pretrained("output/gemma-2-2b-llama-tokenizer")
+    before = AutoModelForCausalLM.from_pretrained("google/gemma-2-2b", dtype=torch.bfloat16)
+    weight, old = saved.get_input_embeddings().weight, before.get_input_embeddings().weight
+    mask = found["frozen_mask"]
+    assert torch.equal(weight[mask], old[mask])
+    assert (weight[~mask] != old[~mask]).any()
+    assert "frozen rows of student_model are not the teacher's rows of the same tokens" in caplog.text
+    assert len(AutoTokenizer.from_pretrained("output/gemma-2-2b-llama-tokenizer")) == ROWS
+
+
+def test_the_readmes_ntp_example_runs_with_other_imports(hub):
+    setup = README_QUICKSTART.replace("import Gemma3ForAIM", "import Qwen3ForAIM").split("# 5.")[0]
+    found = run_script(setup + README_NTP)
+    full, before = found["full_model"], AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", dtype=torch.bfloat16)
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        assert (getattr(full, getter)().weight != getattr(before, getter)().weight).any()
+    learned = found["learned_embeddings"]
+    assert torch.equal(full.get_input_embeddings().weight, learned.input_embeddings)
+    assert torch.equal(full.get_output_embeddings().weight, learned.output_embeddings)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["all-rows", "frozen"])
+@pytest.mark.parametrize("with_ntp", [False, True], ids=["aim", "aim+ntp"])
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_every_architecture_trains_what_it_says(kind, with_ntp, frozen, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    MODELS["qwen3"][1].update({"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4})
+    matt, architecture, folder = prepared(kind, with_ntp=with_ntp)
+    mask = matt.prepare_frozen_embeddings_mask() if frozen else None
+    teacher = architecture.from_pretrained(folder, n_layers=2, dtype=torch.float32)
+    student = architecture.from_pretrained(
+        folder, n_layers=2, frozen_embeddings_mask=mask, with_ntp=with_ntp, dtype=torch.float32
+    )
+    assert student.tied == MODELS[kind][2]
+    full = AutoModelForCausalLM.from_pretrained(folder)
+    result = matt.train(teacher, student)
+    frozen_rows = torch.zeros(ROWS, dtype=torch.bool) if mask is None else mask
+    old = full.get_input_embeddings().weight.detach().clone(), full.get_output_embeddings().weight.detach().clone()
+    moved = (result.input_embeddings != old[0]).any(1)
+    assert moved.any()
+    assert not moved[frozen_rows].any()
+    module = student.get_input_embeddings()
+    learned = module.to_embeddings().weight if frozen else module.weight
+    assert torch.equal(learned, result.input_embeddings)
+    if with_ntp:
+        moved = (result.output_embeddings != old[1]).any(1)
+        assert moved.any()
+        assert not moved[frozen_rows].any()
+        assert torch.equal(student.get_output_embeddings().weight, result.output_embeddings)
+    else:
+        assert result.output_embeddings is None
+    result.apply_to(full)
+    assert torch.equal(full.get_input_embeddings().weight, result.input_embeddings)
+    tied = full.get_output_embeddings().weight is full.get_input_embeddings().weight
+    assert tied == student.tied
+    if with_ntp:
+        assert torch.equal(full.get_output_embeddings().weight, result.output_embeddings)
+
+
+class MyModelForAIM(PreTrainedModelForAIM):
+    """The reference README's example of a user's own architecture."""
+
+    def get_base_model(self, model):
+        return model.model  # Return base transformer
+
+    def get_layers(self):
+        return self.model.layers  # Return layer list
+
+    def set_layers(self, layers):
+        self.model.layers = nn.ModuleList(layers)
+
+    def create_partly_frozen_embeddings(self, frozen_mask):
+        return PartlyFrozenEmbeddings(
+            embeddings=self.model.embed_tokens,
+            frozen_mask=frozen_mask,
+        )
+
+
+def test_a_users_own_architecture_trains_as_ours(setting):
+    matt, ours, folder = setting
+    mask = matt.prepare_frozen_embeddings_mask()
+    results = []
+    for architecture in (ours, MyModelForAIM):
+        teacher = architecture.from_pretrained(folder, n_layers=2)
+        student = architecture.from_pretrained(folder, n_layers=2, frozen_embeddings_mask=mask)
+        assert len(student.model.layers) == 2
+        results.append(matt.train(teacher, student))
+    assert torch.equal(*(result.input_embeddings for result in results))
+
+
+def test_a_whole_model_is_cut_like_one_that_is_loaded_so(setting):
+    _, architecture, folder = setting
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    made = architecture(whole, n_layers=2)
+    loaded = architecture.from_pretrained(folder, n_layers=2, dtype=torch.float32)
+    ids = torch.tensor([[5, 9, 80, 7]])
+    for mine, theirs in zip(made(ids).to_tuple(), loaded(ids).to_tuple(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="n_layers: wanted 1 to 4 for this model, got 5"):
+        architecture(AutoModelForCausalLM.from_pretrained(folder), n_layers=5)
+    with pytest.raises(TypeError, match="model: Qwen3ForAIM wants a model of type qwen3, got llama"):
+        Qwen3ForAIM.from_pretrained(folder, n_layers=2)
+
+
+def test_forward_gives_eager_attention_and_the_next_token_loss(setting):
+    _, architecture, folder = setting
+    model = architecture.from_pretrained(folder, n_layers=2, with_ntp=True, dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    ids = torch.tensor([[5, 9, 80, 7, 3], [4, 4, 2, 60, 0]])
+    mask = torch.tensor([[1] * 5, [1, 1, 1, 1, 0]])
+    with torch.no_grad():
+        found = model(ids, attention_mask=mask, ntp_labels=ids)
+        theirs = whole(ids, attention_mask=mask, labels=ids, output_attentions=True)
+    torch.testing.assert_close(found.ntp_loss, theirs.loss)
+    torch.testing.assert_close(found.attentions, theirs.attentions[1])
+    assert found.value_states.shape == (2, 2, 5, 8)
+    short = architecture.from_pretrained(folder, n_layers=2)
+    with pytest.raises(ValueError, match="with_ntp: the output head is there with with_ntp=True only"):
+        short.get_output_embeddings()
+    with pytest.raises(ValueError, match="with_ntp"):
+        short(ids, ntp_labels=ids)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_aim_impl_is_the_loss_written_out(heads):
+    torch.manual_seed(0)
+    head_count, value_heads = heads
+    ids = [torch.tensor([[-100, 0, 0, 1, 2, 2, 2, -100], [0, 1, 1, 1, 2, 3, -100, -100]])]
+    ids.append(torch.tensor([[-100, 0, 1, 1, 2, -100], [0, 1, 2, 2, 3, -100]]))
+    queries, states = [], []
+    for x in ids:
+        query, key = (torch.randn(2, head_count, x.shape[1], 8, dtype=torch.float64) for _ in range(2))
+        hidden = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
+        weights = (query @ key.transpose(2, 3) * 8**-0.5 + hidden).softmax(-1)
+        value = torch.randn(2, value_heads, x.shape[1], 8, dtype=torch.float64)
+        queries.append((query, key, value.repeat_interleave(head_count // value_heads, 1)))
+        states.append((weights, value, x))
+    for function, variant in ((aim_impl, "aim"), (aim_star_impl, "aim_star")):
+        teacher, student = function(*states[0], *states[1])
+        brute = [[], []]
+        for side, (weights, value, x) in enumerate(states):
+            for row in range(2):
+                for head in range(head_count):
+                    words = range(int(x[row].max()) + 1)
+                    ends = {i: int((x[row] == i).nonzero().max()) for i in words}
+                    for i in words:
+                        full = weights[row, head, ends[i]][:, None] * value[row, head // (head_count // value_heads)]
+                        each = [full[x[row] == j].sum(0) for j in words[: i + 1]]
+                        brute[side] += each if variant == "aim" else [full.sum(0)]
+        torch.testing.assert_close(teacher, torch.stack(brute[0]))
+        torch.testing.assert_close(student, torch.stack(brute[1]))
+        loss = aim_loss(*queries, *ids, variant=variant, backend="eager")
+        torch.testing.assert_close(loss, (teacher - student).square().mean())
+
+
+def test_aim_impl_refuses_words_that_differ():
+    weights, values = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 2)
+    given = weights, values, torch.tensor([[0, 1, 1]]), weights, values
+    with pytest.raises(ValueError, match=re.escape("wanted the teacher's words in row 0, [0, 1]; got [0, 1, 2]")):
+        aim_impl(*given, torch.tensor([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="student: wanted attn_weights"):
+        aim_star_impl(*given, torch.tensor([[0, 1]]))
+
+
+def test_partly_frozen_embeddings_are_the_embedding_in_two_tables():
+    torch.manual_seed(0)
+    embedding = nn.Embedding(6, 3, padding_idx=0, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, False, False])  # the last row is padding of the table
+    split = PartlyFrozenEmbeddings(embedding, mask)
+    assert (split.vocab_size, split.embedding_dim) == (6, 3)
+    assert torch.equal(split.frozen_embeddings.weight, embedding.weight[[0, 2]])
+    assert torch.equal(split.active_embeddings.weight, embedding.weight[[1, 3, 4, 5]])
+    ids = torch.tensor([[0, 1, 5], [2, 2, 4]])
+    assert torch.equal(split(ids), embedding(ids))
+    split(ids).square().sum().backward()
+    assert split.frozen_embeddings.weight.grad is None
+    assert (split.active_embeddings.weight.grad != 0).any(1).tolist() == [True, False, True, True]
+    again = split.to_embeddings()
+    assert torch.equal(again.weight, embedding.weight)
+    assert (again.padding_idx, again.weight.dtype) == (0, torch.float64)
+    split.freeze_all()
+    assert not any(parameter.requires_grad for parameter in split.parameters())
+    split.unfreeze_active()
+    assert [p.requires_grad for p in (split.frozen_embeddings.weight, split.active_embeddings.weight)] == [False, True]
+    with pytest.raises(ValueError, match="frozen_mask: wanted one entry for each of at most 6 rows"):
+        PartlyFrozenEmbeddings(embedding, torch.ones(7, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"frozen_mask: wanted a bool tensor, got torch\.int64"):
+        PartlyFrozenEmbeddings(embedding, torch.ones(6, dtype=torch.int64))
+
+
+def test_gemmas_scale_is_applied_when_running_and_not_saved(tmp_path):
+    save(tmp_path / "gemma", "gemma3", new_tokenizer())
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma").get_input_embeddings()
+    split = PartlyFrozenEmbeddings(whole, torch.arange(ROWS) % 2 == 0)
+    ids = torch.arange(ROWS).view(2, -1)
+    assert torch.equal(split(ids), whole(ids))
+    assert not torch.equal(split(ids), whole.weight[ids])
+    assert torch.equal(split.to_embeddings().weight, whole.weight)
+
+
+def test_data_is_prepared_once(setting, caplog):
+    matt, *_ = setting
+    data, path = Dataset.from_dict({"text": TEXTS}), Path(matt.dataset_path)
+    stamp = path.stat().st_ino
+    arguments = {"max_length": 40, "num_proc": 1}
+    matt.prepare_dataset(data, **arguments)
+    assert (Path(matt.dataset_path), path.stat().st_ino) == (path, stamp)
+    matt.prepare_dataset(data, **arguments, force_reprocess=True)
+    assert Path(matt.dataset_path) == path
+    assert path.stat().st_ino != stamp
+    matt.prepare_dataset(data, max_length=41, num_proc=2)
+    assert Path(matt.dataset_path) != path
+    matt.prepare_dataset(Dataset.from_dict({"words": TEXTS}), **arguments, text_column_name="words", batch_size=3)
+    assert len(list(path.parent.iterdir())) == 3
+    with pytest.raises(ValueError, match="text_column_name: wanted one of the columns"):
+        matt.prepare_dataset(data, **arguments, text_column_name="words")
+    with pytest.raises(ValueError, match="dataset: wanted text to train on, got none in 1 rows"):
+        matt.prepare_dataset(Dataset.from_dict({"text": [" "]}), **arguments)
+    with pytest.raises(TypeError, match=r"dataset: wanted a datasets\.Dataset .* got list"):
+        matt.prepare_dataset(TEXTS, **arguments)
+
+
+def test_train_refuses_what_does_not_fit(setting):
+    matt, architecture, folder = setting
+    load = lambda **options: architecture.from_pretrained(folder, **{"n_layers": 2, **options})  # noqa: E731
+    teacher = load()
+    with pytest.raises(RuntimeError, match="prepare_dataset: wanted it to be called before train"):
+        MATT(MATTConfig(), matt.teacher_tokenizer, matt.student_tokenizer).train(teacher, load())
+    with pytest.raises(TypeError, match="student_model: wanted a PreTrainedModelForAIM, got LlamaForCausalLM"):
+        matt.train(teacher, AutoModelForCausalLM.from_pretrained(folder))
+    with pytest.raises(TypeError, match="Lightning's Trainer have no meaning here, got fast_dev_run"):
+        matt.train(teacher, load(), fast_dev_run=True)
+    with pytest.raises(ValueError, match="student_model: wanted a model of its own"):
+        matt.train(teacher, teacher)
+    with pytest.raises(ValueError, match="n_layers: wanted the same for both models, got 2 and 3"):
+        matt.train(teacher, load(n_layers=3))
+    with pytest.raises(ValueError, match=r"with_ntp: wanted the same in .* got False and True"):
+        matt.train(teacher, load(with_ntp=True))
+    student = AutoModelForCausalLM.from_pretrained(folder)
+    student.resize_token_embeddings(300)
+    with pytest.raises(ValueError, match=r"student_model: wanted at least 330 embedding rows .* got 300"):
+        matt.train(teacher, architecture(student, n_layers=2))
+    matt.config.batch_size = 1000
+    with pytest.raises(ValueError, match=r"batch_size: wanted at most the \d+ chunks"):
+        matt.train(teacher, load())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("accelerator", "tpu", "accelerator: wanted one of auto, gpu, cuda, cpu"),
+        ("devices", 0, "devices: wanted a number of processes, -1 or 'auto', got 0"),
+        ("batch_size", 0, "batch_size: wanted at least 1, got 0"),
+        ("num_workers", -1, "num_workers: wanted at least 0"),
+        ("max_epochs", 0, "max_epochs: wanted at least 1"),
+        ("max_steps", 0, "max_steps: wanted -1 or at least 1, got 0"),
+        ("gradient_clip_val", -1.0, "gradient_clip_val: wanted at least 0"),
+        ("gradient_clip_algorithm", "value", "clipping single values would change the direction of a row"),
+        ("strategy", "fsdp", "strategy: wanted one of auto, ddp .* there is nothing to shard"),
+        ("precision", "16-mixed", "gradients of the AIM loss are too small for fp16"),
+        ("save_top_k", -2, "save_top_k: wanted at least -1"),
+        ("loss", "mae", "loss: wanted one of mse, cosine"),
+        ("aim_impl", "aim2", "aim_impl: wanted one of aim, aim_star"),
+        ("lr", 0, "lr: wanted a number above 0, got 0"),
+        ("num_warmup_steps", -1, "num_warmup_steps: wanted at least 0"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        MATTConfig(**{field: value})
+
+
+def losses_of(setting, caplog, **settings) -> list[float]:
+    matt, architecture, folder = setting
+    usual = matt.config
+    matt.config = MATTConfig(**{**vars(usual), "log_every_n_steps": 1, **settings})
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="matt_fast.matt"):
+        torch.manual_seed(0)
+        student = architecture.from_pretrained(folder, n_layers=2, with_ntp=matt.config.with_ntp)
+        try:
+            matt.train(architecture.from_pretrained(folder, n_layers=2), student)
+        finally:
+            matt.config = usual
+    return [float(x) for x in re.findall(r"step \d+: loss (\S+)", caplog.text)]
+
+
+def test_settings_do_what_they_say(setting, caplog):
+    matt, *_ = setting
+    usual = losses_of(setting, caplog)
+    assert len(usual) == 3
+    assert losses_of(setting, caplog) == usual
+    assert losses_of(setting, caplog, num_workers=2, pad_to_multiple_of=32) == pytest.approx(usual, rel=1e-3)
+    for different in (
+        {"seed": 1},
+        {"loss": "cosine"},
+        {"aim_impl": "aim_star"},
+        {"with_ntp": True},
+        {"batch_size": 2},
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+    ):
+        assert losses_of(setting, caplog, **different)[0] != usual[0], different
+    for later in ({"lr": 1e-3}, {"num_warmup_steps": 3}):  # the first step's loss is before any update
+        changed = losses_of(setting, caplog, **later)
+        assert changed[0] == usual[0]
+        assert changed[1:] != usual[1:]
+    assert losses_of(setting, caplog, num_decay_steps=2)[:2] == usual[:2]
+    chunks = len(matt_fast.matt.load_from_disk(matt.dataset_path))
+    by_epochs = losses_of(setting, caplog, max_steps=-1, max_epochs=2, batch_size=7)
+    assert len(by_epochs) == 2 * (chunks // 7)
+    assert len(losses_of(setting, caplog, max_steps=10_000, batch_size=7)) == chunks // 7
+    with pytest.raises(ValueError, match="devices: wanted the 1 processes that were started, got 2"):
+        losses_of(setting, caplog, devices=2)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="accelerator: wanted a CUDA device for 'gpu', got none"):
+            losses_of(setting, caplog, accelerator="gpu")
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match="use_wandb: wandb is missing: pip install wandb"):
+            losses_of(setting, caplog, use_wandb=True)
+
+
+def test_checkpoints(setting):
+    matt, architecture, folder = setting
+    matt.config = MATTConfig(
+        **{**vars(matt.config), "max_steps": 6, "save_every_n_steps": 2, "save_top_k": 2, "with_ntp": True}
+    )
+    student = architecture.from_pretrained(folder, n_layers=2, with_ntp=True)
+    result = matt.train(architecture.from_pretrained(folder, n_layers=2), student)
+    names = sorted(path.name for path in Path("output/checkpoints").iterdir())
+    assert len(names) == 3
+    assert names[0] == "last.safetensors"
+    assert all(re.fullmatch(r"step[246]_loss\S+\.safetensors", name) for name in names[1:])
+    last = load_file("output/checkpoints/last.safetensors")
+    torch.testing.assert_close(last["input_embeddings"], result.input_embeddings)
+
+
+def test_output_is_a_tensor_and_more(tmp_path):
+    rows = torch.randn(3, 2)
+    output = MATTOutput(rows, output_embeddings=rows + 1)
+    assert isinstance(output, torch.Tensor)
+    assert torch.equal(torch.empty(3, 2).copy_(output), rows)
+    assert type(output + 1) is torch.Tensor
+    save(tmp_path / "model", "llama", new_tokenizer())
+    with pytest.raises(ValueError, match=re.escape("model: wanted input embeddings of shape (3, 2), got (330, 32)")):
+        output.apply_to(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+
+
+def test_prepared_chunks_are_those_of_the_recipe(setting):
+    """Cut, not truncated: every byte of the texts is there."""
+    matt, *_ = setting
+    rows = matt_fast.matt.load_from_disk(matt.dataset_path)
+    ids = [i for row in rows for i, s in zip(row["student_ids"], row["student_segments"], strict=True) if s >= 0]
+    assert matt.student_tokenizer.decode(ids) == "".join(TEXTS)
+    assert max(len(row["teacher_ids"]) for row in rows) <= 40
