@@ -12,7 +12,7 @@ _WHERE = {
     "MATTConfig": "matt_fast.matt_config",
     "MATTOutput": "matt_fast.matt",
     "TrainingOptions": "matt_fast.options",
-    "TransferResult": "matt_fast.recipe",
+    "TransferResult": "matt_fast.result",
     "aim_impl": "matt_fast.modeling.aim",
     "aim_loss": "matt_fast.loss",
     "aim_star_impl": "matt_fast.modeling.aim",

@@ -1,15 +1,11 @@
 """The model card that a transfer leaves beside the model: what was done, and what was measured."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from matt_fast.options import TrainingOptions
-    from matt_fast.recipe import TransferResult
+from matt_fast.options import TrainingOptions
+from matt_fast.result import TransferResult
 
 STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
 

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from matt_fast.card import evaluation_rows
-from matt_fast.recipe import TransferResult
+from matt_fast.result import TransferResult
 from matt_fast.sweep import Sweep
 from matt_fast.training import Progress as TrainingProgress
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from matt_fast import export
 from matt_fast.options import TrainingOptions
-from matt_fast.recipe import TransferResult, transfer
+from matt_fast.recipe import transfer
+from matt_fast.result import TransferResult
 from matt_fast.teacher import Teacher
 from matt_fast.training import Progress
 
