@@ -5,27 +5,33 @@ tokens are matched by their bytes, frozen embeddings combine with `with_ntp`, an
 """
 
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Features, Sequence, Value, load_from_disk
+from pyarrow.compute import list_flatten
+from pyarrow.compute import max as max_of
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.data import Batch, Chunk, Side, collate, make_chunks
-from matt_fast.embeddings import EmbeddingTable
+from matt_fast.embeddings import EmbeddingTable, embed
 from matt_fast.head import Head, logit_rule
 from matt_fast.matt_config import PRECISIONS, MATTConfig
 from matt_fast.modeling.base import PreTrainedModelForAIM
@@ -33,11 +39,12 @@ from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.objectives import Student
 from matt_fast.options import TrainingOptions
 from matt_fast.training import Progress, freeze, train
-from matt_fast.vocabulary import match_tokens, special_affixes
+from matt_fast.vocabulary import check_fast, match_tokens, special_affixes, token_bytes, vocabulary_rows
 
 logger = logging.getLogger(__name__)
 
 DATA_VERSION = 1  # count up when prepared data changes: part of the cache's key
+HIGHEST_IDS = "highest_ids.json"  # beside the data
 COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
 
 
@@ -55,26 +62,36 @@ class MATTOutput(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
 
     def __new__(cls, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
-        return torch.Tensor._make_subclass(cls, input_embeddings.detach())
+        return input_embeddings.detach().as_subclass(cls)
 
     def __init__(self, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
         self.input_embeddings, self.output_embeddings = input_embeddings.detach(), output_embeddings
+
+    def __deepcopy__(self, memo) -> "MATTOutput":
+        return MATTOutput(*(None if x is None else x.clone() for x in (self.input_embeddings, self.output_embeddings)))
 
     def apply_to(self, model: PreTrainedModel) -> None:
         """Copy the learned embeddings into a whole model, in place.
 
         Raises:
-            ValueError: one of the model's tables has another shape; nothing has been changed then.
+            ValueError: one of the model's tables has another shape, or it has one table and two were learned; nothing
+                has been changed then.
         """
-        tables = [("input", model.get_input_embeddings(), self.input_embeddings)]
-        if self.output_embeddings is not None:
-            tables.append(("output", model.get_output_embeddings(), self.output_embeddings))
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tables = [("input", embedding, self.input_embeddings)]
+        if self.output_embeddings is not None and head is not None:
+            tables.append(("output", head, self.output_embeddings))
         for name, module, rows in tables:
             if module.weight.shape != rows.shape:
                 raise ValueError(
                     f"model: wanted {name} embeddings of shape {tuple(rows.shape)}, got {tuple(module.weight.shape)}; "
                     "resize_token_embeddings first"
                 )
+        if len(tables) == 2 and head.weight is embedding.weight and not torch.equal(tables[0][2], tables[1][2]):
+            raise ValueError(
+                "model: wanted one whose output head has rows of its own, got one where it is tied to the input "
+                "embeddings: it cannot hold both tables that were learned"
+            )
         with torch.no_grad():
             for _, module, rows in tables:
                 module.weight.copy_(rows)
@@ -88,7 +105,8 @@ class MATT:
         teacher_tokenizer, student_tokenizer: fast tokenizers, the original one and the new one.
 
     Attributes:
-        dataset_path: folder of the prepared data; None before `prepare_dataset`.
+        dataset_path: folder of the prepared data (a `datasets.Dataset` on disk); None before `prepare_dataset`.
+        progress: of the last training, see `matt_fast.training.Progress`; None before.
 
     Raises:
         TypeError: a tokenizer is not a fast one.
@@ -101,11 +119,11 @@ class MATT:
         student_tokenizer: PreTrainedTokenizerBase,
     ):
         for name, tokenizer in (("teacher_tokenizer", teacher_tokenizer), ("student_tokenizer", student_tokenizer)):
-            if not getattr(tokenizer, "is_fast", False):
-                raise TypeError(f"{name}: wanted a fast tokenizer, got {type(tokenizer).__name__}")
+            check_fast(tokenizer, name)
         self.config = config
         self.teacher_tokenizer, self.student_tokenizer = teacher_tokenizer, student_tokenizer
         self.dataset_path: str | None = None
+        self.progress: Progress | None = None
 
     def prepare_dataset(
         self,
@@ -143,35 +161,31 @@ class MATT:
             raise ValueError(
                 f"text_column_name: wanted one of the columns {dataset.column_names}, got {text_column_name!r}"
             )
-        key = [DATA_VERSION, dataset._fingerprint, text_column_name, max_length]
-        for tokenizer in (self.teacher_tokenizer, self.student_tokenizer):
-            key += [tokenizer.backend_tokenizer.to_str(), special_affixes(tokenizer)]
+        tokenizers = (self.teacher_tokenizer, self.student_tokenizer)
+        key = [DATA_VERSION, dataset._fingerprint, text_column_name, max_length, *map(_identity, tokenizers)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
-        if force_reprocess or not folder.exists():
-            sides = tuple(
-                Side(name, tokenizer, len(tokenizer), max_length)
-                for name, tokenizer in (("teacher", self.teacher_tokenizer), ("student", self.student_tokenizer))
-            )
-            chunks = dataset.map(
-                _chunk_columns,
-                batched=True,
-                batch_size=batch_size,
-                num_proc=min(num_proc or os.cpu_count() or 1, max(1, len(dataset))),
-                remove_columns=dataset.column_names,
-                fn_kwargs={"sides": sides, "column": text_column_name},
-                load_from_cache_file=False,
-                desc="Aligning",
-            )
-            if len(chunks) == 0:
-                raise ValueError(f"dataset: wanted text to train on, got none in {len(dataset)} rows")
-            _save(chunks, folder)
+        state = PartialState(cpu=self.config.accelerator == "cpu")
+        with state.main_process_first():  # the others find it made
+            if not folder.exists() or (force_reprocess and state.is_main_process):
+                sides = tuple(
+                    Side(name, tokenizer, vocabulary_rows(token_bytes(tokenizer)), max_length)
+                    for name, tokenizer in zip(("teacher", "student"), tokenizers, strict=True)
+                )
+                options = {
+                    "batch_size": batch_size,
+                    "num_proc": min(num_proc or os.cpu_count() or 1, len(dataset)) or None,
+                    "fn_kwargs": {"sides": sides, "column": text_column_name},
+                    "new_fingerprint": digest,
+                }
+                _prepare(dataset, folder, **options)
         self.dataset_path = str(folder)
 
     def prepare_frozen_embeddings_mask(self) -> torch.Tensor:
         """[student tokens] bool: True where the teacher has the same token, byte for byte or by its role."""
         mask = torch.zeros(len(self.student_tokenizer), dtype=torch.bool)
-        mask[list(match_tokens(self.student_tokenizer, self.teacher_tokenizer))] = True
+        shared = match_tokens(self.student_tokenizer, self.teacher_tokenizer)
+        mask[[i for i in shared if i < len(mask)]] = True  # ids may have gaps
         logger.info("%d of %d tokens are shared", int(mask.sum()), len(mask))
         return mask
 
@@ -185,6 +199,7 @@ class MATT:
         Raises:
             RuntimeError: `prepare_dataset` was not called.
             TypeError: a model of another class, or any further argument.
+            ImportError: the configuration wants wandb, which is not installed.
             ValueError: models, configuration and data that do not fit together.
             FloatingPointError: the loss became NaN or infinite.
         """
@@ -195,61 +210,37 @@ class MATT:
         if kwargs:
             raise TypeError(f"train: arguments for Lightning's Trainer have no meaning here, got {', '.join(kwargs)}")
         self._check_models(teacher_model, student_model)
-        config = self.config
+        config = replace(self.config)  # checked again: someone may have changed it
         set_seed(config.seed)
-        accelerator = self._accelerator()
+        accelerator = _accelerator(config)
         data = load_from_disk(self.dataset_path).with_format("numpy")
-        per_epoch = len(data) // accelerator.num_processes // config.batch_size // config.accumulate_grad_batches
-        if per_epoch == 0:
-            raise ValueError(
-                f"batch_size: wanted at most the {len(data)} chunks of the data in a step of all processes, got "
-                f"{config.batch_size} x {config.accumulate_grad_batches} x {accelerator.num_processes}"
-            )
-        steps = per_epoch * config.max_epochs
-        options = TrainingOptions(
-            objective=config.aim_impl + ("+ntp" if config.with_ntp else ""),
-            steps=steps if config.max_steps == -1 else min(steps, config.max_steps),
-            lr=config.lr,
-            warmup_steps=config.num_warmup_steps,
-            decay_steps=config.num_decay_steps,
-            accumulation=config.accumulate_grad_batches,
-            max_grad_norm=config.gradient_clip_val or None,
-            metric=config.loss,
+        options = replace(
+            _options(config, len(data), accelerator.num_processes),
+            attn_implementation=student_model.trunk.config._attn_implementation,  # what it was loaded with
         )
-        for side in (teacher_model, student_model):
-            side.to(accelerator.device)
-            for parameter in side.parameters():  # not the buffers: rotary frequencies stay float32
-                parameter.data = parameter.data.to(PRECISIONS[config.precision])
-            freeze(side.model)
+        for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
+            _place(side, name, PRECISIONS[config.precision], accelerator.device)
         student = _student(student_model)
-        embedding = student_model.get_input_embeddings()
-        keeper = _Checkpoints(config, student, accelerator)
+        checkpoints = _Checkpoints(config, student, accelerator)
 
         def on_step(progress: Progress) -> None:
-            if progress.step % config.log_every_n_steps == 0 or progress.step == options.steps:
-                logger.info("step %d: loss %.4g %s", progress.step, progress.loss, progress.parts)
-                accelerator.log({"loss": progress.loss, **progress.parts}, step=progress.step)
-            if progress.step % config.save_every_n_steps == 0 or progress.step == options.steps:
-                keeper.save(progress)
+            last = progress.step == options.steps
+            if last or progress.step % config.log_every_n_steps == 0:
+                lr = options.lr_at(progress.step)
+                logger.info("step %d: loss %.6g, lr %.3g, %s", progress.step, progress.loss, lr, progress.parts)
+                accelerator.log({"loss": progress.loss, "lr": lr, **progress.parts}, step=progress.step)
+            if last or progress.step % config.save_every_n_steps == 0:
+                checkpoints.save(progress)
 
-        if isinstance(embedding, PartlyFrozenEmbeddings):
-            student_model.set_input_embeddings(embedding.without_rows())  # rows come from the table while training
+        batches = _batches(data, config, accelerator)
+        models = teacher_model.trunk, student_model.trunk
         try:
-            batches = _batches(data, config, accelerator)
-            train(
-                teacher_model.model,
-                student_model.model,
-                student,
-                batches,
-                student_model.n_layers,
-                options,
-                accelerator,
-                on_step,
-            )
+            self.progress, _ = train(*models, student, batches, student_model.n_layers, options, accelerator, on_step)
         finally:
-            student_model.set_input_embeddings(embedding)
+            batches.close()
             _write_back(student, student_model)
-        accelerator.end_training()
+        for tracker in accelerator.trackers:  # end_training would end the process group, too
+            tracker.finish()
         output = student.tables[-1].weight().cpu() if config.with_ntp else None
         return MATTOutput(student.input.weight().cpu(), output)
 
@@ -268,72 +259,133 @@ class MATT:
                 f"with_ntp: wanted the same in MATTConfig and in student_model, got {self.config.with_ntp} and "
                 f"{student_model.with_ntp}"
             )
-        for name, model, tokenizer in (
-            ("teacher_model", teacher_model, self.teacher_tokenizer),
-            ("student_model", student_model, self.student_tokenizer),
-        ):
-            embedding = model.get_input_embeddings()
-            rows = embedding.vocab_size if isinstance(embedding, PartlyFrozenEmbeddings) else len(embedding.weight)
-            if rows < len(tokenizer):
+        highest = json.loads((Path(self.dataset_path) / HIGHEST_IDS).read_text())
+        for side, model in (("teacher", teacher_model), ("student", student_model)):
+            rows = len(_table(model))
+            if highest[side] >= rows:
                 raise ValueError(
-                    f"{name}: wanted at least {len(tokenizer)} embedding rows for its tokenizer, got {rows}; resize "
-                    "and initialise them first (matt_fast.initialize, or a model folder made for the tokenizer)"
+                    f"{side}_model: wanted a row for every id of the prepared data, which go up to {highest[side]}, "
+                    f"got an embedding of {rows} rows; resize it and initialise the new rows first "
+                    "(resize_token_embeddings and matt_fast.initialize), or load a model made for the tokenizer"
                 )
+        if not (student_model.tied or student_model.with_ntp):
+            logger.warning(
+                "student_model's output head is not tied to its input embeddings: rows of new tokens in it are not "
+                "trained; set with_ntp=True here and in MATTConfig to train them"
+            )
         self._warn_if_not_initialised(teacher_model, student_model)
 
     def _warn_if_not_initialised(self, teacher_model, student_model) -> None:
         """Frozen rows are never corrected: they must be the teacher's rows of the same tokens."""
         embedding = student_model.get_input_embeddings()
-        if not isinstance(embedding, PartlyFrozenEmbeddings):
+        theirs, mine = _table(teacher_model), _table(student_model)
+        if not isinstance(embedding, PartlyFrozenEmbeddings) or theirs.shape[1] != mine.shape[1]:
             return
+        frozen = embedding.frozen_mask.tolist()
         matches = match_tokens(self.student_tokenizer, self.teacher_tokenizer)
-        shared = [i for i in matches if bool(embedding.frozen_mask[i])]
-        theirs = teacher_model.get_input_embeddings().weight[[matches[i].teacher_id for i in shared]]
-        mine = embedding.frozen_embeddings.weight[embedding.places[shared]]
-        different = int((mine.float() != theirs.float().to(mine.device)).any(1).sum())
+        teacher_of = {i: match.teacher_id for i, match in matches.items() if match.teacher_id < len(theirs)}
+        shared = [i for i in teacher_of if i < len(frozen) and frozen[i]]
+        expected = theirs[[teacher_of[i] for i in shared]].to(mine)
+        different = int((mine[shared] != expected).any(1).sum())
         if different:
             logger.warning(
-                "%d of %d frozen rows of student_model are not the teacher's rows of the same tokens: was it "
-                "initialised for the new tokenizer (matt_fast.initialize)? Frozen rows stay as they are.",
+                "%d of %d frozen rows of student_model are not the teacher's rows of the same tokens, and stay as they "
+                "are: initialise it for the new tokenizer first (matt_fast.initialize), or give no mask",
                 different,
                 len(shared),
             )
 
-    def _accelerator(self) -> Accelerator:
-        config = self.config
-        if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+
+def _accelerator(config: MATTConfig) -> Accelerator:
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"accelerator: wanted a CUDA device for {config.accelerator!r}, got none; use 'auto' or 'cpu'")
+    if config.use_wandb and find_spec("wandb") is None:
+        raise ImportError("use_wandb: wandb is missing: pip install wandb")
+    accelerator = Accelerator(
+        cpu=config.accelerator == "cpu",
+        mixed_precision="no",  # what the weights are in is settled by their own dtype
+        log_with="wandb" if config.use_wandb else None,
+    )
+    processes, there = accelerator.num_processes, torch.cuda.device_count()
+    if config.devices not in (-1, "auto", processes):
+        raise ValueError(
+            f"devices: wanted the {processes} processes that were started, got {config.devices}; start as many with "
+            "accelerate launch or torchrun"
+        )
+    if config.devices == -1 and processes == 1 < there and accelerator.device.type == "cuda":
+        logger.warning("devices: one of %d GPUs is used; start with accelerate launch or torchrun for more", there)
+    if config.use_wandb:
+        os.makedirs(config.wandb_output_dir, exist_ok=True)
+        accelerator.init_trackers(config.wandb_project, asdict(config), {"wandb": {"dir": config.wandb_output_dir}})
+    return accelerator
+
+
+def _options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions:
+    """The configuration for our training; a last step that a pass does not fill is filled from the next pass."""
+    batches = math.ceil(math.ceil(chunks / processes) / config.batch_size)
+    by_epochs = math.ceil(batches * config.max_epochs / config.accumulate_grad_batches)
+    steps = min(n for n, limit in ((by_epochs, config.max_epochs), (config.max_steps, config.max_steps)) if limit != -1)
+    if config.num_warmup_steps + config.num_decay_steps > steps:
+        raise ValueError(
+            f"num_warmup_steps and num_decay_steps: wanted at most the {steps} steps of this training together "
+            f"(max_steps={config.max_steps}, max_epochs={config.max_epochs} over {chunks} chunks), got "
+            f"{config.num_warmup_steps} and {config.num_decay_steps}"
+        )
+    return TrainingOptions(
+        objective=config.aim_impl + ("+ntp" if config.with_ntp else ""),
+        steps=steps,
+        lr=config.lr,
+        warmup_steps=config.num_warmup_steps,
+        decay_steps=config.num_decay_steps,
+        accumulation=config.accumulate_grad_batches,
+        max_grad_norm=config.gradient_clip_val or None,
+        metric=config.loss,
+    )
+
+
+def _place(model: PreTrainedModelForAIM, name: str, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Frozen, on the device, in the dtype asked for or as loaded."""
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
+        parameter.data = parameter.data.to(device=device, dtype=dtype or parameter.dtype)
+        if parameter.dtype == torch.float16:
             raise ValueError(
-                f"accelerator: wanted a CUDA device for {config.accelerator!r}, got none; use 'auto' or 'cpu'"
+                f"{name}: wanted weights in bfloat16 or float32, got float16, for which gradients of the AIM loss are "
+                "too small; load it with dtype=torch.bfloat16"
             )
-        if config.use_wandb:
-            try:
-                import wandb  # noqa: F401
-            except ImportError as error:
-                raise ImportError("use_wandb: wandb is missing: pip install wandb") from error
-        accelerator = Accelerator(cpu=config.accelerator == "cpu", log_with="wandb" if config.use_wandb else None)
-        if config.devices not in (-1, "auto", accelerator.num_processes):
-            raise ValueError(
-                f"devices: wanted the {accelerator.num_processes} processes that were started, got {config.devices}; "
-                "start as many with accelerate launch or torchrun"
-            )
-        if config.use_wandb:
-            os.makedirs(config.wandb_output_dir, exist_ok=True)
-            wandb_options = {"wandb": {"dir": config.wandb_output_dir}}
-            accelerator.init_trackers(config.wandb_project, asdict(config), wandb_options)
-        return accelerator
+    model.to(device)
+    freeze(model.trunk)
 
 
-def _chunk_columns(rows: dict[str, list], sides: tuple[Side, Side], column: str) -> dict[str, list]:
-    chunks = list(make_chunks(rows[column], *sides, Counter()))
-    return {name: [getattr(chunk, name).astype(np.int32) for chunk in chunks] for name in COLUMNS}
+def _identity(tokenizer: PreTrainedTokenizerBase) -> list:
+    """All of a tokenizer that prepared data depends on."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend |= {"truncation": None, "padding": None}  # left there by the last call
+    return [backend, special_affixes(tokenizer)]
 
 
-def _save(chunks: Dataset, folder: Path) -> None:
-    """Write to a temporary name, then rename: a folder that is there is whole."""
+def _prepare(dataset: Dataset, folder: Path, **options) -> None:
+    """Make the chunks under a temporary name, then rename: a folder that is there is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        chunks = dataset.map(
+            _chunk_columns,
+            batched=True,
+            remove_columns=dataset.column_names,
+            features=Features({name: Sequence(Value("int32")) for name in COLUMNS}),
+            load_from_cache_file=False,
+            cache_file_name=str(temporary / "map.arrow"),
+            desc="Aligning",
+            **options,
+        )
+        if len(chunks) == 0:
+            raise ValueError(f"dataset: wanted text to train on, got none in {len(dataset)} rows")
+        logger.info("%d documents, %d chunks", len(dataset), len(chunks))
         chunks.save_to_disk(temporary / "data")
+        ids = chunks.data
+        highest = {side: max_of(list_flatten(ids.column(f"{side}_ids"))).as_py() for side in ("teacher", "student")}
+        (temporary / "data" / HIGHEST_IDS).write_text(json.dumps(highest))
+        (temporary / "data").chmod(0o755)
         if folder.exists():
             folder.rename(temporary / "old")
         (temporary / "data").rename(folder)
@@ -341,43 +393,63 @@ def _save(chunks: Dataset, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _chunk_columns(rows: dict[str, list], sides: tuple[Side, Side], column: str) -> dict[str, list]:
+    chunks = list(make_chunks(rows[column], *sides, Counter()))
+    return {name: [getattr(chunk, name).astype(np.int32) for chunk in chunks] for name in COLUMNS}
+
+
 def _batches(data: Dataset, config: MATTConfig, accelerator: Accelerator) -> Iterator[Batch]:
-    """Batches of this process, pass after pass over the data, each in an order of its own."""
+    """Batches of this process, without end; each pass over the data has an order of its own."""
 
     def make(rows: list[dict]) -> Batch:
         chunks = [Chunk(*(row[name].astype(np.int64) for name in COLUMNS)) for row in rows]
         return collate(chunks, Counter(), config.pad_to_multiple_of)
 
-    for epoch in range(config.max_epochs):
+    processes = accelerator.num_processes
+    for epoch in itertools.count():
         order = np.random.default_rng([config.seed, epoch]).permutation(len(data))
-        mine = order[: len(order) // accelerator.num_processes * accelerator.num_processes]
-        mine = mine[accelerator.process_index :: accelerator.num_processes]
-        yield from DataLoader(
-            data,
-            config.batch_size,
-            sampler=mine.tolist(),
-            collate_fn=make,
-            num_workers=config.num_workers,
-            drop_last=True,
-        )
+        order = np.resize(order, math.ceil(len(order) / processes) * processes)  # as many for each process
+        mine = order[accelerator.process_index :: processes].tolist()
+        with warnings.catch_warnings():  # the default num_workers is the reference library's, more than some have cores
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader = DataLoader(data, config.batch_size, sampler=mine, collate_fn=make, num_workers=config.num_workers)
+            passing = iter(loader)
+        yield from passing
+
+
+def _table(model: PreTrainedModelForAIM) -> torch.Tensor:
+    """[rows, dim]: the input embeddings as one table, without a gradient."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, PartlyFrozenEmbeddings):
+        embedding = embedding.to_embeddings()
+    return embedding.weight.detach()
 
 
 def _student(model: PreTrainedModelForAIM) -> Student:
     """The student's rows as tables."""
-    embedding = model.get_input_embeddings()
+    embedding, weight = model.get_input_embeddings(), _table(model)
+    frozen_from = torch.full((len(weight),), -1, device=weight.device)
     if isinstance(embedding, PartlyFrozenEmbeddings):
-        weight = embedding.to_embeddings().weight.detach()
-        frozen_rows = torch.arange(len(weight), device=weight.device).where(embedding.frozen_mask, -1)
-    else:
-        weight = embedding.weight.detach()
-        frozen_rows = torch.full((len(weight),), -1, device=weight.device)
-    table = EmbeddingTable(weight, frozen_rows, weight)
+        frozen_from = torch.arange(len(weight), device=weight.device).where(embedding.frozen_mask, frozen_from)
+    table = EmbeddingTable(weight, frozen_from, weight)
+    _check_forward(embedding, table)
     if not model.with_ntp:
         return Student(table)
     head = model.get_output_embeddings()
-    output = None if model.tied else EmbeddingTable(head.weight, frozen_rows, head.weight.detach())
-    rule = logit_rule(model.model)
+    output = None if model.tied else EmbeddingTable(head.weight, frozen_from, head.weight.detach())
+    rule = logit_rule(model.causal_model)
     return Student(table, output, Head((output or table).weight(), getattr(head, "bias", None), **rule))
+
+
+@torch.no_grad()
+def _check_forward(embedding: torch.nn.Module, table: EmbeddingTable) -> None:
+    """Training gives the module the rows of a batch as its `weight`; it must do with them what it does by itself."""
+    ids = torch.cat([(table.slot < 0).nonzero()[:4, 0], table.trainable_ids[:4]])
+    if not torch.equal(embed(embedding, table.rows(ids), ids), embedding(ids)):
+        raise ValueError(
+            f"student_model: wanted an embedding whose forward calls the one of PartlyFrozenEmbeddings or nn.Embedding "
+            f"and has no other use for ids, got {type(embedding).__name__}, which does not embed the rows it is given"
+        )
 
 
 @torch.no_grad()
@@ -386,6 +458,7 @@ def _write_back(student: Student, model: PreTrainedModelForAIM) -> None:
     embedding = model.get_input_embeddings()
     if isinstance(embedding, PartlyFrozenEmbeddings):
         embedding.active_embeddings.weight.copy_(student.input.trainable)
+        embedding.unfreeze_active()
     else:
         embedding.weight.copy_(student.input.weight())
     if model.with_ntp:

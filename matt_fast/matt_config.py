@@ -1,11 +1,12 @@
 """The settings of `MATT`, under the names of the reference library."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-PRECISIONS = {
-    "bf16-mixed": torch.bfloat16,
+PRECISIONS = {  # dtype of the frozen weights; None as they were loaded
+    "bf16-mixed": None,
     "bf16-true": torch.bfloat16,
     "bf16": torch.bfloat16,
     "32": torch.float32,
@@ -25,13 +26,15 @@ class MATTConfig:
         dataset_output_dir: folder of the prepared data.
         batch_size: chunks per batch and process.
         num_workers: processes that load data.
-        max_epochs, max_steps: what ends training, whichever comes first; -1 for no limit of steps.
-        gradient_clip_val: norm to clip a step's gradients to; 0 for no clipping.
+        max_epochs, max_steps: passes over the data and updates; what comes first ends training, -1 is no limit.
+        gradient_clip_val: norm to clip the gradients of a step's rows to, those of each table on their own; None or 0
+            for no clipping.
         gradient_clip_algorithm: "norm".
         accumulate_grad_batches: batches per update.
         pad_to_multiple_of: pad batches to a multiple of this length.
         strategy: "auto" or "ddp": gradients are averaged over the processes.
-        precision: of the frozen weights: "bf16-mixed", "bf16-true", "bf16", "32-true", "32"; trained rows are float32.
+        precision: of the frozen weights: "bf16-mixed" (as loaded: bfloat16 unless asked otherwise), "bf16-true" or
+            "bf16", "32-true" or "32". Trained rows and their optimiser are always float32.
         log_every_n_steps: steps between two lines in the log.
         save_every_n_steps: steps between two checkpoints.
         save_top_k: checkpoints to keep, those with the lowest loss; -1 for all, 0 for none but the last.
@@ -57,7 +60,7 @@ class MATTConfig:
 
     max_epochs: int = 1
     max_steps: int = -1
-    gradient_clip_val: float = 1.0
+    gradient_clip_val: float | None = 1.0
     gradient_clip_algorithm: str = "norm"
     accumulate_grad_batches: int = 1
     pad_to_multiple_of: int = 8
@@ -79,6 +82,8 @@ class MATTConfig:
 
     def __post_init__(self):
         self.precision = str(self.precision)
+        if str(self.devices).removeprefix("-").isdecimal():
+            self.devices = int(self.devices)
         one_of = {
             "accelerator": (("auto", "gpu", "cuda", "cpu"), "the loss runs on CUDA devices and the CPU"),
             "gradient_clip_algorithm": (("norm",), "clipping single values would change the direction of a row"),
@@ -93,7 +98,7 @@ class MATTConfig:
         least = {
             "batch_size": 1,
             "num_workers": 0,
-            "max_epochs": 1,
+            "max_epochs": -1,
             "max_steps": -1,
             "gradient_clip_val": 0,
             "accumulate_grad_batches": 1,
@@ -105,11 +110,17 @@ class MATTConfig:
             "num_decay_steps": 0,
         }
         for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(f"{name}: wanted at least {bound}, got {getattr(self, name)}")
-        if self.max_steps == 0:
-            raise ValueError("max_steps: wanted -1 or at least 1, got 0")
+            value = getattr(self, name)
+            if value is None and name == "gradient_clip_val":
+                continue
+            if value is None or value < bound:
+                raise ValueError(f"{name}: wanted at least {bound}, got {value}")
+        for name in ("max_epochs", "max_steps"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name}: wanted -1 or at least 1, got 0")
+        if self.max_epochs == self.max_steps == -1:
+            raise ValueError("max_steps: wanted at least 1 where max_epochs is -1 (training would not end), got -1")
         if self.devices != "auto" and (not isinstance(self.devices, int) or (self.devices < 1 and self.devices != -1)):
             raise ValueError(f"devices: wanted a number of processes, -1 or 'auto', got {self.devices!r}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr: wanted a number above 0, got {self.lr}")

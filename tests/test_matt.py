@@ -1,18 +1,29 @@
 """The reference library's interface: its README's scripts with other imports, and what each part promises."""
 
+import copy
+import importlib.machinery
+import itertools
 import logging
+import math
 import re
+import sys
+import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from accelerate.utils import LoggerType
+from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
+from test_processes import run_two
 from tiny import TEXTS, byte_level, new_tokenizer
+from tokenizers import processors
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
     LlamaConfig,
@@ -20,8 +31,10 @@ from transformers import (
     Qwen3Config,
 )
 
-import matt_fast
 from matt_fast import MATT, MATTConfig, MATTOutput, aim_impl, aim_loss, aim_star_impl
+from matt_fast.data import Side, collate, make_chunks
+from matt_fast.embeddings import EmbeddingTable
+from matt_fast.head import Head
 from matt_fast.modeling import (
     Gemma3ForAIM,
     GPTNeoXForAIM,
@@ -31,17 +44,21 @@ from matt_fast.modeling import (
     PreTrainedModelForAIM,
     Qwen3ForAIM,
 )
+from matt_fast.modeling.gemma3 import Gemma3TextScaledPartlyFrozenWordEmbedding
+from matt_fast.objectives import next_token
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 MODELS = {
     "gemma3": (Gemma3ForAIM, Gemma3TextConfig(**GROUPED, head_dim=8, sliding_window=9), True),
+    "gemma2": (Gemma3ForAIM, Gemma2Config(**GROUPED, head_dim=8, sliding_window=9, query_pre_attn_scalar=8), True),
     "gpt_neox": (GPTNeoXForAIM, GPTNeoXConfig(**SIZES, tie_word_embeddings=False), False),
     "llama": (LlamaForAIM, LlamaConfig(**GROUPED, tie_word_embeddings=True), True),
     "mistral": (MistralForAIM, MistralConfig(**GROUPED, sliding_window=7), False),
     "qwen3": (Qwen3ForAIM, Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=False), False),
 }
 ROWS = 330
+HAS_GPU = torch.cuda.is_available()
 
 
 def save(folder: Path, kind: str, tokenizer, seed: int = 0) -> None:
@@ -173,12 +190,12 @@ def run_script(script: str, **names) -> dict:
     return names
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
+@pytest.fixture(params=["gemma3", "gemma2"])
+def hub(request, tmp_path, monkeypatch):
     """Folders with the names of the README's hub repositories; the data set of that name is ours."""
     monkeypatch.chdir(tmp_path)
     MODELS["qwen3"][1].update({"num_hidden_layers": 10, "layer_types": ["full_attention"] * 10})
-    save(Path("google/gemma-2-2b"), "gemma3", byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"))
+    save(Path("google/gemma-2-2b"), request.param, byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"))
     save(Path("Qwen/Qwen3-0.6B"), "qwen3", byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"))
     new_tokenizer().save_pretrained("meta-llama/Llama-3-8B")
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"text": TEXTS}))
@@ -196,6 +213,7 @@ def test_the_readmes_quickstart_runs_with_other_imports(hub, caplog):
     assert len(AutoTokenizer.from_pretrained("output/gemma-2-2b-llama-tokenizer")) == ROWS
 
 
+@pytest.mark.parametrize("hub", ["gemma3"], indirect=True)
 def test_the_readmes_ntp_example_runs_with_other_imports(hub):
     setup = README_QUICKSTART.replace("import Gemma3ForAIM", "import Qwen3ForAIM").split("# 5.")[0]
     found = run_script(setup + README_NTP)
@@ -286,8 +304,11 @@ def test_a_whole_model_is_cut_like_one_that_is_loaded_so(setting):
         assert torch.equal(mine, theirs)
     with pytest.raises(ValueError, match="n_layers: wanted 1 to 4 for this model, got 5"):
         architecture(AutoModelForCausalLM.from_pretrained(folder), n_layers=5)
-    with pytest.raises(TypeError, match="model: Qwen3ForAIM wants a model of type qwen3, got llama"):
-        Qwen3ForAIM.from_pretrained(folder, n_layers=2)
+    with pytest.raises(ValueError, match="n_layers: wanted 1 to 4 for this model, got 0"):
+        architecture.from_pretrained(folder, n_layers=0)
+    other = architecture.from_pretrained(folder, 2, torch_dtype=torch.float32, attn_implementation="eager")
+    assert (other.model.dtype, other.model.config._attn_implementation) == (torch.float32, "eager")
+    assert made.config.hidden_size == 32
 
 
 def test_forward_gives_eager_attention_and_the_next_token_loss(setting):
@@ -302,6 +323,7 @@ def test_forward_gives_eager_attention_and_the_next_token_loss(setting):
     torch.testing.assert_close(found.ntp_loss, theirs.loss)
     torch.testing.assert_close(found.attentions, theirs.attentions[1])
     assert found.value_states.shape == (2, 2, 5, 8)
+    assert found.aim_loss is None
     short = architecture.from_pretrained(folder, n_layers=2)
     with pytest.raises(ValueError, match="with_ntp: the output head is there with with_ntp=True only"):
         short.get_output_embeddings()
@@ -344,6 +366,9 @@ def test_aim_impl_is_the_loss_written_out(heads):
 def test_aim_impl_refuses_words_that_differ():
     weights, values = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 2)
     given = weights, values, torch.tensor([[0, 1, 1]]), weights, values
+    apart = torch.tensor([[0, 1, 0]])
+    with pytest.raises(ValueError, match=r"word_ids: wanted ids that ascend in row 0, got \[0, 1, 0\]"):
+        aim_impl(weights, values, apart, weights, values, apart)
     with pytest.raises(ValueError, match=re.escape("wanted the teacher's words in row 0, [0, 1]; got [0, 1, 2]")):
         aim_impl(*given, torch.tensor([[0, 1, 2]]))
     with pytest.raises(ValueError, match="student: wanted attn_weights"):
@@ -379,9 +404,13 @@ def test_partly_frozen_embeddings_are_the_embedding_in_two_tables():
 def test_gemmas_scale_is_applied_when_running_and_not_saved(tmp_path):
     save(tmp_path / "gemma", "gemma3", new_tokenizer())
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "gemma").get_input_embeddings()
-    split = PartlyFrozenEmbeddings(whole, torch.arange(ROWS) % 2 == 0)
+    mask = torch.arange(ROWS) % 2 == 0
+    split = Gemma3ForAIM.from_pretrained(tmp_path / "gemma", 1, mask, dtype=torch.float32).get_input_embeddings()
     ids = torch.arange(ROWS).view(2, -1)
     assert torch.equal(split(ids), whole(ids))
+    again = Gemma3TextScaledPartlyFrozenWordEmbedding(whole, mask, embed_scale=whole.embed_scale)
+    assert torch.equal(again(ids), whole(ids))
+    assert torch.equal(PartlyFrozenEmbeddings(whole, mask)(ids), whole.weight[ids])
     assert not torch.equal(split(ids), whole.weight[ids])
     assert torch.equal(split.to_embeddings().weight, whole.weight)
 
@@ -391,6 +420,9 @@ def test_data_is_prepared_once(setting, caplog):
     data, path = Dataset.from_dict({"text": TEXTS}), Path(matt.dataset_path)
     stamp = path.stat().st_ino
     arguments = {"max_length": 40, "num_proc": 1}
+    matt.prepare_dataset(data, **arguments)
+    assert (Path(matt.dataset_path), path.stat().st_ino) == (path, stamp)
+    matt.student_tokenizer("text", truncation=True, max_length=3)  # leaves its mark
     matt.prepare_dataset(data, **arguments)
     assert (Path(matt.dataset_path), path.stat().st_ino) == (path, stamp)
     matt.prepare_dataset(data, **arguments, force_reprocess=True)
@@ -426,10 +458,16 @@ def test_train_refuses_what_does_not_fit(setting):
         matt.train(teacher, load(with_ntp=True))
     student = AutoModelForCausalLM.from_pretrained(folder)
     student.resize_token_embeddings(300)
-    with pytest.raises(ValueError, match=r"student_model: wanted at least 330 embedding rows .* got 300"):
+    with pytest.raises(ValueError, match=r"student_model: wanted a row for every id .* up to 32\d, got .* of 300 rows"):
         matt.train(teacher, architecture(student, n_layers=2))
-    matt.config.batch_size = 1000
-    with pytest.raises(ValueError, match=r"batch_size: wanted at most the \d+ chunks"):
+    matt.config.precision = "bf16-mixed"
+    with pytest.raises(ValueError, match="teacher_model: wanted weights in bfloat16 or float32, got float16"):
+        matt.train(load(dtype=torch.float16), load())
+    matt.config.num_warmup_steps, matt.config.num_decay_steps = 2, 3
+    with pytest.raises(ValueError, match=r"num_warmup_steps and num_decay_steps: wanted at most the 3 .* 2 and 3"):
+        matt.train(teacher, load())
+    matt.config.num_warmup_steps = -1
+    with pytest.raises(ValueError, match="num_warmup_steps: wanted at least 0, got -1"):
         matt.train(teacher, load())
 
 
@@ -440,7 +478,14 @@ def test_train_refuses_what_does_not_fit(setting):
         ("devices", 0, "devices: wanted a number of processes, -1 or 'auto', got 0"),
         ("batch_size", 0, "batch_size: wanted at least 1, got 0"),
         ("num_workers", -1, "num_workers: wanted at least 0"),
-        ("max_epochs", 0, "max_epochs: wanted at least 1"),
+        ("max_epochs", 0, "max_epochs: wanted -1 or at least 1, got 0"),
+        ("max_epochs", -1, "max_steps: wanted at least 1 where max_epochs is -1"),
+        ("max_epochs", -2, "max_epochs: wanted at least -1, got -2"),
+        ("accumulate_grad_batches", 0, "accumulate_grad_batches: wanted at least 1, got 0"),
+        ("pad_to_multiple_of", 0, "pad_to_multiple_of: wanted at least 1, got 0"),
+        ("log_every_n_steps", 0, "log_every_n_steps: wanted at least 1, got 0"),
+        ("save_every_n_steps", 0, "save_every_n_steps: wanted at least 1, got 0"),
+        ("num_decay_steps", -1, "num_decay_steps: wanted at least 0, got -1"),
         ("max_steps", 0, "max_steps: wanted -1 or at least 1, got 0"),
         ("gradient_clip_val", -1.0, "gradient_clip_val: wanted at least 0"),
         ("gradient_clip_algorithm", "value", "clipping single values would change the direction of a row"),
@@ -470,11 +515,10 @@ def losses_of(setting, caplog, **settings) -> list[float]:
             matt.train(architecture.from_pretrained(folder, n_layers=2), student)
         finally:
             matt.config = usual
-    return [float(x) for x in re.findall(r"step \d+: loss (\S+)", caplog.text)]
+    return [float(x) for x in re.findall(r"step \d+: loss ([^,]+)", caplog.text)]
 
 
 def test_settings_do_what_they_say(setting, caplog):
-    matt, *_ = setting
     usual = losses_of(setting, caplog)
     assert len(usual) == 3
     assert losses_of(setting, caplog) == usual
@@ -494,20 +538,160 @@ def test_settings_do_what_they_say(setting, caplog):
         assert changed[0] == usual[0]
         assert changed[1:] != usual[1:]
     assert losses_of(setting, caplog, num_decay_steps=2)[:2] == usual[:2]
-    chunks = len(matt_fast.matt.load_from_disk(matt.dataset_path))
-    by_epochs = losses_of(setting, caplog, max_steps=-1, max_epochs=2, batch_size=7)
-    assert len(by_epochs) == 2 * (chunks // 7)
-    assert len(losses_of(setting, caplog, max_steps=10_000, batch_size=7)) == chunks // 7
+    assert (
+        losses_of(setting, caplog, lr=1.0, gradient_clip_val=1e-9)[1:]
+        != losses_of(setting, caplog, lr=1.0, gradient_clip_val=None)[1:]
+    )
+    assert losses_of(setting, caplog, devices="1", strategy="ddp", accelerator="auto" if HAS_GPU else "cpu") == usual
+    assert losses_of(setting, caplog, log_every_n_steps=2) == usual[1:]  # every second step, and the last
     with pytest.raises(ValueError, match="devices: wanted the 1 processes that were started, got 2"):
         losses_of(setting, caplog, devices=2)
-    if not torch.cuda.is_available():
+    if not HAS_GPU:
         with pytest.raises(ValueError, match="accelerator: wanted a CUDA device for 'gpu', got none"):
             losses_of(setting, caplog, accelerator="gpu")
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="use_wandb: wandb is missing: pip install wandb"):
-            losses_of(setting, caplog, use_wandb=True)
+
+
+def test_what_comes_first_ends_training(setting, caplog):
+    matt, *_ = setting
+    chunks = len(load_from_disk(matt.dataset_path))
+    assert chunks % 7
+    batches = math.ceil(chunks / 7)  # the last one of a pass is smaller
+    settings = {"batch_size": 7}
+    assert len(losses_of(setting, caplog, **settings, max_steps=-1, max_epochs=2)) == 2 * batches
+    assert len(losses_of(setting, caplog, **settings, max_steps=10_000)) == batches
+    assert len(losses_of(setting, caplog, **settings, max_steps=batches + 1, max_epochs=-1)) == batches + 1
+    by_two = {"accumulate_grad_batches": 2, "max_steps": -1}
+    assert len(losses_of(setting, caplog, **settings, **by_two)) == math.ceil(batches / 2)
+    assert len(losses_of(setting, caplog, batch_size=1000, max_steps=-1)) == 1
+
+
+def test_two_processes_prepare_once_and_train_the_same_rows(setting, tmp_path):
+    matt, _, _ = setting
+    matt.student_tokenizer.save_pretrained("student")
+    run_two("two_processes_matt.py", str(tmp_path))
+    first, second = (torch.load(f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first["rows"], second["rows"])
+    assert len(list(Path("datasets").iterdir())) == 1
+    assert sum(path.name.startswith("step4_") for path in Path("checkpoints").iterdir()) == 2  # it trains twice
+    assert first["steps"] == second["steps"] == math.ceil(len(load_from_disk(matt.dataset_path)) / 2 / 16)
+
+
+def test_wandb(setting, caplog, tmp_path, monkeypatch):
+    """A module of that name that writes down what it is told; without one, an error that names the package."""
+    monkeypatch.setattr("matt_fast.matt.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="use_wandb: wandb is missing: pip install wandb"):
+        losses_of(setting, caplog, use_wandb=True)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    told = []
+    fake = types.ModuleType("wandb")
+    fake.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    fake.config = types.SimpleNamespace(update=lambda values, **_: told.append(values))
+    fake.log = lambda values, **options: told.append((values, options))
+    fake.finish = lambda: told.append("finish")
+    fake.init = lambda **options: told.append(options) or fake
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
+    losses = losses_of(setting, caplog, use_wandb=True, wandb_project="mine", wandb_output_dir="there")
+    assert (told[0]["project"], told[0]["dir"]) == ("mine", "there")
+    assert Path("there").is_dir()
+    assert told[1]["wandb_project"] == "mine"
+    logged = [entry[0]["loss"] for entry in told if isinstance(entry, tuple)]
+    assert logged == pytest.approx(losses, rel=1e-4)
+
+
+def test_rows_of_a_model_in_float32_stay_as_they_are(setting):
+    """bf16-mixed does not round them; bf16-true does."""
+    matt, architecture, folder = setting
+    mask = matt.prepare_frozen_embeddings_mask()
+    old = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+    for precision, same in (("bf16-mixed", True), ("bf16-true", False)):
+        matt.config.precision = precision
+        teacher = architecture.from_pretrained(folder, 2, dtype=torch.float32)
+        result = matt.train(teacher, architecture.from_pretrained(folder, 2, mask, dtype=torch.float32))
+        assert torch.equal(result[mask].float(), old[mask]) == same
+
+
+def test_a_step_without_trainable_rows_is_skipped_and_counted(setting):
+    matt, architecture, folder = setting
+    for with_ntp in (False, True):
+        matt.config.with_ntp = with_ntp
+        mask = torch.ones(ROWS, dtype=torch.bool)
+        student = architecture.from_pretrained(folder, 2, frozen_embeddings_mask=mask, with_ntp=with_ntp)
+        before = student.get_input_embeddings().to_embeddings().weight
+        result = matt.train(architecture.from_pretrained(folder, 2), student)
+        assert matt.progress.steps_without_new_tokens == matt.progress.step == 3
+        assert torch.equal(result, before.float())
+
+
+def test_an_end_token_that_is_also_padding_is_learned(setting):
+    """The next-token loss knows padding by lengths, not by its id."""
+    matt, *_ = setting
+    student = byte_level(TEXTS, 300, eos_token="</s>", pad_token="</s>")
+    end = student.eos_token_id
+    student.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", end)]
+    )
+    sides = Side("teacher", matt.teacher_tokenizer, ROWS, 40), Side("student", student, ROWS, 40)
+    batch = collate(list(itertools.islice(make_chunks(TEXTS, *sides, Counter()), 3)), Counter(), 8)
+    assert all(
+        int(row[length - 1]) == end for row, length in zip(batch.student_ids, batch.student_lengths, strict=True)
+    )
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(*batch.student_ids.shape, 4), torch.randn(ROWS, 4)
+    rows = EmbeddingTable(weight, torch.full((ROWS,), -1), weight).rows(batch.student_ids)
+    given = types.SimpleNamespace(
+        batch=batch,
+        student=types.SimpleNamespace(head_input=hidden),
+        rows=types.SimpleNamespace(output=rows),
+        head=Head(weight.clone()),
+    )
+    labels = batch.student_ids.clone()
+    for row, length in zip(labels, batch.student_lengths, strict=True):
+        row[length:] = -100
+    expected = nn.functional.cross_entropy((hidden[:, :-1] @ weight.T).flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(next_token(given), expected)
+
+
+class MyEmbeddings(PartlyFrozenEmbeddings):
+    """Scales what the one it is made from looks up."""
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * 2
+
+
+class MyOtherEmbeddings(PartlyFrozenEmbeddings):
+    """Looks rows up by itself, which training cannot follow."""
+
+    def forward(self, input_ids):
+        return self.to_embeddings()(input_ids)
+
+
+class MyScaledModelForAIM(MyModelForAIM):
+    embeddings = MyEmbeddings
+
+    def create_partly_frozen_embeddings(self, frozen_mask):
+        return self.embeddings(self.model.embed_tokens, frozen_mask)
+
+
+def test_a_users_own_embeddings_are_used_in_training(setting, monkeypatch):
+    matt, architecture, folder = setting
+    mask = matt.prepare_frozen_embeddings_mask()
+
+    def trained(embeddings):
+        monkeypatch.setattr(MyScaledModelForAIM, "embeddings", embeddings)
+        student = MyScaledModelForAIM.from_pretrained(folder, 2, frozen_embeddings_mask=mask)
+        return matt.train(architecture.from_pretrained(folder, 2), student), matt.progress.losses
+
+    (plain, losses), (_, scaled_losses) = trained(PartlyFrozenEmbeddings), trained(MyEmbeddings)
+    assert scaled_losses[0] != losses[0]
+    with pytest.raises(ValueError, match=r"student_model: wanted an embedding whose forward .* got MyOtherEmbeddings"):
+        trained(MyOtherEmbeddings)
+    matt.config.with_ntp = True  # which the reference library does not combine with a mask
+    student = MyScaledModelForAIM.from_pretrained(folder, 2, frozen_embeddings_mask=mask, with_ntp=True)
+    assert isinstance(student.model.embed_tokens, MyOtherEmbeddings)
+    assert len(student.model.layers) == 4
+    assert plain.shape == (ROWS, 32)
 
 
 def test_checkpoints(setting):
@@ -526,20 +710,37 @@ def test_checkpoints(setting):
 
 
 def test_output_is_a_tensor_and_more(tmp_path):
-    rows = torch.randn(3, 2)
+    rows = torch.randn(ROWS, 32)
     output = MATTOutput(rows, output_embeddings=rows + 1)
     assert isinstance(output, torch.Tensor)
-    assert torch.equal(torch.empty(3, 2).copy_(output), rows)
+    assert torch.equal(torch.empty(ROWS, 32).copy_(output), rows)
     assert type(output + 1) is torch.Tensor
-    save(tmp_path / "model", "llama", new_tokenizer())
-    with pytest.raises(ValueError, match=re.escape("model: wanted input embeddings of shape (3, 2), got (330, 32)")):
-        output.apply_to(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    torch.save(output, tmp_path / "output.pt")
+    for again in (copy.deepcopy(output), torch.load(tmp_path / "output.pt", weights_only=False)):
+        assert torch.equal(again, rows)
+        assert torch.equal(again.input_embeddings, rows)
+        assert torch.equal(again.output_embeddings, rows + 1)
+    save(tmp_path / "tied", "llama", new_tokenizer())
+    save(tmp_path / "untied", "qwen3", new_tokenizer())
+    tied, untied = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("tied", "untied"))
+    with pytest.raises(ValueError, match="it cannot hold both tables"):
+        output.apply_to(tied)
+    output.apply_to(untied)
+    assert torch.equal(untied.get_input_embeddings().weight, rows)
+    assert torch.equal(untied.get_output_embeddings().weight, rows + 1)
+    MATTOutput(rows, output_embeddings=rows).apply_to(tied)
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    before = untied.get_output_embeddings().weight.clone()
+    MATTOutput(rows + 2).apply_to(untied)
+    assert torch.equal(untied.get_output_embeddings().weight, before)
+    with pytest.raises(ValueError, match=re.escape("model: wanted input embeddings of shape (3, 32), got (330, 32)")):
+        MATTOutput(rows[:3]).apply_to(untied)
 
 
 def test_prepared_chunks_are_those_of_the_recipe(setting):
     """Cut, not truncated: every byte of the texts is there."""
     matt, *_ = setting
-    rows = matt_fast.matt.load_from_disk(matt.dataset_path)
+    rows = load_from_disk(matt.dataset_path)
     ids = [i for row in rows for i, s in zip(row["student_ids"], row["student_segments"], strict=True) if s >= 0]
     assert matt.student_tokenizer.decode(ids) == "".join(TEXTS)
     assert max(len(row["teacher_ids"]) for row in rows) <= 40

@@ -16,14 +16,15 @@ def aim_impl(
     Args:
         teacher_attn_weights, student_attn_weights: [B, H, n, n].
         teacher_value_states, student_value_states: [B, H or H_kv, n, d].
-        teacher_word_ids, student_word_ids: [B, n] int64, the same ids in the same order in each row; -100 is no word.
+        teacher_word_ids, student_word_ids: [B, n] int64, ascending and the same on both sides in each row; -100 is no
+            word. A word's tokens stand together.
 
     Returns:
         Two tensors [pairs, d], ordered by row, head, word that takes, word it is taken from. Their mean squared
         difference is `aim_loss` of the same states.
 
     Raises:
-        ValueError: shapes that do not fit, or a row whose words differ between the sides.
+        ValueError: shapes that do not fit, a row whose words differ between the sides, or one whose ids do not ascend.
     """
     return _both(_aim_states, locals())
 
@@ -63,6 +64,8 @@ def _both(states_of, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torc
                 f"student_word_ids: wanted the teacher's words in row {row}, {teacher_words.tolist()}; "
                 f"got {student_words.tolist()}"
             )
+        if (student_words.diff() <= 0).any():
+            raise ValueError(f"word_ids: wanted ids that ascend in row {row}, got {student_words.tolist()}")
     teacher, student = (
         torch.cat(
             [
@@ -83,7 +86,7 @@ def _both(states_of, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torc
 
 def _words(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The words of a row in their order, and where each ends."""
-    last = torch.cat([ids[1:] != ids[:-1], ids.new_ones(1, dtype=torch.bool)]) & (ids != -100)
+    last = torch.cat([ids[1:] != ids[:-1], ids.new_ones(1, dtype=torch.bool)]) & (ids >= 0)
     ends = last.nonzero().flatten()
     return ids[ends], ends
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -10,8 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from matt_fast.capture import capture, decoder_layers, layer_config
-from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
+from matt_fast.modeling.embeddings import Gemma3TextScaledPartlyFrozenWordEmbedding, PartlyFrozenEmbeddings
 from matt_fast.teacher import only_errors
+
+# Arguments of from_pretrained that configuration and weights both need.
+HUB = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -38,18 +41,25 @@ class PreTrainedModelForAIM(nn.Module):
     is a subclass that overrides `get_base_model`, `get_layers`, `set_layers` and `create_partly_frozen_embeddings`.
 
     Args:
-        model: a causal language model. Without `with_ntp` its layers above `n_layers` are cut off.
+        model: a causal language model, which this object takes over. Without `with_ntp` its layers above `n_layers` are
+            cut off.
         n_layers: the target layer, counted from 1.
         frozen_embeddings_mask: [tokens] bool, True for rows that stay as they are; a table may have more rows than that
             (padding), which are never used. None trains all rows.
         with_ntp: keep the whole model, and train its output rows too.
 
-    Raises:
-        ValueError: `n_layers` is beyond the model, or the mask beyond its embedding.
-        TypeError: `model` is of another architecture than the class is for.
-    """
+    Attributes:
+        model: the decoder without its head, whole or cut.
+        causal_model: the whole model, head included; None without `with_ntp`.
+        config: of the (text) model.
+        tied: whether its output head has the input embedding's rows.
+        n_layers, frozen_embeddings_mask, with_ntp: as given.
 
-    model_types: ClassVar[tuple[str, ...]] = ()
+    Raises:
+        ValueError: `n_layers` is beyond the model, the mask beyond its embedding, or the embedding of a kind that only
+            a subclass can split.
+        TypeError: the mask is not bool.
+    """
 
     def __init__(
         self,
@@ -60,20 +70,14 @@ class PreTrainedModelForAIM(nn.Module):
     ):
         super().__init__()
         self.config = model.config.get_text_config(decoder=True)
-        if self.model_types and self.config.model_type not in self.model_types:
-            raise TypeError(
-                f"model: {type(self).__name__} wants a model of type {' or '.join(self.model_types)}, "
-                f"got {self.config.model_type}"
-            )
         if not 1 <= n_layers <= self.config.num_hidden_layers:
             raise ValueError(f"n_layers: wanted 1 to {self.config.num_hidden_layers} for this model, got {n_layers}")
         self.n_layers, self.with_ntp, self.frozen_embeddings_mask = n_layers, with_ntp, frozen_embeddings_mask
         head = model.get_output_embeddings()
         self.tied = head is None or head.weight is model.get_input_embeddings().weight
-        if with_ntp:
-            self.model = model
-        else:
-            self.model = self.get_base_model(model)
+        self.model = self.get_base_model(model)
+        self.causal_model = model if with_ntp else None
+        if not with_ntp:
             self.set_layers(list(self.get_layers())[:n_layers])
         if frozen_embeddings_mask is not None:
             self.set_input_embeddings(self.create_partly_frozen_embeddings(frozen_embeddings_mask))
@@ -87,22 +91,29 @@ class PreTrainedModelForAIM(nn.Module):
         with_ntp: bool = False,
         **kwargs,
     ) -> Self:
-        """Load from a folder or the hub; layers above `n_layers` are not read from disk unless `with_ntp`.
+        """Load from a folder or the hub.
+
+        Layers above `n_layers` are not read from disk, unless `with_ntp`, or a subclass has its own idea of layers.
 
         Args:
-            **kwargs: for `AutoModelForCausalLM.from_pretrained`; the dtype is bfloat16 unless given.
+            **kwargs: for `AutoModelForCausalLM.from_pretrained`; the dtype is bfloat16 unless given. Training runs the
+                `attn_implementation` that the student was loaded with.
 
         Raises:
-            ValueError: as the class.
+            TypeError, ValueError: as the class.
         """
-        if "dtype" not in kwargs and "torch_dtype" not in kwargs:
-            kwargs["dtype"] = torch.bfloat16
-        if not with_ntp and "config" not in kwargs:
-            hub = {name: kwargs[name] for name in ("trust_remote_code", "revision", "token") if name in kwargs}
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
-            kwargs["config"] = layer_config(config, n_layers)
+        dtype = kwargs.pop("torch_dtype", torch.bfloat16)
+        dtype = kwargs.pop("dtype", dtype)
+        own = ("get_base_model", "get_layers", "set_layers")
+        overridden = any(getattr(cls, name) is not getattr(PreTrainedModelForAIM, name) for name in own)
+        if not (with_ntp or overridden or "config" in kwargs):
+            hub = {name: kwargs[name] for name in (*HUB, "trust_remote_code") if name in kwargs}
+            config, kwargs = AutoConfig.from_pretrained(
+                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
+            )
+            kwargs |= hub | {"config": layer_config(config, n_layers)}
         with only_errors():
-            model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
         return cls(model, n_layers=n_layers, frozen_embeddings_mask=frozen_embeddings_mask, with_ntp=with_ntp)
 
     def get_base_model(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -118,8 +129,22 @@ class PreTrainedModelForAIM(nn.Module):
         del decoder_layers(self.model)[len(layers) :]
 
     def create_partly_frozen_embeddings(self, frozen_mask: torch.Tensor) -> nn.Module:
-        """The embedding with its rows split into frozen and trainable ones."""
-        return PartlyFrozenEmbeddings(self.get_input_embeddings(), frozen_mask)
+        """The embedding with its rows split into frozen and trainable ones: a `PartlyFrozenEmbeddings`."""
+        embeddings = self.get_input_embeddings()
+        scale = getattr(embeddings, "embed_scale", None)
+        if scale is not None:
+            return Gemma3TextScaledPartlyFrozenWordEmbedding(embeddings, frozen_mask, embed_scale=scale)
+        if type(embeddings).forward is not nn.Embedding.forward:
+            raise ValueError(
+                f"model: {type(embeddings).__name__} does more than look rows up; override "
+                "create_partly_frozen_embeddings with a PartlyFrozenEmbeddings that does the same"
+            )
+        return PartlyFrozenEmbeddings(embeddings, frozen_mask)
+
+    @property
+    def trunk(self) -> PreTrainedModel:
+        """What training runs: the whole model with `with_ntp`, else its lower layers."""
+        return self.causal_model if self.with_ntp else self.model
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -130,12 +155,12 @@ class PreTrainedModelForAIM(nn.Module):
     def get_output_embeddings(self) -> nn.Linear:
         """The output head. Raises ValueError without `with_ntp`."""
         self._check_head()
-        return self.model.get_output_embeddings()
+        return self.causal_model.get_output_embeddings()
 
     def set_output_embeddings(self, embeddings: nn.Linear) -> None:
         """Replace the output head. Raises ValueError without `with_ntp`."""
         self._check_head()
-        self.model.set_output_embeddings(embeddings)
+        self.causal_model.set_output_embeddings(embeddings)
 
     def forward(
         self,
@@ -160,13 +185,13 @@ class PreTrainedModelForAIM(nn.Module):
             self._check_head()
             labels["labels"] = ntp_labels
         layer = self.n_layers - 1
-        states = capture(self.model, attention=[layer], **inputs).attention[layer]
-        previous = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")
+        previous = self.trunk.config._attn_implementation
+        states = capture(self.trunk, attention=[layer], attn_implementation=previous, **inputs).attention[layer]
+        self.trunk.set_attn_implementation("eager")
         try:
-            output = self.model(**inputs, **labels, output_attentions=True, use_cache=False)
+            output = self.trunk(**inputs, **labels, output_attentions=True, use_cache=False)
         finally:
-            self.model.set_attn_implementation(previous)
+            self.trunk.set_attn_implementation(previous)
         loss = output.loss if labels else None
         return AIMOutput(ntp_loss=loss, attentions=output.attentions[layer], value_states=states.value)
 

@@ -4,6 +4,4 @@ from matt_fast.modeling.base import PreTrainedModelForAIM
 
 
 class LlamaForAIM(PreTrainedModelForAIM):
-    """A Llama model, see `PreTrainedModelForAIM`."""
-
-    model_types = ("llama",)
+    """Llama, see `PreTrainedModelForAIM`."""

@@ -4,6 +4,4 @@ from matt_fast.modeling.base import PreTrainedModelForAIM
 
 
 class MistralForAIM(PreTrainedModelForAIM):
-    """A Mistral model, see `PreTrainedModelForAIM`."""
-
-    model_types = ("mistral",)
+    """Mistral, see `PreTrainedModelForAIM`."""
