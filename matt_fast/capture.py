@@ -98,7 +98,7 @@ def capture(
     attention: Iterable[int] = (),
     hidden: int | None = None,
     head: bool = False,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     **inputs,
 ) -> Capture:
     """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
@@ -111,7 +111,7 @@ def capture(
         hidden: index of the layer whose output (the residual stream behind it) is wanted.
         head: whether the input of the output head is wanted.
         attn_implementation: what the layers run, as for `from_pretrained`: "sdpa", "eager", "flash_attention_2" or
-            another registered name.
+            another registered name; what the model was loaded with if None.
         **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
             `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
             start again at each document, and no attention mask is given).
@@ -143,7 +143,7 @@ def capture(
             hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
             hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
-        model.set_attn_implementation(_register(attn_implementation))
+        model.set_attn_implementation(_register(attn_implementation or previous))
         try:
             model(**inputs)
         except _Complete:
@@ -162,7 +162,7 @@ def capture(
 
 
 def capture_attention(
-    model: PreTrainedModel, layer: int, *, attn_implementation: str = "sdpa", **inputs
+    model: PreTrainedModel, layer: int, *, attn_implementation: str | None = None, **inputs
 ) -> AttentionInputs:
     """Run `model` up to the attention of one layer and return the states that this attention receives.
 

@@ -41,7 +41,9 @@ def transfer(
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
     data: Annotated[str, typer.Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")],
     output: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
-    init: Annotated[str, typer.Option(help="New rows: mean, random, or a folder with ready embeddings.")] = "mean",
+    init: Annotated[
+        str, typer.Option(help="New rows: mean, length-mean, random, zero, or ready ones (a folder or file).")
+    ] = "mean",
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     layer: Annotated[
         str,
@@ -71,7 +73,9 @@ def transfer(
         str, typer.Option(help="Mean over all pairs of a batch, or per document: pairs, documents.")
     ] = ("pairs"),
     backend: Annotated[str, typer.Option(help="Engine of the loss: auto, triton, torch or eager.")] = "auto",
-    attn_implementation: Annotated[str, typer.Option(help="Attention of the layers below.")] = "sdpa",
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",

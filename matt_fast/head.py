@@ -79,7 +79,7 @@ def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
     head = model.get_output_embeddings()
     ids = torch.arange(min(8, len(head.weight)), device=model.device)[None]
     with torch.no_grad():
-        hidden = capture(model, head=True, attn_implementation=model.config._attn_implementation, input_ids=ids)
+        hidden = capture(model, head=True, input_ids=ids)
         ours = _logits(hidden.head_input[0], head.weight, getattr(head, "bias", None), **rule)
         theirs = model(input_ids=ids).logits[0].float()
     tolerance = 1e-3 if theirs.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05

@@ -216,7 +216,6 @@ class MATT:
         data = load_from_disk(self.dataset_path).with_format("numpy")
         options = replace(
             _options(config, len(data), accelerator.num_processes),
-            attn_implementation=student_model.trunk.config._attn_implementation,  # what it was loaded with
         )
         for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
             _place(side, name, PRECISIONS[config.precision], accelerator.device)

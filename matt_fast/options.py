@@ -23,7 +23,7 @@ class TrainingOptions:
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
-        attn_implementation: what the layers run.
+        attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
     """
 
     objective: str = "aim"
@@ -36,7 +36,7 @@ class TrainingOptions:
     metric: str = "mse"
     reduction: str = "pairs"
     backend: str = "auto"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
 
     def __post_init__(self):
         self.objectives()

@@ -21,7 +21,7 @@ from matt_fast.data import AlignedBatches, Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
-from matt_fast.initializers import Rows, initial_rows
+from matt_fast.initializers import Method, Rows, initial_rows
 from matt_fast.objectives import Student, trains_output
 from matt_fast.options import TrainingOptions
 from matt_fast.result import TransferResult
@@ -38,7 +38,7 @@ def transfer(
     data: str | Path,
     output: str | Path,
     *,
-    init: str | Path = "mean",
+    init: str | Path | Method = "mean",
     freeze_shared: bool = True,
     n_layers: int | None = None,
     max_length: int = 512,
@@ -62,7 +62,7 @@ def transfer(
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
         data: text to train on, see `read_documents`.
         output: folder to write; it must be new or empty. Nothing is left there if the work fails.
-        init: how new rows start: "mean", "random", or a model folder that someone initialised for the new tokenizer.
+        init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
@@ -175,6 +175,7 @@ def transfer(
     )
     head_rows = start.output if student.output is None else student.output.weight().cpu()
     trained = Rows(student.input.weight().cpu(), head_rows, start.output_bias)
+    start_name = getattr(init, "__name__", "function") if callable(init) else str(init)
     is_trainable = (student.input.frozen_from < 0).tolist()
     del trunk, student
 
@@ -189,7 +190,7 @@ def transfer(
                 full.save_pretrained(folder)
             vocabulary.student.save_pretrained(folder)
             export.write_provenance(
-                folder / "token_provenance.jsonl", vocabulary, str(init), is_trainable, seen.tolist()
+                folder / "token_provenance.jsonl", vocabulary, start_name, is_trainable, seen.tolist()
             )
             del full
             if held_out is not None:
@@ -198,7 +199,7 @@ def transfer(
                 del written
             stages.end()
             result.peak_memory = max(memory_before, peak_memory(accelerator.device))
-            card = model_card(result, model, data, str(init), freeze_shared, training)
+            card = model_card(result, model, data, start_name, freeze_shared, training)
             (folder / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()
     return result

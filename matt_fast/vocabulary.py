@@ -252,7 +252,7 @@ class VocabularyPair:
             beyond the tokens (padding) are not used.
 
     Attributes:
-        tokens: student id -> Token.
+        tokens, teacher_tokens: student id -> Token, teacher id -> Token.
         rows: embedding rows that the student needs.
         matches: student id -> Match, the shared tokens.
         subtokens: student id -> teacher ids that spell it, for the new tokens that the teacher can spell.
@@ -267,7 +267,7 @@ class VocabularyPair:
             check_fast(tokenizer, name)
             check_round_trip(tokenizer, name)
         self.teacher, self.student, self.teacher_rows = teacher, student, teacher_rows
-        self.tokens = token_bytes(student)
+        self.tokens, self.teacher_tokens = token_bytes(student), token_bytes(teacher)
         self.rows = vocabulary_rows(self.tokens)
         matches = match_tokens(student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}

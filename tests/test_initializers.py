@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import new_tokenizer, save_tiny_model
 from transformers import LlamaConfig
 
-from matt_fast.initializers import initial_rows, initialize
+from matt_fast.initializers import METHODS, initial_rows, initialize
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import Match, VocabularyPair
 
@@ -28,6 +29,28 @@ def test_mean_of_subtokens():
     torch.testing.assert_close(rows, torch.stack(expected))
 
 
+def test_mean_weighted_by_length_and_zero():
+    lengths = {0: 1, 1: 2, 2: 7, 3: 5, 4: 1, 5: 1}
+    rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="length-mean", teacher_lengths=lengths)
+    torch.testing.assert_close(rows[0], (4 * WEIGHT[1] + 5 * WEIGHT[3]) / 9)
+    torch.testing.assert_close(rows[3], WEIGHT[2])
+    torch.testing.assert_close(rows[2], WEIGHT.mean(0))
+    rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="zero")
+    assert (rows == 0).all(1).tolist() == [True, False, True, True, False, True]
+    with pytest.raises(ValueError, match="teacher_lengths: wanted the bytes of each teacher token"):
+        initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="length-mean")
+
+
+def test_a_function_of_ones_own():
+    ours = torch.arange(24.0).view(6, 4)
+    rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method=lambda *given: ours)
+    assert torch.equal(rows[[0, 2, 3, 5]], ours[[0, 2, 3, 5]])
+    assert torch.equal(rows[[1, 4]], WEIGHT[[5, 0]])
+    assert torch.equal(ours, torch.arange(24.0).view(6, 4))
+    with pytest.raises(ValueError, match=r"method: wanted rows of shape \(6, 4\) from it, got \(6, 3\)"):
+        initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method=lambda *given: ours[:, :3])
+
+
 def test_random_has_the_teachers_mean_and_covariance():
     mixing = torch.tensor([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [0.0, 0.3, 0.1]])
     weight = torch.randn(500, 3, generator=torch.Generator().manual_seed(1)) @ mixing.T + torch.tensor([1.0, -2.0, 0.0])
@@ -39,8 +62,9 @@ def test_random_has_the_teachers_mean_and_covariance():
 
 
 def test_shared_rows_are_the_teachers_whatever_the_method():
-    for method in ("mean", "random"):
-        rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method=method)
+    lengths = dict.fromkeys(range(6), 1)
+    for method in METHODS:
+        rows = initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method=method, teacher_lengths=lengths)
         assert torch.equal(rows[1], WEIGHT[5])
         assert torch.equal(rows[4], WEIGHT[0])
 
@@ -52,7 +76,7 @@ def test_half_precision_weights_are_averaged_in_float32():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match=r"method: wanted 'mean' or 'random', got 'focus'"):
+    with pytest.raises(ValueError, match=r"method: wanted one of mean, .* zero, or a function; got 'focus'"):
         initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="focus")
     with pytest.raises(ValueError, match=r"teacher_weight: wanted a row for each teacher id up to 9, got 6 rows"):
         initialize(WEIGHT, 6, MATCHES, {0: [9]})
@@ -69,6 +93,13 @@ def test_rows_of_a_prepared_folder_are_taken_for_new_tokens_only(tmp_path, tied)
     prepared = Teacher(tmp_path / "prepared").load(torch.float32)
     vocabulary = VocabularyPair(teacher_tokenizer, new_tokenizer(), 275)
     rows = initial_rows(teacher, vocabulary, tmp_path / "prepared", seed=0)
+    file = {"input_embeddings": prepared.get_input_embeddings().weight.detach().clone()}
+    if not tied:
+        file["output_embeddings"] = prepared.lm_head.weight.detach().clone()
+    save_file(file, tmp_path / "rows.safetensors")
+    same = initial_rows(teacher, vocabulary, tmp_path / "rows.safetensors", seed=0)
+    assert torch.equal(rows.input, same.input)
+    assert tied or torch.equal(rows.output, same.output)
     assert (rows.output is None) == tied
     tables = [(rows.input, prepared.get_input_embeddings(), teacher.get_input_embeddings())]
     if not tied:
@@ -84,7 +115,7 @@ def test_a_folder_that_does_not_fit_or_does_not_exist(tmp_path):
     tokenizer = save_tiny_model(tmp_path / "teacher")
     teacher = Teacher(tmp_path / "teacher").load(torch.float32)
     vocabulary = VocabularyPair(tokenizer, new_tokenizer(), 275)
-    with pytest.raises(ValueError, match=r"init: wanted embeddings with at least 330 rows of width 32"):
+    with pytest.raises(ValueError, match=r"init: wanted input_embeddings with at least 330 rows .* got \(275, 32\)"):
         initial_rows(teacher, vocabulary, tmp_path / "teacher", seed=0)
-    with pytest.raises(ValueError, match="init: wanted mean, random, or a model folder"):
+    with pytest.raises(ValueError, match="init: wanted mean, length-mean, random, zero, a model folder or a"):
         initial_rows(teacher, vocabulary, tmp_path / "nothing", seed=0)

@@ -186,7 +186,7 @@ class PreTrainedModelForAIM(nn.Module):
             labels["labels"] = ntp_labels
         layer = self.n_layers - 1
         previous = self.trunk.config._attn_implementation
-        states = capture(self.trunk, attention=[layer], attn_implementation=previous, **inputs).attention[layer]
+        states = capture(self.trunk, attention=[layer], **inputs).attention[layer]
         self.trunk.set_attn_implementation("eager")
         try:
             output = self.trunk(**inputs, **labels, output_attentions=True, use_cache=False)

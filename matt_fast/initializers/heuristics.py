@@ -1,0 +1,97 @@
+"""Where the rows of new tokens start, told by the teacher's own rows: the baselines."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from matt_fast.vocabulary import Match
+
+METHODS = ("mean", "length-mean", "random", "zero")
+
+Method = Callable[[torch.Tensor, int, Mapping[int, Match], Mapping[int, Sequence[int]]], torch.Tensor]
+
+
+def initialize(
+    teacher_weight: torch.Tensor,
+    student_rows: int,
+    matches: Mapping[int, Match],
+    subtokens: Mapping[int, Sequence[int]],
+    *,
+    method: str | Method = "mean",
+    seed: int = 0,
+    teacher_lengths: Mapping[int, int] | None = None,
+) -> torch.Tensor:
+    """The first value of every row of a student's embedding table.
+
+    Shared tokens get the teacher's row. New ones get, by `method`:
+
+    * "mean": the mean of the teacher's rows of the token's sub-tokens; a token that the teacher cannot spell gets the
+      mean of all the teacher's rows;
+    * "length-mean": the same, weighted by the bytes of each sub-token;
+    * "random": a draw from the normal distribution with the mean and covariance of the teacher's rows;
+    * "zero": zeros;
+    * a function of (teacher_weight, student_rows, matches, subtokens), which gives all rows.
+
+    Args:
+        teacher_weight: [teacher rows, hidden], floating point: an input embedding or an output head.
+        student_rows: rows of the student's table.
+        matches: the shared tokens, from `match_tokens`.
+        subtokens: student id -> the teacher ids that spell it, from `spell_tokens`.
+        method: one of the names above, or a function.
+        seed: of the random draws. Same seed, same rows.
+        teacher_lengths: teacher id -> bytes of the token; needed by "length-mean".
+
+    Returns:
+        [student_rows, hidden] float32.
+
+    Raises:
+        ValueError: unknown method, a teacher id that has no row, or rows of another shape from a function.
+    """
+    weight = teacher_weight.detach().float()
+    used = [match.teacher_id for match in matches.values()] + [i for ids in subtokens.values() for i in ids]
+    if used and max(used) >= len(weight):
+        raise ValueError(f"teacher_weight: wanted a row for each teacher id up to {max(used)}, got {len(weight)} rows")
+    if callable(method):
+        rows = method(weight, student_rows, matches, subtokens).detach().float().clone()
+        if rows.shape != (student_rows, weight.shape[1]):
+            raise ValueError(
+                f"method: wanted rows of shape {(student_rows, weight.shape[1])} from it, got {tuple(rows.shape)}"
+            )
+    elif method == "mean":
+        rows = _subtoken_means(weight, student_rows, subtokens, lambda i: 1)
+    elif method == "length-mean":
+        if teacher_lengths is None:
+            raise ValueError("teacher_lengths: wanted the bytes of each teacher token for 'length-mean', got None")
+        rows = _subtoken_means(weight, student_rows, subtokens, teacher_lengths.__getitem__)
+    elif method == "random":
+        rows = _normal_like(weight, student_rows, seed)
+    elif method == "zero":
+        rows = weight.new_zeros(student_rows, weight.shape[1])
+    else:
+        raise ValueError(f"method: wanted one of {', '.join(METHODS)}, or a function; got {method!r}")
+    shared = torch.tensor(list(matches), dtype=torch.int64)
+    rows[shared] = weight[torch.tensor([match.teacher_id for match in matches.values()], dtype=torch.int64)]
+    return rows
+
+
+def _subtoken_means(
+    weight: torch.Tensor,
+    student_rows: int,
+    subtokens: Mapping[int, Sequence[int]],
+    importance: Callable[[int], float],
+) -> torch.Tensor:
+    owner = torch.tensor([student_id for student_id, ids in subtokens.items() for _ in ids], dtype=torch.int64)
+    flat = torch.tensor([i for ids in subtokens.values() for i in ids], dtype=torch.int64)
+    factors = torch.tensor([float(importance(i)) for ids in subtokens.values() for i in ids])
+    sums = torch.zeros(student_rows, weight.shape[1]).index_add_(0, owner, weight[flat] * factors[:, None])
+    totals = torch.zeros(student_rows).index_add_(0, owner, factors)[:, None]
+    return torch.where(totals > 0, sums / totals.where(totals > 0, 1), weight.mean(0))
+
+
+def _normal_like(weight: torch.Tensor, rows: int, seed: int) -> torch.Tensor:
+    mean = weight.mean(0)
+    centred = (weight - mean).double()
+    eigenvalues, eigenvectors = torch.linalg.eigh(centred.T @ centred / max(len(weight) - 1, 1))
+    factor = (eigenvectors * eigenvalues.clamp_min(0).sqrt()).float()
+    noise = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    return mean + noise.to(weight.device) @ factor.T
