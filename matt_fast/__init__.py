@@ -19,6 +19,7 @@ _WHERE = {
     "align_segments": "matt_fast.segments",
     "align_segments_batch": "matt_fast.segments",
     "capture_attention": "matt_fast.capture",
+    "compare_initializers": "matt_fast.comparison",
     "evaluate": "matt_fast.evaluation",
     "initialize": "matt_fast.initializers",
     "layer_config": "matt_fast.capture",

@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer` and `matt-fast evaluate`."""
+"""The command line: `matt-fast transfer`, `matt-fast compare-inits` and `matt-fast evaluate`."""
 
 import os
 from collections.abc import Iterator
@@ -136,6 +136,40 @@ def transfer(
     else:
         show.print_result(console, result)
     console.print(f"Written: {output}")
+
+
+@app.command()
+def compare_inits(
+    model: Model,
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
+    eval_data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a dataset.")],
+    init: Annotated[list[str], typer.Option(help="As in transfer; give it several times.")],
+    eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of the text to score, at most.")] = 40,
+    split: SplitOption = "train",
+    text_field: TextField = "text",
+    seed: Annotated[int, typer.Option(help="Of random draws.")] = 0,
+    trust_remote_code: RemoteCode = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Initialise a model for a new tokenizer in several ways and print what each costs, before any training."""
+    from matt_fast.comparison import compare_initializers
+    from matt_fast.display import print_initialisers
+
+    with clear_errors(), console.status("") as status:
+        original, results = compare_initializers(
+            model,
+            tokenizer,
+            eval_data,
+            init,
+            eval_pieces=eval_pieces,
+            split=split,
+            text_field=text_field,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            on_result=lambda result: status.update(f"{result.init}: {result.bits_per_byte:.4f}"),
+        )
+    print_initialisers(console, original, results)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from matt_fast.card import evaluation_rows
+from matt_fast.comparison import Initialised
 from matt_fast.result import TransferResult
 from matt_fast.sweep import Sweep
 from matt_fast.training import Progress as TrainingProgress
@@ -72,6 +73,19 @@ def print_result(console: Console, result: TransferResult) -> None:
         *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),
     ]
     console.print("\n".join(lines), highlight=False)
+
+
+def print_initialisers(console: Console, original: float, results: list[Initialised]) -> None:
+    """One line for each initialiser."""
+    table = Table(title="Initialisers", title_justify="left")
+    table.add_column("")
+    for name in ("bits per byte", "seconds", "memory, GiB"):
+        table.add_column(name, justify="right")
+    table.add_row("original model", f"{original:.4f}", "", "")
+    for result in results:
+        figures = f"{result.bits_per_byte:.4f}", f"{result.seconds:.1f}", f"{result.memory / GIB:.2f}"
+        table.add_row(result.init, *figures)
+    console.print(table)
 
 
 def print_sweep(console: Console, outcome: Sweep) -> None:

@@ -1,9 +1,6 @@
 """The recipe: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
-import contextlib
 import copy
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +19,7 @@ from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Method, Rows, initial_rows
+from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import Student, trains_output
 from matt_fast.options import TrainingOptions
 from matt_fast.result import TransferResult
@@ -203,22 +201,6 @@ def transfer(
             (folder / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()
     return result
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes that were in use at most: allocated on a CUDA device, else the resident memory of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` begin anew from what is in use now, where the system can (CUDA, Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
 
 
 def _dtype(accelerator: Accelerator, precision: str) -> torch.dtype:

@@ -343,3 +343,16 @@ def test_the_command_line_sweeps_and_names_what_is_missing(job):
     assert done.exit_code == 0, done.output
     assert "before training" in done.output
     assert (arguments["output"] / "depths.png").exists()
+
+
+def test_initialisers_side_by_side(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer")]
+    inits = ["--init=mean", "--init=zero", f"--init={arguments['model']}"]
+    failed = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits)
+    assert "init: wanted input_embeddings with at least 330 rows" in " ".join(failed.output.split())
+    done = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits[:2])
+    assert done.exit_code == 0, done.output
+    result = transfer(**arguments, eval_data=arguments["data"])
+    for name in ("original", "initialised"):
+        assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output

@@ -1,0 +1,23 @@
+"""How much memory was in use at most."""
+
+import contextlib
+import resource
+import sys
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that were in use at most: allocated on a CUDA device, else the resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` begin anew from what is in use now, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
