@@ -5,47 +5,34 @@ tokens are matched by their bytes, frozen embeddings combine with `with_ntp`, an
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import math
 import os
-import shutil
-import tempfile
-import warnings
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
-from datasets import Dataset, Features, Sequence, Value, load_from_disk
-from pyarrow.compute import list_flatten
-from pyarrow.compute import max as max_of
+from datasets import Dataset, load_from_disk
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from matt_fast.data import Batch, Chunk, Side, collate, make_chunks
+from matt_fast.data import Side
 from matt_fast.embeddings import EmbeddingTable, embed
 from matt_fast.head import Head, logit_rule
 from matt_fast.matt_config import PRECISIONS, MATTConfig
+from matt_fast.matt_data import DATA_VERSION, HIGHEST_IDS, batches, identity, prepare
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.objectives import Student
 from matt_fast.options import TrainingOptions
 from matt_fast.training import Progress, freeze, train
-from matt_fast.vocabulary import check_fast, match_tokens, special_affixes, token_bytes, vocabulary_rows
+from matt_fast.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
 
 logger = logging.getLogger(__name__)
-
-DATA_VERSION = 1  # count up when prepared data changes: part of the cache's key
-HIGHEST_IDS = "highest_ids.json"  # beside the data
-COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
 
 
 class MATTOutput(torch.Tensor):
@@ -162,7 +149,7 @@ class MATT:
                 f"text_column_name: wanted one of the columns {dataset.column_names}, got {text_column_name!r}"
             )
         tokenizers = (self.teacher_tokenizer, self.student_tokenizer)
-        key = [DATA_VERSION, dataset._fingerprint, text_column_name, max_length, *map(_identity, tokenizers)]
+        key = [DATA_VERSION, dataset._fingerprint, text_column_name, max_length, *map(identity, tokenizers)]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
         state = PartialState(cpu=self.config.accelerator == "cpu")
@@ -178,7 +165,7 @@ class MATT:
                     "fn_kwargs": {"sides": sides, "column": text_column_name},
                     "new_fingerprint": digest,
                 }
-                _prepare(dataset, folder, **options)
+                prepare(dataset, folder, **options)
         self.dataset_path = str(folder)
 
     def prepare_frozen_embeddings_mask(self) -> torch.Tensor:
@@ -214,9 +201,7 @@ class MATT:
         set_seed(config.seed)
         accelerator = _accelerator(config)
         data = load_from_disk(self.dataset_path).with_format("numpy")
-        options = replace(
-            _options(config, len(data), accelerator.num_processes),
-        )
+        options = _options(config, len(data), accelerator.num_processes)
         for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
             _place(side, name, PRECISIONS[config.precision], accelerator.device)
         student = _student(student_model)
@@ -231,12 +216,12 @@ class MATT:
             if last or progress.step % config.save_every_n_steps == 0:
                 checkpoints.save(progress)
 
-        batches = _batches(data, config, accelerator)
+        passes = batches(data, config, accelerator)
         models = teacher_model.trunk, student_model.trunk
         try:
-            self.progress, _ = train(*models, student, batches, student_model.n_layers, options, accelerator, on_step)
+            self.progress, _ = train(*models, student, passes, student_model.n_layers, options, accelerator, on_step)
         finally:
-            batches.close()
+            passes.close()
             _write_back(student, student_model)
         for tracker in accelerator.trackers:  # end_training would end the process group, too
             tracker.finish()
@@ -353,67 +338,6 @@ def _place(model: PreTrainedModelForAIM, name: str, dtype: torch.dtype | None, d
             )
     model.to(device)
     freeze(model.trunk)
-
-
-def _identity(tokenizer: PreTrainedTokenizerBase) -> list:
-    """All of a tokenizer that prepared data depends on."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"truncation": None, "padding": None}  # left there by the last call
-    return [backend, special_affixes(tokenizer)]
-
-
-def _prepare(dataset: Dataset, folder: Path, **options) -> None:
-    """Make the chunks under a temporary name, then rename: a folder that is there is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        chunks = dataset.map(
-            _chunk_columns,
-            batched=True,
-            remove_columns=dataset.column_names,
-            features=Features({name: Sequence(Value("int32")) for name in COLUMNS}),
-            load_from_cache_file=False,
-            cache_file_name=str(temporary / "map.arrow"),
-            desc="Aligning",
-            **options,
-        )
-        if len(chunks) == 0:
-            raise ValueError(f"dataset: wanted text to train on, got none in {len(dataset)} rows")
-        logger.info("%d documents, %d chunks", len(dataset), len(chunks))
-        chunks.save_to_disk(temporary / "data")
-        ids = chunks.data
-        highest = {side: max_of(list_flatten(ids.column(f"{side}_ids"))).as_py() for side in ("teacher", "student")}
-        (temporary / "data" / HIGHEST_IDS).write_text(json.dumps(highest))
-        (temporary / "data").chmod(0o755)
-        if folder.exists():
-            folder.rename(temporary / "old")
-        (temporary / "data").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _chunk_columns(rows: dict[str, list], sides: tuple[Side, Side], column: str) -> dict[str, list]:
-    chunks = list(make_chunks(rows[column], *sides, Counter()))
-    return {name: [getattr(chunk, name).astype(np.int32) for chunk in chunks] for name in COLUMNS}
-
-
-def _batches(data: Dataset, config: MATTConfig, accelerator: Accelerator) -> Iterator[Batch]:
-    """Batches of this process, without end; each pass over the data has an order of its own."""
-
-    def make(rows: list[dict]) -> Batch:
-        chunks = [Chunk(*(row[name].astype(np.int64) for name in COLUMNS)) for row in rows]
-        return collate(chunks, Counter(), config.pad_to_multiple_of)
-
-    processes = accelerator.num_processes
-    for epoch in itertools.count():
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(data))
-        order = np.resize(order, math.ceil(len(order) / processes) * processes)  # as many for each process
-        mine = order[accelerator.process_index :: processes].tolist()
-        with warnings.catch_warnings():  # the default num_workers is the reference library's, more than some have cores
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            loader = DataLoader(data, config.batch_size, sampler=mine, collate_fn=make, num_workers=config.num_workers)
-            passing = iter(loader)
-        yield from passing
 
 
 def _table(model: PreTrainedModelForAIM) -> torch.Tensor:

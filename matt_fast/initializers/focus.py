@@ -1,0 +1,404 @@
+"""FOCUS: a new token's row as a sparse mix of the rows of shared tokens that are used alike.
+
+K. Dobler and G. de Melo, "FOCUS: Effective Embedding Initialization for Monolingual Specialization of Multilingual
+Models" (EMNLP 2023, https://arxiv.org/abs/2305.14481). How alike two tokens are used is the cosine of their vectors in
+a fastText model of text tokenised with the new tokenizer; sparsemax (Martins and Astudillo 2016,
+https://arxiv.org/abs/1602.02068) of the cosines gives the weights. The cosines are computed a block of rows at a time.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from matt_fast.vocabulary import VocabularyPair, check_fast, vocabulary_rows
+
+FIRST_TOP = 64  # largest scores looked at first; four times as many where the support may reach beyond them
+TOP_BYTES = 64  # temporary memory of each of these, float64 sums and masks included
+TOKENISE_TOGETHER = 16
+BUCKETS = 2_000_000  # fastText's own number of rows for character n-grams
+# fastText 0.9.3 fills a tenth of its rows for each thread and leaves the rest as the allocator gives them. From 32 MiB
+# these are new pages, all zeros; below, remains of earlier objects: two runs then differ, and some diverge.
+MIN_DIM = 8
+MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
+# fastText splits at these characters and reads "</s>" as the end of a line. An entry with one of them is written with
+# the mark (a private-use character) and a letter instead; a mark in an entry is doubled, so that no two are confused.
+MARK = "\ue000"
+ESCAPES = str.maketrans({c: MARK + letter for c, letter in zip(" \n\r\t\v\f\0" + MARK, "snrtvf0" + MARK, strict=True)})
+
+
+class Coefficients(NamedTuple):
+    """A sparse matrix by rows: row i has `values[j]` in column `col_indices[j]`, crow_indices[i] <= j < [i + 1].
+
+    Attributes:
+        crow_indices: [rows + 1] int64.
+        col_indices: [non-zeros] int64; in each row by falling value.
+        values: [non-zeros] float32.
+    """
+
+    crow_indices: torch.Tensor
+    col_indices: torch.Tensor
+    values: torch.Tensor
+
+
+def sparsemax_coefficients(
+    targets: torch.Tensor,
+    anchors: torch.Tensor,
+    *,
+    block_bytes: int = 1 << 28,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Coefficients:
+    """Exact sparsemax, for each target, of its cosines with all anchors. The m x s cosines never exist at once.
+
+    A vector of zeros has no direction: as a target its row is empty, as an anchor it gets no weight. (deepfocus leaves
+    such tokens out.) Every other row has positive weights that sum to 1.
+
+    Args:
+        targets: [m, a] floating point; the cosines are computed in float32, on the tensors' device.
+        anchors: [s, a], likewise.
+        block_bytes: bound of the temporary memory beside a normalised copy of the anchors (4 * s * a bytes) and the
+            result (12 bytes a non-zero, twice that while its parts are joined); at least one row is taken at a time.
+        on_progress: called after each block with the targets done and m.
+
+    Returns:
+        Coefficients [m, s].
+
+    Raises:
+        ValueError: shapes or devices that do not fit, a value that is not finite, or no anchor with a direction.
+        TypeError: tensors that are not floating point.
+    """
+    for name, tensor in (("targets", targets), ("anchors", anchors)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: wanted floating point, got {tensor.dtype}")
+        if tensor.ndim != 2:
+            raise ValueError(f"{name}: wanted [tokens, dimensions], got {tuple(tensor.shape)}")
+    if targets.shape[1] != anchors.shape[1] or targets.device != anchors.device:
+        raise ValueError(
+            f"targets, anchors: wanted vectors of one space on one device, got {tuple(targets.shape)} on "
+            f"{targets.device} and {tuple(anchors.shape)} on {anchors.device}"
+        )
+    kept = anchors.any(dim=1).nonzero()[:, 0]
+    if len(kept) == 0:
+        raise ValueError(f"anchors: wanted a vector other than zero, got none in {tuple(anchors.shape)}")
+    directions = _directions(anchors if len(kept) == len(anchors) else anchors[kept], "anchors")
+    parts: list[tuple[torch.Tensor, ...]] = []
+    done = 0
+    # Half of the bound for the scores of a block, half to search them.
+    for block in targets.split(max(1, block_bytes // (8 * len(directions)))):
+        block = _directions(block, "targets")
+        # [b, a] @ [a, s] -> [b, s]
+        counts, columns, values = sparsemax(block @ directions.T, room=block_bytes // 2)
+        empty = ~block.any(dim=1)
+        if empty.any():
+            wanted = ~empty.repeat_interleave(counts)
+            counts, columns, values = counts.masked_fill(empty, 0), columns[wanted], values[wanted]
+        parts.append((counts, kept[columns], values))
+        done += len(block)
+        if on_progress is not None:
+            on_progress(done, len(targets))
+    counts, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Coefficients(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), columns, values)
+
+
+def sparsemax(scores: torch.Tensor, *, room: int = 1 << 27) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Exact sparsemax of each row: the point of the probability simplex next to it (Martins and Astudillo 2016).
+
+    Only a row's largest scores are sorted. If the smallest of them gets no weight the rest gets none either; otherwise
+    more are looked at.
+
+    Args:
+        scores: [b, s], floating point, finite, s >= 1.
+        room: bound of the temporary memory in bytes; at least one row is taken at a time.
+
+    Returns:
+        (counts [b] int64, columns [non-zeros] int64, values [non-zeros] float32): the weights, row by row.
+    """
+    n, width = scores.shape
+    pending, k = torch.arange(n, device=scores.device), min(FIRST_TOP, width)
+    parts = []
+    while len(pending):
+        unfinished = []
+        for rows in pending.split(max(1, room // (scores.element_size() * width + TOP_BYTES * k))):
+            top, columns = scores[rows].topk(k, dim=1)
+            weights = _weights(top.double())
+            done = (weights[:, -1] <= 0) | (k == width)
+            inside = (weights > 0) & done[:, None]
+            parts.append((rows[:, None].expand_as(columns)[inside], columns[inside], weights[inside].float()))
+            unfinished.append(rows[~done])
+        pending, k = torch.cat(unfinished), min(4 * k, width)
+    if not parts:
+        return pending, pending, torch.zeros(0, device=scores.device)
+    rows, columns, values = (torch.cat(part) for part in zip(*parts, strict=True))
+    order = rows.argsort(stable=True)
+    return rows.bincount(minlength=n), columns[order], values[order]
+
+
+def apply(coefficients: Coefficients, weight: torch.Tensor, *, block_bytes: int = 1 << 28) -> torch.Tensor:
+    """The product coefficients @ weight.
+
+    Args:
+        coefficients: [m, s].
+        weight: [s, d], floating point, on the same device.
+        block_bytes: bound of the temporary memory: so many columns of `weight` are taken at a time.
+
+    Returns:
+        [m, d] float32. Empty rows of the coefficients give zeros.
+
+    Raises:
+        ValueError: a column without a row in `weight`.
+    """
+    offsets, columns, values = coefficients
+    if len(columns) and int(columns.max()) >= len(weight):
+        raise ValueError(f"weight: wanted a row for each column up to {int(columns.max())}, got {len(weight)} rows")
+    out = torch.zeros(len(offsets) - 1, weight.shape[1], device=weight.device)
+    if len(columns) == 0:
+        return out
+    at_a_time = max(1, block_bytes // (4 * (len(weight) + len(out))))
+    for start in range(0, weight.shape[1], at_a_time):
+        some = weight.detach()[:, start : start + at_a_time].float().contiguous()
+        out[:, start : start + at_a_time] = torch.nn.functional.embedding_bag(
+            columns, some, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
+    return out
+
+
+def _weights(top: torch.Tensor) -> torch.Tensor:
+    """Sparsemax weights of rows that are sorted by falling score; [b, k] float64."""
+    top = top - top[:, :1]  # leaves the weights as they are, and keeps the sums small
+    size = torch.arange(1, top.shape[1] + 1, device=top.device)
+    thresholds = (top.cumsum(1) - 1) / size
+    support = (top > thresholds).sum(1, keepdim=True)
+    return (top - thresholds.gather(1, support - 1)).clamp_min(0)
+
+
+def _directions(vectors: torch.Tensor, name: str) -> torch.Tensor:
+    """[n, a] float32 vectors of length 1; zeros stay."""
+    vectors = vectors.detach().float()
+    largest = torch.linalg.vector_norm(vectors, torch.inf, dim=1, keepdim=True)
+    if not largest.isfinite().all():
+        raise ValueError(f"{name}: wanted finite vectors, got NaN or infinity")
+    # First by the largest entry: squares of very small or large ones leave the range of float32.
+    directions = vectors / largest.masked_fill(largest == 0, 1)
+    return directions.div_(torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_min(1))
+
+
+class TokenVectors(NamedTuple):
+    """Vectors of some tokens of a vocabulary.
+
+    Attributes:
+        ids: [n] int64, ascending.
+        vectors: [n, dim] float32.
+        counts: [vocabulary rows] int64: how often each token occurs in the text, those without a vector included.
+    """
+
+    ids: torch.Tensor
+    vectors: torch.Tensor
+    counts: torch.Tensor
+
+
+def fasttext_vectors(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dim: int = 300,
+    epochs: int = 3,
+    min_count: int = 10,
+    seed: int = 0,
+    threads: int = 1,
+) -> TokenVectors:
+    """Train fastText on text tokenised with the new tokenizer: a vector for each token that occurs often enough.
+
+    The options are those of deepfocus (continuous bag of words, 10 negatives, 3 epochs, 10 occurrences); so is the
+    result, to the bit, for a byte-level vocabulary and seed 0. A word is the token's own entry in the vocabulary, so
+    that fastText's character n-grams keep their sense; what fastText would split or read otherwise is escaped, so that
+    different ids are always different words.
+
+    A token with fewer than `min_count` occurrences gets no vector and is left to the caller. fastText would make one
+    from character n-grams, in part random numbers that no training has touched.
+
+    With one thread, the same texts, options and build of fastText give the same vectors to the bit. With more the
+    threads race, and two runs differ; `ids` and `counts` stay the same.
+
+    Args:
+        texts: documents, in order; one line each for fastText.
+        tokenizer: a fast tokenizer, the new one.
+        dim: of the vectors, at least 8. fastText reserves 2 million rows of it for n-grams (2.4 GB at 300); with one
+            thread it touches a tenth, and what training reaches.
+        epochs: passes over the text.
+        min_count: occurrences that a token needs.
+        seed: of fastText's random numbers.
+        threads: of fastText.
+
+    Raises:
+        ImportError: fastText is missing.
+        TypeError: the tokenizer is not a fast one.
+        ValueError: an option that is too small, or no token that occurs often enough.
+        RuntimeError: training diverged.
+    """
+    bindings = _fasttext()
+    check_fast(tokenizer, "tokenizer")
+    least = {"dim": (dim, MIN_DIM), "epochs": (epochs, 1), "min_count": (min_count, 1), "threads": (threads, 1)}
+    for name, (value, minimum) in {**least, "seed": (seed, 0)}.items():
+        if value < minimum:
+            raise ValueError(f"{name}: wanted at least {minimum}, got {value}")
+    words = {token_id: _word(entry) for entry, token_id in tokenizer.get_vocab().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "text"
+        counts = _write_words(texts, tokenizer, words, file)
+        if counts.max() < min_count:
+            raise ValueError(
+                f"texts: wanted a token with {min_count} occurrences (min_count), got at most {counts.max()}"
+            )
+        arguments = bindings.args()
+        chosen = {
+            "input": str(file),
+            "model": bindings.model_name.cbow,
+            "loss": bindings.loss_name.ns,
+            "neg": 10,
+            "lr": 0.05,
+            "dim": dim,
+            "epoch": epochs,
+            "minCount": min_count,
+            "bucket": BUCKETS,
+            "seed": seed,
+            "thread": threads,
+            "label": " ",  # no word can begin with it: the default would take a token "__label__" for a label
+            "verbose": 0,
+            "saveOutput": False,
+        }
+        for name, value in chosen.items():
+            setattr(arguments, name, value)
+        model = bindings.fasttext()
+        bindings.train(model, arguments)
+    ids = [token_id for token_id in sorted(words) if counts[token_id] >= min_count]
+    vectors = np.empty((len(ids), dim), np.float32)
+    vector = bindings.Vector(dim)
+    for row, token_id in enumerate(ids):
+        model.getWordVector(vector, words[token_id])
+        vectors[row] = vector
+    if not np.isfinite(vectors).all():
+        raise RuntimeError("fastText diverged: its vectors are not finite")
+    return TokenVectors(torch.tensor(ids), torch.from_numpy(vectors), torch.from_numpy(counts))
+
+
+def _fasttext():
+    """fastText's C++ bindings: its Python function for unsupervised training takes no seed."""
+    try:
+        import fasttext_pybind
+    except ImportError as error:
+        raise ImportError(
+            "FOCUS needs fastText: pip install 'matt-fast[focus]' (it is compiled, which takes a C++ compiler)"
+        ) from error
+    return fasttext_pybind
+
+
+def _word(entry: str) -> str:
+    """An entry of the vocabulary as a word of fastText, different for different entries."""
+    return f"{MARK}:{entry}" if entry in ("", "</s>") else entry.translate(ESCAPES)
+
+
+def _write_words(texts: Iterable[str], tokenizer, words: dict[int, str], file: Path) -> np.ndarray:
+    """Write the tokens of each text in a line. Returns how often each id occurs, [vocabulary rows] int64."""
+    counts = np.zeros(vocabulary_rows(words), np.int64)
+    pieces = (piece for text in texts for piece in _pieces(text))
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        while together := list(islice(pieces, TOKENISE_TOGETHER)):
+            for ids in tokenizer(together, add_special_tokens=False, verbose=False)["input_ids"]:
+                out.write(" ".join([words[token_id] for token_id in ids]) + "\n")
+                counts += np.bincount(np.array(ids, np.int64), minlength=len(counts))
+    return counts
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = start + MAX_CHARACTERS
+        if end < len(text):
+            end = text.rfind("\n", start, end) + 1 or end
+        yield text[start:end]
+        start = end
+
+
+@dataclass(frozen=True)
+class FocusRows:
+    """Rows for the new tokens that have a vector, and what is left to the caller.
+
+    Attributes:
+        ids: [n] int64, the new tokens with a row here, ascending.
+        rows: [n, d] float32.
+        absent: [k] int64, the other new tokens, ascending: they have no vector, and no row here.
+        coefficients: [n, teacher rows]: `apply(coefficients, table)` gives the rows for another table of the teacher.
+        unseen: how many of `absent` never occur in the text; the others are rarer than `min_count`.
+        anchors: shared tokens with a vector, of which the rows are made.
+        shared_absent: shared tokens without one.
+    """
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    absent: torch.Tensor
+    coefficients: Coefficients
+    unseen: int
+    anchors: int
+    shared_absent: int
+
+
+def focus_rows(
+    teacher_weight: torch.Tensor,
+    vocabulary: VocabularyPair,
+    vectors: TokenVectors,
+    *,
+    block_bytes: int = 1 << 28,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FocusRows:
+    """Rows for the new tokens: sparsemax mixtures of the teacher's rows of shared tokens.
+
+    Shared tokens get no row here: theirs is the teacher's. Nor do new tokens without a vector (all zeros, or none in
+    `vectors`): they are listed in `absent`, and the caller fills them, for instance with the sub-token mean. deepfocus
+    draws them at random.
+
+    Args:
+        teacher_weight: [teacher rows, d], floating point: an input embedding or an output head. Computed on its device.
+        vocabulary: the two vocabularies.
+        vectors: of student tokens, from `fasttext_vectors`.
+        block_bytes, on_progress: as `sparsemax_coefficients`.
+
+    Raises:
+        ValueError: no shared token has a vector, one has no row in `teacher_weight`, ids of `vectors` beyond the
+            vocabulary, or vectors that are not finite.
+    """
+    if len(vectors.ids) and int(vectors.ids.max()) >= vocabulary.rows:
+        raise ValueError(
+            f"vectors: wanted ids below the {vocabulary.rows} of the vocabulary, got {int(vectors.ids.max())}"
+        )
+    position = torch.full((vocabulary.rows,), -1)
+    position[vectors.ids] = torch.where(vectors.vectors.any(dim=1), torch.arange(len(vectors.ids)), -1)
+    new = torch.tensor([i for i in sorted(vocabulary.tokens) if i not in vocabulary.matches], dtype=torch.int64)
+    shared = torch.tensor(sorted(vocabulary.matches), dtype=torch.int64)
+    ids, absent = new[position[new] >= 0], new[position[new] < 0]
+    anchors = shared[position[shared] >= 0]
+    if len(anchors) == 0:
+        raise ValueError(f"vectors: wanted one for at least one of the {len(shared)} shared tokens, got none")
+    device = teacher_weight.device
+    found = sparsemax_coefficients(
+        vectors.vectors[position[ids]].to(device),
+        vectors.vectors[position[anchors]].to(device),
+        block_bytes=block_bytes,
+        on_progress=on_progress,
+    )
+    teacher_ids = torch.tensor([vocabulary.matches[i].teacher_id for i in anchors.tolist()], device=device)
+    coefficients = found._replace(col_indices=teacher_ids[found.col_indices])
+    return FocusRows(
+        ids=ids,
+        rows=apply(coefficients, teacher_weight, block_bytes=block_bytes),
+        absent=absent,
+        coefficients=coefficients,
+        unseen=int((vectors.counts[absent] == 0).sum()),
+        anchors=len(anchors),
+        shared_absent=len(shared) - len(anchors),
+    )
