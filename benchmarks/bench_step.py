@@ -66,7 +66,7 @@ def main(tokens: int = 256, batch: int = 4) -> None:
         if progress.step > WARMUP:
             shares.append(1 - (step["forward"] + step["backward"]) / step["total"])
 
-    options = TrainingOptions(steps=WARMUP + STEPS)
+    options = TrainingOptions(objective="aim", steps=WARMUP + STEPS)
     progress, _ = training.train(
         trunk, trunk, student, stream.in_background(), n_layers, options, Accelerator(), on_step
     )

@@ -45,8 +45,8 @@ def model_card(
         f"# {base} with a new tokenizer",
         "",
         f"Made with matt-fast {version('matt-fast')}: the tokenizer of `{base}` was replaced, and the embeddings of "
-        "the new tokens were trained with Attention Influence Modeling (Model-Aware Tokenizer Transfer, "
-        "arXiv 2510.21954). All other weights are those of the original model.",
+        f"the new tokens were trained ({training.objective}) so that the model with them does what it did before "
+        "(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). All other weights are those of the original model.",
         "",
         "## Vocabulary",
         "",
@@ -60,7 +60,7 @@ def model_card(
         "## Training",
         "",
         f"- {len(progress.losses)} steps, {progress.tokens} tokens from `{source}`, {progress.seconds:.0f} s.",
-        f"- The loss was at the attention of layer {result.n_layers} (counted from 1).",
+        f"- The target layer was layer {result.n_layers} (counted from 1).",
         *(f"- {name}: {value}" for name, value in asdict(training).items()),
     ]
     if progress.losses:

@@ -59,7 +59,7 @@ def transfer(
         typer.Option(
             help="aim, aim_star, aim-all-layers, token-distillation, boundary-head or ntp; several joined by '+'."
         ),
-    ] = "aim",
+    ] = "token-distillation",
     steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
     warmup_steps: Annotated[int, typer.Option(help="The rate rises over so many steps at the start.")] = 0,

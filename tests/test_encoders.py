@@ -103,7 +103,7 @@ def test_the_loss_is_over_all_pairs_of_eager_attention_and_blind_to_padding(fold
     batch = collate([chunks[0], chunks[1]], Counter())
     assert len(set(batch.student_lengths.tolist())) == 2  # there is padding
     rows = student.rows(batch.student_ids)
-    options = TrainingOptions(reduction="documents")
+    options = TrainingOptions(objective="aim", reduction="documents")
     ours = losses(
         source.trunk(model), source.trunk(model), rows, None, batch, LAYERS, options, causal=False
     )["aim"]  # fmt: skip

@@ -198,7 +198,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     sides = Side("teacher", teacher_tokenizer, 275, 48), Side("student", student, rows_total, 48)
     stream = iter(AlignedBatches(arguments["data"], *sides, batch_size=2, seed=0))
     batches = [next(stream) for _ in range(2)]
-    options = TrainingOptions(reduction="documents")
+    options = TrainingOptions(objective="aim", reduction="documents")
 
     def backward(rows, batch, share=1.0):
         (losses(trunk, trunk, rows, None, batch, 2, options)["aim"] * share).backward()
