@@ -24,7 +24,7 @@ kernel-report: .venv/installed ; $(BIN)/python benchmarks/kernel_report.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton,plot,quickstart,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton,plot,quickstart,focus,test,dev]'
 	touch $@
 
 clean: ; rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .benchmarks

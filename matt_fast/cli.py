@@ -42,8 +42,12 @@ def transfer(
     data: Annotated[str, typer.Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")],
     output: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
     init: Annotated[
-        str, typer.Option(help="New rows: mean, length-mean, random, zero, or ready ones (a folder or file).")
+        str,
+        typer.Option(
+            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, or ready ones (a folder or file)."
+        ),
     ] = "mean",
+    donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for --init omp.")] = None,
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     layer: Annotated[
         str,
@@ -110,6 +114,7 @@ def transfer(
         )
         options = {
             "init": init,
+            "donor": donor,
             "freeze_shared": freeze_shared,
             "max_length": max_length,
             "batch_size": batch_size,
@@ -144,6 +149,8 @@ def compare_inits(
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
     eval_data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a dataset.")],
     init: Annotated[list[str], typer.Option(help="As in transfer; give it several times.")],
+    data: Annotated[str | None, typer.Option(help="Text for focus and omp-self.")] = None,
+    donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for omp.")] = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of the text to score, at most.")] = 40,
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -161,6 +168,8 @@ def compare_inits(
             tokenizer,
             eval_data,
             init,
+            data=data,
+            donor=donor,
             eval_pieces=eval_pieces,
             split=split,
             text_field=text_field,

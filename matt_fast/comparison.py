@@ -40,6 +40,8 @@ def compare_initializers(
     eval_data: str | Path,
     inits: Iterable[str],
     *,
+    data: str | Path | None = None,
+    donor: str | Path | None = None,
     eval_pieces: int = 40,
     split: str = "train",
     text_field: str = "text",
@@ -51,8 +53,8 @@ def compare_initializers(
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
 
     Args:
-        model, tokenizer, eval_data, eval_pieces, split, text_field, seed, trust_remote_code, allow_pickle: as in
-            `transfer`.
+        model, tokenizer, data, donor, eval_data, eval_pieces, split, text_field, seed, trust_remote_code, allow_pickle:
+            as in `transfer`.
         inits: what `transfer` takes as `init`.
         on_result: called with each result.
 
@@ -65,6 +67,7 @@ def compare_initializers(
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     device = Accelerator().device
     teacher = Teacher(model, **options)
+    texts = None if data is None else read_documents(data, split=split, text_field=text_field)
     held_out = read_documents(eval_data, split=split, text_field=text_field)
 
     def bits(scored, its_tokenizer) -> float:
@@ -79,7 +82,7 @@ def compare_initializers(
     for init in inits:
         reset_peak_memory(device)
         begin = time.perf_counter()
-        start = initial_rows(original, vocabulary, init, seed, **options)
+        start = initial_rows(original, vocabulary, init, seed, texts=texts, donor=donor, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)
         changed = teacher.load(torch.float32)
         export.replace_vocabulary(changed, start)

@@ -37,6 +37,7 @@ def transfer(
     output: str | Path,
     *,
     init: str | Path | Method = "mean",
+    donor: str | Path | None = None,
     freeze_shared: bool = True,
     n_layers: int | None = None,
     max_length: int = 512,
@@ -61,6 +62,7 @@ def transfer(
         data: text to train on, see `read_documents`.
         output: folder to write; it must be new or empty. Nothing is left there if the work fails.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
+        donor: model with the new vocabulary, for init "omp".
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
@@ -119,7 +121,8 @@ def transfer(
     vocabulary = VocabularyPair(teacher.load_tokenizer(), tokenizer, len(trunk.get_input_embeddings().weight))
 
     stages.begin("initialisation")
-    start = initial_rows(trunk, vocabulary, init, seed, **options)
+    texts = read_documents(data, split=split, text_field=text_field)
+    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, **options)
     if start.output is not None and not with_head:
         warnings.warn(
             "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "

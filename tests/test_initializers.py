@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import new_tokenizer, save_tiny_model
-from transformers import LlamaConfig
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast.initializers import METHODS, initial_rows, initialize
+from matt_fast.initializers.omp import apply as omp_apply
+from matt_fast.initializers.omp import omp_coefficients
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import Match, VocabularyPair
 
@@ -117,5 +119,40 @@ def test_a_folder_that_does_not_fit_or_does_not_exist(tmp_path):
     vocabulary = VocabularyPair(tokenizer, new_tokenizer(), 275)
     with pytest.raises(ValueError, match=r"init: wanted input_embeddings with at least 330 rows .* got \(275, 32\)"):
         initial_rows(teacher, vocabulary, tmp_path / "teacher", seed=0)
-    with pytest.raises(ValueError, match="init: wanted mean, length-mean, random, zero, a model folder or a"):
+    with pytest.raises(ValueError, match=r"init: wanted mean, .* omp-self, a model folder or a"):
         initial_rows(teacher, vocabulary, tmp_path / "nothing", seed=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sparse_combinations_of_shared_rows(tmp_path, tied):
+    """FOCUS and OMP: the same coefficients for both tables, shared rows as they are, the rest as the mean."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    teacher_tokenizer = save_tiny_model(tmp_path / "teacher", LlamaConfig(**sizes, tie_word_embeddings=tied))
+    student_tokenizer = new_tokenizer()
+    donor_config = LlamaConfig(**sizes | {"hidden_size": 8}, vocab_size=len(student_tokenizer))
+    donor = AutoModelForCausalLM.from_config(donor_config)
+    donor.save_pretrained(tmp_path / "donor")
+    student_tokenizer.save_pretrained(tmp_path / "donor")
+    teacher = Teacher(tmp_path / "teacher").load(torch.float32)
+    vocabulary = VocabularyPair(teacher_tokenizer, student_tokenizer, 275)
+    shared = list(vocabulary.matches)
+    new = [i for i in vocabulary.tokens if i not in vocabulary.matches]
+    tables = [teacher.get_input_embeddings().weight] + ([] if tied else [teacher.lm_head.weight])
+    for init in ("omp", "focus", "omp-self"):
+        rows = initial_rows(teacher, vocabulary, init, seed=0, texts=TEXTS, donor=tmp_path / "donor")
+        for table, weight in zip((rows.input, rows.output), tables, strict=False):
+            assert torch.equal(table[shared], weight[[vocabulary.matches[i].teacher_id for i in shared]])
+            assert table.isfinite().all()
+        if init == "omp":  # 8 anchors span the donor's space: the combination gives the donor's row exactly
+            vectors = donor.get_input_embeddings().weight.detach()
+            coefficients = omp_coefficients(vectors[new], vectors[shared])
+            torch.testing.assert_close(omp_apply(coefficients, vectors[shared]), vectors[new], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(rows.input[new], omp_apply(coefficients, rows.input[shared]))
+        plain = initial_rows(teacher, vocabulary, "mean", seed=0)
+        assert not torch.equal(rows.input[new], plain.input[new])
+    with pytest.raises(ValueError, match="donor: wanted a model with the new vocabulary for init 'omp', got none"):
+        initial_rows(teacher, vocabulary, "omp", seed=0)
+    with pytest.raises(ValueError, match="donor: wanted a model with the new tokenizer's vocabulary"):
+        initial_rows(teacher, vocabulary, "omp", seed=0, donor=tmp_path / "teacher")
+    with pytest.raises(ValueError, match="texts: wanted text to train fastText on for init 'focus', got none"):
+        initial_rows(teacher, vocabulary, "focus", seed=0)

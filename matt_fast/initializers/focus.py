@@ -244,7 +244,7 @@ def fasttext_vectors(
     bindings = _fasttext()
     check_fast(tokenizer, "tokenizer")
     least = {"dim": (dim, MIN_DIM), "epochs": (epochs, 1), "min_count": (min_count, 1), "threads": (threads, 1)}
-    for name, (value, minimum) in {**least, "seed": (seed, 0)}.items():
+    for name, (value, minimum) in least.items():
         if value < minimum:
             raise ValueError(f"{name}: wanted at least {minimum}, got {value}")
     words = {token_id: _word(entry) for entry, token_id in tokenizer.get_vocab().items()}
@@ -266,7 +266,7 @@ def fasttext_vectors(
             "epoch": epochs,
             "minCount": min_count,
             "bucket": BUCKETS,
-            "seed": seed,
+            "seed": seed % (2**31 - 2) + 1,  # as what its generator reads 0, too
             "thread": threads,
             "label": " ",  # no word can begin with it: the default would take a token "__label__" for a label
             "verbose": 0,

@@ -1,5 +1,6 @@
 """Input and output embeddings of a whole new vocabulary, by a method's name or from someone's files."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from matt_fast.initializers.focus import fasttext_vectors, focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
+from matt_fast.initializers.omp import apply as omp_apply
+from matt_fast.initializers.omp import omp_coefficients
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
+
+INITS = (*METHODS, "focus", "omp", "omp-self")
 
 
 @dataclass(frozen=True)
@@ -28,24 +34,34 @@ class Rows:
 
 
 def initial_rows(
-    teacher: PreTrainedModel, vocabulary: VocabularyPair, init: str | Path | Method, seed: int, **hub_options
+    teacher: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    init: str | Path | Method,
+    seed: int,
+    *,
+    texts: Iterable[str] | None = None,
+    donor: str | Path | None = None,
+    **hub_options,
 ) -> Rows:
     """Input and, where untied, output embeddings for the student's vocabulary.
 
     Args:
         teacher: a language model; only its embeddings and head are read.
         vocabulary: the two vocabularies.
-        init: a name of `METHODS` or a function (see `initialize`); or ready rows, of which new tokens take theirs:
-            a model folder, or a .safetensors file with "input_embeddings" and, for a model whose head is not tied,
+        init: a name of `INITS`, a function (see `initialize`), or ready rows, of which new tokens take theirs: a model
+            folder, or a .safetensors file with "input_embeddings" and, for a model whose head is not tied,
             "output_embeddings", each [student rows or more, hidden].
-        seed: of the random draws.
-        **hub_options: for loading that folder.
+        seed: of random draws, and of the fastText model.
+        texts: text in the language or domain of the new tokens; "focus" and "omp-self" train fastText on it.
+        donor: folder or hub name of a model that has the student's vocabulary, for "omp".
+        **hub_options: for loading that folder, or the donor.
 
     Raises:
-        ValueError: unknown method, or a folder or file whose embeddings do not fit.
+        ValueError: unknown method; texts or a donor that a method needs and did not get; a folder, file or donor whose
+            embeddings do not fit.
+        ImportError: "focus" and "omp-self" without deepfocus and fastText.
     """
-    is_method = callable(init) or init in METHODS
-    ready = {} if is_method else _ready_rows(init, **hub_options)
+    new_rows = _new_rows(vocabulary, init, seed, texts, donor, hub_options)
 
     def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
         start = initialize(
@@ -53,20 +69,13 @@ def initial_rows(
             vocabulary.rows,
             vocabulary.matches,
             vocabulary.subtokens,
-            method=init if is_method else "mean",
+            method="mean" if new_rows else init,
             seed=seed,
             teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
         )
-        if not is_method:
-            prepared = ready.get(name)
-            shape = None if prepared is None else tuple(prepared.shape)
-            if shape is None or shape[0] < start.shape[0] or shape[1:] != start.shape[1:]:
-                raise ValueError(
-                    f"init: wanted {name} with at least {start.shape[0]} rows of width {start.shape[1]} in "
-                    f"{str(init)!r}, got {shape or ', '.join(ready)}"
-                )
-            new = [i for i in vocabulary.tokens if i not in vocabulary.matches]
-            start[new] = prepared[new].float()
+        if new_rows:
+            ids, found = new_rows(weight.detach(), name)
+            start[ids] = found.float().to(start.device)
         return start
 
     head = teacher.get_output_embeddings()
@@ -81,6 +90,71 @@ def initial_rows(
     )
 
 
+# Of a table of the teacher ([rows, hidden], its name): ids of new tokens, and their rows.
+NewRows = Callable[[torch.Tensor, str], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _new_rows(vocabulary, init, seed, texts, donor, hub_options) -> NewRows | None:
+    """How rows beyond those of `initialize` are made; tokens that it leaves out keep the mean of their sub-tokens."""
+    if callable(init) or init in METHODS:
+        return None
+    if init == "omp":
+        if donor is None:
+            raise ValueError(
+                "donor: wanted a model with the new vocabulary for init 'omp', got none; or use 'omp-self'"
+            )
+        return _omp(vocabulary, torch.arange(vocabulary.rows), _donor_vectors(vocabulary, donor, hub_options))
+    if init in ("focus", "omp-self"):
+        if texts is None:
+            raise ValueError(f"texts: wanted text to train fastText on for init {init!r}, got none")
+        vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
+        if init == "omp-self":
+            return _omp(vocabulary, vectors.ids, vectors.vectors)
+
+        def focus(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            found = focus_rows(weight, vocabulary, vectors)
+            return found.ids, found.rows
+
+        return focus
+    ready = _ready_rows(init, **hub_options)
+
+    def prepared(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        table = ready.get(name)
+        shape = None if table is None else tuple(table.shape)
+        if shape is None or shape[0] < vocabulary.rows or shape[1:] != weight.shape[1:]:
+            raise ValueError(
+                f"init: wanted {name} with at least {vocabulary.rows} rows of width {weight.shape[1]} in "
+                f"{str(init)!r}, got {shape or ', '.join(ready)}"
+            )
+        new = torch.tensor([i for i in vocabulary.tokens if i not in vocabulary.matches], dtype=torch.int64)
+        return new, table[new]
+
+    return prepared
+
+
+def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
+    source = Teacher(donor, **hub_options)
+    theirs, ours = source.load_tokenizer().get_vocab(), vocabulary.student.get_vocab()
+    if different := [token for token, i in ours.items() if theirs.get(token) != i]:
+        raise ValueError(
+            f"donor: wanted a model with the new tokenizer's vocabulary, but {len(different)} of {len(ours)} tokens "
+            f"are missing or have other ids in {str(donor)!r}, {different[0]!r} among them"
+        )
+    weight = source.load(torch.float32, n_layers=1).get_input_embeddings().weight.detach()
+    if len(weight) < vocabulary.rows:
+        raise ValueError(f"donor: wanted at least {vocabulary.rows} embedding rows, got {len(weight)}")
+    return weight[: vocabulary.rows]
+
+
+def _omp(vocabulary: VocabularyPair, ids: torch.Tensor, vectors: torch.Tensor) -> NewRows:
+    """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`."""
+    shared = torch.tensor([int(i) in vocabulary.matches for i in ids])
+    new = torch.tensor([int(i) in vocabulary.tokens for i in ids]) & ~shared & vectors.any(1)
+    coefficients = omp_coefficients(vectors[new], vectors[shared])
+    teacher_ids = torch.tensor([vocabulary.matches[int(i)].teacher_id for i in ids[shared]])
+    return lambda weight, name: (ids[new], omp_apply(coefficients, weight[teacher_ids.to(weight.device)]))
+
+
 def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
         return load_file(path)
@@ -88,7 +162,7 @@ def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
         source = Teacher(path, **hub_options)
     except ValueError as error:
         raise ValueError(
-            f"init: wanted {', '.join(METHODS)}, a model folder or a .safetensors file with ready rows; got {error}"
+            f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows; got {error}"
         ) from error
     model = source.load(torch.float32, n_layers=1)
     head = model.get_output_embeddings()
