@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/bench_focus.py [TARGETS ANCHORS DIM HIDDEN]
 
 By default 5,000 new and 20,000 shared tokens, 300 dimensions, rows of 576. Each side runs in a process of its own, on
-one thread; seconds are its processor time; memory is what its peak grows by beyond the inputs, the result included. Sizes beyond 10^9
-pairs run without deepfocus, whose matrix of similarities would not fit:
+one thread; seconds are its processor time; memory is what its peak grows by beyond the inputs, the result included.
+Sizes beyond 3 * 10^8 pairs run without deepfocus, whose matrix of similarities may not fit:
 
     .venv/bin/python benchmarks/bench_focus.py 126000 262000 300 64
 """
@@ -75,7 +75,7 @@ def theirs(targets: torch.Tensor, anchors: torch.Tensor, table: torch.Tensor) ->
 
 
 def main(n_targets: int = 5000, n_anchors: int = 20_000, dim: int = 300, hidden: int = 576) -> None:
-    sides = ("matt-fast", "deepfocus") if n_targets * n_anchors <= 10**9 else ("matt-fast",)
+    sides = ("matt-fast", "deepfocus") if n_targets * n_anchors <= 3 * 10**8 else ("matt-fast",)
     found = {}
     print(f"{n_targets} new tokens, {n_anchors} shared ones, {dim} dimensions, rows of {hidden}, float32, one thread")
     with tempfile.TemporaryDirectory() as folder:
@@ -85,9 +85,8 @@ def main(n_targets: int = 5000, n_anchors: int = 20_000, dim: int = 300, hidden:
             subprocess.run(command, check=True, env={**os.environ, "TQDM_DISABLE": "1"})
             found[side] = torch.load(file)
             seconds, extra = found[side]["seconds"], found[side]["bytes"]
-            print(
-                f"{side:9} {seconds:8.1f} s of processor time, peak extra memory {extra / 2**20:8,.0f} MiB", flush=True
-            )
+            memory = f"peak extra memory {extra / 2**20:8,.0f} MiB"
+            print(f"{side:9} {seconds:8.1f} s of processor time, {memory}", flush=True)
     offsets, columns, values = found["matt-fast"]["coefficients"]
     print(f"{len(values) / n_targets:.1f} non-zero weights a row; {12 * len(values) / 2**20:,.0f} MiB of result")
     if "deepfocus" in found:

@@ -42,7 +42,6 @@ NOT_PROSE = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings"
 HELD_OUT_MODULES = 40
 
 STEPS = 100
-LR = 3e-3
 PROMPT = "def read_lines(path):\n"
 
 
@@ -63,7 +62,7 @@ def main() -> None:
             OUTPUT,
             max_length=256,
             batch_size=2,
-            training=matt_fast.TrainingOptions(steps=STEPS, lr=LR),
+            training=matt_fast.TrainingOptions(steps=STEPS),
             eval_data=held_out,
             eval_pieces=20,
             on_step=display.on_step,

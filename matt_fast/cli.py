@@ -65,9 +65,11 @@ def transfer(
         ),
     ] = "token-distillation",
     steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
     warmup_steps: Annotated[int, typer.Option(help="The rate rises over so many steps at the start.")] = 0,
-    decay_steps: Annotated[int, typer.Option(help="The rate falls to 0 over so many steps at the end.")] = 0,
+    decay_steps: Annotated[
+        int | None, typer.Option(help="The rate falls to 0 over so many steps at the end; half of them by default.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,

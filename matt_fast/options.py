@@ -10,7 +10,7 @@ OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "bounda
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train (paper §3.5 gives the defaults but for the objective: README.md says why).
+    """How to train. Objective and learning rate are those that did best in benchmarks/bench_objectives.py.
 
     Attributes:
         objective: one or more of OBJECTIVES, joined by "+"; all but the first are scaled to the first's value at
@@ -18,7 +18,8 @@ class TrainingOptions:
         steps: number of updates.
         lr: learning rate of AdamW; there is no weight decay.
         warmup_steps: the rate rises linearly from 0 over so many steps at the start.
-        decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay).
+        decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
+            of the steps that the warm-up leaves if None, 0 for a constant rate.
         accumulation: batches per update.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
@@ -28,9 +29,9 @@ class TrainingOptions:
 
     objective: str = "token-distillation"
     steps: int = 1000
-    lr: float = 1e-4
+    lr: float = 3e-3
     warmup_steps: int = 0
-    decay_steps: int = 0
+    decay_steps: int | None = None
     accumulation: int = 1
     max_grad_norm: float | None = 1.0
     metric: str = "mse"
@@ -43,6 +44,8 @@ class TrainingOptions:
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        if self.decay_steps is None:
+            object.__setattr__(self, "decay_steps", max(0, self.steps - self.warmup_steps) // 2)
         for name in ("warmup_steps", "decay_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")

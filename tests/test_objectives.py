@@ -202,7 +202,8 @@ def test_training_lowers_every_objective_and_leaves_shared_rows_alone(sides, obj
         lambda progress: history.append(progress.parts),
     )  # fmt: skip
     for name in names:
-        least = 0.9 if name == names[0] and name not in ("ntp", "boundary-head") else 0.995
+        # in tied rows the two pull at each other; cross-entropy on a random model has little to gain
+        least = 1.0 if name != names[0] else 0.97 if name in ("ntp", "boundary-head") else 0.9
         assert history[-1][name] < least * history[0][name]
     shared = torch.tensor(list(sides.vocabulary.matches))
     moved = [(table.weight() != old).any(1) for table, old in zip(sides.student.tables, before, strict=True)]
@@ -232,4 +233,7 @@ def test_a_batch_without_new_tokens_is_no_error(sides):
 def test_learning_rate_schedule():
     options = TrainingOptions(steps=10, lr=2.0, warmup_steps=4, decay_steps=2)
     assert [options.lr_at(step) for step in range(1, 11)] == [0.5, 1.0, 1.5, 2, 2, 2, 2, 2, 2, 1.0]
-    assert TrainingOptions(steps=3, lr=2.0).lr_at(3) == 2.0
+    assert TrainingOptions(steps=3, lr=2.0, decay_steps=0).lr_at(3) == 2.0
+    halved = TrainingOptions(steps=11, lr=2.0, warmup_steps=2)
+    assert [halved.lr_at(step) for step in range(1, 12)] == [1, 2, 2, 2, 2, 2, 2, 2, 1.5, 1, 0.5]
+    assert TrainingOptions(steps=1).lr_at(1) == 3e-3
