@@ -18,14 +18,18 @@ from difflib import SequenceMatcher
 from html.parser import HTMLParser
 from pathlib import Path
 
-# English folder and that of the translation ({0} is the language), in packages named likewise.
+# English folder and that of the translation, each beginning with its package; {0} is the language, {1} that of a country.
 MANUALS = {
     "debian-reference-en/usr/share/debian-reference": "debian-reference-{0}/usr/share/debian-reference",
-    "developers-reference/usr/share/developers-reference": "developers-reference-{0}/usr/share/developers-reference/{0}",
+    "developers-reference/usr/share/developers-reference": (
+        "developers-reference-{0}/usr/share/developers-reference/{0}"
+    ),
     "debian-faq/usr/share/doc/debian/FAQ": "debian-faq-{0}/usr/share/doc/debian/FAQ/{0}",
     "maint-guide/usr/share/doc/maint-guide/html": "maint-guide-{0}/usr/share/doc/maint-guide-{0}/html",
     "gimp-help-en/usr/share/gimp/2.0/help/en": "gimp-help-{0}/usr/share/gimp/2.0/help/{0}",
-    "debian-handbook/usr/share/doc/debian-handbook/html/en-US": "debian-handbook/usr/share/doc/debian-handbook/html/{1}",
+    "debian-handbook/usr/share/doc/debian-handbook/html/en-US": (
+        "debian-handbook/usr/share/doc/debian-handbook/html/{1}"
+    ),
     "installation-guide-amd64/usr/share/doc/installation-guide-amd64/en": (
         "installation-guide-amd64/usr/share/doc/installation-guide-amd64/{0}"
     ),

@@ -2,8 +2,8 @@
 
 C. Dyer, V. Chahuneau and N. A. Smith, "A Simple, Fast, and Effective Reparameterization of IBM Model 2" (NAACL 2013,
 https://aclanthology.org/N13-1073), the model of fast_align: each target token translates one source token, or none;
-which one depends on the tokens and on how far their positions are from the diagonal. No random numbers: same pairs, same
-result. (eflomal 2.0.0 draws its seed from /dev/urandom, and two runs differ.)
+which one depends on the tokens and on how far their positions are from the diagonal. No random numbers: same pairs,
+same result. (eflomal 2.0.0 draws its seed from /dev/urandom, and two runs differ.)
 """
 
 from collections.abc import Iterator, Sequence

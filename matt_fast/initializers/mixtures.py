@@ -57,9 +57,10 @@ def mixtures(
     kept = wanted[student_ids] & usable[teacher_ids]
     student_ids, teacher_ids, weights = student_ids[kept], teacher_ids[kept], weights[kept].double()
     # By student id, then falling weight, then teacher id.
-    for key, falling in ((teacher_ids, False), (weights, True), (student_ids, False)):
-        order = key.argsort(descending=falling, stable=True)
-        student_ids, teacher_ids, weights = student_ids[order], teacher_ids[order], weights[order]
+    order = teacher_ids.argsort(stable=True)
+    order = order[weights[order].argsort(descending=True, stable=True)]
+    order = order[student_ids[order].argsort(stable=True)]
+    student_ids, teacher_ids, weights = student_ids[order], teacher_ids[order], weights[order]
     ids, row, sizes = student_ids.unique_consecutive(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row, weights)
     absent = torch.tensor(sorted(set(new) - set(ids.tolist())), dtype=torch.int64)

@@ -3,9 +3,9 @@
 C. Li, J. Zhang and C. Zong, "TokAlign: Efficient Vocabulary Adaptation via Token Alignment" (ACL 2025,
 https://arxiv.org/abs/2506.03523). A text is tokenised on both sides; tokens get vectors from what they occur beside;
 each vector is told by its cosines with those of tokens that both sides share, which makes the sides comparable; a new
-token takes the row of the teacher's token with the nearest. The paper's vectors are GloVe's, trained by a C program that
-is on no package index; here GloVe's co-occurrence counts are factorised at once (O. Levy, Y. Goldberg and I. Dagan,
-"Improving Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015).
+token takes the row of the teacher's token with the nearest. The paper's vectors are GloVe's, trained by a C program
+that is on no package index; here GloVe's co-occurrence counts are factorised at once (O. Levy, Y. Goldberg and I.
+Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015).
 """
 
 from collections.abc import Iterable

@@ -2,8 +2,8 @@
 
 F. Remy, P. Delobelle, H. Avetisyan, A. Khabibullina, M. de Lhoneux and T. Demeester, "Trans-Tokenization and
 Cross-lingual Vocabulary Transfers: Language Adaptation of LLMs for Low-Resource NLP" (COLM 2024,
-https://arxiv.org/abs/2408.04303). The weights are how often the tokens are aligned in parallel text, each side tokenised
-by its own tokenizer.
+https://arxiv.org/abs/2408.04303). The weights are how often the tokens are aligned in parallel text, each side
+tokenised by its own tokenizer.
 """
 
 from collections.abc import Iterable
@@ -17,14 +17,14 @@ from matt_fast.vocabulary import VocabularyPair
 
 
 def transtokenizer_mixtures(
-    pairs: Iterable[tuple[str, str]], vocabulary: VocabularyPair, *, min_count: float = 1.0
+    pairs: Iterable[tuple[str, str]], vocabulary: VocabularyPair, *, min_count: float = 10.0
 ) -> Mixtures:
     """Mixtures for the new tokens with a letter that occur in the translations.
 
     Args:
         pairs: texts in a language that the teacher knows, and their translations.
         vocabulary: the two vocabularies.
-        min_count: pairs of tokens that are aligned less often, in expectation, do not count.
+        min_count: pairs of tokens that are aligned less often, in expectation, are noise and do not count.
 
     Raises:
         ValueError: no pair of texts that can be aligned.
