@@ -18,7 +18,7 @@ from difflib import SequenceMatcher
 from html.parser import HTMLParser
 from pathlib import Path
 
-# English folder and that of the translation, each beginning with its package; {0} is the language, {1} that of a country.
+# English folder: that of the translation, with {0} for the language and {1} for its locale. Packages are named first.
 MANUALS = {
     "debian-reference-en/usr/share/debian-reference": "debian-reference-{0}/usr/share/debian-reference",
     "developers-reference/usr/share/developers-reference": (
@@ -34,7 +34,7 @@ MANUALS = {
         "installation-guide-amd64/usr/share/doc/installation-guide-amd64/{0}"
     ),
 }
-COUNTRIES = {"de": "de-DE", "ja": "ja-JP"}
+LOCALES = {"de": "de-DE", "ja": "ja-JP"}
 BLOCKS = {"p", "div", "li", "td", "th", "h1", "h2", "h3", "h4", "h5", "dt", "dd", "pre", "table", "section", "title"}
 NOT_PROSE = {"pre", "script", "style", "head", "title"}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_])|(?<=。)")
@@ -99,7 +99,7 @@ def page_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
 
 def parallel_text(language: str) -> list[tuple[str, str]]:
     """(English, translation), each once."""
-    translations = {english: folder.format(language, COUNTRIES[language]) for english, folder in MANUALS.items()}
+    translations = {english: folder.format(language, LOCALES[language]) for english, folder in MANUALS.items()}
     packages = sorted({folder.split("/")[0] for pair in translations.items() for folder in pair})
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
@@ -118,7 +118,7 @@ def parallel_text(language: str) -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("language", choices=sorted(COUNTRIES))
+    parser.add_argument("language", choices=sorted(LOCALES))
     parser.add_argument("output", type=Path)
     parser.add_argument("--without", type=Path, help="leave out pairs whose translation is in this held-out .jsonl")
     arguments = parser.parse_args()

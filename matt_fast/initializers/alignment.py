@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+TOKENISE_TOGETHER = 1024
 CELLS = 1 << 20  # pairs of positions taken at a time; about 100 bytes each
 
 
@@ -34,8 +35,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], kept: Seque
     """The ids of each text, of those in `kept` only."""
     known = np.zeros(max(kept, default=0) + 2, bool)
     known[list(kept)] = True
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    arrays = (np.array(ids, np.int64) for ids in encoded)
+    arrays = []
+    for start in range(0, len(texts), TOKENISE_TOGETHER):
+        together = list(texts[start : start + TOKENISE_TOGETHER])
+        encoded = tokenizer(together, add_special_tokens=False, verbose=False)["input_ids"]
+        arrays += [np.array(ids, np.int64) for ids in encoded]
     return [ids[known[np.minimum(ids, len(known) - 1)]] for ids in arrays]
 
 

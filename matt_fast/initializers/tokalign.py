@@ -103,7 +103,8 @@ def _mutual_information(rows: NDArray, columns: NDArray, sums: NDArray[np.float6
     values = np.log(sums * totals.sum() / (totals[rows] * totals[columns]))
     kept = values > 0
     places = torch.from_numpy(np.stack([rows[kept], columns[kept]]))
-    return torch.sparse_coo_tensor(places, torch.from_numpy(values[kept]).float(), (size, size)).to_sparse_csr()
+    values = torch.from_numpy(values[kept]).float()
+    return torch.sparse_coo_tensor(places, values, (size, size), check_invariants=False, is_coalesced=True)
 
 
 def _factorise(matrix: torch.Tensor, dim: int, seed: int) -> torch.Tensor:
