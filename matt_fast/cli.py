@@ -17,6 +17,13 @@ Model = Annotated[str, typer.Option(help="Folder or hub name of the model.")]
 SplitOption = Annotated[str, typer.Option(help="Split of a hub dataset.")]
 TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
 RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        help="Texts and their translations, for wechsel and transtokenizers: a .tsv file with two columns, or .jsonl "
+        "with source and target."
+    ),
+]
 AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
 
 
@@ -44,10 +51,12 @@ def transfer(
     init: Annotated[
         str,
         typer.Option(
-            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, or ready ones (a folder or file)."
+            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, wechsel, transtokenizers, tokalign, "
+            "or ready ones (a folder or file)."
         ),
     ] = "mean",
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for --init omp.")] = None,
+    parallel: Parallel = None,
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     layer: Annotated[
         str,
@@ -117,6 +126,7 @@ def transfer(
         options = {
             "init": init,
             "donor": donor,
+            "parallel": parallel,
             "freeze_shared": freeze_shared,
             "max_length": max_length,
             "batch_size": batch_size,
@@ -151,8 +161,9 @@ def compare_inits(
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
     eval_data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a dataset.")],
     init: Annotated[list[str], typer.Option(help="As in transfer; give it several times.")],
-    data: Annotated[str | None, typer.Option(help="Text for focus and omp-self.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text for focus, omp-self, tokalign and wechsel.")] = None,
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for omp.")] = None,
+    parallel: Parallel = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of the text to score, at most.")] = 40,
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -172,6 +183,7 @@ def compare_inits(
             init,
             data=data,
             donor=donor,
+            parallel=parallel,
             eval_pieces=eval_pieces,
             split=split,
             text_field=text_field,

@@ -22,6 +22,7 @@ from matt_fast.initializers import Method, Rows, initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import Student, trains_output
 from matt_fast.options import TrainingOptions
+from matt_fast.parallel import read_pairs
 from matt_fast.result import TransferResult
 from matt_fast.teacher import Teacher, only_errors
 from matt_fast.training import Progress, freeze, train
@@ -38,6 +39,7 @@ def transfer(
     *,
     init: str | Path | Method = "mean",
     donor: str | Path | None = None,
+    parallel: str | Path | None = None,
     freeze_shared: bool = True,
     n_layers: int | None = None,
     max_length: int = 512,
@@ -63,6 +65,7 @@ def transfer(
         output: folder to write; it must be new or empty. Nothing is left there if the work fails.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
         donor: model with the new vocabulary, for init "omp".
+        parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
@@ -96,6 +99,7 @@ def transfer(
     teacher = Teacher(model, **options)
     n_layers = max(1, round(teacher.depth / 3)) if n_layers is None else n_layers
     held_out = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
+    pairs = None if parallel is None else read_pairs(parallel)
     evaluations: dict[str, Evaluation] = {}
 
     def measure(name: str, measured: PreTrainedModel, its_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,7 +126,7 @@ def transfer(
 
     stages.begin("initialisation")
     texts = read_documents(data, split=split, text_field=text_field)
-    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, **options)
+    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, parallel=pairs, **options)
     if start.output is not None and not with_head:
         warnings.warn(
             "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "

@@ -357,3 +357,24 @@ def test_initialisers_side_by_side(job):
     result = transfer(**arguments, eval_data=arguments["data"])
     for name in ("original", "initialised"):
         assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output
+
+
+def test_parallel_text_from_the_command_line(job, tmp_path):
+    arguments, _ = job
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"def {text.splitlines()[0]}\t{text.splitlines()[0]}\n" for text in TEXTS))
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    inits = [f"--init={name}" for name in ("mean", "transtokenizers", "wechsel", "tokalign")]
+    failed = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits)
+    assert "parallel: wanted pairs of texts and translations for init 'transtokenizers'" in " ".join(
+        failed.output.split()
+    )
+    done = run("compare-inits", *paths, f"--eval-data={arguments['data']}", f"--parallel={pairs}", *inits)
+    assert done.exit_code == 0, done.output
+    result = transfer(**arguments, eval_data=arguments["data"], init="transtokenizers", parallel=pairs)
+    assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in done.output
+    trained = run(
+        "transfer", *paths, f"--output={tmp_path / 'x'}", "--init=transtokenizers", f"--parallel={tmp_path}/no"
+    )
+    assert "parallel: wanted a .tsv or .jsonl file of pairs" in " ".join(trained.output.split())
+    assert not (tmp_path / "x").exists()
