@@ -71,7 +71,8 @@ def transfer(
         int | None, typer.Option(help="The rate falls to 0 over so many steps at the end; half of them by default.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch and process.")] = 4,
+    packing: Annotated[bool, typer.Option(help="Fill rows with as many chunks as they hold, each alone.")] = False,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
     metric: Annotated[str, typer.Option(help="mse or cosine.")] = "mse",
@@ -108,6 +109,7 @@ def transfer(
             warmup_steps=warmup_steps,
             decay_steps=decay_steps,
             accumulation=accumulation,
+            packing=packing,
             max_grad_norm=max_grad_norm or None,
             metric=metric,
             reduction=reduction,

@@ -3,16 +3,16 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import concatenate_datasets, load_dataset
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.batches import Batch, Chunk, collate, pack
 from matt_fast.segments import SPECIAL, align_segments_batch
 from matt_fast.vocabulary import special_affixes
 
@@ -88,35 +88,6 @@ class Side:
     max_length: int  # tokens of a chunk, special ones included
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student]."""
-
-    teacher_ids: NDArray[np.int64]
-    student_ids: NDArray[np.int64]
-    teacher_segments: NDArray[np.int64]
-    student_segments: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Chunks as rectangular int64 tensors, ids and segments [B, n] padded on the right; padding has segment id -100."""
-
-    teacher_ids: torch.Tensor
-    student_ids: torch.Tensor
-    teacher_segments: torch.Tensor
-    student_segments: torch.Tensor
-    teacher_lengths: torch.Tensor  # [B], tokens without padding
-    student_lengths: torch.Tensor
-    tokens: int  # student tokens without padding
-    skipped: Counter  # what was left out on the way to this batch, by reason
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its token ids on `device`. The rest stays: losses read segments and lengths on the CPU."""
-        ids = {name: getattr(self, name).to(device, non_blocking=True) for name in ("teacher_ids", "student_ids")}
-        return replace(self, **ids)
-
-
 class AlignedBatches(IterableDataset):
     """An endless stream of training batches; each pass over the documents is shuffled anew.
 
@@ -127,8 +98,9 @@ class AlignedBatches(IterableDataset):
     Args:
         source, split, text_field: as `read_documents`.
         teacher, student: the two sides.
-        batch_size: chunks per batch.
+        batch_size: rows per batch.
         seed: of the order of the documents.
+        packing: fill each row with as many chunks as it holds; otherwise a row is one chunk.
         process, processes: this process takes every `processes`-th document.
 
     Raises (while iterating):
@@ -145,20 +117,22 @@ class AlignedBatches(IterableDataset):
         seed: int,
         split: str = "train",
         text_field: str = "text",
+        packing: bool = False,
         process: int = 0,
         processes: int = 1,
     ):
         self.source, self.split, self.text_field = source, split, text_field
         self.teacher, self.student = teacher, student
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.packing = batch_size, seed, packing
         self.process, self.processes = process, processes
 
     def __iter__(self) -> Iterator[Batch]:
         skipped: Counter = Counter()
         chunks = self._chunks(skipped)
+        limits = self.teacher.max_length, self.student.max_length
+        rows = pack(chunks, limits) if self.packing else ([chunk] for chunk in chunks)
         while True:
-            batch = list(itertools.islice(chunks, self.batch_size))
-            yield collate(batch, Counter(skipped))
+            yield collate(list(itertools.islice(rows, self.batch_size)), Counter(skipped))
             skipped.clear()
 
     def in_background(self) -> Iterator[Batch]:
@@ -278,24 +252,3 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
             )
         yield Chunk(*cut_ids, *cut_segments)
         first = last
-
-
-def collate(chunks: list[Chunk], skipped: Counter, multiple_of: int = 1) -> Batch:
-    """Chunks as one batch, padded on the right to the longest one's length, or to the next multiple of a number."""
-
-    def pad(field: str, value: int) -> torch.Tensor:
-        rows = [torch.from_numpy(getattr(chunk, field)) for chunk in chunks]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-        return torch.nn.functional.pad(padded, (0, -padded.shape[1] % multiple_of), value=value)
-
-    return Batch(
-        # Padding takes any id that occurs: causal attention never sees it, and no new row is touched.
-        teacher_ids=pad("teacher_ids", int(chunks[0].teacher_ids[0])),
-        student_ids=pad("student_ids", int(chunks[0].student_ids[0])),
-        teacher_segments=pad("teacher_segments", SPECIAL),
-        student_segments=pad("student_segments", SPECIAL),
-        teacher_lengths=torch.tensor([len(chunk.teacher_ids) for chunk in chunks]),
-        student_lengths=torch.tensor([len(chunk.student_ids) for chunk in chunks]),
-        tokens=sum(len(chunk.student_ids) for chunk in chunks),
-        skipped=skipped,
-    )

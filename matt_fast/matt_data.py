@@ -19,7 +19,8 @@ from pyarrow.compute import max as max_of
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.data import Batch, Chunk, Side, collate, make_chunks
+from matt_fast.batches import Batch, Chunk, collate
+from matt_fast.data import Side, make_chunks
 from matt_fast.matt_config import MATTConfig
 from matt_fast.vocabulary import special_affixes
 
@@ -76,7 +77,7 @@ def batches(data: Dataset, config: MATTConfig, accelerator: Accelerator) -> Iter
     """Batches of this process, without end; each pass over the data has an order of its own."""
 
     def make(rows: list[dict]) -> Batch:
-        chunks = [Chunk(*(row[name].astype(np.int64) for name in COLUMNS)) for row in rows]
+        chunks = [[Chunk(*(row[name].astype(np.int64) for name in COLUMNS))] for row in rows]
         return collate(chunks, Counter(), config.pad_to_multiple_of)
 
     processes = accelerator.num_processes

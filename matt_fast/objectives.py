@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from matt_fast.batches import PADDING, Batch
 from matt_fast.capture import AttentionInputs, Capture, capture
-from matt_fast.data import Batch
 from matt_fast.embeddings import BatchRows, EmbeddingTable, embed
 from matt_fast.head import Head
 from matt_fast.loss import aim_loss
@@ -83,35 +83,30 @@ def aim_all_layers(given: Pass) -> torch.Tensor:
 
 def token_distillation(given: Pass) -> torch.Tensor:
     """Mean squared error of the hidden states behind the target layer at segment ends (Token Distillation)."""
-    ends = [_places(_segment_ends(x)) for x in (given.batch.teacher_segments, given.batch.student_segments)]
-    states = [
-        side.hidden.flatten(0, 1)[end.to(side.hidden.device)].float()
-        for side, end in zip((given.teacher, given.student), ends, strict=True)
-    ]
-    return torch.nn.functional.mse_loss(states[1], states[0])
+    places = given.batch.places
+    teacher, student = (
+        side.hidden.flatten(0, 1)[ends].to(torch.promote_types(side.hidden.dtype, torch.float32))
+        for side, ends in ((given.teacher, places.teacher_ends), (given.student, places.student_ends))
+    )
+    return torch.nn.functional.mse_loss(student, teacher)
 
 
 def boundary_head(given: Pass) -> torch.Tensor:
     """Cross-entropy of the first student token of each segment given the teacher's final state before the segment.
 
-    Trains output rows without a pass through the student.
+    Trains output rows without a pass through the student. The first segment of a document counts only where special
+    tokens stand before it.
     """
-    teacher, student = boundary_pairs(given.batch)
-    hidden = given.teacher.head_input.flatten(0, 1)
-    return given.head.loss(
-        hidden[teacher.to(hidden.device)],
-        given.batch.student_ids.flatten()[student.to(hidden.device)],
-        given.rows.output,
-    )
+    places = given.batch.places
+    hidden = given.teacher.head_input.flatten(0, 1)[places.teacher_before]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[places.student_first], given.rows.output)
 
 
 def next_token(given: Pass) -> torch.Tensor:
     """Cross-entropy of every next token under the whole student (NTP)."""
-    columns = torch.arange(given.batch.student_ids.shape[1] - 1)
-    scored = columns + 1 < given.batch.student_lengths[:, None]
-    hidden = given.student.head_input
-    rows, columns = (x.to(hidden.device, non_blocking=True) for x in scored.nonzero().unbind(1))
-    return given.head.loss(hidden[rows, columns], given.batch.student_ids[rows, columns + 1], given.rows.output)
+    predicting = given.batch.places.predicting
+    hidden = given.student.head_input.flatten(0, 1)[predicting]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[predicting + 1], given.rows.output)
 
 
 @dataclass(frozen=True)
@@ -152,16 +147,10 @@ def losses(
 ) -> dict[str, torch.Tensor]:
     """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
     names = options.objectives()
-    masks: list[dict] = [{}, {}]
-    if not causal:  # a causal model never sees the padding behind it
-        for mask, ids, lengths in zip(
-            masks,
-            (batch.teacher_ids, batch.student_ids),
-            (batch.teacher_lengths, batch.student_lengths),
-            strict=True,
-        ):
-            columns = torch.arange(ids.shape[1])
-            mask["attention_mask"] = (columns < lengths[:, None]).long().to(ids.device)
+    visibility = [
+        _visibility(documents, batch.packed, causal, batch.student_ids.device)
+        for documents in (batch.teacher_documents, batch.student_documents)
+    ]
     wanted = [
         _wanted({getattr(_OBJECTIVES[name], side) for name in names}, n_layers, options)
         for side in ("teacher", "student")
@@ -169,10 +158,10 @@ def losses(
     captures = [Capture(), Capture()]
     if wanted[0]:
         with torch.no_grad():
-            captures[0] = capture(teacher, **wanted[0], **masks[0], input_ids=batch.teacher_ids)
+            captures[0] = capture(teacher, **wanted[0], **visibility[0], input_ids=batch.teacher_ids)
     if wanted[1]:
         embedded = embed(student_model.get_input_embeddings(), rows.input, batch.student_ids)
-        captures[1] = capture(student_model, **wanted[1], **masks[1], inputs_embeds=embedded)
+        captures[1] = capture(student_model, **wanted[1], **visibility[1], inputs_embeds=embedded)
     given = Pass(batch, *captures, rows, head, n_layers, options)
     return {name: _OBJECTIVES[name].loss(given) for name in names}
 
@@ -186,26 +175,14 @@ def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def boundary_pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices into [B, n]: the teacher's last token before each segment, and the student's first token of it.
-
-    The first segment of a row has a pair only where special tokens stand before it.
-    """
-    teacher, student = (_segment_starts(x) for x in (batch.teacher_segments, batch.student_segments))
-    has_context = torch.arange(teacher.shape[1]) > 0
-    first_teacher, first_student = _places(teacher), _places(student)
-    kept = has_context.expand_as(teacher).flatten()[first_teacher]
-    return first_teacher[kept] - 1, first_student[kept]
-
-
 def _aim(given: Pass, teacher: AttentionInputs, student: AttentionInputs, variant: str) -> torch.Tensor:
     return aim_loss(
         teacher.states,
         student.states,
         given.batch.teacher_segments,
         given.batch.student_segments,
-        teacher_documents=teacher.documents,
-        student_documents=student.documents,
+        teacher_documents=given.batch.teacher_documents,
+        student_documents=given.batch.student_documents,
         variant=variant,
         metric=given.options.metric,
         reduction=given.options.reduction,
@@ -231,16 +208,8 @@ def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> 
     }
 
 
-def _segment_ends(segments: torch.Tensor) -> torch.Tensor:
-    """[B, n] bool: the last token of each segment. Ids are consecutive within a segment, negative outside."""
-    following = torch.nn.functional.pad(segments[:, 1:], (0, 1), value=-1)
-    return (segments >= 0) & (segments != following)
-
-
-def _segment_starts(segments: torch.Tensor) -> torch.Tensor:
-    before = torch.nn.functional.pad(segments[:, :-1], (1, 0), value=-1)
-    return (segments >= 0) & (segments != before)
-
-
-def _places(mask: torch.Tensor) -> torch.Tensor:
-    return mask.flatten().nonzero().flatten()
+def _visibility(documents: torch.Tensor, packed: bool, causal: bool, device: torch.device) -> dict:
+    """The argument of `capture` that hides documents and padding from each other; causal rows of one need none."""
+    if packed:
+        return {"documents": documents}
+    return {} if causal else {"attention_mask": (documents != PADDING).long().to(device)}

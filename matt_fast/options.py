@@ -21,6 +21,7 @@ class TrainingOptions:
         decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
             of the steps that the warm-up leaves if None, 0 for a constant rate.
         accumulation: batches per update.
+        packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
@@ -33,6 +34,7 @@ class TrainingOptions:
     warmup_steps: int = 0
     decay_steps: int | None = None
     accumulation: int = 1
+    packing: bool = False
     max_grad_norm: float | None = 1.0
     metric: str = "mse"
     reduction: str = "pairs"

@@ -66,7 +66,7 @@ def transfer(
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
-        batch_size: chunks per batch and process.
+        batch_size: rows per batch and process; a row is one chunk, or `max_length` tokens of them with packing.
         training: steps, learning rate, loss; see `TrainingOptions`.
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
             bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
@@ -151,6 +151,7 @@ def transfer(
         seed=seed,
         split=split,
         text_field=text_field,
+        packing=training.packing,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )

@@ -302,6 +302,19 @@ def test_the_command_line_transfers_and_evaluates(job):
     assert figure in (arguments["output"] / "README.md").read_text()
 
 
+def test_packing_fills_the_rows_and_says_so(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    shares = {}
+    for packing in ("--packing", "--no-packing"):
+        done = run(
+            "transfer", *paths, f"--output={arguments['output']}{packing}", "--steps=3", "--max-length=200", packing
+        )
+        assert done.exit_code == 0, done.output
+        shares[packing] = float(re.search(r"data\s+(\d+\.\d)% of the rows is padding", done.output)[1])
+    assert shares["--packing"] < shares["--no-packing"] / 2
+
+
 def test_the_command_line_names_what_is_wrong(job):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
