@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,7 @@ class AlignedBatches(IterableDataset):
         batch_size: rows per batch.
         seed: of the order of the documents.
         packing: fill each row with as many chunks as it holds; otherwise a row is one chunk.
+        finish: what else is done to each batch ahead of the step, if anything.
         process, processes: this process takes every `processes`-th document.
 
     Raises (while iterating):
@@ -118,12 +119,13 @@ class AlignedBatches(IterableDataset):
         split: str = "train",
         text_field: str = "text",
         packing: bool = False,
+        finish: Callable[[Batch], Batch] | None = None,
         process: int = 0,
         processes: int = 1,
     ):
         self.source, self.split, self.text_field = source, split, text_field
         self.teacher, self.student = teacher, student
-        self.batch_size, self.seed, self.packing = batch_size, seed, packing
+        self.batch_size, self.seed, self.packing, self.finish = batch_size, seed, packing, finish
         self.process, self.processes = process, processes
 
     def __iter__(self) -> Iterator[Batch]:
@@ -132,7 +134,8 @@ class AlignedBatches(IterableDataset):
         limits = self.teacher.max_length, self.student.max_length
         rows = pack(chunks, limits) if self.packing else ([chunk] for chunk in chunks)
         while True:
-            yield collate(list(itertools.islice(rows, self.batch_size)), Counter(skipped))
+            batch = collate(list(itertools.islice(rows, self.batch_size)), Counter(skipped))
+            yield batch if self.finish is None else self.finish(batch)
             skipped.clear()
 
     def in_background(self) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """What the new embeddings are trained for: each objective is a loss between what the two sides did with one batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -10,7 +11,7 @@ from matt_fast.batches import PADDING, Batch
 from matt_fast.capture import AttentionInputs, Capture, capture
 from matt_fast.embeddings import BatchRows, EmbeddingTable, embed
 from matt_fast.head import Head
-from matt_fast.loss import aim_loss
+from matt_fast.loss import aim_loss, tile_planner
 from matt_fast.options import TrainingOptions
 
 
@@ -63,22 +64,19 @@ class Pass:
     options: TrainingOptions
 
 
-def aim(given: Pass, variant: str = "aim") -> torch.Tensor:
+def aim(given: Pass) -> torch.Tensor:
     """Attention influence at the target layer (paper, eq. 3 to 10)."""
-    layer = given.n_layers - 1
-    return _aim(given, given.teacher.attention[layer], given.student.attention[layer], variant)
+    return _aim(given, given.n_layers - 1, "aim")
 
 
 def aim_star(given: Pass) -> torch.Tensor:
     """The outputs of the target layer's attention at segment ends (paper §3.4)."""
-    return aim(given, "aim_star")
+    return _aim(given, given.n_layers - 1, "aim_star")
 
 
 def aim_all_layers(given: Pass) -> torch.Tensor:
     """The mean of the AIM losses of all layers up to the target layer (the paper's ablation)."""
-    layers = range(given.n_layers)
-    losses = [_aim(given, given.teacher.attention[i], given.student.attention[i], "aim") for i in layers]
-    return torch.stack(losses).mean()
+    return torch.stack([_aim(given, layer, "aim") for layer in range(given.n_layers)]).mean()
 
 
 def token_distillation(given: Pass) -> torch.Tensor:
@@ -175,7 +173,43 @@ def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def _aim(given: Pass, teacher: AttentionInputs, student: AttentionInputs, variant: str) -> torch.Tensor:
+def plan_ahead(model: PreTrainedModel, n_layers: int, options: TrainingOptions) -> Callable[[Batch], Batch]:
+    """What data workers do to batches for these objectives: where kernels run, they plan their tiles."""
+    names = options.objectives()
+    wanted = _wanted({_OBJECTIVES[name].student for name in names} & {"attention", "all"}, n_layers, options)
+    layers = {}
+    if wanted:
+        one_token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            layers = capture(model, **wanted, input_ids=one_token).attention
+    variants = {"aim_star" if name == "aim_star" else "aim" for name in names if name.startswith("aim")}
+    planners = {
+        (variant, layer.sliding_window): tile_planner(layer.states, **_aim_options(layer, variant, options))
+        for layer in layers.values()
+        for variant in variants
+    }
+    return partial(_with_plans, {name: planner for name, planner in planners.items() if planner is not None})
+
+
+def _with_plans(planners: dict[tuple, Callable], batch: Batch) -> Batch:
+    documents = {"teacher_documents": batch.teacher_documents, "student_documents": batch.student_documents}
+    ids = batch.teacher_segments, batch.student_segments
+    return replace(batch, plans={name: planner(*ids, **documents) for name, planner in planners.items()})
+
+
+def _aim_options(layer: AttentionInputs, variant: str, options: TrainingOptions) -> dict:
+    return {
+        "variant": variant,
+        "metric": options.metric,
+        "reduction": options.reduction,
+        "backend": options.backend,
+        "sliding_window": layer.sliding_window,
+        "causal": layer.causal,
+    }
+
+
+def _aim(given: Pass, layer: int, variant: str) -> torch.Tensor:
+    teacher, student = given.teacher.attention[layer], given.student.attention[layer]
     return aim_loss(
         teacher.states,
         student.states,
@@ -183,14 +217,10 @@ def _aim(given: Pass, teacher: AttentionInputs, student: AttentionInputs, varian
         given.batch.student_segments,
         teacher_documents=given.batch.teacher_documents,
         student_documents=given.batch.student_documents,
-        variant=variant,
-        metric=given.options.metric,
-        reduction=given.options.reduction,
         scale=student.scale,
-        sliding_window=student.sliding_window,
         softcap=student.softcap,
-        causal=student.causal,
-        backend=given.options.backend,
+        plan=given.batch.plans.get((variant, student.sliding_window)),
+        **_aim_options(student, variant, given.options),
     )
 
 

@@ -20,7 +20,7 @@ from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Method, Rows, initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
-from matt_fast.objectives import Student, trains_output
+from matt_fast.objectives import Student, plan_ahead, trains_output
 from matt_fast.options import TrainingOptions
 from matt_fast.result import TransferResult
 from matt_fast.teacher import Teacher, only_errors
@@ -152,6 +152,7 @@ def transfer(
         split=split,
         text_field=text_field,
         packing=training.packing,
+        finish=plan_ahead(trunk, n_layers, training),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )

@@ -25,7 +25,7 @@ from matt_fast.batches import Chunk, collate, pack
 from matt_fast.capture import capture
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.head import Head, logit_rule
-from matt_fast.objectives import Student, losses
+from matt_fast.objectives import Student, losses, plan_ahead
 from matt_fast.options import OBJECTIVES
 from matt_fast.training import freeze
 
@@ -152,6 +152,25 @@ def test_so_do_all_forms_of_the_loss(name, reduction, metric):
 @pytest.mark.parametrize("objective", ["aim", "aim_star"])
 def test_so_do_the_kernels(name, objective):
     compare(name, objective, tolerance=1e-4, dtype=torch.float32, backend="triton")
+
+
+@pytest.mark.parametrize("objective", ["aim", "aim_star", "aim-all-layers", "aim+ntp", "token-distillation"])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_the_kernels_tiles_are_planned_ahead_of_the_step(name, objective, monkeypatch):
+    setting = Setting(name, torch.float32)
+    chosen = TrainingOptions(objective=objective, backend="triton")
+    batch = collate(make_rows(), Counter())
+    ready = plan_ahead(setting.model, LAYERS, chosen)(batch)
+    windows = {"llama": {None}, "mistral": {6}, "gemma3": {5, None} if objective == "aim-all-layers" else {5}}[name]
+    variant = "aim_star" if objective == "aim_star" else "aim"
+    assert set(ready.plans) == (set() if objective == "token-distillation" else {(variant, w) for w in windows})
+    rows = Student(setting.table).rows(torch.arange(61))
+    expected = losses(setting.model, setting.model, rows, setting.head, batch, LAYERS, chosen)
+    monkeypatch.setattr("matt_kernels.aim_plan", None)  # nothing is planned in the step
+    got = losses(setting.model, setting.model, rows, setting.head, ready, LAYERS, chosen)
+    assert all(torch.equal(got[x], expected[x]) for x in expected)
+    torch_engine = TrainingOptions(objective=objective, backend="torch")
+    assert plan_ahead(setting.model, LAYERS, torch_engine)(batch).plans == {}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
