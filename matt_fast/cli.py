@@ -72,6 +72,9 @@ def transfer(
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Rows per batch and process.")] = 4,
+    moments: Annotated[
+        str, typer.Option(help="Optimiser's moments of rows that a batch lacks: lazy (kept) or dense (they fade).")
+    ] = "lazy",
     packing: Annotated[bool, typer.Option(help="Fill rows with as many chunks as they hold, each alone.")] = False,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
@@ -110,6 +113,7 @@ def transfer(
             decay_steps=decay_steps,
             accumulation=accumulation,
             packing=packing,
+            moments=moments,
             max_grad_norm=max_grad_norm or None,
             metric=metric,
             reduction=reduction,

@@ -79,7 +79,7 @@ def train(
         FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
     """
     names = options.objectives()
-    optimizers = [RowAdamW(table.trainable, options.lr) for table in student.tables]
+    optimizers = [RowAdamW(table.trainable, options.lr, moments=options.moments) for table in student.tables]
     progress = Progress()
     seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
     start = time.perf_counter()
@@ -109,8 +109,9 @@ def train(
         progress.loss, *values = _update(rows, sums, optimizers, options, accelerator, step)
         progress.parts = dict(zip(names, values, strict=True))
         if student.head is not None:
-            trained, table = rows.output, student.tables[-1]
-            student.head.update(trained.ids[trained.positions], table.trainable[trained.slots])
+            table = student.tables[-1]
+            moved = slice(None) if options.moments == "dense" else rows.output.slots
+            student.head.update(table.trainable_ids[moved], table.trainable[moved])
         progress.losses.append(progress.loss)
         progress.steps_without_new_tokens += len(rows.input.slots) == 0
         progress.seconds = time.perf_counter() - start

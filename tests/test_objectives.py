@@ -220,6 +220,21 @@ def test_training_lowers_every_objective_and_leaves_shared_rows_alone(sides, obj
     torch.testing.assert_close(sides.student.head.weight, sides.student.tables[-1].weight())
 
 
+def test_dense_moments_move_rows_of_earlier_batches_in_the_head_too(sides):
+    ids = sides.batch.student_ids
+    other = replace(sides.batch, student_ids=torch.full_like(ids, int(ids[0, 0])), distinct_ids=ids[0, :1])
+    options = TrainingOptions(objective="ntp", steps=3, moments="dense")
+    after = []
+    train(
+        sides.model, sides.model, sides.student, iter([sides.batch, other, other]), LAYERS, options,
+        Accelerator(cpu=True), lambda progress: after.append(sides.student.tables[-1].weight().clone()),
+    )  # fmt: skip
+    moved = sides.batch.distinct_ids[sides.student.tables[-1].slot[sides.batch.distinct_ids] >= 0]
+    moved = moved[moved != ids[0, 0]]
+    assert (after[1][moved] != after[2][moved]).any(1).all()
+    torch.testing.assert_close(sides.student.head.weight, after[-1])
+
+
 def test_a_batch_without_new_tokens_is_no_error(sides):
     """All rows frozen: nothing to train, and the step is counted."""
     frozen = sides.batch.student_ids.new_tensor(list(sides.vocabulary.matches))
