@@ -20,9 +20,10 @@ import torch
 from accelerate import Accelerator
 
 from matt_fast import TrainingOptions, objectives, training
-from matt_fast.data import AlignedBatches, Side
+from matt_fast.data import Side
 from matt_fast.initializers import initial_rows
 from matt_fast.recipe import make_student
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 

@@ -89,6 +89,9 @@ def transfer(
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
+    data_cache: Annotated[
+        Path | None, typer.Option(help="Folder to prepare data in before training, and to find it again.")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out text: measure bits per byte on it.")] = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of it to score, at most.")] = 40,
     seed: Annotated[int, typer.Option(help="Of initialisation and order of the data.")] = 0,
@@ -130,6 +133,7 @@ def transfer(
             "precision": precision,
             "split": split,
             "text_field": text_field,
+            "data_cache": data_cache,
             "eval_pieces": eval_pieces,
             "seed": seed,
             "trust_remote_code": trust_remote_code,

@@ -1,18 +1,17 @@
-"""Texts into aligned training batches: read documents, tokenise with both tokenizers, cut at segment boundaries."""
+"""Texts into aligned chunks: read documents, tokenise with both tokenizers, cut at segment boundaries."""
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import concatenate_datasets, load_dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.batches import Batch, Chunk, collate, pack
+from matt_fast.batches import Chunk
 from matt_fast.segments import SPECIAL, align_segments_batch
 from matt_fast.vocabulary import special_affixes
 
@@ -38,6 +37,14 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
     Raises:
         ValueError: no readable file in the folder, an unknown format, or no such column.
     """
+    dataset = load_documents(source, split=split, text_field=text_field, streaming=True)
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return _Texts(dataset)
+
+
+def load_documents(source: str | Path, *, split: str, text_field: str, streaming: bool) -> Dataset | IterableDataset:
+    """What `read_documents` reads, as a dataset with the column "text"; without streaming `datasets` keeps a copy."""
     path = Path(source)
     if path.exists():
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -50,10 +57,10 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         parts = []
         for name, paths in by_format.items():
             options, field = ({"sample_by": "document"}, "text") if name == "text" else ({}, text_field)
-            parts.append((load_dataset(name, data_files=paths, split="train", streaming=True, **options), field))
+            parts.append((load_dataset(name, data_files=paths, split="train", streaming=streaming, **options), field))
     else:
         try:
-            parts = [(load_dataset(str(source), split=split, streaming=True), text_field)]
+            parts = [(load_dataset(str(source), split=split, streaming=streaming), text_field)]
         except Exception as error:  # datasets raises many kinds, and few name the argument
             raise ValueError(
                 f"data: {str(source)!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
@@ -64,10 +71,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         if field not in columns:
             raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {field!r}")
         texts.append(part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"}))
-    dataset = concatenate_datasets(texts) if len(texts) > 1 else texts[0]
-    if seed is not None:
-        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return _Texts(dataset)
+    return concatenate_datasets(texts) if len(texts) > 1 else texts[0]
 
 
 @dataclass(frozen=True)
@@ -86,91 +90,6 @@ class Side:
     tokenizer: PreTrainedTokenizerBase
     rows: int  # of the embedding: no id may reach it
     max_length: int  # tokens of a chunk, special ones included
-
-
-class AlignedBatches(IterableDataset):
-    """An endless stream of training batches; each pass over the documents is shuffled anew.
-
-    Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
-    in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
-    are longer than a chunk.
-
-    Args:
-        source, split, text_field: as `read_documents`.
-        teacher, student: the two sides.
-        batch_size: rows per batch.
-        seed: of the order of the documents.
-        packing: fill each row with as many chunks as it holds; otherwise a row is one chunk.
-        finish: what else is done to each batch ahead of the step, if anything.
-        process, processes: this process takes every `processes`-th document.
-
-    Raises (while iterating):
-        ValueError: a pass over the data gave not one chunk, or a token's id has no embedding row.
-    """
-
-    def __init__(
-        self,
-        source: str | Path,
-        teacher: Side,
-        student: Side,
-        *,
-        batch_size: int,
-        seed: int,
-        split: str = "train",
-        text_field: str = "text",
-        packing: bool = False,
-        finish: Callable[[Batch], Batch] | None = None,
-        process: int = 0,
-        processes: int = 1,
-    ):
-        self.source, self.split, self.text_field = source, split, text_field
-        self.teacher, self.student = teacher, student
-        self.batch_size, self.seed, self.packing, self.finish = batch_size, seed, packing, finish
-        self.process, self.processes = process, processes
-
-    def __iter__(self) -> Iterator[Batch]:
-        skipped: Counter = Counter()
-        chunks = self._chunks(skipped)
-        limits = self.teacher.max_length, self.student.max_length
-        rows = pack(chunks, limits) if self.packing else ([chunk] for chunk in chunks)
-        while True:
-            batch = collate(list(itertools.islice(rows, self.batch_size)), Counter(skipped))
-            yield batch if self.finish is None else self.finish(batch)
-            skipped.clear()
-
-    def in_background(self) -> Iterator[Batch]:
-        """The batches, made ahead in a worker process; its errors are raised here as they are."""
-        for item in DataLoader(_ErrorsAsItems(self), batch_size=None, num_workers=1):
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def _chunks(self, skipped: Counter) -> Iterator[Chunk]:
-        for epoch in itertools.count():
-            documents = read_documents(
-                self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch
-            )
-            mine = itertools.islice(documents, self.process, None, self.processes)
-            found = False
-            for chunk in make_chunks(mine, self.teacher, self.student, skipped):
-                found = True
-                yield chunk
-            if not found:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
-                raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
-
-
-class _ErrorsAsItems(IterableDataset):
-    """A worker's exception would arrive with its traceback for a message; as an item it arrives as it is."""
-
-    def __init__(self, batches: AlignedBatches):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Batch | Exception]:
-        try:
-            yield from self.batches
-        except Exception as error:
-            yield error
 
 
 def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast import export
 from matt_fast.card import model_card
-from matt_fast.data import AlignedBatches, Side, read_documents
+from matt_fast.data import Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
@@ -22,7 +22,9 @@ from matt_fast.initializers import Method, Rows, initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import Student, plan_ahead, trains_output
 from matt_fast.options import TrainingOptions
+from matt_fast.prepared import prepare_once
 from matt_fast.result import TransferResult
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher, only_errors
 from matt_fast.training import Progress, freeze, train
 from matt_fast.vocabulary import VocabularyPair
@@ -46,6 +48,7 @@ def transfer(
     precision: str = "auto",
     split: str = "train",
     text_field: str = "text",
+    data_cache: str | Path | None = None,
     eval_data: str | Path | None = None,
     eval_pieces: int = 40,
     seed: int = 0,
@@ -71,6 +74,8 @@ def transfer(
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
             bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
         split, text_field: of the data.
+        data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
+            found again; they are made during training if None.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
         eval_pieces: pieces of 2,048 bytes of it to score, at most.
         seed: of initialisation and order of the data.
@@ -137,6 +142,16 @@ def transfer(
         measure("initialised", full, vocabulary.student)
         del full
 
+    sides = (
+        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+        Side("student", vocabulary.student, vocabulary.rows, max_length),
+    )
+    prepared = None
+    if data_cache is not None:
+        stages.begin("data")
+        with accelerator.local_main_process_first():  # the others find it made
+            prepared = prepare_once(data_cache, data, *sides, split=split, text_field=text_field)
+
     stages.begin("training")
     memory_before = peak_memory(accelerator.device)
     reset_peak_memory(accelerator.device)
@@ -145,12 +160,12 @@ def transfer(
     student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
     stream = AlignedBatches(
         data,
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
-        Side("student", vocabulary.student, vocabulary.rows, max_length),
+        *sides,
         batch_size=batch_size,
         seed=seed,
         split=split,
         text_field=text_field,
+        prepared=prepared,
         packing=training.packing,
         finish=plan_ahead(trunk, n_layers, training),
         process=accelerator.process_index,

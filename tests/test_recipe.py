@@ -184,7 +184,8 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     """Two micro-batches through one set of rows give the mean of their gradients."""
     from collections import Counter
 
-    from matt_fast.data import AlignedBatches, Side
+    from matt_fast.data import Side
+    from matt_fast.stream import AlignedBatches
     from matt_fast.teacher import Teacher
 
     arguments, teacher_tokenizer = job
@@ -371,3 +372,16 @@ def test_initialisers_side_by_side(job):
     result = transfer(**arguments, eval_data=arguments["data"])
     for name in ("original", "initialised"):
         assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output
+
+
+def test_prepared_data_is_found_again(job, tmp_path):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    folders = []
+    for output in ("one", "two"):
+        options = [f"--output={tmp_path / output}", f"--data-cache={tmp_path / 'cache'}", "--packing"]
+        done = run("transfer", *paths, *options, "--steps=2", "--max-length=48")
+        assert done.exit_code == 0, done.output
+        folders.append(sorted(tmp_path.joinpath("cache").iterdir()))
+    assert len(folders[0]) == 1
+    assert folders[0] == folders[1]
