@@ -1,10 +1,13 @@
 """Endless training batches: chunks of a corpus, made on the fly or read from what was prepared, packed and collated."""
 
+import io
 import itertools
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from matt_fast.batches import Batch, Chunk, collate, pack
@@ -69,7 +72,7 @@ class AlignedBatches(IterableDataset):
 
     def in_background(self) -> Iterator[Batch]:
         """The batches, made ahead in a worker process; its errors are raised here as they are."""
-        for item in DataLoader(_ErrorsAsItems(self), batch_size=None, num_workers=1):
+        for item in map(pickle.loads, DataLoader(_AsBytes(self), batch_size=None, num_workers=1)):
             if isinstance(item, Exception):
                 raise item
             yield item
@@ -93,14 +96,28 @@ class AlignedBatches(IterableDataset):
         return make_chunks(mine, self.teacher, self.student, skipped)
 
 
-class _ErrorsAsItems(IterableDataset):
-    """A worker's exception would arrive with its traceback for a message; as an item it arrives as it is."""
+class _AsBytes(IterableDataset):
+    """What a worker hands over: batches as bytes, and its exception, which would arrive with its traceback as message.
+
+    Torch would put each tensor into a shared file of its own, and the step would wait for milliseconds to open them.
+    """
 
     def __init__(self, batches: AlignedBatches):
         self.batches = batches
 
-    def __iter__(self) -> Iterator[Batch | Exception]:
+    def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self.batches
+            yield from map(_to_bytes, self.batches)
         except Exception as error:
-            yield error
+            yield _to_bytes(error)
+
+
+class _TensorsAsArrays(pickle.Pickler):
+    def reducer_override(self, value):
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _to_bytes(value: object) -> bytes:
+    buffer = io.BytesIO()
+    _TensorsAsArrays(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()

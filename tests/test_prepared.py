@@ -7,7 +7,9 @@ import os
 from collections import Counter
 from dataclasses import replace
 
+import matt_kernels
 import pytest
+import torch
 from tiny import TEXTS, byte_level, new_tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -70,6 +72,30 @@ def test_batches_from_prepared_data_are_made_of_the_same_chunks(tmp_path, corpus
                 count += 1
     assert count >= 120
     assert skipped["documents without text"] >= 2
+
+
+def test_batches_arrive_from_the_worker_as_they_were_made(tmp_path, corpus):
+    folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+
+    def plan(batch):
+        ids = batch.teacher_segments, batch.student_segments
+        return replace(batch, plans={("aim", None): matt_kernels.aim_plan(*ids)})
+
+    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=7, prepared=folder, packing=True, finish=plan)
+    for ours, theirs in itertools.islice(zip(stream.in_background(), stream, strict=False), 5):
+        for name, expected in vars(theirs).items():
+            got = getattr(ours, name)
+            if name == "plans":
+                got, expected = got["aim", None], expected["aim", None]
+            if name in ("plans", "places"):
+                assert type(got) is type(expected)
+                got, expected = (list(vars(x).values()) for x in (got, expected))
+            assert type(got) is type(expected)
+            if name == "skipped":
+                assert got == expected
+            else:
+                torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        ours.student_ids[0, 0] += 1  # can be written to
 
 
 def other_affixes():
