@@ -80,7 +80,11 @@ def transfer(
         int | None, typer.Option(help="The rate falls to 0 over so many steps at the end; half of them by default.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch and process.")] = 4,
+    moments: Annotated[
+        str, typer.Option(help="Optimiser's moments of rows that a batch lacks: lazy (kept) or dense (they fade).")
+    ] = "lazy",
+    packing: Annotated[bool, typer.Option(help="Fill rows with as many chunks as they hold, each alone.")] = False,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
     metric: Annotated[str, typer.Option(help="mse or cosine.")] = "mse",
@@ -94,6 +98,9 @@ def transfer(
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
+    data_cache: Annotated[
+        Path | None, typer.Option(help="Folder to prepare data in before training, and to find it again.")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out text: measure bits per byte on it.")] = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of it to score, at most.")] = 40,
     seed: Annotated[int, typer.Option(help="Of initialisation and order of the data.")] = 0,
@@ -117,6 +124,8 @@ def transfer(
             warmup_steps=warmup_steps,
             decay_steps=decay_steps,
             accumulation=accumulation,
+            packing=packing,
+            moments=moments,
             max_grad_norm=max_grad_norm or None,
             metric=metric,
             reduction=reduction,
@@ -134,6 +143,7 @@ def transfer(
             "precision": precision,
             "split": split,
             "text_field": text_field,
+            "data_cache": data_cache,
             "eval_pieces": eval_pieces,
             "seed": seed,
             "trust_remote_code": trust_remote_code,

@@ -20,7 +20,10 @@ class TrainingOptions:
         warmup_steps: the rate rises linearly from 0 over so many steps at the start.
         decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
             of the steps that the warm-up leaves if None, 0 for a constant rate.
+        moments: of AdamW, for rows that a step's batches do not have: "lazy" leaves them and their moments alone,
+            "dense" moves them on as their moments fade, which takes time with the size of the vocabulary.
         accumulation: batches per update.
+        packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
@@ -32,7 +35,9 @@ class TrainingOptions:
     lr: float = 3e-3
     warmup_steps: int = 0
     decay_steps: int | None = None
+    moments: str = "lazy"
     accumulation: int = 1
+    packing: bool = False
     max_grad_norm: float | None = 1.0
     metric: str = "mse"
     reduction: str = "pairs"
@@ -58,6 +63,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        if self.moments not in ("lazy", "dense"):
+            raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
         AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
 
     def lr_at(self, step: int) -> float:
