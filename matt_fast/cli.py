@@ -16,6 +16,9 @@ console = Console()
 Model = Annotated[str, typer.Option(help="Folder or hub name of the model.")]
 SplitOption = Annotated[str, typer.Option(help="Split of a hub dataset.")]
 TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
+InitHead = Annotated[
+    str, typer.Option(help="New output rows: 'same' as the input rows, or 'boundary', from what the teacher expects.")
+]
 RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
 Parallel = Annotated[
     str | None,
@@ -51,10 +54,11 @@ def transfer(
     init: Annotated[
         str,
         typer.Option(
-            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, wechsel, transtokenizers, tokalign, "
-            "or ready ones (a folder or file)."
+            help="New rows: mean, length-mean, random, zero, contextual, focus, omp, omp-self, wechsel, "
+            "transtokenizers, tokalign, or ready ones (a folder or file)."
         ),
     ] = "mean",
+    init_head: InitHead = "same",
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for --init omp.")] = None,
     parallel: Parallel = None,
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
@@ -134,6 +138,7 @@ def transfer(
         )
         options = {
             "init": init,
+            "init_head": init_head,
             "donor": donor,
             "parallel": parallel,
             "freeze_shared": freeze_shared,
@@ -171,7 +176,10 @@ def compare_inits(
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
     eval_data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a dataset.")],
     init: Annotated[list[str], typer.Option(help="As in transfer; give it several times.")],
-    data: Annotated[str | None, typer.Option(help="Text for focus, omp-self, tokalign and wechsel.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text for contextual, boundary, focus, omp-self, tokalign and wechsel.")
+    ] = None,
+    init_head: InitHead = "same",
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for omp.")] = None,
     parallel: Parallel = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of the text to score, at most.")] = 40,
@@ -192,6 +200,7 @@ def compare_inits(
             eval_data,
             init,
             data=data,
+            init_head=init_head,
             donor=donor,
             parallel=parallel,
             eval_pieces=eval_pieces,

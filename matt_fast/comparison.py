@@ -42,6 +42,7 @@ def compare_initializers(
     inits: Iterable[str],
     *,
     data: str | Path | None = None,
+    init_head: str = "same",
     donor: str | Path | None = None,
     parallel: str | Path | None = None,
     eval_pieces: int = 40,
@@ -55,8 +56,8 @@ def compare_initializers(
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
 
     Args:
-        model, tokenizer, data, donor, parallel, eval_data, eval_pieces, split, text_field, seed, trust_remote_code,
-            allow_pickle: as in `transfer`.
+        model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
+            trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         on_result: called with each result.
 
@@ -85,7 +86,8 @@ def compare_initializers(
     for init in inits:
         reset_peak_memory(device)
         begin = time.perf_counter()
-        start = initial_rows(original, vocabulary, init, seed, texts=texts, donor=donor, parallel=pairs, **options)
+        given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+        start = initial_rows(original, vocabulary, init, seed, **given, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)
         changed = teacher.load(torch.float32)
         export.replace_vocabulary(changed, start)

@@ -80,7 +80,7 @@ def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
     ids = torch.arange(min(8, len(head.weight)), device=model.device)[None]
     with torch.no_grad():
         hidden = capture(model, head=True, input_ids=ids)
-        ours = _logits(hidden.head_input[0], head.weight, getattr(head, "bias", None), **rule)
+        ours = head_logits(hidden.head_input[0], head.weight, getattr(head, "bias", None), **rule)
         theirs = model(input_ids=ids).logits[0].float()
     tolerance = 1e-3 if theirs.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05
     if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
@@ -91,7 +91,8 @@ def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
     return rule
 
 
-def _logits(hidden, weight, bias, scale, softcap) -> torch.Tensor:
+def head_logits(hidden, weight, bias, scale, softcap) -> torch.Tensor:
+    """Logits, float32 or wider, of the head's input [N, hidden] by a head of `weight` and `bias`, see `Head`."""
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
@@ -113,7 +114,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         row_gradient = torch.zeros_like(trained) if needs_rows else None
         for start in range(0, len(hidden), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk, None]
-            logits = _logits(part, weight, bias, scale, softcap)
+            logits = head_logits(part, weight, bias, scale, softcap)
             slope = None if softcap is None else scale * (1 - (logits / softcap).square_())
             logits -= logits.logsumexp(-1, keepdim=True)
             loss -= logits.gather(1, target).sum()

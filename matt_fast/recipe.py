@@ -18,7 +18,7 @@ from matt_fast.data import Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
-from matt_fast.initializers import Method, Rows, initial_rows
+from matt_fast.initializers import Method, Rows, initial_rows, needs_whole_model
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import Student, plan_ahead, trains_output
 from matt_fast.options import TrainingOptions
@@ -40,6 +40,7 @@ def transfer(
     output: str | Path,
     *,
     init: str | Path | Method = "mean",
+    init_head: str = "same",
     donor: str | Path | None = None,
     parallel: str | Path | None = None,
     freeze_shared: bool = True,
@@ -67,6 +68,7 @@ def transfer(
         data: text to train on, see `read_documents`.
         output: folder to write; it must be new or empty. Nothing is left there if the work fails.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
+        init_head: how new output rows start, "same" or "boundary"; see `initial_rows`.
         donor: model with the new vocabulary, for init "omp".
         parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
@@ -131,7 +133,12 @@ def transfer(
 
     stages.begin("initialisation")
     texts = read_documents(data, split=split, text_field=text_field)
-    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, parallel=pairs, **options)
+    start_from = trunk
+    if needs_whole_model(init, init_head):
+        start_from = (trunk if with_head else teacher.load(dtype)).to(accelerator.device)
+    given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+    start = initial_rows(start_from, vocabulary, init, seed, **given, **options)
+    del start_from
     if start.output is not None and not with_head:
         warnings.warn(
             "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "

@@ -1,6 +1,6 @@
 """Where the rows of new tokens start."""
 
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
-from matt_fast.initializers.rows import INITS, Rows, initial_rows
+from matt_fast.initializers.rows import INIT_HEADS, INITS, Rows, initial_rows, needs_whole_model
 
-__all__ = ["INITS", "METHODS", "Method", "Rows", "initial_rows", "initialize"]
+__all__ = ["INITS", "INIT_HEADS", "METHODS", "Method", "Rows", "initial_rows", "initialize", "needs_whole_model"]

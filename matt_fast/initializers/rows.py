@@ -14,13 +14,15 @@ from matt_fast.initializers.heuristics import METHODS, Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
+from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
-INITS = (*METHODS, "focus", "omp", "omp-self", "wechsel", "transtokenizers", "tokalign")
+INITS = (*METHODS, "contextual", "focus", "omp", "omp-self", "wechsel", "transtokenizers", "tokalign")
+INIT_HEADS = ("same", "boundary")
 
 
 @dataclass(frozen=True)
@@ -47,31 +49,42 @@ def initial_rows(
     texts: Iterable[str] | None = None,
     donor: str | Path | None = None,
     parallel: Iterable[tuple[str, str]] | None = None,
+    init_head: str = "same",
     **hub_options,
 ) -> Rows:
     """Input and, where untied, output embeddings for the student's vocabulary.
 
     Args:
-        teacher: a language model; only its embeddings and head are read.
+        teacher: a language model; only its embeddings and head are read, but see `needs_whole_model`.
         vocabulary: the two vocabularies.
         init: a name of `INITS`, a function (see `initialize`), or ready rows, of which new tokens take theirs: a model
             folder, or a .safetensors file with "input_embeddings" and, for a model whose head is not tied,
             "output_embeddings", each [student rows or more, hidden].
         seed: of random draws, and of the fastText model.
-        texts: text in the language or domain of the new tokens; "focus" and "omp-self" train fastText on it,
-            "tokalign" counts tokens, and "wechsel" adds it to the target side of the pairs.
+        texts: text in the language or domain of the new tokens; "contextual" and "boundary" read the teacher's states
+            in it, "focus" and "omp-self" train fastText on it, "tokalign" counts tokens, and "wechsel" adds it to the
+            target side of the pairs.
         donor: folder or hub name of a model that has the student's vocabulary, for "omp".
         parallel: (text in a language that the teacher knows, its translation), for "wechsel" and "transtokenizers".
+        init_head: how new output rows start: "same", as the input rows do, or "boundary", from what the teacher expects
+            in the text, see `boundary`; a tied table then serves both wishes. "contextual" always does that.
         **hub_options: for loading that folder, or the donor.
 
     Raises:
         ValueError: unknown method; texts, pairs or a donor that a method needs and did not get; a folder, file or donor
-            whose embeddings do not fit.
+            whose embeddings do not fit; a masked language model with "contextual" or "boundary".
         ImportError: "focus", "omp-self" and "wechsel" without fastText.
     """
+    if init_head not in INIT_HEADS:
+        raise ValueError(f"init_head: wanted one of {', '.join(INIT_HEADS)}, got {init_head!r}")
+    from_states = needs_whole_model(init, init_head)
+    if from_states and texts is None:
+        name = f"init {init!r}" if init == "contextual" else f"init_head {init_head!r}"
+        raise ValueError(f"texts: wanted text to read the teacher's states in for {name}, got none")
+    contextual, init = init == "contextual", "mean" if init == "contextual" else init
     new_rows = _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options)
 
-    def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
+    def rows(weight: torch.Tensor, name: str, init=init, new_rows=new_rows) -> torch.Tensor:
         start = initialize(
             weight,
             vocabulary.rows,
@@ -86,16 +99,24 @@ def initial_rows(
             start[ids] = found.float().to(start.device)
         return start
 
-    head = teacher.get_output_embeddings()
-    tied = head is None or head.weight is teacher.get_input_embeddings().weight
+    head, embedding = teacher.get_output_embeddings(), teacher.get_input_embeddings()
+    tied = head is None or head.weight is embedding.weight
     bias = None if head is None else getattr(head, "bias", None)
-    return Rows(
-        input=rows(teacher.get_input_embeddings().weight, "input_embeddings"),
-        output=None if tied else rows(head.weight, "output_embeddings"),
-        output_bias=None
-        if bias is None
-        else initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0],
-    )
+    if bias is not None:
+        bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
+    input_rows = rows(embedding.weight, "input_embeddings")
+    if from_states:
+        means = rows((embedding if tied else head).weight, "output_embeddings", "mean", None)
+        input_rows, output = rows_from_states(
+            teacher, vocabulary, texts, input_rows, means, bias, contextual=contextual, tied=tied, seed=seed
+        )
+        return Rows(input_rows, None if tied else output, bias)
+    return Rows(input_rows, None if tied else rows(head.weight, "output_embeddings"), bias)
+
+
+def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:
+    """Whether `initial_rows` runs the teacher, all its layers; else its embeddings and head are enough."""
+    return init == "contextual" or init_head == "boundary"
 
 
 # Of a table of the teacher ([rows, hidden], its name): ids of new tokens, and their rows.

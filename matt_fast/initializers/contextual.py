@@ -1,0 +1,182 @@
+"""Input rows from what the teacher makes of a new token's pieces, in real contexts.
+
+Where a new token occurs, its row should lead the lower layers to the hidden state that they reach behind the last of
+its pieces (the goal of token distillation: K. Dobler, D. Elliott and G. de Melo, "Token Distillation", 2025,
+https://arxiv.org/abs/2505.20133). The context before the token is the same on both sides, so its keys and values are
+computed once, and the student's pass is that of one single token. Rows do not depend on each other: each is solved for
+by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over many tokens, all share.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from matt_fast.capture import capture
+from matt_fast.initializers.spelled import SpelledText
+from matt_fast.vocabulary import VocabularyPair
+
+CONTEXTS = 2  # of a token, at most
+WIDTH = 24  # teacher tokens of a context
+ROUNDS = 5
+PROBES = 512  # occurrences that the shared matrix is estimated from
+ROWS_AT_ONCE = 128
+PRIOR = 0.03  # weight of the distance from the start, in units of the shared matrix's mean eigenvalue
+LOOSER, TIGHTER = 1 / 3, 4.0  # how the damping of a row changes when its step helped, and when it did not
+
+
+def contextual_rows(
+    model: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    start: torch.Tensor,
+    text: SpelledText,
+    layer: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input rows for the new tokens that occur in a text.
+
+    Args:
+        model: the teacher, a causal language model.
+        vocabulary: the two vocabularies.
+        start: [student rows, hidden] float32, where the search starts, on the model's device.
+        text: where the tokens occur.
+        layer: whose output (the residual stream behind it) is compared, counted from 0.
+        seed: of the choice of contexts.
+        on_progress: called with the tokens done and all.
+
+    Returns:
+        ids [r] int64, their rows [r, hidden] float32, and the matrix that all shared, see `mean_square_jacobian`.
+
+    Raises:
+        ValueError: no new token occurs in the text behind a context.
+    """
+    ids, contexts = _occurrences(vocabulary, text, seed)
+    matrix = mean_square_jacobian(model, vocabulary, start, text, layer, seed)
+    places = _Places(model, vocabulary, layer)
+    tokens = ids.unique()
+    with _rows_of_any_number(model.get_input_embeddings()):
+        rows = []
+        for some in tokens.split(ROWS_AT_ONCE):
+            here = torch.isin(ids, some)
+            owner = torch.searchsorted(some, ids[here])
+            rows.append(_solve(places.look(ids[here], contexts[here]), owner, start[some.to(start.device)], matrix))
+            on_progress(sum(map(len, rows)), len(tokens))
+    return tokens, torch.cat(rows), matrix
+
+
+def mean_square_jacobian(
+    model: PreTrainedModel, vocabulary: VocabularyPair, start: torch.Tensor, text: SpelledText, layer: int, seed: int
+) -> torch.Tensor:
+    """In what metric a change of an input row matters: the mean of JᵀJ, J the derivative of the state by the row.
+
+    It is estimated from one random direction v at each of 512 places, as the mean of Jᵀv vᵀJ. Arguments as in
+    `contextual_rows`.
+
+    Returns:
+        [hidden, hidden] float32, symmetric and not negative.
+
+    Raises:
+        ValueError: no new token occurs in the text behind a context.
+    """
+    ids, contexts = _occurrences(vocabulary, text, seed)
+    places = _Places(model, vocabulary, layer)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(ids), generator=generator)[:PROBES]
+    matrix = start.new_zeros(start.shape[1], start.shape[1])
+    with _rows_of_any_number(model.get_input_embeddings()):
+        for some in chosen.split(ROWS_AT_ONCE):
+            rows = start[ids[some].to(start.device)].clone().requires_grad_()
+            states = places.look(ids[some], contexts[some]).states(rows)
+            direction = torch.randn(states.shape, generator=generator).to(states)
+            (product,) = torch.autograd.grad(states, rows, direction)
+            matrix += product.T @ product
+    return matrix / len(chosen)
+
+
+def _occurrences(vocabulary: VocabularyPair, text: SpelledText, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, contexts = text.contexts(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
+    if len(ids) == 0:
+        raise ValueError(f"texts: wanted text with new tokens, {WIDTH} teacher tokens or more before them, got none")
+    return ids, contexts
+
+
+class _Places:
+    """Occurrences of new tokens: the teacher's states there, and the student's as a function of its rows."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, layer: int):
+        self.model, self.vocabulary, self.layer = model, vocabulary, layer
+
+    @torch.no_grad()
+    def look(self, ids: torch.Tensor, contexts: torch.Tensor) -> "_Places":
+        """Read the contexts and the pieces of some occurrences: [N] and [N, context], int64."""
+        device = self.model.device
+        cache = DynamicCache(config=self.model.config)
+        self._run(cache, input_ids=contexts.to(device))
+        pieces = [torch.tensor(self.vocabulary.subtokens[int(i)]) for i in ids]
+        padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
+        last = torch.tensor([len(part) - 1 for part in pieces], device=device)
+        states = self._run(copy.deepcopy(cache), input_ids=padded)
+        here = _Places(self.model, self.vocabulary, self.layer)
+        here.cache, here.goal = cache, states[torch.arange(len(ids), device=device), last].float()
+        return here
+
+    def states(self, rows: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] float32: behind the layer, with `rows` [N, hidden] in place of the pieces."""
+        embedding = self.model.get_input_embeddings()
+        numbers = torch.arange(len(rows), device=rows.device)[:, None]
+        weight = {"weight": rows.to(embedding.weight.dtype)}
+        embedded = torch.func.functional_call(embedding, weight, (numbers,))
+        return self._run(copy.deepcopy(self.cache), inputs_embeds=embedded)[:, 0].float()
+
+    def _run(self, cache: DynamicCache, **inputs) -> torch.Tensor:
+        return capture(self.model, hidden=self.layer, past_key_values=cache, use_cache=True, **inputs).hidden
+
+
+def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Levenberg-Marquardt for each row: the least mean square distance of its states from their goals.
+
+    Args:
+        places: N occurrences.
+        owner: [N] int64, the row of each.
+        start: [r, hidden] float32.
+        matrix: [hidden, hidden], shared by all rows.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    unit = eigenvalues.mean()
+    owner = owner.to(start.device)
+    share = 1 / torch.bincount(owner, minlength=len(start))
+
+    def cost(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = rows.detach().requires_grad_()
+        distances = 0.5 * (places.states(rows[owner]) - places.goal).square().sum(1)
+        costs = torch.zeros_like(share).index_add(0, owner, distances) * share
+        costs = costs + 0.5 * PRIOR * unit * (rows - start).square().sum(1)
+        (gradient,) = torch.autograd.grad(costs.sum(), rows)
+        return costs.detach(), gradient
+
+    rows, damping = start, torch.ones_like(share)
+    best, gradient = cost(rows)
+    for _ in range(ROUNDS):
+        curvature = eigenvalues.clamp_min(0) + (PRIOR + damping[:, None]) * unit
+        tried = rows - (gradient @ vectors / curvature) @ vectors.T
+        costs, new_gradient = cost(tried)
+        helped = costs < best
+        rows, gradient = (torch.where(helped[:, None], a, b) for a, b in ((tried, rows), (new_gradient, gradient)))
+        best = torch.where(helped, costs, best)
+        damping = damping * torch.where(helped, LOOSER, TIGHTER)
+    return rows
+
+
+@contextmanager
+def _rows_of_any_number(embedding: nn.Module) -> Iterator[None]:
+    """`padding_idx` is an index into the full vocabulary: a few rows numbered anew must not lose a gradient to it."""
+    padding = getattr(embedding, "padding_idx", None)
+    embedding.padding_idx = None
+    try:
+        yield
+    finally:
+        embedding.padding_idx = padding

@@ -1,0 +1,114 @@
+"""Text as the student cuts it, in the teacher's tokens: what the initialisers that run the teacher read."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from matt_fast.vocabulary import VocabularyPair, special_affixes
+
+MAX_CHARACTERS = 1 << 25  # of text that is read, at most
+TOGETHER = 256  # documents tokenised at a time
+DOCUMENT = -1  # in `SpelledText.ids`: where a document begins
+
+
+@dataclass(frozen=True)
+class SpelledText:
+    """Documents one after another, tokenised by the student, each token spelled by the teacher.
+
+    Attributes:
+        ids: [n] int64, student tokens; -1 before each document.
+        teacher_ids: [t] int64, how the teacher spells them, one after another: a shared token by itself, a new one by
+            its sub-tokens, -1 by what the teacher puts before a text. What it cannot spell is left out.
+        starts: [n + 1] int64, where each of `ids` begins in `teacher_ids`.
+        prefix: what the teacher puts before a text.
+    """
+
+    ids: NDArray[np.int64]
+    teacher_ids: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    prefix: list[int]
+
+    def counts(self, rows: int) -> torch.Tensor:
+        """[rows] float32: how often each student token occurs."""
+        return torch.from_numpy(np.bincount(self.ids[self.ids >= 0], minlength=rows)).float()
+
+    def contexts(self, tokens: torch.Tensor, each: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some of the places where `tokens` ([r] int64) occur, and what the teacher has read before them.
+
+        Returns:
+            ids [N] int64, ascending, at most `each` of a token, drawn at random; and the context of each, teacher ids
+            [N, len(prefix) + width].
+        """
+        wanted = np.zeros(max(self.ids.max(initial=0), int(tokens.max())) + 1, bool)
+        wanted[tokens.numpy()] = True
+        places = np.flatnonzero((self.ids >= 0) & (self.starts[:-1] >= width))
+        places = np.random.default_rng(seed).permutation(places[wanted[self.ids[places]]])
+        places = places[np.argsort(self.ids[places], kind="stable")]
+        ids = self.ids[places]
+        rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
+        ids, places = ids[rank < each], places[rank < each]
+        before = self.teacher_ids[self.starts[places][:, None] + np.arange(-width, 0)]
+        prefix = np.broadcast_to(np.array(self.prefix, np.int64), (len(ids), len(self.prefix)))
+        return torch.from_numpy(ids), torch.from_numpy(np.concatenate([prefix, before], 1))
+
+    def stretches(self, length: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Stretches of `length` student tokens, in random order, each once.
+
+        Yields:
+            teacher ids [t] int64, with the teacher's prefix, and the positions among them at which the next student
+            token is told: those before its first piece.
+        """
+        for first in np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length)):
+            starts = self.starts[first : first + length + 1]
+            pieces = self.teacher_ids[starts[0] : starts[-1]]
+            ends = np.unique(starts[:-1] - starts[0] + len(self.prefix) - 1)
+            yield (
+                torch.from_numpy(np.concatenate([self.prefix, pieces]).astype(np.int64)),
+                torch.from_numpy(ends[(ends >= 0) & (ends < len(self.prefix) + len(pieces))]),
+            )
+
+
+def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText:
+    """Tokenise documents, up to 33 million characters of them, and spell each token with the teacher's.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    prefix = start_of_text(vocabulary.teacher)
+    spelling = {i: [match.teacher_id] for i, match in vocabulary.matches.items()} | dict(vocabulary.subtokens)
+    pieces = [spelling.get(i, []) for i in range(vocabulary.rows)] + [prefix]  # the last one for -1
+    lengths = np.array([len(part) for part in pieces])
+    flat = np.array([i for part in pieces for i in part], np.int64)
+    offsets = np.cumsum(lengths) - lengths
+    documents, texts = [], _up_to(texts, MAX_CHARACTERS)
+    while together := list(islice(texts, TOGETHER)):
+        for ids in vocabulary.student(together, add_special_tokens=False)["input_ids"]:
+            documents.append(np.array([DOCUMENT, *ids], np.int64))
+    if sum(len(ids) - 1 for ids in documents) == 0:
+        raise ValueError("texts: wanted text in which new tokens occur, got none")
+    ids = np.concatenate(documents)
+    starts = np.concatenate([[0], np.cumsum(lengths[ids])])
+    within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths[ids])
+    return SpelledText(ids, flat[np.repeat(offsets[ids], lengths[ids]) + within], starts, prefix)
+
+
+def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a model is given before a text: the tokenizer's own prefix, else its bos token, else its eos token."""
+    prefix, _ = special_affixes(tokenizer)
+    if prefix:
+        return prefix
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [] if start is None else [start]
+
+
+def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)

@@ -1,0 +1,83 @@
+"""Rows from the teacher's own states in a text: "contextual" for the embedding, "boundary" for the head.
+
+A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from transformers import PreTrainedModel
+
+from matt_fast.capture import decoder_layers
+from matt_fast.initializers.boundary import boundary_rows, boundary_states, tied_rows
+from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
+from matt_fast.initializers.spelled import spell_texts
+from matt_fast.vocabulary import VocabularyPair
+
+LAYERS = 1 / 4  # of the depth: where states of the two sides are compared
+OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
+
+
+def rows_from_states(
+    model: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    texts: Iterable[str],
+    input_rows: torch.Tensor,
+    output_means: torch.Tensor,
+    output_bias: torch.Tensor | None,
+    *,
+    contextual: bool,
+    tied: bool,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and output rows for a new vocabulary.
+
+    Args:
+        model: the whole teacher, a causal language model, on the device to work on.
+        vocabulary: the two vocabularies.
+        texts: documents in the language or domain of the new tokens.
+        input_rows: [student rows, hidden] float32: the shared rows, and a start for the others.
+        output_means: likewise for the head: the means of sub-tokens' rows.
+        output_bias: [student rows]; None without.
+        contextual: solve for input rows; else `input_rows` are kept.
+        tied: whether one table must serve as both.
+        seed: of the choice of places in the text.
+
+    Returns:
+        Two tables [student rows, hidden] float32, the same one if tied. Shared rows are as they came, and so are the
+        input rows of tokens that do not occur in the text.
+
+    Raises:
+        ValueError: no text with new tokens; a masked language model, or one whose logits `logit_rule` does not know.
+    """
+    if type(model).__name__.endswith("ForMaskedLM"):
+        raise ValueError(
+            "init: 'contextual' and init_head 'boundary' need a causal language model, which predicts the next token; "
+            f"got {type(model).__name__}"
+        )
+    text = spell_texts(texts, vocabulary)
+    layer = max(1, round(LAYERS * len(decoder_layers(model)))) - 1
+    weight = model.get_output_embeddings().weight
+    as_input, as_output = input_rows.to(weight.device).clone(), output_means.to(weight.device).clone()
+    if contextual:
+        start = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
+        ids, rows, metric = contextual_rows(model, vocabulary, start, text, layer, seed)
+        as_input[ids] = rows
+    elif tied:
+        metric = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed)
+    boundary = boundary_states(model, text, seed)
+    counts = text.counts(vocabulary.rows)
+    ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
+    if tied:
+        as_input[ids] = tied_rows(as_input[ids], rows, metric, boundary.second_moment(), OUTPUT_WEIGHT)
+        return as_input, as_input
+    as_output[ids] = rows
+    return as_input, as_output
+
+
+def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:
+    """`rows` with that of its last piece for each new token: nearer to the goal than the mean, and of a usual norm."""
+    ids = list(vocabulary.subtokens)
+    rows = rows.clone()
+    rows[ids] = weight.detach()[[vocabulary.subtokens[i][-1] for i in ids]].to(rows.dtype)
+    return rows

@@ -1,0 +1,301 @@
+"""Rows from the teacher's states: spelled text, output rows, input rows, tied rows, against plain rewrites."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+from transformers import (
+    AutoModelForMaskedLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    Qwen3Config,
+)
+
+from matt_fast.initializers import boundary, contextual, initial_rows
+from matt_fast.initializers.boundary import BoundaryStates, boundary_rows, boundary_states, tied_rows
+from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
+from matt_fast.initializers.spelled import spell_texts
+from matt_fast.teacher import Teacher
+from matt_fast.vocabulary import VocabularyPair
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=True),
+    "llama untied": lambda: LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=False),
+    "qwen3": lambda: Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SIZES,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        layer_types=["sliding_attention"] * 2 + ["full_attention"],
+    ),
+    "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    save_tiny_model(folder, CONFIGS[request.param]())
+    source = Teacher(folder)
+    model = source.load(torch.float32)
+    rows = len(model.get_input_embeddings().weight)
+    return model, VocabularyPair(source.load_tokenizer(), new_tokenizer(), rows)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_tiny_model(folder)
+    source = Teacher(folder)
+    model = source.load(torch.float32)
+    return model, VocabularyPair(source.load_tokenizer(), new_tokenizer(), len(model.get_input_embeddings().weight))
+
+
+def spelling(vocabulary: VocabularyPair, token: int) -> list[int]:
+    match = vocabulary.matches.get(token)
+    return [match.teacher_id] if match else list(vocabulary.subtokens.get(token, []))
+
+
+def test_spelled_text_is_the_teachers_bytes_of_the_same_text(llama):
+    _, vocabulary = llama
+    texts = ["", *TEXTS, "x\n", "né 日本 🙂"]
+    text = spell_texts(texts, vocabulary)
+    expected, starts, ids = [], [], []
+    for document in texts:
+        for token in [-1, *vocabulary.student(document, add_special_tokens=False)["input_ids"]]:
+            ids.append(token)
+            starts.append(len(expected))
+            expected += [vocabulary.teacher.bos_token_id] if token == -1 else spelling(vocabulary, token)
+    assert text.teacher_ids.tolist() == expected
+    assert text.starts.tolist() == [*starts, len(expected)]
+    assert text.ids.tolist() == ids
+    counts = text.counts(vocabulary.rows)
+    assert counts.tolist() == [ids.count(i) for i in range(vocabulary.rows)]
+    assert text.prefix == [vocabulary.teacher.bos_token_id]
+    decoded = vocabulary.teacher.decode([i for i in expected if i != vocabulary.teacher.bos_token_id])
+    assert decoded == "".join(texts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(each=st.integers(1, 4), width=st.integers(1, 40), seed=st.integers(0, 3))
+def test_contexts_are_what_stands_before_the_token(llama, each, width, seed):
+    _, vocabulary = llama
+    text = spell_texts(TEXTS, vocabulary)
+    tokens = torch.tensor(sorted(vocabulary.subtokens))
+    ids, contexts = text.contexts(tokens, each, width, seed)
+    again = text.contexts(tokens, each, width, seed)
+    assert torch.equal(ids, again[0])
+    assert torch.equal(contexts, again[1])
+    assert contexts.shape == (len(ids), 1 + width)
+    places = {}
+    for token, start in zip(text.ids, text.starts[:-1], strict=True):
+        if token in vocabulary.subtokens and start >= width:
+            places.setdefault(int(token), set()).add(tuple(text.teacher_ids[start - width : start]))
+    found = {}
+    for token, context in zip(ids.tolist(), contexts.tolist(), strict=True):
+        assert context[0] == vocabulary.teacher.bos_token_id
+        assert tuple(context[1:]) in places[token]
+        found[token] = found.get(token, 0) + 1
+    assert found.keys() == places.keys()
+    assert max(found.values()) <= each
+    assert ids.tolist() == sorted(ids.tolist())
+
+
+def test_stretches_cover_the_text_once_and_name_the_boundaries(llama):
+    _, vocabulary = llama
+    text = spell_texts(TEXTS, vocabulary)
+    seen, boundaries = [], 0
+    for ids, positions in text.stretches(7, seed=1):
+        assert ids[0] == vocabulary.teacher.bos_token_id
+        seen += ids[1:].tolist()
+        boundaries += len(positions)
+        assert positions.min() >= 0
+        assert positions.max() < len(ids)
+    assert sorted(seen) == sorted(text.teacher_ids.tolist())
+    assert boundaries == len(text.ids)  # every token of this tokenizer has a spelling, so each starts somewhere else
+
+
+def test_boundary_states_are_those_of_a_plain_pass(pair):
+    model, vocabulary = pair
+    text = spell_texts(TEXTS[:3], vocabulary)
+    found = boundary_states(model, text, seed=0).states
+    expected = []
+    head = model.get_output_embeddings()
+    for ids, positions in text.stretches(boundary.STRETCH, seed=0):
+        kept = []
+        hook = head.register_forward_pre_hook(lambda module, given, kept=kept: kept.append(given[0]))
+        with torch.no_grad():
+            model(input_ids=ids[None])
+        hook.remove()
+        expected.append(kept[0][0, positions])
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_level_adds_one_to_logits_whose_states_share_a_direction():
+    generator = torch.Generator().manual_seed(0)
+    states = 0.1 * torch.randn(400, 12, generator=generator) + torch.arange(12.0)
+    for scale in (1.0, 0.5):
+        found = BoundaryStates(states, {"scale": scale, "softcap": None}).level()
+        logits = scale * states @ found
+        np.testing.assert_allclose(logits, 1, atol=0.05)
+
+
+def test_new_tokens_are_expected_as_often_as_they_occur(pair):
+    model, vocabulary = pair
+    text = spell_texts(TEXTS, vocabulary)
+    states = boundary_states(model, text, seed=0)
+    weight = model.get_output_embeddings().weight.detach()
+    means = initial_rows(model, vocabulary, "mean", 0)
+    means = means.input if means.output is None else means.output
+    before = means.clone()
+    ids, rows = boundary_rows(weight, means, None, vocabulary, text.counts(vocabulary.rows), states)
+    assert torch.equal(means, before)
+    assert ids.tolist() == sorted(vocabulary.subtokens)
+    table = means.clone()
+    table[ids] = rows
+
+    def gap(table: torch.Tensor) -> float:
+        logits = states.rule["scale"] * states.states.double() @ table.double().T
+        expected = logits.softmax(-1).mean(0)
+        counts = text.counts(vocabulary.rows).double() + boundary.SMOOTHING
+        return float((expected.log() - (counts / counts.sum()).log())[ids].abs().mean())
+
+    assert gap(table) < 0.3 * gap(before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(weight=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+def test_tied_rows_are_the_least_of_both_costs(weight, seed):
+    generator = torch.Generator().manual_seed(seed)
+    wishes = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
+    metrics = torch.randn(2, 6, 8, generator=generator, dtype=torch.float64)
+    metrics = [m @ m.T for m in metrics]
+    rows = tied_rows(*wishes, *metrics, weight).requires_grad_()
+    cost = sum(
+        factor * torch.einsum("rd,de,re->", rows - wish, metric / metric.trace(), rows - wish)
+        for factor, wish, metric in zip((1, weight), wishes, metrics, strict=True)
+    )
+    (gradient,) = torch.autograd.grad(cost, rows)
+    assert gradient.abs().max() < 1e-8 * (1 + weight)
+
+
+def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher's and student's states, one occurrence after another, without a cache."""
+    embedding = model.get_input_embeddings()
+    kept = {}
+    hook = (
+        model.get_decoder()
+        .layers[layer]
+        .register_forward_hook(
+            lambda module, given, output: kept.update(found=output[0] if isinstance(output, tuple) else output)
+        )
+    )
+    found = []
+    for row, token, context in zip(rows, ids, contexts, strict=True):
+        whole = torch.cat([context, torch.tensor(vocabulary.subtokens[int(token)])])
+        model(input_ids=whole[None])
+        teacher = kept["found"][0, -1]
+        with contextual._rows_of_any_number(embedding):
+            one = torch.func.functional_call(embedding, {"weight": row[None]}, (torch.tensor([[0]]),))
+        model(inputs_embeds=torch.cat([embedding(context[None]), one], 1))
+        found.append((teacher, kept["found"][0, -1]))
+    hook.remove()
+    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+
+
+def test_input_rows_come_nearer_to_the_teachers_states(pair):
+    model, vocabulary = pair
+    text = spell_texts(TEXTS, vocabulary)
+    rows = initial_rows(model, vocabulary, "mean", 0)
+    start = rows.input
+    ids, found, _ = contextual_rows(model, vocabulary, start, text, layer=1, seed=0)
+    occurring, contexts = text.contexts(
+        torch.tensor(sorted(vocabulary.subtokens)), contextual.CONTEXTS, contextual.WIDTH, 0
+    )
+    assert ids.tolist() == sorted(set(occurring.tolist()))
+    solved = start.clone()
+    solved[ids] = found
+    distance = {}
+    with torch.no_grad():
+        for name, table in (("start", start), ("solved", solved)):
+            goal, states = plain_states(model, vocabulary, table[occurring], occurring, contexts, 1)
+            owner = torch.searchsorted(ids, occurring)
+            distance[name] = torch.zeros(len(ids)).index_add_(0, owner, (goal - states).square().sum(1))
+    assert (distance["solved"] <= distance["start"] * 1.0001 + 1e-6).all()
+    assert distance["solved"].sum() < 0.7 * distance["start"].sum()
+
+
+def test_the_metric_is_the_mean_square_jacobian(llama, monkeypatch):
+    model, vocabulary = llama
+    monkeypatch.setattr(contextual, "CONTEXTS", 400)  # many probes of the same few tokens
+    monkeypatch.setattr(contextual, "PROBES", 400)
+    text = spell_texts(TEXTS, vocabulary)
+    start = initial_rows(model, vocabulary, "mean", 0).input
+    found = mean_square_jacobian(model, vocabulary, start, text, 1, seed=0)
+    occurring, contexts = text.contexts(torch.tensor(sorted(vocabulary.subtokens)), 400, contextual.WIDTH, 0)
+    chosen = torch.randperm(len(occurring), generator=torch.Generator().manual_seed(0))[:400]
+    exact = torch.zeros_like(found)
+    for place in chosen[:60]:
+        token, context = occurring[place], contexts[place]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda row, token=token, context=context: plain_states(
+                model, vocabulary, row[None], token[None], context[None], 1
+            )[1][0],
+            start[token],
+        )
+        exact += jacobian.T @ jacobian / 60
+    assert abs(float(found.trace() / exact.trace()) - 1) < 0.3
+    cosine = (found * exact).sum() / found.norm() / exact.norm()
+    assert cosine > 0.9
+
+
+@pytest.mark.parametrize(("init", "init_head"), [("contextual", "same"), ("mean", "boundary"), ("random", "boundary")])
+def test_rows_of_a_whole_vocabulary(pair, init, init_head):
+    model, vocabulary = pair
+    given = {"texts": TEXTS, "init_head": init_head}
+    found = initial_rows(model, vocabulary, init, 0, **given)
+    again = initial_rows(model, vocabulary, init, 0, **given)
+    plain = initial_rows(model, vocabulary, "mean" if init == "contextual" else init, 0)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    shared = list(vocabulary.matches)
+    assert torch.equal(found.input, again.input)
+    assert torch.equal(found.input[shared], plain.input[shared])
+    assert found.input.isfinite().all()
+    assert (found.output is None) == tied
+    if not tied:
+        assert torch.equal(found.output, again.output)
+        assert torch.equal(found.output[shared], plain.output[shared])
+        assert not torch.equal(found.output, plain.output)
+        assert torch.equal(found.input, plain.input) == (init != "contextual")
+    spelled = set(vocabulary.subtokens)
+    unspelled = [i for i in vocabulary.tokens if i not in spelled and i not in vocabulary.matches]
+    assert torch.equal(found.input[unspelled], plain.input[unspelled])
+
+
+def test_bad_input_is_named(llama, tmp_path):
+    model, vocabulary = llama
+    with pytest.raises(ValueError, match=r"init_head: wanted one of same, boundary, got 'none'"):
+        initial_rows(model, vocabulary, "mean", 0, init_head="none")
+    with pytest.raises(ValueError, match=r"texts: wanted text to read the teacher's states in for init 'contextual'"):
+        initial_rows(model, vocabulary, "contextual", 0)
+    with pytest.raises(ValueError, match=r"texts: .* for init_head 'boundary', got none"):
+        initial_rows(model, vocabulary, "mean", 0, init_head="boundary")
+    with pytest.raises(ValueError, match=r"texts: wanted text in which new tokens occur, got none"):
+        initial_rows(model, vocabulary, "contextual", 0, texts=["", ""])
+    with pytest.raises(ValueError, match=r"texts: wanted text with new tokens, 24 teacher tokens or more before them"):
+        initial_rows(model, vocabulary, "contextual", 0, texts=["def"])
+
+
+def test_an_encoder_is_refused(tmp_path):
+    config = ModernBertConfig(**SIZES, pad_token_id=0, vocab_size=300)
+    model = AutoModelForMaskedLM.from_config(config)
+    save_tiny_model(tmp_path)
+    vocabulary = VocabularyPair(Teacher(tmp_path).load_tokenizer(), new_tokenizer(), 300)
+    with pytest.raises(ValueError, match="need a causal language model, which predicts the next token; got ModernBert"):
+        initial_rows(model, vocabulary, "contextual", 0, texts=TEXTS)
