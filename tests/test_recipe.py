@@ -374,6 +374,24 @@ def test_initialisers_side_by_side(job):
         assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output
 
 
+def test_rows_from_the_teachers_states_from_the_command_line(job, tmp_path):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    scored = f"--eval-data={arguments['data']}"
+    contextual = run("compare-inits", *paths, scored, "--init=contextual")
+    boundary = run("compare-inits", *paths, scored, "--init=mean", "--init-head=boundary")
+    assert contextual.exit_code == boundary.exit_code == 0, contextual.output + boundary.output
+    for objective in ("aim", "ntp"):  # the teacher's lower layers are loaded, or all of it
+        given = {**arguments, "output": tmp_path / objective, "eval_data": arguments["data"]}
+        given["training"] = TrainingOptions(steps=1, objective=objective)
+        result = transfer(**given, init="contextual")
+        assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in contextual.output
+    result = transfer(**{**arguments, "output": tmp_path / "head"}, eval_data=arguments["data"], init_head="boundary")
+    assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in boundary.output
+    wrong = run("transfer", *paths, f"--output={tmp_path / 'x'}", "--init-head=mean")
+    assert "init_head: wanted one of same, boundary, got 'mean'" in " ".join(wrong.output.split())
+
+
 def test_parallel_text_from_the_command_line(job, tmp_path):
     arguments, _ = job
     pairs = tmp_path / "pairs.tsv"
