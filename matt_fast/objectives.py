@@ -151,30 +151,46 @@ def losses(
     causal: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
-    names = options.objectives()
-    masks: list[dict] = [{}, {}]
-    if not causal:  # a causal model never sees the padding behind it
-        for mask, ids, lengths in zip(
-            masks,
-            (batch.teacher_ids, batch.student_ids),
-            (batch.teacher_lengths, batch.student_lengths),
-            strict=True,
-        ):
-            columns = torch.arange(ids.shape[1])
-            mask["attention_mask"] = (columns < lengths[:, None]).long().to(ids.device)
-    wanted = [
-        _wanted({getattr(_OBJECTIVES[name], side) for name in names}, n_layers, options)
-        for side in ("teacher", "student")
-    ]
-    captures = [Capture(), Capture()]
-    if wanted[0]:
-        with torch.no_grad():
-            captures[0] = capture(teacher, **wanted[0], **masks[0], input_ids=batch.teacher_ids)
-    if wanted[1]:
-        embedded = embed(student_model.get_input_embeddings(), rows.input, batch.student_ids)
-        captures[1] = capture(student_model, **wanted[1], **masks[1], inputs_embeds=embedded)
-    given = Pass(batch, *captures, rows, head, n_layers, options)
-    return {name: _OBJECTIVES[name].loss(given) for name in names}
+    captures = (
+        teacher_pass(teacher, batch, n_layers, options, causal=causal),
+        student_pass(student_model, rows, batch, n_layers, options, causal=causal),
+    )
+    return losses_of(Pass(batch, *captures, rows, head, n_layers, options))
+
+
+def teacher_pass(
+    model: PreTrainedModel, batch: Batch, n_layers: int, options: TrainingOptions, *, causal: bool = True
+) -> Capture:
+    """What the objectives read on the teacher's side, without gradients; nothing is run if they read nothing."""
+    wanted = _wanted({_OBJECTIVES[name].teacher for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    with torch.no_grad():
+        mask = _mask(batch.teacher_ids, batch.teacher_lengths, causal)
+        return capture(model, **wanted, **mask, input_ids=batch.teacher_ids)
+
+
+def student_pass(
+    model: PreTrainedModel,
+    rows: StepRows,
+    batch: Batch,
+    n_layers: int,
+    options: TrainingOptions,
+    *,
+    causal: bool = True,
+) -> Capture:
+    """What the objectives read on the student's side, differentiable by the rows' leaves."""
+    wanted = _wanted({_OBJECTIVES[name].student for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    mask = _mask(batch.student_ids, batch.student_lengths, causal)
+    embedded = embed(model.get_input_embeddings(), rows.input, batch.student_ids)
+    return capture(model, **wanted, **mask, inputs_embeds=embedded)
+
+
+def losses_of(given: Pass) -> dict[str, torch.Tensor]:
+    """Each objective's loss of what both sides gave."""
+    return {name: _OBJECTIVES[name].loss(given) for name in given.options.objectives()}
 
 
 def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -215,6 +231,14 @@ def _aim(given: Pass, teacher: AttentionInputs, student: AttentionInputs, varian
         causal=student.causal,
         backend=given.options.backend,
     )
+
+
+def _mask(ids: torch.Tensor, lengths: torch.Tensor, causal: bool) -> dict[str, torch.Tensor]:
+    """The attention mask of an encoder; a causal model never sees the padding behind it."""
+    if causal:
+        return {}
+    columns = torch.arange(ids.shape[1])
+    return {"attention_mask": (columns < lengths[:, None]).long().to(ids.device)}
 
 
 def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> dict:

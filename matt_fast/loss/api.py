@@ -1,6 +1,7 @@
 """aim_loss and AIMLoss: what they promise, what they refuse, and which engine computes them."""
 
 import math
+from contextlib import nullcontext
 from functools import reduce
 from importlib.util import find_spec
 
@@ -93,13 +94,13 @@ def aim_loss(
     teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
     shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
     if backend == "triton" or (backend == "auto" and _kernels_fit(student)):
-        with torch.autocast(device_type=student[0].device.type, enabled=False):
+        with _no_autocast(student[0]):
             return _triton_loss(teacher, student, ids, variant, metric, reduction, **shared)
     documents = _find_segments(ids)
     shared["scale"] = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
     vector_size = student[2].shape[-1] if metric == "mse" else 1
     weights = _pair_weights(documents, variant, causal, reduction, student[0].shape[1], vector_size)
-    with torch.autocast(device_type=student[0].device.type, enabled=False):
+    with _no_autocast(student[0]):
         return _engine(backend)(teacher, student, documents, weights, variant=variant, metric=metric, **shared)
 
 
@@ -138,6 +139,10 @@ class AIMLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _no_autocast(x: torch.Tensor):
+    return nullcontext() if x.is_meta else torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def _find_segments(ids: dict) -> list[Document]:
