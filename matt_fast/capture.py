@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -99,6 +100,7 @@ def capture(
     hidden: int | None = None,
     head: bool = False,
     attn_implementation: str | None = None,
+    checkpointing: bool = False,
     **inputs,
 ) -> Capture:
     """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
@@ -112,6 +114,8 @@ def capture(
         head: whether the input of the output head is wanted.
         attn_implementation: what the layers run, as for `from_pretrained`: "sdpa", "eager", "flash_attention_2" or
             another registered name; what the model was loaded with if None.
+        checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
+            left as they are.
         **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
             `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
             start again at each document, and no attention mask is given).
@@ -143,7 +147,16 @@ def capture(
             hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
             hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
-        model.set_attn_implementation(_register(attn_implementation or previous))
+        implementation = _register(attn_implementation or previous)
+        if checkpointing:
+            for index, layer in enumerate(decoder_layers(model)):
+                if index not in attention:
+                    again = functools.partial(_forward_again, model, implementation, recorder, layer.forward)
+                    layer.forward = functools.partial(
+                        checkpoint, again, use_reentrant=False, preserve_rng_state=False
+                    )
+                    hooks.callback(delattr, layer, "forward")
+        model.set_attn_implementation(implementation)
         try:
             model(**inputs)
         except _Complete:
@@ -228,6 +241,20 @@ def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
         recorder.result.attention[layer] = _attention_inputs(arguments, recorder.inputs, layer)
         recorder.seen(layer)
     return _base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _forward_again(model, implementation: str, recorder: _Recorder, forward, *arguments, **options):
+    """A layer's forward, in the pass itself and, under the attention that the pass had, once more in backward."""
+    if _recorder.get(None) is recorder:
+        return forward(*arguments, **options)
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    model.set_attn_implementation(implementation)
+    try:
+        return forward(*arguments, **options)
+    finally:
+        _recorder.reset(token)
+        model.set_attn_implementation(previous)
 
 
 def _keep_hidden(module, arguments, output) -> None:

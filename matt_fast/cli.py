@@ -18,6 +18,9 @@ SplitOption = Annotated[str, typer.Option(help="Split of a hub dataset.")]
 TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
 RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
 AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Run the student's layers once more in backward: less memory, more time.")
+]
 
 
 @contextmanager
@@ -82,6 +85,7 @@ def transfer(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .")
     ] = None,
+    checkpointing: Checkpointing = False,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -113,6 +117,7 @@ def transfer(
             reduction=reduction,
             backend=backend,
             attn_implementation=attn_implementation,
+            checkpointing=checkpointing,
         )
         options = {
             "init": init,

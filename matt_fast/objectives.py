@@ -185,7 +185,7 @@ def student_pass(
         return Capture()
     mask = _mask(batch.student_ids, batch.student_lengths, causal)
     embedded = embed(model.get_input_embeddings(), rows.input, batch.student_ids)
-    return capture(model, **wanted, **mask, inputs_embeds=embedded)
+    return capture(model, **wanted, **mask, checkpointing=options.checkpointing, inputs_embeds=embedded)
 
 
 def losses_of(given: Pass) -> dict[str, torch.Tensor]:

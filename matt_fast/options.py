@@ -25,6 +25,8 @@ class TrainingOptions:
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
+        checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
+            memory, more time.
     """
 
     objective: str = "token-distillation"
@@ -38,8 +40,11 @@ class TrainingOptions:
     reduction: str = "pairs"
     backend: str = "auto"
     attn_implementation: str | None = None
+    checkpointing: bool = False
 
     def __post_init__(self):
+        if self.checkpointing and "aim-all-layers" in self.objectives():
+            raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
         self.objectives()
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:

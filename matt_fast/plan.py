@@ -136,6 +136,8 @@ def plan(
     if batch_size > 1:
         name = f"--batch-size {smaller} --accumulation {accumulation}"
         remedies.append((name, {"batch_size": smaller, "accumulation": accumulation}))
+    if not training.checkpointing and "aim-all-layers" not in training.objectives():
+        remedies.append(("--checkpointing", {"checkpointing": True}))
     if precision == "no":
         remedies.append(("--precision bf16", {"trunk": outline(torch.bfloat16)}))
     if len(remedies) > 1:

@@ -7,7 +7,8 @@ through, comes from the code itself.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -104,22 +105,33 @@ class Memory(TorchDispatchMode):
 
 
 class FullRows(TorchFunctionMode):
-    """What the meta device cannot decide: attention takes its fused kernel, as on a CPU or GPU, and the answer to what
-    a model asks of its masks (is every token seen, is every row one document) is yes."""
+    """The meta device has no answer to what a model asks of its masks: is every token seen, is every row one document.
+    With full rows it is yes."""
 
     def __torch_function__(self, function, types, arguments=(), options=None):
-        options = options or {}
         if function is torch.Tensor.__bool__ and arguments[0].is_meta:
             return True
-        if function is F.scaled_dot_product_attention:
-            query, key, value = arguments
-            if query.is_meta and query.shape[-1] == value.shape[-1]:
-                mask = options.get("attn_mask")
-                if mask is not None and mask.dtype == torch.bool:
-                    mask = torch.where(mask, 0.0, float("-inf")).to(query.dtype)
-                causal, scale = options.get("is_causal", False), options.get("scale")
-                return ATTENTION(query, key, value, is_causal=causal, attn_mask=mask, scale=scale)[0]
-        return function(*arguments, **options)
+        return function(*arguments, **(options or {}))
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let scaled_dot_product_attention take its fused kernel, as on a CPU or GPU; the meta device has only the plain
+    formula. A mode for torch functions would not reach the layers that backward runs again."""
+    plain = F.scaled_dot_product_attention
+
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+        if not query.is_meta or query.shape[-1] != value.shape[-1]:
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
+        return ATTENTION(query, key, value, is_causal=is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
 
 
 def _attention_flops(query, key, value, *rest, out_val=None, **options) -> int:
@@ -162,7 +174,7 @@ def simulate(
     memory = Memory("frozen weights")
     for tensor in (*model.parameters(), *model.buffers()):
         memory.add(tensor)
-    with memory, FullRows():
+    with memory, FullRows(), fused_attention():
         memory.part = "new rows, moments"
         optimizers, head = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
