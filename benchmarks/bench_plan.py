@@ -30,7 +30,7 @@ from matt_fast.data import Batch, Side, collate, make_chunks, read_documents
 from matt_fast.initializers import initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import trains_output
-from matt_fast.plan import plan
+from matt_fast.planning import plan
 from matt_fast.recipe import DTYPES, make_student
 from matt_fast.teacher import Teacher
 from matt_fast.training import freeze, train

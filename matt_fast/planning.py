@@ -21,10 +21,11 @@ CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 
 @dataclass(frozen=True)
 class Remedy:
-    """Options of the command line, and the peak in bytes that a step has with them."""
+    """Options of the command line, the peak in bytes that a step has with them, and whether that fits."""
 
     options: str
     peak: int
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def plan(
     precision: str = "bf16",
     freeze_shared: bool = True,
     device: str = "cuda",
-    vram: float | None = None,
+    vram: int | None = None,
     trust_remote_code: bool = False,
 ) -> Plan:
     """Predict what a training step of `transfer` will take; no weights are read, and no data.
@@ -131,21 +132,23 @@ def plan(
     found = replace(found, longest=longest, largest_batch=largest_batch)
     if step.peak <= vram:
         return found
-    remedies = []
-    smaller, accumulation = max(1, largest_batch), training.accumulation * -(-batch_size // max(1, largest_batch))
+    changes: list[tuple[str, dict]] = []
     if batch_size > 1:
+        smaller = max(1, largest_batch)
+        accumulation = training.accumulation * -(-batch_size // smaller)
         name = f"--batch-size {smaller} --accumulation {accumulation}"
-        remedies.append((name, {"batch_size": smaller, "accumulation": accumulation}))
+        changes.append((name, {"batch_size": smaller, "accumulation": accumulation}))
     if not training.checkpointing and "aim-all-layers" not in training.objectives():
-        remedies.append(("--checkpointing", {"checkpointing": True}))
+        changes.append(("--checkpointing", {"checkpointing": True}))
     if precision == "no":
-        remedies.append(("--precision bf16", {"trunk": outline(torch.bfloat16)}))
-    if len(remedies) > 1:
-        together = {name: value for _, options in remedies for name, value in options.items()}
-        remedies.append((" ".join(name for name, _ in remedies), together))
+        changes.append(("--precision bf16", {"trunk": outline(torch.bfloat16)}))
+    peaks = [(name, run(**options).peak) for name, options in changes]
+    if len(changes) > 1 and min(peak for _, peak in peaks) > vram:
+        together = {name: value for _, options in changes for name, value in options.items()}
+        peaks.append((" ".join(name for name, _ in changes), run(**together).peak))
     if longest:
-        remedies.append((f"--max-length {longest}", {"length": longest}))
-    return replace(found, remedies=tuple(Remedy(name, run(**options).peak) for name, options in remedies))
+        peaks.append((f"--max-length {longest}", run(length=longest).peak))
+    return replace(found, remedies=tuple(Remedy(name, peak, peak <= vram) for name, peak in peaks))
 
 
 def _largest(peak: Callable[[int], int], allowed: int, limit: int, parts: int) -> int:
