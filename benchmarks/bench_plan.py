@@ -40,14 +40,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart
 
 SIZES = {"vocab_size": 49152, "num_hidden_layers": 12, "tie_word_embeddings": False, "max_position_embeddings": 8192}
+GEMMA = {"hidden_size": 640, "intermediate_size": 2048, "num_attention_heads": 4, "num_key_value_heads": 1}
+QWEN = {"hidden_size": 768, "intermediate_size": 2304, "num_attention_heads": 12, "num_key_value_heads": 4}
 CONFIGS = {
-    "gemma3": Gemma3TextConfig(
-        **SIZES, hidden_size=640, intermediate_size=2048, num_attention_heads=4, num_key_value_heads=1, head_dim=256,
-        sliding_window=512,
-    ),  # fmt: skip
-    "qwen3": Qwen3Config(
-        **SIZES, hidden_size=768, intermediate_size=2304, num_attention_heads=12, num_key_value_heads=4, head_dim=64
-    ),
+    "gemma3": Gemma3TextConfig(**SIZES, **GEMMA, head_dim=256, sliding_window=512),
+    "qwen3": Qwen3Config(**SIZES, **QWEN, head_dim=64),
     "gpt-neox": GPTNeoXConfig(**SIZES, hidden_size=768, intermediate_size=3072, num_attention_heads=12),
 }
 # model, objective, length, batch, precision, further options of training
@@ -174,7 +171,7 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured, process, tokens = json.loads(output.splitlines()[-1])
             more = "".join(f", {key} {value}" for key, value in options.items())
-            size = f"{length:,} × {batch_size}" + (f", real text: {tokens:,}" if real else "")
+            size = f"{length:,} x {batch_size}" + (f", real text: {tokens:,}" if real else "")
             print(
                 f"| {name} {'float32' if precision == 'no' else precision} | {objective}{more} | {size} "
                 f"| {mebibytes(predicted.step.peak)} | {mebibytes(measured)} | {predicted.step.peak / measured:.3f} "

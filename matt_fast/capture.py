@@ -152,9 +152,7 @@ def capture(
             for index, layer in enumerate(decoder_layers(model)):
                 if index not in attention:
                     again = functools.partial(_forward_again, model, implementation, recorder, layer.forward)
-                    layer.forward = functools.partial(
-                        checkpoint, again, use_reentrant=False, preserve_rng_state=False
-                    )
+                    layer.forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
                     hooks.callback(delattr, layer, "forward")
         model.set_attn_implementation(implementation)
         try:

@@ -19,7 +19,8 @@ TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
 RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
 AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
 Checkpointing = Annotated[
-    bool, typer.Option("--checkpointing", help="Run the student's layers once more in backward: less memory, more time.")
+    bool,
+    typer.Option("--checkpointing", help="Run the student's layers once more in backward: less memory, more time."),
 ]
 
 

@@ -110,7 +110,7 @@ def print_plan(console: Console, found: Plan, teraflops: float | None = None) ->
     table.add_column("")
     table.add_column("GiB", justify="right")
     for name, size in found.step.parts.items():
-        if size >= GIB / 200:
+        if size >= found.step.peak / 100:
             table.add_row(name, f"{size / GIB:.2f}")
     table.add_row("all tensors", f"{found.step.peak / GIB:.2f}", style="bold")
     console.print(table)

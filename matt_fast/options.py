@@ -43,9 +43,8 @@ class TrainingOptions:
     checkpointing: bool = False
 
     def __post_init__(self):
-        if self.checkpointing and "aim-all-layers" in self.objectives():
+        if "aim-all-layers" in self.objectives() and self.checkpointing:
             raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
-        self.objectives()
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")

@@ -99,6 +99,8 @@ def plan(
         on_gpu = device == "cuda" and find_spec("triton") is not None
         training = replace(training, backend="triton" if on_gpu else "torch")
     with_head = trains_output(training.objectives())
+    if with_head and source.masked:
+        raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
 
     def outline(dtype: torch.dtype):
         loaded = source.outline(dtype, None if with_head else n_layers)

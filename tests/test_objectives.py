@@ -91,6 +91,34 @@ def test_ntp_equals_the_loss_of_transformers_and_its_gradients(sides):
         torch.testing.assert_close(part.trainable.grad, module.weight.grad[trained], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("attn_implementation", [None, "eager"])
+@pytest.mark.parametrize("objective", ["aim", "token-distillation", "ntp", "aim_star+ntp"])
+def test_checkpointing_changes_no_gradient(sides, objective, attn_implementation):
+    found = []
+    for checkpointing in (False, True):
+        rows = sides.student.rows(sides.batch.student_ids)
+        loss = combine(
+            sides.losses(
+                objective,
+                rows,
+                backend="torch",
+                attn_implementation=attn_implementation,
+                checkpointing=checkpointing,
+            )
+        )
+        loss.backward()
+        gradients = [part.trainable.grad for part in rows.by_table]
+        found.append([x for x in (loss, *gradients) if x is not None])  # not every objective reaches an untied head
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert sides.model.config._attn_implementation == "sdpa"
+
+
+def test_checkpointing_says_where_it_does_nothing():
+    with pytest.raises(ValueError, match="checkpointing: wanted an objective other than aim-all-layers"):
+        TrainingOptions(objective="aim-all-layers", checkpointing=True)
+
+
 def segment_spans(ids: torch.Tensor) -> list[list[tuple[int, int]]]:
     """(first, last) token of each segment, for each row, by walking along it."""
     spans = []
