@@ -101,6 +101,7 @@ def capture(
     head: bool = False,
     attn_implementation: str | None = None,
     checkpointing: bool = False,
+    compiled: bool = False,
     **inputs,
 ) -> Capture:
     """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
@@ -116,6 +117,7 @@ def capture(
             another registered name; what the model was loaded with if None.
         checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
             left as they are.
+        compiled: run layers through torch.compile, but for those in `attention`.
         **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
             `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
             start again at each document, and no attention mask is given).
@@ -148,12 +150,14 @@ def capture(
         if head:
             hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
         implementation = _register(attn_implementation or previous)
-        if checkpointing:
-            for index, layer in enumerate(decoder_layers(model)):
-                if index not in attention:
-                    again = functools.partial(_forward_again, model, implementation, recorder, layer.forward)
-                    layer.forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
-                    hooks.callback(delattr, layer, "forward")
+        changed = decoder_layers(model) if checkpointing or compiled else ()
+        for layer in (x for index, x in enumerate(changed) if index not in attention):
+            forward = functools.partial(_compiled(type(layer).forward), layer) if compiled else layer.forward
+            if checkpointing:
+                again = functools.partial(_forward_again, model, implementation, recorder, forward)
+                forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = forward
+            hooks.callback(delattr, layer, "forward")
         model.set_attn_implementation(implementation)
         try:
             model(**inputs)
@@ -231,13 +235,20 @@ def _register(base: str) -> str:
     return name
 
 
+@functools.cache
+def _compiled(forward: Callable) -> Callable:
+    """One compiled function for all layers of a kind and all lengths."""
+    return torch.compile(forward, dynamic=True)
+
+
 def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
     """The registered attention function: keep the inputs of the target layers, delegate the work."""
-    recorder, layer = _recorder.get(), module.layer_idx
-    if layer in recorder.missing:
-        arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
-        recorder.result.attention[layer] = _attention_inputs(arguments, recorder.inputs, layer)
-        recorder.seen(layer)
+    if not torch.compiler.is_compiling():  # layers to capture are never compiled
+        recorder, layer = _recorder.get(), module.layer_idx
+        if layer in recorder.missing:
+            arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
+            recorder.result.attention[layer] = _attention_inputs(arguments, recorder.inputs, layer)
+            recorder.seen(layer)
     return _base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
 
 

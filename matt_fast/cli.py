@@ -87,6 +87,7 @@ def transfer(
         str | None, typer.Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .")
     ] = None,
     checkpointing: Checkpointing = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile.")] = False,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -119,6 +120,7 @@ def transfer(
             backend=backend,
             attn_implementation=attn_implementation,
             checkpointing=checkpointing,
+            compile=compile,
         )
         options = {
             "init": init,

@@ -252,6 +252,7 @@ def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> 
         "hidden": hidden,
         "head": "head" in kinds,
         "attn_implementation": options.attn_implementation,
+        "compiled": options.compile,
     }
 
 

@@ -27,6 +27,7 @@ class TrainingOptions:
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
             memory, more time.
+        compile: run the layers of both sides through torch.compile, but for those whose attention is captured.
     """
 
     objective: str = "token-distillation"
@@ -41,6 +42,7 @@ class TrainingOptions:
     backend: str = "auto"
     attn_implementation: str | None = None
     checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self):
         if "aim-all-layers" in self.objectives() and self.checkpointing:

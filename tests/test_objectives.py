@@ -1,5 +1,7 @@
 """Each objective against a plain rewrite of it, on batches that the recipe makes."""
 
+import functools
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -7,7 +9,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
-from matt_fast import TrainingOptions, aim_loss, capture_attention, objectives
+from matt_fast import TrainingOptions, aim_loss, capture, capture_attention, objectives
 from matt_fast.data import Batch, Side, collate, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.objectives import combine, losses
@@ -112,6 +114,25 @@ def test_checkpointing_changes_no_gradient(sides, objective, attn_implementation
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
     assert sides.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("objective", "checkpointing"), [("aim", False), ("token-distillation", True)])
+@pytest.mark.parametrize("sides", ["tied"], indirect=True)
+def test_compiled_layers_give_the_same(sides, objective, checkpointing, monkeypatch):
+    """Without a graph break; the compiler behind the graph is torch's own business, and slow."""
+    compile_layer = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(capture, "_compiled", functools.cache(lambda forward: compile_layer(forward, dynamic=True)))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for compiled in (False, True):
+        rows = sides.student.rows(sides.batch.student_ids)
+        (loss,) = sides.losses(objective, rows, backend="torch", compile=compiled, checkpointing=checkpointing).values()
+        loss.backward()
+        found.append((loss, rows.input.trainable.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # with and without gradients
 
 
 def test_checkpointing_says_where_it_does_nothing():
