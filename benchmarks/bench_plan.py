@@ -52,6 +52,7 @@ SETTINGS = [
     ("smollm2", "token-distillation", 256, 4, "no", {}),
     ("smollm2", "token-distillation", 1024, 4, "no", {}),
     ("smollm2", "token-distillation", 4096, 1, "bf16", {}),
+    ("smollm2", "token-distillation", 1024, 4, "no", {"checkpointing": True}),
     ("smollm2", "aim", 512, 4, "no", {}),
     ("smollm2", "aim", 4096, 1, "no", {}),
     ("smollm2", "ntp", 512, 2, "no", {}),
@@ -59,6 +60,7 @@ SETTINGS = [
     ("gemma3", "aim", 1024, 2, "bf16", {}),
     ("qwen3", "aim", 1024, 2, "no", {}),
     ("qwen3", "ntp", 256, 8, "bf16", {"accumulation": 2}),
+    ("qwen3", "ntp", 256, 8, "bf16", {"checkpointing": True}),
     ("gpt-neox", "token-distillation", 1024, 2, "bf16", {}),
     ("gpt-neox", "aim+ntp", 512, 4, "no", {}),
 ]
