@@ -22,11 +22,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from matt_fast import TrainingOptions, export
-from matt_fast.data import AlignedBatches, Side, read_documents
+from matt_fast.data import Side, read_documents
 from matt_fast.evaluation import evaluate
 from matt_fast.initializers import Rows, initial_rows
 from matt_fast.objectives import trains_output
 from matt_fast.recipe import make_student
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher
 from matt_fast.training import freeze, train
 from matt_fast.vocabulary import VocabularyPair

@@ -25,8 +25,9 @@ from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoXConfig, Qwen3Config
 
 from matt_fast import TrainingOptions
+from matt_fast.batches import Batch, Chunk, collate
 from matt_fast.capture import layer_config
-from matt_fast.data import Batch, Side, collate, make_chunks, read_documents
+from matt_fast.data import Side, make_chunks, read_documents
 from matt_fast.initializers import initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.objectives import trains_output
@@ -88,14 +89,13 @@ def full_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: i
             found += tokenizer(text, add_special_tokens=False).input_ids
             if len(found) >= length * batch_size:
                 break
-        ids.append(torch.tensor(found[: length * batch_size]).view(batch_size, length))
+        ids.append(np.array(found[: length * batch_size]).reshape(batch_size, length))
     count = round(length / 1.4)
     segments = []
     for _ in range(2):
         rows = [np.sort(np.append(np.arange(count), rng.choice(count, length - count))) for _ in range(batch_size)]
-        segments.append(torch.from_numpy(np.stack(rows)))
-    lengths = torch.full((batch_size,), length)
-    return Batch(*ids, *segments, lengths, lengths, length * batch_size, Counter())
+        segments.append(rows)
+    return collate([[Chunk(*row)] for row in zip(*ids, *segments, strict=True)], Counter())
 
 
 def real_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: int) -> Batch:
@@ -105,7 +105,7 @@ def real_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: i
     )
     chunks = make_chunks(read_documents(quickstart.write_corpus()[0], seed=seed), *sides, Counter())
     long = (x for x in chunks if max(len(x.teacher_ids), len(x.student_ids)) > length - 16)
-    return collate([next(long) for _ in range(batch_size)], Counter())
+    return collate([[next(long)] for _ in range(batch_size)], Counter())
 
 
 def measure(folder: str, tokenizer: str, objective, length, batch_size, precision, options, real: bool) -> None:
@@ -134,7 +134,8 @@ def measure(folder: str, tokenizer: str, objective, length, batch_size, precisio
     for table in student.tables:
         tensors += [table.trainable, table.frozen_from, table.slot, table.trainable_ids]
     tensors += [] if student.head is None else [student.head.weight]
-    tensors += [x for batch in batches for x in (batch.teacher_ids, batch.student_ids)]
+    for batch in batches:
+        tensors += [batch.teacher_ids, batch.student_ids, batch.distinct_ids, *vars(batch.places).values()]
     static = sum({x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}.values())
     reset_peak_memory(torch.device("cpu"))
     with torch.profiler.profile(profile_memory=True) as profiler:

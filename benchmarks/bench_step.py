@@ -1,15 +1,18 @@
-"""The share of a training step that is neither teacher forward nor student forward and backward.
+"""The share of a training step that is neither teacher forward nor student forward and backward; packing; waiting.
 
 OMP_NUM_THREADS and the machine as they are; the model is the one that `make quickstart` fetches:
 
-    .venv/bin/python benchmarks/bench_step.py [TOKENS [BATCH]]
+    .venv/bin/python benchmarks/bench_step.py --tokens 256 --batch 4 [--packing] [--short]
 
 The rest is the AIM loss and its gradient (the torch engine computes both in its forward pass), gathering and updating
-rows, and waiting for data.
+rows, and waiting for data. With --short the modules are cut at their blank lines into documents of a few lines.
 """
 
+import argparse
+import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,9 +20,10 @@ import torch
 from accelerate import Accelerator
 
 from matt_fast import TrainingOptions, objectives, training
-from matt_fast.data import AlignedBatches, Side
+from matt_fast.data import Side
 from matt_fast.initializers import initial_rows
 from matt_fast.recipe import make_student
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
@@ -29,9 +33,13 @@ import quickstart
 WARMUP, STEPS = 3, 12
 
 
-def main(tokens: int = 256, batch: int = 4) -> None:
+def main(tokens: int, batch: int, objective: str, packing: bool, short: bool) -> None:
     folder = quickstart.fetch_model()
     corpus, _, texts = quickstart.write_corpus()
+    if short:
+        pieces = [piece for text in texts for piece in text.split("\n\n")]
+        corpus = Path(tempfile.mkdtemp(), "short.jsonl")
+        corpus.write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
     source = Teacher(folder)
     n_layers = round(source.depth / 3)
     trunk = source.load(torch.float32, n_layers)
@@ -42,7 +50,7 @@ def main(tokens: int = 256, batch: int = 4) -> None:
     training.freeze(trunk)
     student = make_student(trunk, vocabulary, start, freeze_shared=True, with_head=False)
     sides = Side("teacher", vocabulary.teacher, rows, tokens), Side("student", vocabulary.student, 1 << 30, tokens)
-    stream = AlignedBatches(corpus, *sides, batch_size=batch, seed=0)
+    stream = AlignedBatches(corpus, *sides, batch_size=batch, seed=0, packing=packing)
 
     spent = {"forward": 0.0, "backward": 0.0}
 
@@ -57,7 +65,7 @@ def main(tokens: int = 256, batch: int = 4) -> None:
 
     objectives.capture = timed("forward", objectives.capture)
     torch.Tensor.backward = timed("backward", torch.Tensor.backward)
-    shares, before = [], dict(spent, total=0.0)
+    before = dict(spent, total=0.0)
 
     def on_step(progress):
         now = dict(spent, total=progress.seconds)
@@ -65,8 +73,12 @@ def main(tokens: int = 256, batch: int = 4) -> None:
         before.update(now)
         if progress.step > WARMUP:
             shares.append(1 - (step["forward"] + step["backward"]) / step["total"])
+            timed_tokens.append(progress.tokens)
+            waits.append(progress.seconds_waiting)
+            ends.append(progress.seconds)
 
-    options = TrainingOptions(objective="aim", steps=WARMUP + STEPS)
+    shares, timed_tokens, waits, ends = [], [], [], []
+    options = TrainingOptions(objective=objective, steps=WARMUP + STEPS)
     progress, _ = training.train(
         trunk, trunk, student, stream.in_background(), n_layers, options, Accelerator(), on_step
     )
@@ -75,7 +87,18 @@ def main(tokens: int = 256, batch: int = 4) -> None:
         f"{len(progress.losses)} steps; rest of a step: median {statistics.median(shares):.1%}, "
         f"{min(shares):.1%} to {max(shares):.1%}"
     )
+    seconds = ends[-1] - ends[0]
+    print(
+        f"{(timed_tokens[-1] - timed_tokens[0]) / seconds:,.0f} tokens/s, {progress.padding:.1%} of the rows padding, "
+        f"{(waits[-1] - waits[0]) / seconds:.2%} of the time waiting for data"
+    )
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--objective", default="aim")
+    parser.add_argument("--packing", action="store_true")
+    parser.add_argument("--short", action="store_true")
+    main(**vars(parser.parse_args()))

@@ -27,8 +27,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from matt_fast import TrainingOptions, aim_loss, export, objectives
+from matt_fast.batches import Batch, collate
 from matt_fast.capture import capture, decoder_layers
-from matt_fast.data import Batch, Side, collate, make_chunks, read_documents
+from matt_fast.data import Side, make_chunks, read_documents
 from matt_fast.initializers import initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.recipe import make_student
@@ -49,7 +50,7 @@ def text_batch(vocabulary: VocabularyPair, length: int) -> Batch:
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, length),
         Side("student", vocabulary.student, vocabulary.rows, length),
     )
-    return collate([next(make_chunks([text], *sides, Counter()))], Counter())
+    return collate([[next(make_chunks([text], *sides, Counter()))]], Counter())
 
 
 def reference_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: int) -> list[float]:

@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from matt_fast.packed import Packing, attend_by_document, find_packing, restarted_positions
+
 # What an attention function may be given that changes the softmax in a way the AIM loss does not model.
 UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
 
@@ -80,8 +82,10 @@ class _Complete(BaseException):
 class _Recorder:
     """What is still to be seen in the running forward pass, and what has been seen."""
 
-    inputs: dict
+    documents: torch.Tensor | None
+    packing: Packing | None
     missing: set
+    attended: set[int] = field(default_factory=set)  # layers that called their attention function
     result: Capture = field(default_factory=Capture)
 
     def seen(self, what) -> None:
@@ -100,6 +104,7 @@ def capture(
     hidden: int | None = None,
     head: bool = False,
     attn_implementation: str | None = None,
+    documents: torch.Tensor | None = None,
     checkpointing: bool = False,
     compiled: bool = False,
     **inputs,
@@ -115,16 +120,19 @@ def capture(
         head: whether the input of the output head is wanted.
         attn_implementation: what the layers run, as for `from_pretrained`: "sdpa", "eager", "flash_attention_2" or
             another registered name; what the model was loaded with if None.
+        documents: [B, n] int64, for rows that hold several documents: the document of each token, -1 for padding; best
+            on the CPU, where it is read. Positions start again at each document, and attention runs on one at a time.
         checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
             left as they are.
-        compiled: run layers through torch.compile, but for those in `attention`.
+        compiled: run layers through torch.compile, but for those in `attention`; not for rows of several documents.
         **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
-            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n] (packed documents: positions
-            start again at each document, and no attention mask is given).
+            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n]; positions that start again say
+            the same as `documents`.
 
     Raises:
         ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
-            interface, or has attention of a kind that the AIM loss does not describe; the model has no head.
+            interface, or has attention of a kind that the AIM loss does not describe; the model has no head; packed
+            documents would see each other, or are to be compiled.
     """
     attention = set(attention)
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -136,11 +144,24 @@ def capture(
         raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs.setdefault("use_cache", False)
-    recorder = _Recorder(
-        inputs, attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
-    )
-    if not recorder.missing:
+    wanted = attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
+    if not wanted:
         raise ValueError("capture: wanted attention, hidden or head, got none of them")
+    packing = None if documents is None else find_packing(documents)
+    if documents is None:
+        documents = _documents(inputs.get("attention_mask"), inputs.get("position_ids"))
+        if inputs.get("attention_mask") is None and documents is not None and documents.any():
+            packing = find_packing(documents)
+    else:
+        _check_packed(model, documents, inputs)
+        device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
+        inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
+    if packing is not None and compiled:
+        raise ValueError(
+            "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
+            "attention runs on one document at a time, and layers would be compiled anew for those of each batch"
+        )
+    recorder = _Recorder(documents, packing, wanted)
 
     previous = model.config._attn_implementation
     token = _recorder.set(recorder)
@@ -162,6 +183,9 @@ def capture(
         try:
             model(**inputs)
         except _Complete:
+            if packing is not None:
+                reached = depth if head else 1 + max(attention | ({hidden} - {None}))
+                _check_all_attended(model, recorder, reached)
             return recorder.result
         finally:
             _recorder.reset(token)
@@ -231,8 +255,15 @@ def _register(base: str) -> str:
         known = ", ".join(sorted(AttentionInterface._global_mapping))
         raise ValueError(f"attn_implementation: wanted eager or one of {known}; got {base!r}")
     AttentionInterface.register(name, functools.partial(_attention, base))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, base))
     return name
+
+
+def _mask(base: str, *arguments, **options):
+    """The registered mask function: packed rows get none, `_attention` takes them apart."""
+    if _recorder.get().packing is not None:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS[base](*arguments, **options)
 
 
 @functools.cache
@@ -243,13 +274,28 @@ def _compiled(forward: Callable) -> Callable:
 
 def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
     """The registered attention function: keep the inputs of the target layers, delegate the work."""
-    if not torch.compiler.is_compiling():  # layers to capture are never compiled
-        recorder, layer = _recorder.get(), module.layer_idx
-        if layer in recorder.missing:
-            arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
-            recorder.result.attention[layer] = _attention_inputs(arguments, recorder.inputs, layer)
-            recorder.seen(layer)
-    return _base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
+    attention = _base_attention(base, module)
+    if torch.compiler.is_compiling():  # neither layers to capture nor packed rows are ever compiled
+        return attention(module, query, key, value, attention_mask, **kwargs)
+    recorder, layer = _recorder.get(), module.layer_idx
+    recorder.attended.add(layer)
+    arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
+    if layer in recorder.missing:
+        recorder.result.attention[layer] = _attention_inputs(arguments, recorder.documents, layer)
+        recorder.seen(layer)
+    if recorder.packing is None:
+        return attention(module, query, key, value, attention_mask, **kwargs)
+    given = _attention_inputs(arguments, recorder.documents, layer)
+    return attend_by_document(
+        attention,
+        ALL_MASK_ATTENTION_FUNCTIONS[base],
+        module,
+        given.states,
+        recorder.packing,
+        causal=given.causal,
+        sliding_window=given.sliding_window,
+        options={name: value for name, value in kwargs.items() if name != "position_ids"},
+    )
 
 
 def _forward_again(model, implementation: str, recorder: _Recorder, forward, *arguments, **options):
@@ -291,7 +337,7 @@ def _base_attention(base: str, module) -> Callable:
     return AttentionInterface._global_mapping[base]
 
 
-def _attention_inputs(arguments: dict, inputs: dict, layer: int) -> AttentionInputs:
+def _attention_inputs(arguments: dict, documents: torch.Tensor | None, layer: int) -> AttentionInputs:
     module, query = arguments["module"], arguments["query"]
     for name in UNSUPPORTED_ATTENTION_ARGUMENTS:
         if arguments.get(name) is not None:
@@ -315,8 +361,28 @@ def _attention_inputs(arguments: dict, inputs: dict, layer: int) -> AttentionInp
         sliding_window=window,
         softcap=arguments.get("softcap"),
         causal=causal,
-        documents=_documents(inputs.get("attention_mask"), inputs.get("position_ids")),
+        documents=documents,
     )
+
+
+def _check_packed(model: PreTrainedModel, documents: torch.Tensor, inputs: dict) -> None:
+    for name in ("attention_mask", "position_ids"):
+        if inputs.get(name) is not None:
+            raise ValueError(f"documents: wanted no {name} beside it, got both")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"documents: wanted a model that takes position_ids, got {type(model).__name__}")
+    shape = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).shape[:2]
+    if documents.shape != shape:
+        raise ValueError(f"documents: wanted shape [B, n] = {tuple(shape)}, got {tuple(documents.shape)}")
+
+
+def _check_all_attended(model: PreTrainedModel, recorder: _Recorder, reached: int) -> None:
+    other = sorted(set(range(reached)) - recorder.attended)
+    if other:
+        raise ValueError(
+            f"documents: layer {other[0]} of {type(model).__name__} has no softmax attention: packed documents would "
+            "see each other there; use rows of one document"
+        )
 
 
 def _documents(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:

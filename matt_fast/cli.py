@@ -17,6 +17,13 @@ Model = Annotated[str, typer.Option(help="Folder or hub name of the model.")]
 SplitOption = Annotated[str, typer.Option(help="Split of a hub dataset.")]
 TextField = Annotated[str, typer.Option(help="Column that holds the text.")]
 RemoteCode = Annotated[bool, typer.Option(help="Let the repository run code of its own.")]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        help="Texts and their translations, for wechsel and transtokenizers: a .tsv file with two columns, or .jsonl "
+        "with source and target."
+    ),
+]
 AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
 Checkpointing = Annotated[
     bool,
@@ -48,10 +55,12 @@ def transfer(
     init: Annotated[
         str,
         typer.Option(
-            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, or ready ones (a folder or file)."
+            help="New rows: mean, length-mean, random, zero, focus, omp, omp-self, wechsel, transtokenizers, tokalign, "
+            "or ready ones (a folder or file)."
         ),
     ] = "mean",
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for --init omp.")] = None,
+    parallel: Parallel = None,
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     layer: Annotated[
         str,
@@ -75,7 +84,11 @@ def transfer(
         int | None, typer.Option(help="The rate falls to 0 over so many steps at the end; half of them by default.")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of a chunk; longer documents are cut into chunks.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Chunks per batch and process.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch and process.")] = 4,
+    moments: Annotated[
+        str, typer.Option(help="Optimiser's moments of rows that a batch lacks: lazy (kept) or dense (they fade).")
+    ] = "lazy",
+    packing: Annotated[bool, typer.Option(help="Fill rows with as many chunks as they hold, each alone.")] = False,
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     max_grad_norm: Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")] = 1.0,
     metric: Annotated[str, typer.Option(help="mse or cosine.")] = "mse",
@@ -91,6 +104,9 @@ def transfer(
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
+    data_cache: Annotated[
+        Path | None, typer.Option(help="Folder to prepare data in before training, and to find it again.")
+    ] = None,
     eval_data: Annotated[str | None, typer.Option(help="Held-out text: measure bits per byte on it.")] = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of it to score, at most.")] = 40,
     seed: Annotated[int, typer.Option(help="Of initialisation and order of the data.")] = 0,
@@ -114,6 +130,8 @@ def transfer(
             warmup_steps=warmup_steps,
             decay_steps=decay_steps,
             accumulation=accumulation,
+            packing=packing,
+            moments=moments,
             max_grad_norm=max_grad_norm or None,
             metric=metric,
             reduction=reduction,
@@ -125,6 +143,7 @@ def transfer(
         options = {
             "init": init,
             "donor": donor,
+            "parallel": parallel,
             "freeze_shared": freeze_shared,
             "max_length": max_length,
             "batch_size": batch_size,
@@ -132,6 +151,7 @@ def transfer(
             "precision": precision,
             "split": split,
             "text_field": text_field,
+            "data_cache": data_cache,
             "eval_pieces": eval_pieces,
             "seed": seed,
             "trust_remote_code": trust_remote_code,
@@ -202,8 +222,9 @@ def compare_inits(
     tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
     eval_data: Annotated[str, typer.Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a dataset.")],
     init: Annotated[list[str], typer.Option(help="As in transfer; give it several times.")],
-    data: Annotated[str | None, typer.Option(help="Text for focus and omp-self.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text for focus, omp-self, tokalign and wechsel.")] = None,
     donor: Annotated[str | None, typer.Option(help="Model that has the new vocabulary, for omp.")] = None,
+    parallel: Parallel = None,
     eval_pieces: Annotated[int, typer.Option(help="Pieces of 2,048 bytes of the text to score, at most.")] = 40,
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -223,6 +244,7 @@ def compare_inits(
             init,
             data=data,
             donor=donor,
+            parallel=parallel,
             eval_pieces=eval_pieces,
             split=split,
             text_field=text_field,

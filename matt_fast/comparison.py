@@ -13,6 +13,7 @@ from matt_fast.data import read_documents
 from matt_fast.evaluation import evaluate
 from matt_fast.initializers import initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
+from matt_fast.parallel import read_pairs
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
@@ -42,6 +43,7 @@ def compare_initializers(
     *,
     data: str | Path | None = None,
     donor: str | Path | None = None,
+    parallel: str | Path | None = None,
     eval_pieces: int = 40,
     split: str = "train",
     text_field: str = "text",
@@ -53,8 +55,8 @@ def compare_initializers(
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
 
     Args:
-        model, tokenizer, data, donor, eval_data, eval_pieces, split, text_field, seed, trust_remote_code, allow_pickle:
-            as in `transfer`.
+        model, tokenizer, data, donor, parallel, eval_data, eval_pieces, split, text_field, seed, trust_remote_code,
+            allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         on_result: called with each result.
 
@@ -68,6 +70,7 @@ def compare_initializers(
     device = Accelerator().device
     teacher = Teacher(model, **options)
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)
+    pairs = None if parallel is None else read_pairs(parallel)
     held_out = read_documents(eval_data, split=split, text_field=text_field)
 
     def bits(scored, its_tokenizer) -> float:
@@ -82,7 +85,7 @@ def compare_initializers(
     for init in inits:
         reset_peak_memory(device)
         begin = time.perf_counter()
-        start = initial_rows(original, vocabulary, init, seed, texts=texts, donor=donor, **options)
+        start = initial_rows(original, vocabulary, init, seed, texts=texts, donor=donor, parallel=pairs, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)
         changed = teacher.load(torch.float32)
         export.replace_vocabulary(changed, start)

@@ -1,18 +1,17 @@
-"""Texts into aligned training batches: read documents, tokenise with both tokenizers, cut at segment boundaries."""
+"""Texts into aligned chunks: read documents, tokenise with both tokenizers, cut at segment boundaries."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from datasets import concatenate_datasets, load_dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.batches import Chunk
 from matt_fast.segments import SPECIAL, align_segments_batch
 from matt_fast.vocabulary import special_affixes
 
@@ -38,6 +37,14 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
     Raises:
         ValueError: no readable file in the folder, an unknown format, or no such column.
     """
+    dataset = load_documents(source, split=split, text_field=text_field, streaming=True)
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    return _Texts(dataset)
+
+
+def load_documents(source: str | Path, *, split: str, text_field: str, streaming: bool) -> Dataset | IterableDataset:
+    """What `read_documents` reads, as a dataset with the column "text"; without streaming `datasets` keeps a copy."""
     path = Path(source)
     if path.exists():
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -50,10 +57,10 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         parts = []
         for name, paths in by_format.items():
             options, field = ({"sample_by": "document"}, "text") if name == "text" else ({}, text_field)
-            parts.append((load_dataset(name, data_files=paths, split="train", streaming=True, **options), field))
+            parts.append((load_dataset(name, data_files=paths, split="train", streaming=streaming, **options), field))
     else:
         try:
-            parts = [(load_dataset(str(source), split=split, streaming=True), text_field)]
+            parts = [(load_dataset(str(source), split=split, streaming=streaming), text_field)]
         except Exception as error:  # datasets raises many kinds, and few name the argument
             raise ValueError(
                 f"data: {str(source)!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
@@ -64,10 +71,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         if field not in columns:
             raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {field!r}")
         texts.append(part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"}))
-    dataset = concatenate_datasets(texts) if len(texts) > 1 else texts[0]
-    if seed is not None:
-        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return _Texts(dataset)
+    return concatenate_datasets(texts) if len(texts) > 1 else texts[0]
 
 
 @dataclass(frozen=True)
@@ -86,114 +90,6 @@ class Side:
     tokenizer: PreTrainedTokenizerBase
     rows: int  # of the embedding: no id may reach it
     max_length: int  # tokens of a chunk, special ones included
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student]."""
-
-    teacher_ids: NDArray[np.int64]
-    student_ids: NDArray[np.int64]
-    teacher_segments: NDArray[np.int64]
-    student_segments: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Chunks as rectangular int64 tensors, ids and segments [B, n] padded on the right; padding has segment id -100."""
-
-    teacher_ids: torch.Tensor
-    student_ids: torch.Tensor
-    teacher_segments: torch.Tensor
-    student_segments: torch.Tensor
-    teacher_lengths: torch.Tensor  # [B], tokens without padding
-    student_lengths: torch.Tensor
-    tokens: int  # student tokens without padding
-    skipped: Counter  # what was left out on the way to this batch, by reason
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch with its token ids on `device`. The rest stays: losses read segments and lengths on the CPU."""
-        ids = {name: getattr(self, name).to(device, non_blocking=True) for name in ("teacher_ids", "student_ids")}
-        return replace(self, **ids)
-
-
-class AlignedBatches(IterableDataset):
-    """An endless stream of training batches; each pass over the documents is shuffled anew.
-
-    Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
-    in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
-    are longer than a chunk.
-
-    Args:
-        source, split, text_field: as `read_documents`.
-        teacher, student: the two sides.
-        batch_size: chunks per batch.
-        seed: of the order of the documents.
-        process, processes: this process takes every `processes`-th document.
-
-    Raises (while iterating):
-        ValueError: a pass over the data gave not one chunk, or a token's id has no embedding row.
-    """
-
-    def __init__(
-        self,
-        source: str | Path,
-        teacher: Side,
-        student: Side,
-        *,
-        batch_size: int,
-        seed: int,
-        split: str = "train",
-        text_field: str = "text",
-        process: int = 0,
-        processes: int = 1,
-    ):
-        self.source, self.split, self.text_field = source, split, text_field
-        self.teacher, self.student = teacher, student
-        self.batch_size, self.seed = batch_size, seed
-        self.process, self.processes = process, processes
-
-    def __iter__(self) -> Iterator[Batch]:
-        skipped: Counter = Counter()
-        chunks = self._chunks(skipped)
-        while True:
-            batch = list(itertools.islice(chunks, self.batch_size))
-            yield collate(batch, Counter(skipped))
-            skipped.clear()
-
-    def in_background(self) -> Iterator[Batch]:
-        """The batches, made ahead in a worker process; its errors are raised here as they are."""
-        for item in DataLoader(_ErrorsAsItems(self), batch_size=None, num_workers=1):
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def _chunks(self, skipped: Counter) -> Iterator[Chunk]:
-        for epoch in itertools.count():
-            documents = read_documents(
-                self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch
-            )
-            mine = itertools.islice(documents, self.process, None, self.processes)
-            found = False
-            for chunk in make_chunks(mine, self.teacher, self.student, skipped):
-                found = True
-                yield chunk
-            if not found:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
-                raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
-
-
-class _ErrorsAsItems(IterableDataset):
-    """A worker's exception would arrive with its traceback for a message; as an item it arrives as it is."""
-
-    def __init__(self, batches: AlignedBatches):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[Batch | Exception]:
-        try:
-            yield from self.batches
-        except Exception as error:
-            yield error
 
 
 def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
@@ -278,24 +174,3 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
             )
         yield Chunk(*cut_ids, *cut_segments)
         first = last
-
-
-def collate(chunks: list[Chunk], skipped: Counter, multiple_of: int = 1) -> Batch:
-    """Chunks as one batch, padded on the right to the longest one's length, or to the next multiple of a number."""
-
-    def pad(field: str, value: int) -> torch.Tensor:
-        rows = [torch.from_numpy(getattr(chunk, field)) for chunk in chunks]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
-        return torch.nn.functional.pad(padded, (0, -padded.shape[1] % multiple_of), value=value)
-
-    return Batch(
-        # Padding takes any id that occurs: causal attention never sees it, and no new row is touched.
-        teacher_ids=pad("teacher_ids", int(chunks[0].teacher_ids[0])),
-        student_ids=pad("student_ids", int(chunks[0].student_ids[0])),
-        teacher_segments=pad("teacher_segments", SPECIAL),
-        student_segments=pad("student_segments", SPECIAL),
-        teacher_lengths=torch.tensor([len(chunk.teacher_ids) for chunk in chunks]),
-        student_lengths=torch.tensor([len(chunk.student_ids) for chunk in chunks]),
-        tokens=sum(len(chunk.student_ids) for chunk in chunks),
-        skipped=skipped,
-    )

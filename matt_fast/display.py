@@ -69,6 +69,7 @@ def print_result(console: Console, result: TransferResult) -> None:
     lines = [
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
         f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s",
+        f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
         *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),

@@ -80,24 +80,42 @@ class EmbeddingTable:
 class RowAdamW:
     """AdamW without weight decay on some rows of a table at a time, with moments for each row.
 
-    A row that does not occur in a step keeps its values and moments; its bias correction counts its own updates. On
-    rows that occur in every step it equals `torch.optim.AdamW(weight_decay=0)`.
+    Lazy moments: a row that does not occur in a step keeps its values and moments; its bias correction counts its own
+    updates. Dense ones: such a row has a gradient of zero, so its moments fade and it moves on with what is left of
+    them, and a step costs as much as the table is large; this is `torch.optim.AdamW(weight_decay=0)`. The two are equal
+    on rows that occur in every step, and leave rows that never occurred as they are.
 
     Args:
         table: [rows, hidden] float32, updated in place.
         lr, betas, eps: as in torch.optim.AdamW.
+        moments: "lazy" or "dense".
     """
 
-    def __init__(self, table: torch.Tensor, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+    def __init__(
+        self,
+        table: torch.Tensor,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        moments: str = "lazy",
+    ):
         self.table, self.lr, self.betas, self.eps = table, lr, betas, eps
+        self.dense = moments == "dense"
         self.first_moment = torch.zeros_like(table)
         self.second_moment = torch.zeros_like(table)
-        self.updates = torch.zeros(len(table), 1, dtype=torch.int64, device=table.device)
+        self.updates = 0 if self.dense else torch.zeros(len(table), 1, dtype=torch.int64, device=table.device)
 
     @torch.no_grad()
     def step(self, slots: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Update the rows `slots` ([r] int64, distinct) with their gradient [r, hidden]."""
+        """One step in which the rows `slots` ([r] int64, distinct) have the gradient [r, hidden]."""
         beta1, beta2 = self.betas
+        if self.dense:
+            self.updates += 1
+            self.first_moment.mul_(beta1).index_add_(0, slots, gradient, alpha=1 - beta1)
+            self.second_moment.mul_(beta2).index_add_(0, slots, gradient.square(), alpha=1 - beta2)
+            denominator = (self.second_moment / (1 - beta2**self.updates)).sqrt_().add_(self.eps)
+            self.table.addcdiv_(self.first_moment, denominator.mul_(1 - beta1**self.updates), value=-self.lr)
+            return
         updates = self.updates[slots] + 1
         first = self.first_moment[slots].lerp_(gradient, 1 - beta1)
         second = self.second_moment[slots].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -4,7 +4,6 @@ A thin layer over the recipe's own parts. What differs: documents are cut into c
 tokens are matched by their bytes, frozen embeddings combine with `with_ntp`, and a mismatch is an error.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -24,11 +23,12 @@ from matt_fast.data import Side
 from matt_fast.embeddings import EmbeddingTable, embed
 from matt_fast.head import Head, logit_rule
 from matt_fast.matt_config import PRECISIONS, MATTConfig
-from matt_fast.matt_data import DATA_VERSION, HIGHEST_IDS, batches, identity, prepare
+from matt_fast.matt_data import batches
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.objectives import Student
 from matt_fast.options import TrainingOptions
+from matt_fast.prepared import HIGHEST_IDS, data_key, prepare
 from matt_fast.training import Progress, freeze, train
 from matt_fast.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
 
@@ -149,8 +149,7 @@ class MATT:
                 f"text_column_name: wanted one of the columns {dataset.column_names}, got {text_column_name!r}"
             )
         tokenizers = (self.teacher_tokenizer, self.student_tokenizer)
-        key = [DATA_VERSION, dataset._fingerprint, text_column_name, max_length, *map(identity, tokenizers)]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        digest = data_key(dataset, text_column_name, tokenizers, max_length)
         folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
         state = PartialState(cpu=self.config.accelerator == "cpu")
         with state.main_process_first():  # the others find it made

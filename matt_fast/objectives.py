@@ -1,16 +1,17 @@
 """What the new embeddings are trained for: each objective is a loss between what the two sides did with one batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
+from matt_fast.batches import PADDING, Batch
 from matt_fast.capture import AttentionInputs, Capture, capture
-from matt_fast.data import Batch
 from matt_fast.embeddings import BatchRows, EmbeddingTable, embed
 from matt_fast.head import Head
-from matt_fast.loss import aim_loss
+from matt_fast.loss import aim_loss, tile_planner
 from matt_fast.options import TrainingOptions
 
 
@@ -63,55 +64,47 @@ class Pass:
     options: TrainingOptions
 
 
-def aim(given: Pass, variant: str = "aim") -> torch.Tensor:
+def aim(given: Pass) -> torch.Tensor:
     """Attention influence at the target layer (paper, eq. 3 to 10)."""
-    layer = given.n_layers - 1
-    return _aim(given, given.teacher.attention[layer], given.student.attention[layer], variant)
+    return _aim(given, given.n_layers - 1, "aim")
 
 
 def aim_star(given: Pass) -> torch.Tensor:
     """The outputs of the target layer's attention at segment ends (paper §3.4)."""
-    return aim(given, "aim_star")
+    return _aim(given, given.n_layers - 1, "aim_star")
 
 
 def aim_all_layers(given: Pass) -> torch.Tensor:
     """The mean of the AIM losses of all layers up to the target layer (the paper's ablation)."""
-    layers = range(given.n_layers)
-    losses = [_aim(given, given.teacher.attention[i], given.student.attention[i], "aim") for i in layers]
-    return torch.stack(losses).mean()
+    return torch.stack([_aim(given, layer, "aim") for layer in range(given.n_layers)]).mean()
 
 
 def token_distillation(given: Pass) -> torch.Tensor:
     """Mean squared error of the hidden states behind the target layer at segment ends (Token Distillation)."""
-    ends = [_places(_segment_ends(x)) for x in (given.batch.teacher_segments, given.batch.student_segments)]
-    states = [
-        side.hidden.flatten(0, 1)[end.to(side.hidden.device)].float()
-        for side, end in zip((given.teacher, given.student), ends, strict=True)
-    ]
-    return torch.nn.functional.mse_loss(states[1], states[0])
+    places = given.batch.places
+    teacher, student = (
+        side.hidden.flatten(0, 1)[ends].to(torch.promote_types(side.hidden.dtype, torch.float32))
+        for side, ends in ((given.teacher, places.teacher_ends), (given.student, places.student_ends))
+    )
+    return torch.nn.functional.mse_loss(student, teacher)
 
 
 def boundary_head(given: Pass) -> torch.Tensor:
     """Cross-entropy of the first student token of each segment given the teacher's final state before the segment.
 
-    Trains output rows without a pass through the student.
+    Trains output rows without a pass through the student. The first segment of a document counts only where special
+    tokens stand before it.
     """
-    teacher, student = boundary_pairs(given.batch)
-    hidden = given.teacher.head_input.flatten(0, 1)
-    return given.head.loss(
-        hidden[teacher.to(hidden.device)],
-        given.batch.student_ids.flatten()[student.to(hidden.device)],
-        given.rows.output,
-    )
+    places = given.batch.places
+    hidden = given.teacher.head_input.flatten(0, 1)[places.teacher_before]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[places.student_first], given.rows.output)
 
 
 def next_token(given: Pass) -> torch.Tensor:
     """Cross-entropy of every next token under the whole student (NTP)."""
-    columns = torch.arange(given.batch.student_ids.shape[1] - 1)
-    scored = columns + 1 < given.batch.student_lengths[:, None]
-    hidden = given.student.head_input
-    rows, columns = (x.to(hidden.device, non_blocking=True) for x in scored.nonzero().unbind(1))
-    return given.head.loss(hidden[rows, columns], given.batch.student_ids[rows, columns + 1], given.rows.output)
+    predicting = given.batch.places.predicting
+    hidden = given.student.head_input.flatten(0, 1)[predicting]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[predicting + 1], given.rows.output)
 
 
 @dataclass(frozen=True)
@@ -165,9 +158,9 @@ def teacher_pass(
     wanted = _wanted({_OBJECTIVES[name].teacher for name in options.objectives()}, n_layers, options)
     if not wanted:
         return Capture()
+    visibility = _visibility(batch.teacher_documents, batch, causal)
     with torch.no_grad():
-        mask = _mask(batch.teacher_ids, batch.teacher_lengths, causal)
-        return capture(model, **wanted, **mask, input_ids=batch.teacher_ids)
+        return capture(model, **wanted, **visibility, compiled=options.compile, input_ids=batch.teacher_ids)
 
 
 def student_pass(
@@ -183,9 +176,10 @@ def student_pass(
     wanted = _wanted({_OBJECTIVES[name].student for name in options.objectives()}, n_layers, options)
     if not wanted:
         return Capture()
-    mask = _mask(batch.student_ids, batch.student_lengths, causal)
+    visibility = _visibility(batch.student_documents, batch, causal)
+    layers = {"checkpointing": options.checkpointing, "compiled": options.compile}
     embedded = embed(model.get_input_embeddings(), rows.input, batch.student_ids)
-    return capture(model, **wanted, **mask, checkpointing=options.checkpointing, inputs_embeds=embedded)
+    return capture(model, **wanted, **visibility, **layers, inputs_embeds=embedded)
 
 
 def losses_of(given: Pass) -> dict[str, torch.Tensor]:
@@ -202,43 +196,55 @@ def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def boundary_pairs(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat indices into [B, n]: the teacher's last token before each segment, and the student's first token of it.
+def plan_ahead(model: PreTrainedModel, n_layers: int, options: TrainingOptions) -> Callable[[Batch], Batch]:
+    """What data workers do to batches for these objectives: where kernels run, they plan their tiles."""
+    names = options.objectives()
+    wanted = _wanted({_OBJECTIVES[name].student for name in names} & {"attention", "all"}, n_layers, options)
+    layers = {}
+    if wanted:
+        one_token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            layers = capture(model, **wanted, input_ids=one_token).attention
+    variants = {"aim_star" if name == "aim_star" else "aim" for name in names if name.startswith("aim")}
+    planners = {
+        (variant, layer.sliding_window): tile_planner(layer.states, **_aim_options(layer, variant, options))
+        for layer in layers.values()
+        for variant in variants
+    }
+    return partial(_with_plans, {name: planner for name, planner in planners.items() if planner is not None})
 
-    The first segment of a row has a pair only where special tokens stand before it.
-    """
-    teacher, student = (_segment_starts(x) for x in (batch.teacher_segments, batch.student_segments))
-    has_context = torch.arange(teacher.shape[1]) > 0
-    first_teacher, first_student = _places(teacher), _places(student)
-    kept = has_context.expand_as(teacher).flatten()[first_teacher]
-    return first_teacher[kept] - 1, first_student[kept]
+
+def _with_plans(planners: dict[tuple, Callable], batch: Batch) -> Batch:
+    documents = {"teacher_documents": batch.teacher_documents, "student_documents": batch.student_documents}
+    ids = batch.teacher_segments, batch.student_segments
+    return replace(batch, plans={name: planner(*ids, **documents) for name, planner in planners.items()})
 
 
-def _aim(given: Pass, teacher: AttentionInputs, student: AttentionInputs, variant: str) -> torch.Tensor:
+def _aim_options(layer: AttentionInputs, variant: str, options: TrainingOptions) -> dict:
+    return {
+        "variant": variant,
+        "metric": options.metric,
+        "reduction": options.reduction,
+        "backend": options.backend,
+        "sliding_window": layer.sliding_window,
+        "causal": layer.causal,
+    }
+
+
+def _aim(given: Pass, layer: int, variant: str) -> torch.Tensor:
+    teacher, student = given.teacher.attention[layer], given.student.attention[layer]
     return aim_loss(
         teacher.states,
         student.states,
         given.batch.teacher_segments,
         given.batch.student_segments,
-        teacher_documents=teacher.documents,
-        student_documents=student.documents,
-        variant=variant,
-        metric=given.options.metric,
-        reduction=given.options.reduction,
+        teacher_documents=given.batch.teacher_documents,
+        student_documents=given.batch.student_documents,
         scale=student.scale,
-        sliding_window=student.sliding_window,
         softcap=student.softcap,
-        causal=student.causal,
-        backend=given.options.backend,
+        plan=given.batch.plans.get((variant, student.sliding_window)),
+        **_aim_options(student, variant, given.options),
     )
-
-
-def _mask(ids: torch.Tensor, lengths: torch.Tensor, causal: bool) -> dict[str, torch.Tensor]:
-    """The attention mask of an encoder; a causal model never sees the padding behind it."""
-    if causal:
-        return {}
-    columns = torch.arange(ids.shape[1])
-    return {"attention_mask": (columns < lengths[:, None]).long().to(ids.device)}
 
 
 def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> dict:
@@ -252,20 +258,11 @@ def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> 
         "hidden": hidden,
         "head": "head" in kinds,
         "attn_implementation": options.attn_implementation,
-        "compiled": options.compile,
     }
 
 
-def _segment_ends(segments: torch.Tensor) -> torch.Tensor:
-    """[B, n] bool: the last token of each segment. Ids are consecutive within a segment, negative outside."""
-    following = torch.nn.functional.pad(segments[:, 1:], (0, 1), value=-1)
-    return (segments >= 0) & (segments != following)
-
-
-def _segment_starts(segments: torch.Tensor) -> torch.Tensor:
-    before = torch.nn.functional.pad(segments[:, :-1], (1, 0), value=-1)
-    return (segments >= 0) & (segments != before)
-
-
-def _places(mask: torch.Tensor) -> torch.Tensor:
-    return mask.flatten().nonzero().flatten()
+def _visibility(documents: torch.Tensor, batch: Batch, causal: bool) -> dict:
+    """The argument of `capture` that hides documents and padding from each other; causal rows of one need none."""
+    if batch.packed:
+        return {"documents": documents}
+    return {} if causal else {"attention_mask": (documents != PADDING).long().to(batch.student_ids.device)}

@@ -20,14 +20,18 @@ class TrainingOptions:
         warmup_steps: the rate rises linearly from 0 over so many steps at the start.
         decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
             of the steps that the warm-up leaves if None, 0 for a constant rate.
+        moments: of AdamW, for rows that a step's batches do not have: "lazy" leaves them and their moments alone,
+            "dense" moves them on as their moments fade, which takes time with the size of the vocabulary.
         accumulation: batches per update.
+        packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
             memory, more time.
-        compile: run the layers of both sides through torch.compile, but for those whose attention is captured.
+        compile: run the layers of both sides through torch.compile, but for those whose attention is captured; not with
+            packing.
     """
 
     objective: str = "token-distillation"
@@ -35,7 +39,9 @@ class TrainingOptions:
     lr: float = 3e-3
     warmup_steps: int = 0
     decay_steps: int | None = None
+    moments: str = "lazy"
     accumulation: int = 1
+    packing: bool = False
     max_grad_norm: float | None = 1.0
     metric: str = "mse"
     reduction: str = "pairs"
@@ -47,6 +53,11 @@ class TrainingOptions:
     def __post_init__(self):
         if "aim-all-layers" in self.objectives() and self.checkpointing:
             raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
+        if self.packing and self.compile:
+            raise ValueError(
+                "packing and compile: wanted one of them, got both: attention runs on one document at a time, and "
+                "layers would be compiled anew for the documents of each batch"
+            )
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
@@ -64,6 +75,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        if self.moments not in ("lazy", "dense"):
+            raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
         AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
 
     def lr_at(self, step: int) -> float:

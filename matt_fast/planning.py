@@ -66,9 +66,9 @@ def plan(
 ) -> Plan:
     """Predict what a training step of `transfer` will take; no weights are read, and no data.
 
-    Counted are the tensors in use at once where both sides have full rows and every token has a row of its own: real
-    batches take a little less. What a device's driver and libraries keep for themselves comes on top, as does what the
-    allocator cannot use (on a GPU together 1 to 2 GiB).
+    Counted are the tensors in use at once where both sides have full rows of one document and every token has a row of
+    its own: real batches take a little less, packed ones about as much, or less. What a device's driver and libraries
+    keep for themselves comes on top, as does what the allocator cannot use (on a GPU together 1 to 2 GiB).
 
     Args:
         model, tokenizer: folders or hub names; of the model its configuration and tokenizer are read.

@@ -14,15 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast import export
 from matt_fast.card import model_card
-from matt_fast.data import AlignedBatches, Side, read_documents
+from matt_fast.data import Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
 from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Method, Rows, initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
-from matt_fast.objectives import Student, trains_output
+from matt_fast.objectives import Student, plan_ahead, trains_output
 from matt_fast.options import TrainingOptions
+from matt_fast.parallel import read_pairs
+from matt_fast.prepared import prepare_once
 from matt_fast.result import TransferResult
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher, only_errors
 from matt_fast.training import Progress, freeze, train
 from matt_fast.vocabulary import VocabularyPair
@@ -38,6 +41,7 @@ def transfer(
     *,
     init: str | Path | Method = "mean",
     donor: str | Path | None = None,
+    parallel: str | Path | None = None,
     freeze_shared: bool = True,
     n_layers: int | None = None,
     max_length: int = 512,
@@ -46,6 +50,7 @@ def transfer(
     precision: str = "auto",
     split: str = "train",
     text_field: str = "text",
+    data_cache: str | Path | None = None,
     eval_data: str | Path | None = None,
     eval_pieces: int = 40,
     seed: int = 0,
@@ -63,14 +68,17 @@ def transfer(
         output: folder to write; it must be new or empty. Nothing is left there if the work fails.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
         donor: model with the new vocabulary, for init "omp".
+        parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
-        batch_size: chunks per batch and process.
+        batch_size: rows per batch and process; a row is one chunk, or `max_length` tokens of them with packing.
         training: steps, learning rate, loss; see `TrainingOptions`.
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
             bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
         split, text_field: of the data.
+        data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
+            found again; they are made during training if None.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
         eval_pieces: pieces of 2,048 bytes of it to score, at most.
         seed: of initialisation and order of the data.
@@ -96,6 +104,7 @@ def transfer(
     teacher = Teacher(model, **options)
     n_layers = max(1, round(teacher.depth / 3)) if n_layers is None else n_layers
     held_out = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
+    pairs = None if parallel is None else read_pairs(parallel)
     evaluations: dict[str, Evaluation] = {}
 
     def measure(name: str, measured: PreTrainedModel, its_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,7 +131,7 @@ def transfer(
 
     stages.begin("initialisation")
     texts = read_documents(data, split=split, text_field=text_field)
-    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, **options)
+    start = initial_rows(trunk, vocabulary, init, seed, texts=texts, donor=donor, parallel=pairs, **options)
     if start.output is not None and not with_head:
         warnings.warn(
             "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "
@@ -137,6 +146,16 @@ def transfer(
         measure("initialised", full, vocabulary.student)
         del full
 
+    sides = (
+        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+        Side("student", vocabulary.student, vocabulary.rows, max_length),
+    )
+    prepared = None
+    if data_cache is not None:
+        stages.begin("data")
+        with accelerator.local_main_process_first():  # the others find it made
+            prepared = prepare_once(data_cache, data, *sides, split=split, text_field=text_field)
+
     stages.begin("training")
     memory_before = peak_memory(accelerator.device)
     reset_peak_memory(accelerator.device)
@@ -145,12 +164,14 @@ def transfer(
     student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
     stream = AlignedBatches(
         data,
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
-        Side("student", vocabulary.student, vocabulary.rows, max_length),
+        *sides,
         batch_size=batch_size,
         seed=seed,
         split=split,
         text_field=text_field,
+        prepared=prepared,
+        packing=training.packing,
+        finish=plan_ahead(trunk, n_layers, training),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -19,10 +20,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
-from matt_fast.data import Batch
+from matt_fast.batches import Batch, Chunk, collate
 from matt_fast.embeddings import BatchRows, RowAdamW
 from matt_fast.head import Head
-from matt_fast.objectives import Pass, StepRows, combine, losses_of, student_pass, teacher_pass, trains_output
+from matt_fast.objectives import (
+    Pass,
+    StepRows,
+    combine,
+    losses_of,
+    plan_ahead,
+    student_pass,
+    teacher_pass,
+    trains_output,
+)
 from matt_fast.options import TrainingOptions
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -134,6 +144,18 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = plain
 
 
+@contextmanager
+def shapes_only(model: PreTrainedModel) -> Iterator[None]:
+    """Say so where a model asks for values."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be planned without its weights, since what it computes depends on "
+            f"their values: {error}"
+        ) from error
+
+
 def _attention_flops(query, key, value, *rest, out_val=None, **options) -> int:
     key_shape, value_shape = ((*query.shape[:2], *x.shape[2:]) for x in (key, value))
     return sdpa_flop_count(query.shape, key_shape, value_shape)
@@ -171,24 +193,21 @@ def simulate(
     Raises:
         ValueError: the model looks at the values of its tensors, as a mixture of experts may.
     """
+    with FullRows(), fused_attention(), shapes_only(model):
+        planned = plan_ahead(model, n_layers, options)(_batch(length, batch_size))
     memory = Memory("frozen weights")
     for tensor in (*model.parameters(), *model.buffers()):
         memory.add(tensor)
-    with memory, FullRows(), fused_attention():
+    with FullRows(), fused_attention(), memory:
         memory.part = "new rows, moments"
         optimizers, head = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
-        batch = _batch(length, batch_size)
+        batch = planned.to(model.device)
         rows = _rows(model, vocabulary, batch.tokens * options.accumulation, optimizers)
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
-            try:
+            with shapes_only(model):
                 loss = _loss(model, rows, head, batch, n_layers, options, memory)
-            except (RuntimeError, NotImplementedError) as error:
-                raise ValueError(
-                    f"model: {type(model).__name__} cannot be planned without its weights, since what it computes "
-                    f"depends on their values: {error}"
-                ) from error
             memory.part = "backward"
             if loss.requires_grad:
                 loss.backward()
@@ -202,10 +221,9 @@ def simulate(
 
 def _batch(length: int, batch_size: int) -> Batch:
     """Every other segment has two tokens: between the 1.3 and 1.6 tokens of a segment that real tokenizers give."""
-    segments = (torch.arange(length) * 2 // 3).repeat(batch_size, 1)
-    lengths = torch.full((batch_size,), length)
-    ids = torch.empty(batch_size, length, dtype=torch.int64, device="meta")
-    return Batch(ids, ids.clone(), segments, segments, lengths, lengths, ids.numel(), Counter())
+    segments = np.arange(length) * 2 // 3
+    ids = np.arange(batch_size * length).reshape(batch_size, length)
+    return collate([[Chunk(row, row, segments, segments)] for row in ids], Counter())
 
 
 def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOptions):
@@ -214,7 +232,7 @@ def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOpt
     with_head = trains_output(options.objectives())
     tied = not with_head or model.get_output_embeddings().weight is weight
     tables = [weight.new_empty(vocabulary.trainable, weight.shape[1], dtype=torch.float32) for _ in range(2 - tied)]
-    optimizers = [RowAdamW(table, options.lr) for table in tables]
+    optimizers = [RowAdamW(table, options.lr, moments=options.moments) for table in tables]
     return optimizers, Head(weight.new_empty(vocabulary.rows, weight.shape[1]), fused=False) if with_head else None
 
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from matt_fast.data import Batch
+from matt_fast.batches import Batch
 from matt_fast.embeddings import RowAdamW
 from matt_fast.objectives import StepRows, Student, combine, losses
 from matt_fast.options import TrainingOptions
@@ -21,7 +21,8 @@ from matt_fast.options import TrainingOptions
 class Progress:
     """What happened so far in this process, handed to the progress callback after each step.
 
-    `parts` has the values of the objectives of the last step by name, before they are scaled to the first.
+    `parts` has the values of the objectives of the last step by name, before they are scaled to the first; `padding` is
+    the share of both sides' tokens that is padding, `waiting` the share of the time in which the loop waited for data.
     """
 
     step: int = 0
@@ -32,6 +33,17 @@ class Progress:
     seconds: float = 0.0
     steps_without_new_tokens: int = 0
     skipped: Counter = field(default_factory=Counter)
+    padding_tokens: int = 0
+    all_tokens: int = 0
+    seconds_waiting: float = 0.0
+
+    @property
+    def padding(self) -> float:
+        return self.padding_tokens / self.all_tokens
+
+    @property
+    def waiting(self) -> float:
+        return self.seconds_waiting / self.seconds
 
 
 def train(
@@ -67,14 +79,19 @@ def train(
         FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
     """
     names = options.objectives()
-    optimizers = [RowAdamW(table.trainable, options.lr) for table in student.tables]
+    optimizers = [RowAdamW(table.trainable, options.lr, moments=options.moments) for table in student.tables]
     progress = Progress()
     seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
     start = time.perf_counter()
     for step in range(1, options.steps + 1):
+        asked = time.perf_counter()
         micro_batches = [next(batches) for _ in range(options.accumulation)]
+        progress.seconds_waiting += time.perf_counter() - asked
         for batch in micro_batches:
             progress.tokens += batch.tokens
+            padding, in_all = batch.padding
+            progress.padding_tokens += padding
+            progress.all_tokens += in_all
             progress.skipped.update(batch.skipped)
             in_text = batch.student_ids[batch.student_segments >= 0]
             seen.index_add_(0, in_text, torch.ones_like(in_text))
@@ -92,8 +109,9 @@ def train(
         progress.loss, *values = _update(rows, sums, optimizers, options, accelerator, step)
         progress.parts = dict(zip(names, values, strict=True))
         if student.head is not None:
-            trained, table = rows.output, student.tables[-1]
-            student.head.update(trained.ids[trained.positions], table.trainable[trained.slots])
+            table = student.tables[-1]
+            moved = slice(None) if options.moments == "dense" else rows.output.slots
+            student.head.update(table.trainable_ids[moved], table.trainable[moved])
         progress.losses.append(progress.loss)
         progress.steps_without_new_tokens += len(rows.input.slots) == 0
         progress.seconds = time.perf_counter() - start
@@ -139,7 +157,7 @@ def _update(
 
 def _distinct_ids(micro_batches: list[Batch], accelerator: Accelerator) -> torch.Tensor:
     """The student ids of a step, of all processes: their gradients are averaged row by row."""
-    ids = torch.cat([batch.student_ids.flatten() for batch in micro_batches]).unique()
+    ids = torch.cat([batch.distinct_ids for batch in micro_batches])
     if accelerator.num_processes > 1:
         ids = accelerator.gather(accelerator.pad_across_processes(ids, pad_index=int(ids[0])))
     return ids

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from real_tokenizers import REAL_TOKENIZERS
 from tiny import TEXTS, byte_level, new_tokenizer
 
-from matt_fast.data import AlignedBatches, Side, make_chunks, read_documents
+from matt_fast.data import Side, make_chunks, read_documents
 from matt_fast.segments import align_segments
+from matt_fast.stream import AlignedBatches
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
 STUDENT = new_tokenizer()

@@ -56,6 +56,28 @@ def test_rows_in_every_step_follow_adamw():
     torch.testing.assert_close(table.trainable, reference.detach())
 
 
+@pytest.mark.parametrize("moments", ["lazy", "dense"])
+@pytest.mark.parametrize("occurring", ["all", "some"])
+def test_moments_against_adamw_with_zero_gradients(moments, occurring):
+    """Dense moments are AdamW's everywhere; lazy ones where a row occurs in every step, or never did."""
+    table, _, initial = make_table([-1] * 6)
+    reference = table.trainable.clone().requires_grad_()
+    adamw = torch.optim.AdamW([reference], lr=0.03, weight_decay=0.0)
+    ours = RowAdamW(table.trainable, lr=0.03, moments=moments)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(20):
+        slots = torch.arange(6) if occurring == "all" else torch.tensor([4, 0, 1 + step % 2])
+        gradient = torch.randn(len(slots), HIDDEN, generator=generator)
+        reference.grad = torch.zeros_like(reference).index_copy(0, slots, gradient)
+        ours.lr = adamw.param_groups[0]["lr"] = 0.03 / (1 + step)
+        ours.step(slots, gradient)
+        adamw.step()
+    equal = [torch.allclose(*rows, rtol=1e-5, atol=1e-6) for rows in zip(table.trainable, reference, strict=True)]
+    assert equal == ([True] * 6 if "all" in occurring or moments == "dense" else [True, False, False] + [True] * 3)
+    if occurring == "some":
+        assert torch.equal(table.trainable[[3, 5]], initial[[3, 5]])
+
+
 def test_a_row_that_does_not_occur_is_untouched_and_later_corrected_by_its_own_count():
     table, _, _ = make_table([-1, -1])
     before = table.trainable.clone()

@@ -1,6 +1,7 @@
 """The examples on tiny models: what they minimise against float64 without padding, and that they train nothing else."""
 
 import copy
+import gzip
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from matt_fast import aim_loss, align_segments, capture_attention
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import aligned_batches
+import parallel_text
 
 LAYER = 1
 ROWS = [{"text": text} for text in TEXTS]
@@ -174,3 +176,27 @@ def test_lightning_module(tmp_path):
 @pytest.mark.parametrize("name", ["aligned_batches", "plain_loop", "trainer", "lightning_module"])
 def test_each_is_short(name):
     assert len(Path(aligned_batches.__file__).with_name(f"{name}.py").read_text().splitlines()) < 40
+
+
+def test_parallel_text_follows_the_structure_of_pages(tmp_path):
+    """A block more, one that is not translated, code, links, and sentences where both sides have equally many."""
+    english = (
+        "<head><title>T</title></head><h1>Packages</h1><p>One package. Two packages!</p><dd>Only here.</dd>"
+        '<p>See <a href="ch02.en.html#x">chapter 2</a>. It is long.</p><pre>apt-get</pre><ul><li>Same<li>First.</ul>'
+    )
+    german = (
+        "<head><title>T</title></head><h1>Pakete</h1><p>Ein Paket. Zwei Pakete!</p>"
+        '<p>Siehe das lange <a href="ch02.de.html#x">Kapitel\n 2</a>.</p><pre>apt-get</pre><ul><li>Same<li>Erstens.'
+    )
+    (tmp_path / "a.en.html").write_text(english)
+    (tmp_path / "de").mkdir()
+    (tmp_path / "de" / "a.de.html.gz").write_bytes(gzip.compress(german.encode()))
+    ours, theirs = parallel_text.pages(tmp_path / "."), parallel_text.pages(tmp_path / "de")
+    assert set(theirs) == {"a"} < set(ours)
+    assert list(parallel_text.page_pairs(ours["a"], theirs["a"])) == [
+        ("Packages", "Pakete"),
+        ("One package.", "Ein Paket."),
+        ("Two packages!", "Zwei Pakete!"),
+        ("See chapter 2. It is long.", "Siehe das lange Kapitel 2."),
+        ("First.", "Erstens."),
+    ]

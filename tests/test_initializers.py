@@ -119,7 +119,7 @@ def test_a_folder_that_does_not_fit_or_does_not_exist(tmp_path):
     vocabulary = VocabularyPair(tokenizer, new_tokenizer(), 275)
     with pytest.raises(ValueError, match=r"init: wanted input_embeddings with at least 330 rows .* got \(275, 32\)"):
         initial_rows(teacher, vocabulary, tmp_path / "teacher", seed=0)
-    with pytest.raises(ValueError, match=r"init: wanted mean, .* omp-self, a model folder or a"):
+    with pytest.raises(ValueError, match=r"init: wanted mean, .* omp-self, .* a model folder or a"):
         initial_rows(teacher, vocabulary, tmp_path / "nothing", seed=0)
 
 

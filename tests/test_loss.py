@@ -491,6 +491,7 @@ def bad_calls():
         "softcap": ({"softcap": -1.0}, ValueError, "softcap must be above 0"),
         "scale": ({"scale": "x"}, TypeError, "scale must be a number"),
         "causal": ({"causal": 1}, TypeError, "causal must be a bool"),
+        "plan": ({"plan": object(), "backend": "torch"}, ValueError, "plan: wanted None for an engine other than"),
         "tuple": ({"student": (q, k)}, TypeError, "student must be a tuple .q, k, v. of three tensors; got tuple of 2"),
         "tensor": ({"student": (q, k, 3)}, TypeError, "student v must be a tensor; got int"),
         "dtype": ({"student": (q.long(), k, v)}, TypeError, "student q must be float64"),

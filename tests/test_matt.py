@@ -32,7 +32,8 @@ from transformers import (
 )
 
 from matt_fast import MATT, MATTConfig, MATTOutput, aim_impl, aim_loss, aim_star_impl
-from matt_fast.data import Side, collate, make_chunks
+from matt_fast.batches import collate
+from matt_fast.data import Side, make_chunks
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.head import Head
 from matt_fast.modeling import (
@@ -633,10 +634,9 @@ def test_an_end_token_that_is_also_padding_is_learned(setting):
         single="$A </s>", special_tokens=[("</s>", end)]
     )
     sides = Side("teacher", matt.teacher_tokenizer, ROWS, 40), Side("student", student, ROWS, 40)
-    batch = collate(list(itertools.islice(make_chunks(TEXTS, *sides, Counter()), 3)), Counter(), 8)
-    assert all(
-        int(row[length - 1]) == end for row, length in zip(batch.student_ids, batch.student_lengths, strict=True)
-    )
+    batch = collate([[chunk] for chunk in itertools.islice(make_chunks(TEXTS, *sides, Counter()), 3)], Counter(), 8)
+    lengths = (batch.student_documents >= 0).sum(1)
+    assert all(int(row[length - 1]) == end for row, length in zip(batch.student_ids, lengths, strict=True))
     torch.manual_seed(0)
     hidden, weight = torch.randn(*batch.student_ids.shape, 4), torch.randn(ROWS, 4)
     rows = EmbeddingTable(weight, torch.full((ROWS,), -1), weight).rows(batch.student_ids)
@@ -647,8 +647,7 @@ def test_an_end_token_that_is_also_padding_is_learned(setting):
         head=Head(weight.clone()),
     )
     labels = batch.student_ids.clone()
-    for row, length in zip(labels, batch.student_lengths, strict=True):
-        row[length:] = -100
+    labels[batch.student_documents < 0] = -100
     expected = nn.functional.cross_entropy((hidden[:, :-1] @ weight.T).flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(next_token(given), expected)
 

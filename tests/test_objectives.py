@@ -1,6 +1,7 @@
 """Each objective against a plain rewrite of it, on batches that the recipe makes."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from matt_fast import TrainingOptions, aim_loss, capture, capture_attention, objectives
-from matt_fast.data import Batch, Side, collate, make_chunks
+from matt_fast.batches import Batch, collate
+from matt_fast.data import Side, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.objectives import combine, losses
 from matt_fast.options import OBJECTIVES
@@ -49,8 +51,8 @@ class Sides:
         from collections import Counter
 
         chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
-        self.batch: Batch = collate([chunks[0], chunks[3], chunks[-1]], Counter())
-        assert len(set(self.batch.student_lengths.tolist())) > 1  # there is padding
+        self.batch: Batch = collate([[chunks[0]], [chunks[3]], [chunks[-1]]], Counter())
+        assert len(set((self.batch.student_documents >= 0).sum(1).tolist())) > 1  # there is padding
 
     def losses(self, objective: str, rows=None, **options) -> dict[str, torch.Tensor]:
         rows = rows or self.student.rows(self.batch.student_ids)
@@ -80,7 +82,7 @@ def test_ntp_equals_the_loss_of_transformers_and_its_gradients(sides):
     ours.backward()
     student = sides.whole_student()
     labels = sides.batch.student_ids.clone()
-    labels[torch.arange(labels.shape[1]) >= sides.batch.student_lengths[:, None]] = -100
+    labels[sides.batch.student_documents < 0] = -100
     assert (labels == sides.vocabulary.student.pad_token_id).sum() == len(labels)  # eos counts, padding does not
     theirs = student(input_ids=sides.batch.student_ids, labels=labels).loss
     theirs.backward()
@@ -266,10 +268,26 @@ def test_training_lowers_every_objective_and_leaves_shared_rows_alone(sides, obj
     torch.testing.assert_close(sides.student.head.weight, sides.student.tables[-1].weight())
 
 
+def test_dense_moments_move_rows_of_earlier_batches_in_the_head_too(sides):
+    ids = sides.batch.student_ids
+    other = replace(sides.batch, student_ids=torch.full_like(ids, int(ids[0, 0])), distinct_ids=ids[0, :1])
+    options = TrainingOptions(objective="ntp", steps=3, moments="dense")
+    after = []
+    train(
+        sides.model, sides.model, sides.student, iter([sides.batch, other, other]), LAYERS, options,
+        Accelerator(cpu=True), lambda progress: after.append(sides.student.tables[-1].weight().clone()),
+    )  # fmt: skip
+    moved = sides.batch.distinct_ids[sides.student.tables[-1].slot[sides.batch.distinct_ids] >= 0]
+    moved = moved[moved != ids[0, 0]]
+    assert (after[1][moved] != after[2][moved]).any(1).all()
+    torch.testing.assert_close(sides.student.head.weight, after[-1])
+
+
 def test_a_batch_without_new_tokens_is_no_error(sides):
     """All rows frozen: nothing to train, and the step is counted."""
     frozen = sides.batch.student_ids.new_tensor(list(sides.vocabulary.matches))
     sides.batch.student_ids[:] = frozen[sides.batch.student_ids % len(frozen)]
+    sides.batch = replace(sides.batch, distinct_ids=sides.batch.student_ids.unique())
     before = sides.student.input.weight().clone()
     options = TrainingOptions(objective="aim+ntp", steps=2)
     progress, _ = train(

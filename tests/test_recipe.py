@@ -184,7 +184,8 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     """Two micro-batches through one set of rows give the mean of their gradients."""
     from collections import Counter
 
-    from matt_fast.data import AlignedBatches, Side
+    from matt_fast.data import Side
+    from matt_fast.stream import AlignedBatches
     from matt_fast.teacher import Teacher
 
     arguments, teacher_tokenizer = job
@@ -239,6 +240,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
     [
         ("objective", "aim2", "objective: wanted one or more of aim, aim_star, .* got 'aim2'"),
         ("objective", "aim+ntp+aim", r"objective: wanted each name once, got 'aim\+ntp\+aim'"),
+        ("moments", "none", "moments: wanted 'lazy' or 'dense', got 'none'"),
         ("warmup_steps", -1, "warmup_steps: wanted 0 or more, got -1"),
         ("decay_steps", 1001, "warmup_steps and decay_steps: wanted at most the 1000 steps together, got 0 and 1001"),
         ("warmup_steps", 1001, "wanted at most the 1000 steps together, got 1001 and 0"),
@@ -302,6 +304,19 @@ def test_the_command_line_transfers_and_evaluates(job):
     assert figure in (arguments["output"] / "README.md").read_text()
 
 
+def test_packing_fills_the_rows_and_says_so(job):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    shares = {}
+    for packing in ("--packing", "--no-packing"):
+        done = run(
+            "transfer", *paths, f"--output={arguments['output']}{packing}", "--steps=3", "--max-length=200", packing
+        )
+        assert done.exit_code == 0, done.output
+        shares[packing] = float(re.search(r"data\s+(\d+\.\d)% of the rows is padding", done.output)[1])
+    assert shares["--packing"] < shares["--no-packing"] / 2
+
+
 def test_the_command_line_names_what_is_wrong(job):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
@@ -357,3 +372,37 @@ def test_initialisers_side_by_side(job):
     result = transfer(**arguments, eval_data=arguments["data"])
     for name in ("original", "initialised"):
         assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output
+
+
+def test_parallel_text_from_the_command_line(job, tmp_path):
+    arguments, _ = job
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("".join(f"def {text.splitlines()[0]}\t{text.splitlines()[0]}\n" for text in TEXTS))
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    inits = [f"--init={name}" for name in ("mean", "transtokenizers", "wechsel", "tokalign")]
+    failed = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits)
+    assert "parallel: wanted pairs of texts and translations for init 'transtokenizers'" in " ".join(
+        failed.output.split()
+    )
+    done = run("compare-inits", *paths, f"--eval-data={arguments['data']}", f"--parallel={pairs}", *inits)
+    assert done.exit_code == 0, done.output
+    result = transfer(**arguments, eval_data=arguments["data"], init="transtokenizers", parallel=pairs)
+    assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in done.output
+    trained = run(
+        "transfer", *paths, f"--output={tmp_path / 'x'}", "--init=transtokenizers", f"--parallel={tmp_path}/no"
+    )
+    assert "parallel: wanted a .tsv or .jsonl file of pairs" in " ".join(trained.output.split())
+    assert not (tmp_path / "x").exists()
+
+
+def test_prepared_data_is_found_again(job, tmp_path):
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
+    folders = []
+    for output in ("one", "two"):
+        options = [f"--output={tmp_path / output}", f"--data-cache={tmp_path / 'cache'}", "--packing"]
+        done = run("transfer", *paths, *options, "--steps=2", "--max-length=48")
+        assert done.exit_code == 0, done.output
+        folders.append(sorted(tmp_path.joinpath("cache").iterdir()))
+    assert len(folders[0]) == 1
+    assert folders[0] == folders[1]

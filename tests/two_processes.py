@@ -8,9 +8,10 @@ from accelerate import Accelerator
 from tiny import new_tokenizer
 from transformers import AutoTokenizer
 
-from matt_fast.data import AlignedBatches, Side
+from matt_fast.data import Side
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.objectives import Student
+from matt_fast.stream import AlignedBatches
 from matt_fast.teacher import Teacher
 from matt_fast.training import TrainingOptions, freeze, train
 

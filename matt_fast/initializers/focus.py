@@ -293,7 +293,7 @@ def _fasttext():
         import fasttext_pybind
     except ImportError as error:
         raise ImportError(
-            "FOCUS needs fastText: pip install 'matt-fast[focus]' (it is compiled, which takes a C++ compiler)"
+            "focus, omp-self and wechsel need fastText: pip install 'matt-fast[focus]' (it takes a C++ compiler)"
         ) from error
     return fasttext_pybind
 

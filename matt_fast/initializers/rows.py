@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,12 +11,16 @@ from transformers import PreTrainedModel
 
 from matt_fast.initializers.focus import fasttext_vectors, focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
+from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
+from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
+from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
+from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
-INITS = (*METHODS, "focus", "omp", "omp-self")
+INITS = (*METHODS, "focus", "omp", "omp-self", "wechsel", "transtokenizers", "tokalign")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ def initial_rows(
     *,
     texts: Iterable[str] | None = None,
     donor: str | Path | None = None,
+    parallel: Iterable[tuple[str, str]] | None = None,
     **hub_options,
 ) -> Rows:
     """Input and, where untied, output embeddings for the student's vocabulary.
@@ -52,16 +58,18 @@ def initial_rows(
             folder, or a .safetensors file with "input_embeddings" and, for a model whose head is not tied,
             "output_embeddings", each [student rows or more, hidden].
         seed: of random draws, and of the fastText model.
-        texts: text in the language or domain of the new tokens; "focus" and "omp-self" train fastText on it.
+        texts: text in the language or domain of the new tokens; "focus" and "omp-self" train fastText on it,
+            "tokalign" counts tokens, and "wechsel" adds it to the target side of the pairs.
         donor: folder or hub name of a model that has the student's vocabulary, for "omp".
+        parallel: (text in a language that the teacher knows, its translation), for "wechsel" and "transtokenizers".
         **hub_options: for loading that folder, or the donor.
 
     Raises:
-        ValueError: unknown method; texts or a donor that a method needs and did not get; a folder, file or donor whose
-            embeddings do not fit.
-        ImportError: "focus" and "omp-self" without deepfocus and fastText.
+        ValueError: unknown method; texts, pairs or a donor that a method needs and did not get; a folder, file or donor
+            whose embeddings do not fit.
+        ImportError: "focus", "omp-self" and "wechsel" without fastText.
     """
-    new_rows = _new_rows(vocabulary, init, seed, texts, donor, hub_options)
+    new_rows = _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options)
 
     def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
         start = initialize(
@@ -94,7 +102,7 @@ def initial_rows(
 NewRows = Callable[[torch.Tensor, str], tuple[torch.Tensor, torch.Tensor]]
 
 
-def _new_rows(vocabulary, init, seed, texts, donor, hub_options) -> NewRows | None:
+def _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options) -> NewRows | None:
     """How rows beyond those of `initialize` are made; tokens that it leaves out keep the mean of their sub-tokens."""
     if callable(init) or init in METHODS:
         return None
@@ -116,6 +124,9 @@ def _new_rows(vocabulary, init, seed, texts, donor, hub_options) -> NewRows | No
             return found.ids, found.rows
 
         return focus
+    if init in ("wechsel", "transtokenizers", "tokalign"):
+        found = _mixtures(vocabulary, init, seed, texts, parallel)
+        return lambda weight, name: (found.ids, found.rows(weight))
     ready = _ready_rows(init, **hub_options)
 
     def prepared(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,6 +141,22 @@ def _new_rows(vocabulary, init, seed, texts, donor, hub_options) -> NewRows | No
         return new, table[new]
 
     return prepared
+
+
+def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
+    if init == "tokalign":
+        if texts is None:
+            raise ValueError("texts: wanted text to count tokens in for init 'tokalign', got none")
+        sides = (vocabulary.teacher, vocabulary.student)
+        return tokalign_mixtures(vocabulary, *(cooccurrence_vectors(texts, side, seed=seed) for side in sides))
+    if parallel is None:
+        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+    pairs = list(parallel)
+    if init == "transtokenizers":
+        return transtokenizer_mixtures(pairs, vocabulary)
+    source = train_word_vectors((text for text, _ in pairs), seed=seed)
+    target = train_word_vectors(chain((text for _, text in pairs), texts or ()), seed=seed)
+    return wechsel_mixtures(vocabulary, source, target, dictionary_from_pairs(pairs))
 
 
 def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """aim_loss and AIMLoss: what they promise, what they refuse, and which engine computes them."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
 from importlib.util import find_spec
 
 import torch
@@ -36,6 +37,7 @@ def aim_loss(
     softcap: float | None = None,
     causal: bool = True,
     backend: str = "auto",
+    plan=None,
 ) -> torch.Tensor:
     """Attention Influence Modeling: how far the student's segments influence each other as the teacher's do.
 
@@ -67,6 +69,7 @@ def aim_loss(
         backend: "eager" is the definition, n × n × d per head; "torch" gives the same in memory linear in n; "triton"
             does in fused kernels (matt_kernels): a GPU, head dimensions up to 256, no float64, traced by torch.compile;
             on a CPU only with TRITON_INTERPRET=1, slowly. "auto" takes "triton" where it can on a GPU, else "torch".
+        plan: for "triton" only: what `tile_planner` makes of the same ids and options, ahead of the step; on the GPU.
 
     Inputs may be float64, float32, bfloat16 or float16, also mixed, contiguous or not, inside autocast or not (it does
     not reach inside). "torch" works in float32 for anything less than float64, the others in the inputs' common dtype.
@@ -93,9 +96,11 @@ def aim_loss(
     dtype = reduce(torch.promote_types, (x.dtype for x in (*teacher, *student)))
     teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
     shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
-    if backend == "triton" or (backend == "auto" and _kernels_fit(student)):
+    if _runs_kernels(student, backend):
         with _no_autocast(student[0]):
-            return _triton_loss(teacher, student, ids, variant, metric, reduction, **shared)
+            return _triton_loss(teacher, student, ids, plan, variant, metric, reduction, **shared)
+    if plan is not None:
+        raise ValueError(f"plan: wanted None for an engine other than 'triton', got one; backend is {backend!r}")
     documents = _find_segments(ids)
     shared["scale"] = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
     vector_size = student[2].shape[-1] if metric == "mse" else 1
@@ -162,27 +167,61 @@ def _engine(backend: str):
     return torch_loss
 
 
-def _kernels_fit(student: Tensors) -> bool:
-    query, _, value = student
-    fits = query.is_cuda and query.dtype != torch.float64 and max(query.shape[-1], value.shape[-1]) <= 256
-    return fits and find_spec("triton") is not None
+def tile_planner(
+    student: Tensors,
+    *,
+    variant: str,
+    metric: str,
+    reduction: str,
+    sliding_window: int | None,
+    causal: bool,
+    backend: str,
+) -> Callable | None:
+    """How a data worker makes the `plan` that `aim_loss` otherwise makes at each call; None where no kernels run.
 
+    Args:
+        student: (q, k, v) as `aim_loss` will get them; of their shapes only head dimensions matter.
+        variant, metric, reduction, sliding_window, causal, backend: as `aim_loss` will get them.
 
-def _triton_loss(teacher, student, ids, variant, metric, reduction, sliding_window, causal, **options) -> torch.Tensor:
+    Returns:
+        A function of the two segment tensors and, by name, the two of documents.
+    """
+    if not _runs_kernels(student, backend):
+        return None
     try:
         import matt_kernels
     except ImportError as error:
         raise ImportError("backend='triton' needs Triton: pip install 'matt-fast[triton]'") from error
     if student[0].dtype == torch.float64:
         raise TypeError("backend='triton' takes float32, bfloat16 or float16; got float64: use backend='torch'")
-    if ids["student_segments"].device.type == "cpu" and not torch.compiler.is_compiling():
-        _find_segments(ids)
     query, _, value = student
-    plan = matt_kernels.aim_plan(
-        **ids, variant=variant, reduction=reduction, sliding_window=sliding_window, causal=causal,
+    return partial(
+        matt_kernels.aim_plan,
+        variant=variant,
+        reduction=reduction,
+        sliding_window=sliding_window,
+        causal=causal,
         widths=matt_kernels.tile_widths(query, value, metric),
-    )  # fmt: skip
-    plan = plan.to(query.device, non_blocking=True)
+    )
+
+
+def _runs_kernels(student: Tensors, backend: str) -> bool:
+    query, _, value = student
+    fits = query.is_cuda and query.dtype != torch.float64 and max(query.shape[-1], value.shape[-1]) <= 256
+    return backend == "triton" or (backend == "auto" and fits and find_spec("triton") is not None)
+
+
+def _triton_loss(
+    teacher, student, ids, plan, variant, metric, reduction, sliding_window, causal, **options
+) -> torch.Tensor:
+    if plan is None:
+        if ids["student_segments"].device.type == "cpu" and not torch.compiler.is_compiling():
+            _find_segments(ids)
+        shared = {"sliding_window": sliding_window, "causal": causal, "backend": "triton"}
+        make_plan = tile_planner(student, variant=variant, metric=metric, reduction=reduction, **shared)
+        plan = make_plan(**ids).to(student[0].device, non_blocking=True)
+    import matt_kernels
+
     return matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant, metric=metric, **options)
 
 

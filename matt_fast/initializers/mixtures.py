@@ -1,0 +1,84 @@
+"""New tokens as mixtures of the teacher's rows, told by weights of (new token, teacher token): what several share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from matt_fast.initializers.focus import Coefficients, apply
+from matt_fast.vocabulary import Token, VocabularyPair
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """New tokens as mixtures of the teacher's rows, and what is left to the caller.
+
+    Attributes:
+        ids: [n] int64, the new tokens with a mixture, ascending.
+        coefficients: [n, teacher rows]; each row's sum is 1.
+        absent: [k] int64, the other new tokens, ascending.
+        unseen: how many of `absent` never occur in the text.
+    """
+
+    ids: torch.Tensor
+    coefficients: Coefficients
+    absent: torch.Tensor
+    unseen: int
+
+    def rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """[n, d] float32: the mixtures of `weight` [teacher rows, d], an input embedding or an output head."""
+        coefficients = Coefficients(*(part.to(weight.device) for part in self.coefficients))
+        return apply(coefficients, weight)
+
+
+def mixtures(
+    vocabulary: VocabularyPair,
+    student_ids: torch.Tensor,
+    teacher_ids: torch.Tensor,
+    weights: torch.Tensor,
+    counts: torch.Tensor,
+) -> Mixtures:
+    """Mixtures for the new tokens that have a letter, by weights of pairs of tokens.
+
+    Digits, spaces, punctuation, special tokens and fragments of characters are left out: what they are is told best by
+    how the teacher spells them.
+
+    Args:
+        vocabulary: the two vocabularies.
+        student_ids, teacher_ids: [p] int64, pairs of tokens, each once.
+        weights: [p] float, positive.
+        counts: [vocabulary rows] int64: how often each student token occurs in the text.
+    """
+    new = sorted(set(vocabulary.tokens) - set(vocabulary.matches))
+    wanted = torch.zeros(vocabulary.rows, dtype=torch.bool)
+    wanted[[i for i in new if has_letter(vocabulary.tokens[i])]] = True
+    usable = torch.zeros(vocabulary.teacher_rows, dtype=torch.bool)
+    usable[[i for i in text_tokens(vocabulary.teacher_tokens) if i < vocabulary.teacher_rows]] = True
+    kept = wanted[student_ids] & usable[teacher_ids]
+    student_ids, teacher_ids, weights = student_ids[kept], teacher_ids[kept], weights[kept].double()
+    # By student id, then falling weight, then teacher id.
+    order = teacher_ids.argsort(stable=True)
+    order = order[weights[order].argsort(descending=True, stable=True)]
+    order = order[student_ids[order].argsort(stable=True)]
+    student_ids, teacher_ids, weights = student_ids[order], teacher_ids[order], weights[order]
+    ids, row, sizes = student_ids.unique_consecutive(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(ids), dtype=torch.float64).index_add_(0, row, weights)
+    absent = torch.tensor(sorted(set(new) - set(ids.tolist())), dtype=torch.int64)
+    offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
+    coefficients = Coefficients(offsets, teacher_ids, (weights / sums[row]).float())
+    return Mixtures(ids, coefficients, absent, int((counts[absent] == 0).sum()))
+
+
+def text_tokens(tokens: Mapping[int, Token]) -> list[int]:
+    """The ids that are not special, ascending."""
+    return sorted(i for i, token in tokens.items() if token.kind != "special")
+
+
+def has_letter(token: Token) -> bool:
+    """Whether the token is text, whole characters, with a letter among them."""
+    if token.kind != "text":
+        return False
+    try:
+        return any(character.isalpha() for character in token.bytes.decode())
+    except UnicodeDecodeError:
+        return False

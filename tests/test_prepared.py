@@ -1,0 +1,175 @@
+"""Prepared data against what is made on the fly: the same chunks, found again only when nothing has changed."""
+
+import itertools
+import json
+import multiprocessing
+import os
+from collections import Counter
+from dataclasses import replace
+
+import matt_kernels
+import pytest
+import torch
+from tiny import TEXTS, byte_level, new_tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from matt_fast.data import Side, make_chunks, read_documents
+from matt_fast.prepared import prepare_once, read_prepared
+from matt_fast.stream import AlignedBatches
+
+TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
+STUDENT = new_tokenizer()
+SIDES = Side("teacher", TEACHER, 270, 48), Side("student", STUDENT, 330, 48)
+READING = {"split": "train", "text_field": "text"}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    write(path, [*TEXTS, "", " \n"])
+    return path
+
+
+def write(path, texts, field="text"):
+    path.write_text("".join(json.dumps({field: text, "other": text[::-1]}) + "\n" for text in texts))
+
+
+def contents(chunks) -> list[tuple]:
+    return [tuple(tuple(x.tolist()) for x in vars(chunk).values()) for chunk in chunks]
+
+
+def test_a_pass_has_the_chunks_of_the_stream_in_an_order_of_its_own(tmp_path, corpus):
+    folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+    on_the_fly, skipped = Counter(), Counter()
+    expected = contents(make_chunks(read_documents(corpus), *SIDES, on_the_fly))
+    first = contents(read_prepared(folder, [0, 0], 0, 1, skipped))
+    assert sorted(first) == sorted(expected)
+    assert skipped == on_the_fly == {"documents without text": 2}
+    assert first == contents(read_prepared(folder, [0, 0], 0, 1, Counter()))
+    assert first != contents(read_prepared(folder, [0, 1], 0, 1, Counter())) != expected
+    shares = [contents(read_prepared(folder, [0, 0], process, 3, Counter())) for process in range(3)]
+    assert sorted(itertools.chain(*shares)) == sorted(expected)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_batches_from_prepared_data_are_made_of_the_same_chunks(tmp_path, corpus, packing):
+    folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+    chunks = set(contents(make_chunks(read_documents(corpus), *SIDES, Counter())))
+    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=1, prepared=folder, packing=packing)
+    count, skipped = 0, Counter()
+    for batch in itertools.islice(stream.in_background(), 40):
+        skipped += batch.skipped
+        for row in range(3):
+            for document in range(int(batch.student_documents[row].max()) + 1):
+                parts = []
+                for side in ("teacher", "student"):
+                    inside = getattr(batch, f"{side}_documents")[row] == document
+                    ids, segments = (getattr(batch, f"{side}_{x}")[row, inside] for x in ("ids", "segments"))
+                    base = segments[segments >= 0].min()
+                    parts.append((tuple(ids.tolist()), tuple(int(x - base) if x >= 0 else -100 for x in segments)))
+                assert (parts[0][0], parts[1][0], parts[0][1], parts[1][1]) in chunks
+                count += 1
+    assert count >= 120
+    assert skipped["documents without text"] >= 2
+
+
+def test_batches_arrive_from_the_worker_as_they_were_made(tmp_path, corpus):
+    folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+
+    def plan(batch):
+        ids = batch.teacher_segments, batch.student_segments
+        return replace(batch, plans={("aim", None): matt_kernels.aim_plan(*ids)})
+
+    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=7, prepared=folder, packing=True, finish=plan)
+    for ours, theirs in itertools.islice(zip(stream.in_background(), stream, strict=False), 5):
+        for name, expected in vars(theirs).items():
+            got = getattr(ours, name)
+            if name == "plans":
+                got, expected = got["aim", None], expected["aim", None]
+            if name in ("plans", "places"):
+                assert type(got) is type(expected)
+                got, expected = (list(vars(x).values()) for x in (got, expected))
+            assert type(got) is type(expected)
+            if name == "skipped":
+                assert got == expected
+            else:
+                torch.testing.assert_close(got, expected, rtol=0, atol=0)
+        ours.student_ids[0, 0] += 1  # can be written to
+
+
+def other_affixes():
+    tokenizer = new_tokenizer()
+    special = [("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("change", ["text", "file", "field", "length", "rows", "vocabulary", "affixes"])
+def test_whatever_changes_the_chunks_makes_new_ones(tmp_path, corpus, change):
+    before = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+    made = (before / "dataset_info.json").stat().st_mtime_ns
+    assert prepare_once(tmp_path / "cache", corpus, *SIDES, **READING) == before
+    assert (before / "dataset_info.json").stat().st_mtime_ns == made
+    teacher, student = SIDES
+    source, reading = corpus, READING
+    if change == "text":
+        write(corpus, [text.replace("a", "b") for text in TEXTS])  # as many bytes as before
+    elif change == "file":
+        source = tmp_path / "folder"
+        source.mkdir()
+        write(source / "one.jsonl", TEXTS)
+        write(source / "two.jsonl", TEXTS)
+    elif change == "field":
+        reading = READING | {"text_field": "other"}
+    elif change == "length":
+        student = replace(student, max_length=47)
+    elif change == "rows":
+        teacher = replace(teacher, rows=300)
+    elif change == "vocabulary":
+        teacher = replace(teacher, tokenizer=byte_level(TEXTS, 269, bos_token="<bos>", eos_token="<eos>"))
+    else:
+        student = replace(student, tokenizer=other_affixes())
+    after = prepare_once(tmp_path / "cache", source, teacher, student, **reading)
+    assert after != before
+    got = contents(read_prepared(after, [0, 0], 0, 1, Counter()))
+    documents = read_documents(source, text_field=reading["text_field"])
+    assert sorted(got) == sorted(contents(make_chunks(documents, teacher, student, Counter())))
+
+
+def test_using_a_tokenizer_does_not_change_the_key(tmp_path, corpus):
+    before = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+    TEACHER(["some text"], truncation=True, max_length=4)
+    assert prepare_once(tmp_path / "cache", corpus, *SIDES, **READING) == before
+
+
+def killed_while_writing(cache, corpus):
+    from datasets import Dataset
+
+    save = Dataset.save_to_disk
+
+    def save_and_die(self, folder, **options):
+        save(self, folder, **options)
+        os._exit(9)
+
+    Dataset.save_to_disk = save_and_die
+    prepare_once(cache, corpus, *SIDES, **READING)
+
+
+def test_a_writer_that_is_killed_or_fails_leaves_nothing_half_written(tmp_path, corpus):
+    cache = tmp_path / "cache"
+    writer = multiprocessing.get_context("fork").Process(target=killed_while_writing, args=(cache, corpus))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == 9
+    assert all(path.name.startswith(".") for path in cache.iterdir())  # nothing under a name that would be found
+    folder = prepare_once(cache, corpus, *SIDES, **READING)
+    assert len(contents(read_prepared(folder, [0, 0], 0, 1, Counter()))) > 5
+    write(corpus, ["", " "])
+    before = set(cache.iterdir())
+    with pytest.raises(ValueError, match="data: wanted text to train on, got none in 2 rows"):
+        prepare_once(cache, corpus, *SIDES, **READING)
+    write(corpus, TEXTS)
+    with pytest.raises(ValueError, match="teacher tokenizer: wanted ids below the 260 embedding rows"):
+        prepare_once(cache, corpus, replace(SIDES[0], rows=260), SIDES[1], **READING)
+    assert set(cache.iterdir()) == before
