@@ -24,6 +24,7 @@ _WHERE = {
     "initialize": "matt_fast.initializers",
     "layer_config": "matt_fast.capture",
     "match_tokens": "matt_fast.vocabulary",
+    "plan": "matt_fast.planning",
     "sweep_layers": "matt_fast.sweep",
     "transfer": "matt_fast.recipe",
 }

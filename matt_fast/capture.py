@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -104,6 +105,8 @@ def capture(
     head: bool = False,
     attn_implementation: str | None = None,
     documents: torch.Tensor | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
     **inputs,
 ) -> Capture:
     """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
@@ -119,6 +122,9 @@ def capture(
             another registered name; what the model was loaded with if None.
         documents: [B, n] int64, for rows that hold several documents: the document of each token, -1 for padding; best
             on the CPU, where it is read. Positions start again at each document, and attention runs on one at a time.
+        checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
+            left as they are.
+        compiled: run layers through torch.compile, but for those in `attention`; not for rows of several documents.
         **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
             `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n]; positions that start again say
             the same as `documents`.
@@ -126,7 +132,7 @@ def capture(
     Raises:
         ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
             interface, or has attention of a kind that the AIM loss does not describe; the model has no head; packed
-            documents would see each other.
+            documents would see each other, or are to be compiled.
     """
     attention = set(attention)
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -150,6 +156,11 @@ def capture(
         _check_packed(model, documents, inputs)
         device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
         inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
+    if packing is not None and compiled:
+        raise ValueError(
+            "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
+            "attention runs on one document at a time, and layers would be compiled anew for those of each batch"
+        )
     recorder = _Recorder(documents, packing, wanted)
 
     previous = model.config._attn_implementation
@@ -159,7 +170,16 @@ def capture(
             hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
             hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
-        model.set_attn_implementation(_register(attn_implementation or previous))
+        implementation = _register(attn_implementation or previous)
+        changed = decoder_layers(model) if checkpointing or compiled else ()
+        for layer in (x for index, x in enumerate(changed) if index not in attention):
+            forward = functools.partial(_compiled(type(layer).forward), layer) if compiled else layer.forward
+            if checkpointing:
+                again = functools.partial(_forward_again, model, implementation, recorder, forward)
+                forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = forward
+            hooks.callback(delattr, layer, "forward")
+        model.set_attn_implementation(implementation)
         try:
             model(**inputs)
         except _Complete:
@@ -246,15 +266,23 @@ def _mask(base: str, *arguments, **options):
     return ALL_MASK_ATTENTION_FUNCTIONS[base](*arguments, **options)
 
 
+@functools.cache
+def _compiled(forward: Callable) -> Callable:
+    """One compiled function for all layers of a kind and all lengths."""
+    return torch.compile(forward, dynamic=True)
+
+
 def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
     """The registered attention function: keep the inputs of the target layers, delegate the work."""
+    attention = _base_attention(base, module)
+    if torch.compiler.is_compiling():  # neither layers to capture nor packed rows are ever compiled
+        return attention(module, query, key, value, attention_mask, **kwargs)
     recorder, layer = _recorder.get(), module.layer_idx
     recorder.attended.add(layer)
     arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
     if layer in recorder.missing:
         recorder.result.attention[layer] = _attention_inputs(arguments, recorder.documents, layer)
         recorder.seen(layer)
-    attention = _base_attention(base, module)
     if recorder.packing is None:
         return attention(module, query, key, value, attention_mask, **kwargs)
     given = _attention_inputs(arguments, recorder.documents, layer)
@@ -268,6 +296,20 @@ def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
         sliding_window=given.sliding_window,
         options={name: value for name, value in kwargs.items() if name != "position_ids"},
     )
+
+
+def _forward_again(model, implementation: str, recorder: _Recorder, forward, *arguments, **options):
+    """A layer's forward, in the pass itself and, under the attention that the pass had, once more in backward."""
+    if _recorder.get(None) is recorder:
+        return forward(*arguments, **options)
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    model.set_attn_implementation(implementation)
+    try:
+        return forward(*arguments, **options)
+    finally:
+        _recorder.reset(token)
+        model.set_attn_implementation(previous)
 
 
 def _keep_hidden(module, arguments, output) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer`, `matt-fast compare-inits` and `matt-fast evaluate`."""
+"""The command line: `matt-fast transfer`, `plan`, `compare-inits` and `evaluate`."""
 
 import os
 from collections.abc import Iterator
@@ -28,6 +28,10 @@ Parallel = Annotated[
     ),
 ]
 AllowPickle = Annotated[bool, typer.Option(help="Accept weights that are not safetensors (loading can run code).")]
+Checkpointing = Annotated[
+    bool,
+    typer.Option("--checkpointing", help="Run the student's layers once more in backward: less memory, more time."),
+]
 
 
 @contextmanager
@@ -99,6 +103,8 @@ def transfer(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .")
     ] = None,
+    checkpointing: Checkpointing = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile.")] = False,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -135,6 +141,8 @@ def transfer(
             reduction=reduction,
             backend=backend,
             attn_implementation=attn_implementation,
+            checkpointing=checkpointing,
+            compile=compile,
         )
         options = {
             "init": init,
@@ -168,6 +176,49 @@ def transfer(
     else:
         show.print_result(console, result)
     console.print(f"Written: {output}")
+
+
+@app.command()
+def plan(
+    model: Model,
+    tokenizer: Annotated[str, typer.Option(help="Folder or hub name of the new tokenizer.")],
+    length: Annotated[int, typer.Option(help="Tokens of a chunk, --max-length of a transfer.")] = 512,
+    batch: Annotated[int, typer.Option(help="Chunks, --batch-size of a transfer.")] = 4,
+    vram: Annotated[float | None, typer.Option(help="GiB that a step may use: search what fits.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Target layer; a third of the depth by default.")] = None,
+    objective: Annotated[str, typer.Option(help="As in transfer.")] = "token-distillation",
+    accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
+    checkpointing: Checkpointing = False,
+    precision: Annotated[str, typer.Option(help="Of the frozen weights: no (float32) or bf16.")] = "bf16",
+    freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    teraflops: Annotated[
+        float | None, typer.Option(help="10¹² operations that your device does in a second: adds a modelled time.")
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
+    from matt_fast.display import print_plan
+    from matt_fast.options import TrainingOptions
+    from matt_fast.planning import plan as run
+
+    with clear_errors(), console.status("planning"):
+        if teraflops is not None and not teraflops > 0:
+            raise ValueError(f"teraflops: wanted a number above 0, got {teraflops}")
+        found = run(
+            model,
+            tokenizer,
+            length=length,
+            batch_size=batch,
+            n_layers=layer,
+            training=TrainingOptions(objective=objective, accumulation=accumulation, checkpointing=checkpointing),
+            precision=precision,
+            freeze_shared=freeze_shared,
+            device=device,
+            vram=None if vram is None else int(vram * (1 << 30)),
+            trust_remote_code=trust_remote_code,
+        )
+    print_plan(console, found, teraflops)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from matt_fast.card import evaluation_rows
 from matt_fast.comparison import Initialised
+from matt_fast.planning import Plan
 from matt_fast.result import TransferResult
 from matt_fast.sweep import Sweep
 from matt_fast.training import Progress as TrainingProgress
@@ -102,6 +103,32 @@ def print_sweep(console: Console, outcome: Sweep) -> None:
         f"bits per byte of the original model {outcome.original:.4f}, before training {outcome.initialised:.4f}",
         highlight=False,
     )
+
+
+def print_plan(console: Console, found: Plan, teraflops: float | None = None) -> None:
+    """Memory by part, work, and what fits; with `teraflops` a time that follows from it."""
+    table = Table(title="Predicted peak", title_justify="left")
+    table.add_column("")
+    table.add_column("GiB", justify="right")
+    for name, size in found.step.parts.items():
+        if size >= found.step.peak / 100:
+            table.add_row(name, f"{size / GIB:.2f}")
+    table.add_row("all tensors", f"{found.step.peak / GIB:.2f}", style="bold")
+    console.print(table)
+    lines = [
+        f"target layer   {found.n_layers}",
+        f"rows           {found.trainable:,} of {found.rows:,} are trained",
+        f"work           {found.step.flops / 1e12:,.2f} teraflop a step",
+    ]
+    if teraflops is not None:
+        lines.append(f"modelled time  {found.step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s")
+    if found.longest is not None:
+        lines.append(f"longest        {found.longest:,} tokens at this batch size")
+        lines.append(f"largest batch  {found.largest_batch:,} at this length")
+    for remedy in found.remedies:
+        verdict = "fits" if remedy.fits else "does not fit"
+        lines.append(f"{verdict + ':':14} {remedy.options} ({remedy.peak / GIB:.2f} GiB)")
+    console.print("\n".join(lines), highlight=False)
 
 
 def _memory_in_use() -> int:

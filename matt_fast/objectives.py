@@ -144,24 +144,47 @@ def losses(
     causal: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
-    names = options.objectives()
-    visibility = [
-        _visibility(documents, batch.packed, causal, batch.student_ids.device)
-        for documents in (batch.teacher_documents, batch.student_documents)
-    ]
-    wanted = [
-        _wanted({getattr(_OBJECTIVES[name], side) for name in names}, n_layers, options)
-        for side in ("teacher", "student")
-    ]
-    captures = [Capture(), Capture()]
-    if wanted[0]:
-        with torch.no_grad():
-            captures[0] = capture(teacher, **wanted[0], **visibility[0], input_ids=batch.teacher_ids)
-    if wanted[1]:
-        embedded = embed(student_model.get_input_embeddings(), rows.input, batch.student_ids)
-        captures[1] = capture(student_model, **wanted[1], **visibility[1], inputs_embeds=embedded)
-    given = Pass(batch, *captures, rows, head, n_layers, options)
-    return {name: _OBJECTIVES[name].loss(given) for name in names}
+    captures = (
+        teacher_pass(teacher, batch, n_layers, options, causal=causal),
+        student_pass(student_model, rows, batch, n_layers, options, causal=causal),
+    )
+    return losses_of(Pass(batch, *captures, rows, head, n_layers, options))
+
+
+def teacher_pass(
+    model: PreTrainedModel, batch: Batch, n_layers: int, options: TrainingOptions, *, causal: bool = True
+) -> Capture:
+    """What the objectives read on the teacher's side, without gradients; nothing is run if they read nothing."""
+    wanted = _wanted({_OBJECTIVES[name].teacher for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    visibility = _visibility(batch.teacher_documents, batch, causal)
+    with torch.no_grad():
+        return capture(model, **wanted, **visibility, compiled=options.compile, input_ids=batch.teacher_ids)
+
+
+def student_pass(
+    model: PreTrainedModel,
+    rows: StepRows,
+    batch: Batch,
+    n_layers: int,
+    options: TrainingOptions,
+    *,
+    causal: bool = True,
+) -> Capture:
+    """What the objectives read on the student's side, differentiable by the rows' leaves."""
+    wanted = _wanted({_OBJECTIVES[name].student for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    visibility = _visibility(batch.student_documents, batch, causal)
+    layers = {"checkpointing": options.checkpointing, "compiled": options.compile}
+    embedded = embed(model.get_input_embeddings(), rows.input, batch.student_ids)
+    return capture(model, **wanted, **visibility, **layers, inputs_embeds=embedded)
+
+
+def losses_of(given: Pass) -> dict[str, torch.Tensor]:
+    """Each objective's loss of what both sides gave."""
+    return {name: _OBJECTIVES[name].loss(given) for name in given.options.objectives()}
 
 
 def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -238,8 +261,8 @@ def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> 
     }
 
 
-def _visibility(documents: torch.Tensor, packed: bool, causal: bool, device: torch.device) -> dict:
+def _visibility(documents: torch.Tensor, batch: Batch, causal: bool) -> dict:
     """The argument of `capture` that hides documents and padding from each other; causal rows of one need none."""
-    if packed:
+    if batch.packed:
         return {"documents": documents}
-    return {} if causal else {"attention_mask": (documents != PADDING).long().to(device)}
+    return {} if causal else {"attention_mask": (documents != PADDING).long().to(batch.student_ids.device)}

@@ -28,6 +28,10 @@ class TrainingOptions:
             are not tied are clipped each on their own.
         metric, reduction, backend: as in `aim_loss`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
+        checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
+            memory, more time.
+        compile: run the layers of both sides through torch.compile, but for those whose attention is captured; not with
+            packing.
     """
 
     objective: str = "token-distillation"
@@ -43,9 +47,17 @@ class TrainingOptions:
     reduction: str = "pairs"
     backend: str = "auto"
     attn_implementation: str | None = None
+    checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self):
-        self.objectives()
+        if "aim-all-layers" in self.objectives() and self.checkpointing:
+            raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
+        if self.packing and self.compile:
+            raise ValueError(
+                "packing and compile: wanted one of them, got both: attention runs on one document at a time, and "
+                "layers would be compiled anew for the documents of each batch"
+            )
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")

@@ -64,6 +64,13 @@ class Teacher:
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
         return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors)
 
+    def outline(self, dtype: torch.dtype, n_layers: int | None = None) -> PreTrainedModel:
+        """What `load` gives, on the meta device: shapes from the configuration, no weights."""
+        config = self.config if n_layers is None else layer_config(self.config, n_layers)
+        kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
+        with only_errors(), torch.device("meta"):
+            return kind.from_config(config, dtype=dtype, **self.options).eval()
+
     def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """A model that was made of this one, from the folder it was written to."""
         return self._load(folder, dtype=dtype)

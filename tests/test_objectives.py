@@ -1,5 +1,6 @@
 """Each objective against a plain rewrite of it, on batches that the recipe makes."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
-from matt_fast import TrainingOptions, aim_loss, capture_attention, objectives
+from matt_fast import TrainingOptions, aim_loss, capture, capture_attention, objectives
 from matt_fast.batches import Batch, collate
 from matt_fast.data import Side, make_chunks
 from matt_fast.initializers import initial_rows
@@ -92,6 +93,53 @@ def test_ntp_equals_the_loss_of_transformers_and_its_gradients(sides):
     for part, module in by_table:
         trained = part.ids[part.positions]
         torch.testing.assert_close(part.trainable.grad, module.weight.grad[trained], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("attn_implementation", [None, "eager"])
+@pytest.mark.parametrize("objective", ["aim", "token-distillation", "ntp", "aim_star+ntp"])
+def test_checkpointing_changes_no_gradient(sides, objective, attn_implementation):
+    found = []
+    for checkpointing in (False, True):
+        rows = sides.student.rows(sides.batch.student_ids)
+        loss = combine(
+            sides.losses(
+                objective,
+                rows,
+                backend="torch",
+                attn_implementation=attn_implementation,
+                checkpointing=checkpointing,
+            )
+        )
+        loss.backward()
+        gradients = [part.trainable.grad for part in rows.by_table]
+        found.append([x for x in (loss, *gradients) if x is not None])  # not every objective reaches an untied head
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert sides.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(("objective", "checkpointing"), [("aim", False), ("token-distillation", True)])
+@pytest.mark.parametrize("sides", ["tied"], indirect=True)
+def test_compiled_layers_give_the_same(sides, objective, checkpointing, monkeypatch):
+    """Without a graph break; the compiler behind the graph is torch's own business, and slow."""
+    compile_layer = functools.partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(capture, "_compiled", functools.cache(lambda forward: compile_layer(forward, dynamic=True)))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    found = []
+    for compiled in (False, True):
+        rows = sides.student.rows(sides.batch.student_ids)
+        (loss,) = sides.losses(objective, rows, backend="torch", compile=compiled, checkpointing=checkpointing).values()
+        loss.backward()
+        found.append((loss, rows.input.trainable.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2  # with and without gradients
+
+
+def test_checkpointing_says_where_it_does_nothing():
+    with pytest.raises(ValueError, match="checkpointing: wanted an objective other than aim-all-layers"):
+        TrainingOptions(objective="aim-all-layers", checkpointing=True)
 
 
 def segment_spans(ids: torch.Tensor) -> list[list[tuple[int, int]]]:

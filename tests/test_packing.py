@@ -148,6 +148,27 @@ def test_so_do_all_forms_of_the_loss(name, reduction, metric):
     compare(name, "aim", tolerance=1e-5, **chosen)  # eager attention has its softmax in float32
 
 
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("llama", "aim"),
+        ("gemma3", "aim_star"),
+        ("mistral", "ntp"),
+        ("gpt_neox", "token-distillation"),
+        ("modernbert", "aim"),
+        ("xlm_roberta", "token-distillation"),
+    ],
+)
+def test_checkpointing_changes_no_gradient_of_packed_rows(name, objective, attn_implementation):
+    setting, batch = Setting(name, torch.float32), collate(make_rows(), Counter())
+    chosen = {"backend": "torch", "attn_implementation": attn_implementation}
+    found = [setting.losses(batch, objective, checkpointing=checkpointing, **chosen) for checkpointing in (False, True)]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert found[0][1].abs().sum() > 0
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral", "modernbert"])
 @pytest.mark.parametrize("objective", ["aim", "aim_star"])
 def test_so_do_the_kernels(name, objective):
@@ -267,6 +288,11 @@ def test_what_does_not_fit_packing_is_named():
         capture(model, hidden=1, input_ids=ids, documents=documents, attention_mask=torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"documents: wanted shape \[B, n\] = \(1, 4\), got \(1, 3\)"):
         capture(model, hidden=1, input_ids=ids, documents=documents[:, :3])
+    for packed in ({"documents": documents}, {"position_ids": torch.tensor([[0, 1, 0, 1]])}):
+        with pytest.raises(ValueError, match="documents and compiled: wanted one of them, got both"):
+            capture(model, hidden=1, input_ids=ids, compiled=True, **packed)
+    with pytest.raises(ValueError, match="packing and compile: wanted one of them, got both"):
+        TrainingOptions(packing=True, compile=True)
     from transformers import Lfm2Config
 
     mixed = Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "full_attention"])

@@ -191,7 +191,7 @@ def _check_tensors(teacher: Tensors, student: Tensors) -> None:
     for name, x, y in zip("qkv", teacher, student, strict=True):
         if (x.shape[:2], x.shape[3]) != (y.shape[:2], y.shape[3]):
             raise ValueError(f"teacher and student {name} must agree but in n; got {tuple(x.shape)}, {tuple(y.shape)}")
-    if query.device.type != "cuda" and not INTERPRETED:
+    if query.device.type not in ("cuda", "meta") and not INTERPRETED:
         raise ValueError(
             f"the Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1 set before Python starts for a (slow) "
             f"trial on the CPU; got {query.device}"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial, reduce
 from importlib.util import find_spec
 
@@ -96,7 +97,7 @@ def aim_loss(
     teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
     shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
     if _runs_kernels(student, backend):
-        with torch.autocast(device_type=student[0].device.type, enabled=False):
+        with _no_autocast(student[0]):
             return _triton_loss(teacher, student, ids, plan, variant, metric, reduction, **shared)
     if plan is not None:
         raise ValueError(f"plan: wanted None for an engine other than 'triton', got one; backend is {backend!r}")
@@ -104,7 +105,7 @@ def aim_loss(
     shared["scale"] = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
     vector_size = student[2].shape[-1] if metric == "mse" else 1
     weights = _pair_weights(documents, variant, causal, reduction, student[0].shape[1], vector_size)
-    with torch.autocast(device_type=student[0].device.type, enabled=False):
+    with _no_autocast(student[0]):
         return _engine(backend)(teacher, student, documents, weights, variant=variant, metric=metric, **shared)
 
 
@@ -143,6 +144,10 @@ class AIMLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+def _no_autocast(x: torch.Tensor):
+    return nullcontext() if x.is_meta else torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def _find_segments(ids: dict) -> list[Document]:

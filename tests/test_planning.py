@@ -1,0 +1,251 @@
+"""The plan against brute force: parameters, what autograd keeps, and the peak of real steps of tiny models."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_capture import CONFIGS, SIZES
+from test_loss import allocations
+from tiny import new_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig, ModernBertConfig
+from typer.testing import CliRunner
+
+from matt_fast import TrainingOptions, plan
+from matt_fast.batches import Chunk, collate
+from matt_fast.capture import capture
+from matt_fast.cli import app
+from matt_fast.embeddings import EmbeddingTable
+from matt_fast.head import Head
+from matt_fast.objectives import Student, trains_output
+from matt_fast.planning import GIB, _largest
+from matt_fast.simulation import FullRows, Vocabulary, fused_attention, simulate
+from matt_fast.training import freeze, train
+
+LAYERS, LENGTH, BATCH = 3, 60, 2
+OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]
+
+
+def model_of(name: str, device: str = "cpu", dtype=torch.float32):
+    implementation = "eager" if name == "gemma2" else "sdpa"
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation, dtype=dtype)
+    freeze(model)
+    return model
+
+
+def trunk_of(model, options: TrainingOptions):
+    return model if trains_output(options.objectives()) else model.get_decoder()
+
+
+def storages(tensors) -> dict[int, int]:
+    return {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
+
+
+def kept_for_backward(model, **options) -> int:
+    """Bytes of all that autograd keeps of a pass, the weights aside."""
+    embedded = torch.zeros(BATCH, LENGTH, SIZES["hidden_size"], device=model.device, requires_grad=True)
+    kept = []
+
+    def keep(x):
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        given = capture(model, hidden=LAYERS - 1, inputs_embeds=embedded, **options)  # noqa: F841, holds the graph
+    weights = storages([*model.parameters(), *model.buffers(), embedded])
+    return sum(size for key, size in storages(kept).items() if key not in weights)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_meta_device_keeps_what_a_real_pass_keeps(name, checkpointing):
+    real = kept_for_backward(model_of(name), checkpointing=checkpointing)
+    with FullRows(), fused_attention():
+        assert kept_for_backward(model_of(name, "meta"), checkpointing=checkpointing) == real > 0
+
+
+def real_step(name: str, options: TrainingOptions, dtype) -> tuple[int, Vocabulary]:
+    """Bytes in use at most in a step of `train` in which every token is another row."""
+    model = trunk_of(model_of(name, dtype=dtype), options)
+    weight = model.get_input_embeddings().weight
+    rows = BATCH * LENGTH * options.accumulation
+    frozen_from = torch.full((rows,), -1)
+    frozen_from[: rows // 4] = torch.arange(rows // 4)
+    table = lambda: EmbeddingTable(weight, frozen_from, torch.randn(rows, weight.shape[1]))  # noqa: E731
+    student = Student(table())
+    if trains_output(options.objectives()):
+        tied = model.get_output_embeddings().weight is weight
+        student = Student(student.input, None if tied else table(), Head(torch.randn(rows, weight.shape[1]).to(dtype)))
+    documents = 2 if options.packing else 1
+    segments = np.arange(LENGTH // documents) * 2 // 3
+    batches = [
+        collate([[Chunk(x % 101, x, segments, segments) for x in np.split(row, documents)] for row in ids], Counter())
+        for ids in np.arange(rows).reshape(options.accumulation, BATCH, LENGTH)
+    ]
+    before = [*model.parameters(), *model.buffers()]
+    before += [x for part in student.tables for x in (part.trainable,)] + (
+        [student.head.weight] if student.head else []
+    )
+    for batch in batches[:1]:
+        before += [batch.teacher_ids, batch.student_ids, batch.distinct_ids, *vars(batch.places).values()]
+    accelerator = Accelerator(cpu=True)
+    peak, _ = allocations(lambda: train(model, model, student, iter(batches), LAYERS, options, accelerator))
+    return sum(storages(before).values()) + int(peak), Vocabulary(rows, rows - rows // 4)
+
+
+CASES = [(name, "token-distillation", {}) for name in CONFIGS] + [("llama", name, {}) for name in OBJECTIVES]
+CASES += [("gemma3", "aim+ntp", {"checkpointing": True}), ("gpt_neox", "aim", {"checkpointing": True})]
+CASES += [("qwen3", "ntp", {"accumulation": 3}), ("gpt_neox", "aim_star+boundary-head", {})]
+PACKED = {"packing": True, "checkpointing": True}
+CASES += [("qwen3", "ntp", {"packing": True}), ("gpt_neox", "token-distillation", PACKED)]
+CASES += [("llama", "ntp", {"moments": "dense"})]
+
+
+def check_peak(name: str, objective: str, more: dict, dtype) -> None:
+    options = TrainingOptions(objective=objective, backend="torch", steps=1, **more)
+    measured, vocabulary = real_step(name, options, dtype)
+    model = trunk_of(model_of(name, "meta", dtype), options)
+    step = simulate(model, vocabulary, LENGTH, BATCH, LAYERS, options)
+    assert step.parts["frozen weights"] == sum(storages([*model.parameters(), *model.buffers()]).values())
+    assert measured * 0.93 < step.peak < measured * 1.07
+
+
+@pytest.mark.parametrize(("name", "objective", "more"), CASES, ids=str)
+def test_the_peak_is_that_of_a_real_step(name, objective, more):
+    check_peak(name, objective, more, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_the_peak_in_bfloat16(name):
+    check_peak(name, "token-distillation", {}, torch.bfloat16)
+
+
+def test_work_is_counted_by_hand():
+    """Token distillation behind one layer: twice forward, and backward for the inputs of products only."""
+    config = LlamaConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).get_decoder()
+    freeze(model)
+    steps = [
+        simulate(model, Vocabulary(11, 5), 6, 2, 1, TrainingOptions(accumulation=accumulation, backend="torch"))
+        for accumulation in (1, 3)
+    ]
+    weights = 8 * (8 + 4 + 4) + 8 * 8 + 3 * 8 * 12
+    scores = 2 * 2 * 6 * 6 * 4  # rows, heads, queries, keys, head dimension
+    # products with weights: 3 times; attention: 2 products forward, and 5 backward
+    assert steps[0].flops == 2 * (3 * 12 * weights + (2 * 2 + 5) * scores)
+    assert steps[1].flops == 3 * steps[0].flops
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"), [("llama", "aim"), ("mistral", "aim_star"), ("gemma3", "aim-all-layers")]
+)
+def test_the_kernels_take_no_more_than_the_torch_engine(name, objective):
+    model = trunk_of(model_of(name, "meta", torch.bfloat16), TrainingOptions())
+    chosen = [TrainingOptions(objective=objective, backend=backend) for backend in ("triton", "torch")]
+    peaks = [simulate(model, Vocabulary(90, 50), LENGTH, BATCH, LAYERS, options).peak for options in chosen]
+    assert peaks[0] < peaks[1]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    for file in (tmp_path / "model").glob("*.safetensors"):
+        file.unlink()  # a plan reads no weights
+    new_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "model"), str(tmp_path / "tokenizer")
+
+
+def test_what_fits_fits_and_a_little_more_does_not(folders):
+    settings = {"length": 64, "batch_size": 8, "precision": "no", "device": "cpu", "vram": 1 << 20}
+    found = plan(*folders, **settings)
+    assert (found.n_layers, found.rows) == (1, 330)
+    assert found.step.peak > 1 << 20
+    peak = lambda **changes: plan(*folders, **settings | {"vram": None} | changes).step.peak  # noqa: E731
+    assert peak(length=found.longest) <= 1 << 20 < peak(length=found.longest + max(1, found.longest // 40))
+    assert peak(batch_size=found.largest_batch) <= 1 << 20 < peak(batch_size=found.largest_batch + 1)
+    remedies = {x.options: x for x in found.remedies}
+    assert remedies["--checkpointing"].peak == peak(training=TrainingOptions(checkpointing=True))
+    assert remedies["--precision bf16"].peak == peak(precision="bf16")
+    assert remedies[f"--max-length {found.longest}"].fits
+    smaller = next(x for x in found.remedies if x.options.startswith("--batch-size"))
+    assert smaller.options.startswith(f"--batch-size {found.largest_batch} --accumulation ")
+    assert all(x.fits == (x.peak <= 1 << 20) for x in found.remedies)
+
+
+def test_all_remedies_together_where_none_is_enough(folders):
+    peaks = {
+        checkpointing: plan(
+            *folders, length=512, batch_size=1, n_layers=3, precision=precision, device="cpu",
+            training=TrainingOptions(checkpointing=checkpointing),
+        ).step.peak
+        for checkpointing, precision in ((True, "no"), (False, "bf16"))
+    }  # fmt: skip
+    found = plan(
+        *folders, length=512, batch_size=1, n_layers=3, precision="no", device="cpu", vram=min(peaks.values()) - 1
+    )
+    assert "--checkpointing --precision bf16" in [x.options for x in found.remedies]
+
+
+def test_an_encoder(tmp_path):
+    config = ModernBertConfig(
+        vocab_size=275,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        pad_token_id=0,
+        architectures=["ModernBertForMaskedLM"],
+    )
+    config.save_pretrained(tmp_path)
+    new_tokenizer().save_pretrained(tmp_path)
+    assert plan(tmp_path, tmp_path, length=64, batch_size=2, device="cpu", n_layers=2).step.parts["student"] > 0
+    with pytest.raises(ValueError, match="objective: ntp and boundary-head want a causal language model"):
+        plan(tmp_path, tmp_path, device="cpu", training=TrainingOptions(objective="ntp"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": 0}, "length: wanted at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
+        ({"n_layers": 4}, "n_layers: wanted 1 to 3 for this model, got 4"),
+        ({"precision": "fp16"}, "precision: wanted no or bf16, got 'fp16'"),
+        ({"device": "tpu"}, "device: wanted cuda or cpu, got 'tpu'"),
+        ({"vram": 1000}, "vram: wanted at least 0.00 GiB, which a single token takes"),
+    ],
+    ids=str,
+)
+def test_clear_errors(folders, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(*folders, **{"device": "cpu"} | changes)
+
+
+def test_unknown_model(folders):
+    with pytest.raises(ValueError, match="could not be loaded as a model"):
+        plan("no/such-model-here", folders[1])
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 63, 64, 65, 100])
+def test_largest(most):
+    for limit in (1, 2, 64, 70):
+        found = _largest(lambda n: n, most, limit, 64)
+        exact = min(most, limit)
+        assert exact - max(0, exact // 64) <= found <= exact
+
+
+def test_command(folders):
+    model, tokenizer = folders
+    arguments = ["--model", model, "--tokenizer", tokenizer, "--device", "cpu", "--teraflops", "2"]
+    result = CliRunner().invoke(app, ["plan", *arguments, "--vram", str((1 << 19) / GIB)])
+    assert result.exit_code == 0, result.output
+    for word in ("frozen weights", "modelled time", "longest", "largest batch", "--checkpointing"):
+        assert word in result.output
+    result = CliRunner().invoke(app, ["plan", *arguments[:-1], "0"])
+    assert result.exit_code == 1
+    assert "teraflops: wanted a number above 0" in result.output
