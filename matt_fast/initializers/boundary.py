@@ -116,12 +116,16 @@ def tied_rows(
 
     Args:
         as_input, as_output: [r, hidden] float32: the rows wanted for the embedding, and for the head.
-        input_metric, output_metric: [hidden, hidden], positive; each is divided by its trace.
-        output_weight: of the output's metric beside the input's.
+        input_metric, output_metric: [hidden, hidden], positive.
+        output_weight: of the output's metric beside the input's, both divided by their traces.
 
     Returns:
         [r, hidden]: the least of ‖row - as_input‖² and output_weight · ‖row - as_output‖² in these metrics.
     """
-    a = input_metric / input_metric.trace()
-    b = output_weight * output_metric / output_metric.trace()
-    return as_input + torch.linalg.solve(a + b, b @ (as_output - as_input).T).T
+    scaled = output_scale(input_metric, output_metric, output_weight) * output_metric
+    return as_input + torch.linalg.solve(input_metric + scaled, scaled @ (as_output - as_input).T).T
+
+
+def output_scale(input_metric: torch.Tensor, output_metric: torch.Tensor, output_weight: float) -> torch.Tensor:
+    """The factor that gives the output's metric `output_weight` times the trace of the input's."""
+    return output_weight * input_metric.trace() / output_metric.trace()

@@ -8,7 +8,7 @@ by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over man
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,9 +19,9 @@ from matt_fast.capture import capture
 from matt_fast.initializers.spelled import SpelledText
 from matt_fast.vocabulary import VocabularyPair
 
-CONTEXTS = 2  # of a token, at most
+CONTEXTS = 1  # of a token, at most
 WIDTH = 24  # teacher tokens of a context
-ROUNDS = 5
+ROUNDS = 4
 PROBES = 512  # occurrences that the shared matrix is estimated from
 ROWS_AT_ONCE = 128
 PRIOR = 0.03  # weight of the distance from the start, in units of the shared matrix's mean eigenvalue
@@ -32,40 +32,43 @@ def contextual_rows(
     model: PreTrainedModel,
     vocabulary: VocabularyPair,
     start: torch.Tensor,
+    matrix: torch.Tensor,
     text: SpelledText,
     layer: int,
     seed: int,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    stiffness: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Input rows for the new tokens that occur in a text.
 
     Args:
         model: the teacher, a causal language model.
         vocabulary: the two vocabularies.
         start: [student rows, hidden] float32, where the search starts, on the model's device.
+        matrix: [hidden, hidden], from `mean_square_jacobian`.
         text: where the tokens occur.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
         seed: of the choice of contexts.
-        on_progress: called with the tokens done and all.
+        stiffness: [hidden, hidden] K, what leaving the start costs beside the states: (row - start)ᵀ K (row - start).
 
     Returns:
-        ids [r] int64, their rows [r, hidden] float32, and the matrix that all shared, see `mean_square_jacobian`.
+        ids [r] int64, and their rows [r, hidden] float32.
 
     Raises:
         ValueError: no new token occurs in the text behind a context.
     """
     ids, contexts = _occurrences(vocabulary, text, seed)
-    matrix = mean_square_jacobian(model, vocabulary, start, text, layer, seed)
     places = _Places(model, vocabulary, layer)
+    prior = PRIOR * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
+    stiffness = prior if stiffness is None else stiffness + prior
     tokens = ids.unique()
     with _rows_of_any_number(model.get_input_embeddings()):
         rows = []
         for some in tokens.split(ROWS_AT_ONCE):
             here = torch.isin(ids, some)
             owner = torch.searchsorted(some, ids[here])
-            rows.append(_solve(places.look(ids[here], contexts[here]), owner, start[some.to(start.device)], matrix))
-            on_progress(sum(map(len, rows)), len(tokens))
-    return tokens, torch.cat(rows), matrix
+            given = places.look(ids[here], contexts[here])
+            rows.append(_solve(given, owner, start[some.to(start.device)], matrix, stiffness))
+    return tokens, torch.cat(rows)
 
 
 def mean_square_jacobian(
@@ -136,17 +139,19 @@ class _Places:
         return capture(self.model, hidden=self.layer, past_key_values=cache, use_cache=True, **inputs).hidden
 
 
-def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def _solve(
+    places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor, stiffness: torch.Tensor
+) -> torch.Tensor:
     """Levenberg-Marquardt for each row: the least mean square distance of its states from their goals.
 
     Args:
         places: N occurrences.
         owner: [N] int64, the row of each.
         start: [r, hidden] float32.
-        matrix: [hidden, hidden], shared by all rows.
+        matrix, stiffness: [hidden, hidden], shared by all rows.
     """
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
-    unit = eigenvalues.mean()
+    eigenvalues, vectors = torch.linalg.eigh(matrix + stiffness)
+    unit = matrix.diagonal().mean()
     owner = owner.to(start.device)
     share = 1 / torch.bincount(owner, minlength=len(start))
 
@@ -154,14 +159,14 @@ def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: to
         rows = rows.detach().requires_grad_()
         distances = 0.5 * (places.states(rows[owner]) - places.goal).square().sum(1)
         costs = torch.zeros_like(share).index_add(0, owner, distances) * share
-        costs = costs + 0.5 * PRIOR * unit * (rows - start).square().sum(1)
+        costs = costs + 0.5 * ((rows - start) @ stiffness * (rows - start)).sum(1)
         (gradient,) = torch.autograd.grad(costs.sum(), rows)
         return costs.detach(), gradient
 
     rows, damping = start, torch.ones_like(share)
     best, gradient = cost(rows)
     for _ in range(ROUNDS):
-        curvature = eigenvalues.clamp_min(0) + (PRIOR + damping[:, None]) * unit
+        curvature = eigenvalues.clamp_min(0) + damping[:, None] * unit
         tried = rows - (gradient @ vectors / curvature) @ vectors.T
         costs, new_gradient = cost(tried)
         helped = costs < best

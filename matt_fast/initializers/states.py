@@ -9,13 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from matt_fast.capture import decoder_layers
-from matt_fast.initializers.boundary import boundary_rows, boundary_states, tied_rows
+from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
 from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.vocabulary import VocabularyPair
 
-LAYERS = 1 / 4  # of the depth: where states of the two sides are compared
-OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
+LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
+OUTPUT_WEIGHT = 30.0  # of a tied row's wish as an output row, beside that as an input row
 
 
 def rows_from_states(
@@ -44,8 +44,7 @@ def rows_from_states(
         seed: of the choice of places in the text.
 
     Returns:
-        Two tables [student rows, hidden] float32, the same one if tied. Shared rows are as they came, and so are the
-        input rows of tokens that do not occur in the text.
+        Two tables [student rows, hidden] float32, the same one if tied; shared rows are as they came.
 
     Raises:
         ValueError: no text with new tokens; a masked language model, or one whose logits `logit_rule` does not know.
@@ -58,21 +57,25 @@ def rows_from_states(
     text = spell_texts(texts, vocabulary)
     layer = max(1, round(LAYERS * len(decoder_layers(model)))) - 1
     weight = model.get_output_embeddings().weight
-    as_input, as_output = input_rows.to(weight.device).clone(), output_means.to(weight.device).clone()
+    as_input, as_output = input_rows.to(weight.device), output_means.to(weight.device)
     if contextual:
-        start = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
-        ids, rows, metric = contextual_rows(model, vocabulary, start, text, layer, seed)
-        as_input[ids] = rows
-    elif tied:
-        metric = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed)
+        as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
     boundary = boundary_states(model, text, seed)
     counts = text.counts(vocabulary.rows)
     ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
+    as_output = as_output.index_copy(0, ids.to(weight.device), rows)
+    if not tied and not contextual:
+        return as_input, as_output
+    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed), None
     if tied:
-        as_input[ids] = tied_rows(as_input[ids], rows, metric, boundary.second_moment(), OUTPUT_WEIGHT)
-        return as_input, as_input
-    as_output[ids] = rows
-    return as_input, as_output
+        moment = boundary.second_moment()
+        stiffness = output_scale(matrix, moment, OUTPUT_WEIGHT) * moment
+        as_input = as_input.clone()
+        as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, OUTPUT_WEIGHT)
+    if contextual:
+        ids, rows = contextual_rows(model, vocabulary, as_input, matrix, text, layer, seed, stiffness)
+        as_input = as_input.index_copy(0, ids.to(weight.device), rows)
+    return as_input, as_input if tied else as_output
 
 
 def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:
