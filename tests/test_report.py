@@ -17,6 +17,7 @@ from matt_fast.vocabulary import VocabularyPair
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PAIRS = [(text.splitlines()[0], text.splitlines()[0]) for text in TEXTS]
+POISONED = "Ġfunction"
 SLOW = ("contextual", "focus", "omp", "omp-self")
 
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
     tokenizer = new_tokenizer()
     torch.manual_seed(1)
     donor = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, vocab_size=len(tokenizer)))
-    donor.get_input_embeddings().weight.data[300] *= 1000
+    donor.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(POISONED)] *= 1000
     donor.save_pretrained(folder / "donor")
     tokenizer.save_pretrained(folder / "donor")
     folder.joinpath("text.txt").write_text("\n".join(TEXTS))
@@ -98,8 +99,8 @@ def test_several_heads_are_one_piece_of_work(tmp_path):
 
 def test_a_poisoned_token_is_named(pair, folder):
     model, vocabulary = pair
-    poisoned = vocabulary.tokens[300].bytes.decode()
-    assert 300 not in vocabulary.matches
+    poisoned = POISONED.replace("Ġ", " ")
+    assert vocabulary.student.convert_tokens_to_ids(POISONED) in vocabulary.subtokens
     found = initial_rows(model, vocabulary, "omp", 0, donor=folder / "donor").report.outliers
     assert found[0].token == poisoned
     assert found[0].coefficient_norm > 100 < found[0].row_norm
