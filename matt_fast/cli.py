@@ -39,7 +39,7 @@ def clear_errors() -> Iterator[None]:
     """Print what is wrong with the input in one message, without a traceback."""
     try:
         yield
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         Console(stderr=True).print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
 
@@ -170,7 +170,8 @@ def transfer(
             outcome = sweep_layers(model, tokenizer, data, output, eval_data, **options)
         else:
             n_layers = None if layer == "third" else int(layer)
-            result = run(model, tokenizer, data, output, n_layers=n_layers, eval_data=eval_data, **options)
+            options |= {"n_layers": n_layers, "eval_data": eval_data, "on_initialise": display.on_initialise}
+            result = run(model, tokenizer, data, output, **options)
     if layer == "sweep":
         show.print_sweep(console, outcome)
     else:
@@ -260,7 +261,8 @@ def compare_inits(
             seed=seed,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
-            on_result=lambda result: status.update(f"{result.init}: {result.bits_per_byte:.4f}"),
+            on_result=lambda result: status.update(escape(f"{result.init}: {result.bits_per_byte:.4f}")),
+            on_progress=lambda init, done, total: status.update(escape(f"{init}: {done:,} of {total:,} rows")),
         )
     print_initialisers(console, original, results)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from matt_fast import export
 from matt_fast.data import read_documents
 from matt_fast.evaluation import evaluate
-from matt_fast.initializers import initial_rows
+from matt_fast.initializers import InitReport, initial_rows
 from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.parallel import read_pairs
 from matt_fast.teacher import Teacher
@@ -27,12 +28,14 @@ class Initialised:
         bits_per_byte: of the held-out text under the model with the new tokenizer, untrained.
         seconds: that making the rows took.
         memory: bytes in use at most while making them; of the accelerator if there is one, else of the process.
+        report: where the rows came from.
     """
 
     init: str
     bits_per_byte: float
     seconds: float
     memory: int
+    report: InitReport
 
 
 def compare_initializers(
@@ -52,6 +55,7 @@ def compare_initializers(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     on_result: Callable[[Initialised], None] = lambda result: None,
+    on_progress: Callable[[str, int, int], None] = lambda init, done, total: None,
 ) -> tuple[float, list[Initialised]]:
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
 
@@ -60,6 +64,7 @@ def compare_initializers(
             trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         on_result: called with each result.
+        on_progress: called with the initialiser, the rows that it has made, and their number; see `initial_rows`.
 
     Returns:
         Bits per byte of the original model, and the results in the order of `inits`.
@@ -87,10 +92,11 @@ def compare_initializers(
         reset_peak_memory(device)
         begin = time.perf_counter()
         given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+        given["on_progress"] = partial(on_progress, str(init))
         start = initial_rows(original, vocabulary, init, seed, **given, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)
         changed = teacher.load(torch.float32)
         export.replace_vocabulary(changed, start)
-        results.append(Initialised(str(init), bits(changed, vocabulary.student), seconds, memory))
+        results.append(Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report))
         on_result(results[-1])
     return baseline, results

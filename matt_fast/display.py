@@ -3,17 +3,20 @@
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from matt_fast.card import evaluation_rows
 from matt_fast.comparison import Initialised
+from matt_fast.initializers import InitReport
 from matt_fast.planning import Plan
 from matt_fast.result import TransferResult
 from matt_fast.sweep import Sweep
 from matt_fast.training import Progress as TrainingProgress
 
 GIB = 1 << 30
+OUTLIERS = 5  # printed at most
 
 
 class ProgressDisplay:
@@ -27,7 +30,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, steps: int):
         self.console = console
         self.bar = Progress(
-            TextColumn("training"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
@@ -35,7 +38,9 @@ class ProgressDisplay:
             TimeRemainingColumn(),
             console=console,
         )
-        self.task = self.bar.add_task("training", total=steps, figures="", visible=False)
+        hidden = {"figures": "", "visible": False}
+        self.initialisation = self.bar.add_task("initialisation", start=False, total=None, **hidden)
+        self.task = self.bar.add_task("training", total=steps, **hidden)
 
     def __enter__(self) -> "ProgressDisplay":
         self.bar.start()
@@ -46,6 +51,10 @@ class ProgressDisplay:
 
     def on_stage(self, stage: str) -> None:
         self.console.print(f"[bold]{stage}[/bold]")
+
+    def on_initialise(self, done: int, total: int) -> None:
+        self.bar.start_task(self.initialisation)
+        self.bar.update(self.initialisation, completed=done, total=total, figures="rows", visible=True)
 
     def on_step(self, progress: TrainingProgress) -> None:
         rate = progress.tokens / progress.seconds
@@ -68,17 +77,35 @@ def print_result(console: Console, result: TransferResult) -> None:
     progress, in_all = result.progress, sum(result.seconds.values())
     lines = [
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
+        *(f"start     {line}" for line in report_lines(result.report)),
         f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s",
         f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
         *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),
     ]
-    console.print("\n".join(lines), highlight=False)
+    console.print("\n".join(lines), highlight=False, markup=False)
+
+
+def report_lines(report: InitReport) -> list[str]:
+    """How many rows came from where, and the worst outliers."""
+    unseen = "" if report.unseen is None else f" ({report.unseen:,} of them never occur in the text)"
+    lines = [
+        f"{report.shared:,} shared, {report.initialized:,} initialised by the method, {report.subtoken_mean:,} left to "
+        f"their sub-tokens{unseen}, {report.unspelled:,} without a spelling"
+    ]
+    if report.outliers:
+        lines.append(f"{len(report.outliers):,} outliers, badly fitted or poisoned; the worst:")
+    for outlier in report.outliers[:OUTLIERS]:
+        lines.append(
+            f"  {outlier.token!r}: coefficients' sum {outlier.coefficient_sum:.3g}, their norm "
+            f"{outlier.coefficient_norm:.3g} and the row's {outlier.row_norm:.3g} times the median"
+        )
+    return lines
 
 
 def print_initialisers(console: Console, original: float, results: list[Initialised]) -> None:
-    """One line for each initialiser."""
+    """One line of figures for each initialiser, and below it what its rows are made of."""
     table = Table(title="Initialisers", title_justify="left")
     table.add_column("")
     for name in ("bits per byte", "seconds", "memory, GiB"):
@@ -86,8 +113,11 @@ def print_initialisers(console: Console, original: float, results: list[Initiali
     table.add_row("original model", f"{original:.4f}", "", "")
     for result in results:
         figures = f"{result.bits_per_byte:.4f}", f"{result.seconds:.1f}", f"{result.memory / GIB:.2f}"
-        table.add_row(result.init, *figures)
+        table.add_row(escape(result.init), *figures)
     console.print(table)
+    for result in results:
+        first, *rest = report_lines(result.report)
+        console.print("\n".join([f"{result.init}: {first}", *rest]), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_sweep(console: Console, outcome: Sweep) -> None:

@@ -59,6 +59,7 @@ def transfer(
     allow_pickle: bool = False,
     on_step: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    on_initialise: Callable[[int, int], None] | None = None,
 ) -> TransferResult:
     """Give a pretrained language model a new tokenizer and train the embeddings of its new tokens.
 
@@ -88,6 +89,7 @@ def transfer(
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
         on_step: called with the progress after each training step.
         on_stage: called with the name of each stage of the work as it begins.
+        on_initialise: `on_progress` of `initial_rows`.
 
     Raises:
         FileExistsError: `output` is not empty.
@@ -137,6 +139,7 @@ def transfer(
     if needs_whole_model(init, init_head):
         start_from = (trunk if with_head else teacher.load(dtype)).to(accelerator.device)
     given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+    given["on_progress"] = on_initialise
     start = initial_rows(start_from, vocabulary, init, seed, **given, **options)
     del start_from
     if start.output is not None and not with_head:
@@ -194,6 +197,7 @@ def transfer(
         shared=len(vocabulary.matches),
         new=len(vocabulary.tokens) - len(vocabulary.matches),
         unspelled=len(vocabulary.tokens) - len(vocabulary.matches) - len(vocabulary.subtokens),
+        report=start.report,
         trainable=len(student.input.trainable_ids),
         seen=int((seen[student.input.trainable_ids.cpu()] > 0).sum()),
         progress=progress,

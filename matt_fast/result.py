@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matt_fast.evaluation import Evaluation
+from matt_fast.initializers import InitReport
 from matt_fast.training import Progress
 
 
@@ -16,6 +17,7 @@ class TransferResult:
         n_layers: layers run in training; the loss was at the attention of the last.
         shared, new: student tokens that the teacher has, and that it has not.
         unspelled: new tokens that the teacher's tokens cannot spell, special ones among them.
+        report: where the input rows started, and which of them stand out.
         trainable, seen: rows that were trainable, and those of them that occurred in training.
         progress: losses, tokens, seconds of training, and what was skipped.
         evaluations: "original", "initialised" and "trained", on the main process, if evaluation data was given.
@@ -29,6 +31,7 @@ class TransferResult:
     shared: int
     new: int
     unspelled: int
+    report: InitReport
     trainable: int
     seen: int
     progress: Progress

@@ -8,7 +8,7 @@ by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over man
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,6 +37,7 @@ def contextual_rows(
     layer: int,
     seed: int,
     stiffness: torch.Tensor | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input rows for the new tokens that occur in a text.
 
@@ -49,6 +50,7 @@ def contextual_rows(
         layer: whose output (the residual stream behind it) is compared, counted from 0.
         seed: of the choice of contexts.
         stiffness: [hidden, hidden] K, what leaving the start costs beside the states: (row - start)ᵀ K (row - start).
+        on_progress: called with the rows done and r.
 
     Returns:
         ids [r] int64, and their rows [r, hidden] float32.
@@ -68,6 +70,8 @@ def contextual_rows(
             owner = torch.searchsorted(some, ids[here])
             given = places.look(ids[here], contexts[here])
             rows.append(_solve(given, owner, start[some.to(start.device)], matrix, stiffness))
+            if on_progress is not None:
+                on_progress(sum(map(len, rows)), len(tokens))
     return tokens, torch.cat(rows)
 
 

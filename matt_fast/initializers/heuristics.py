@@ -80,11 +80,11 @@ def _subtoken_means(
     subtokens: Mapping[int, Sequence[int]],
     importance: Callable[[int], float],
 ) -> torch.Tensor:
-    owner = torch.tensor([student_id for student_id, ids in subtokens.items() for _ in ids], dtype=torch.int64)
-    flat = torch.tensor([i for ids in subtokens.values() for i in ids], dtype=torch.int64)
-    factors = torch.tensor([float(importance(i)) for ids in subtokens.values() for i in ids])
-    sums = torch.zeros(student_rows, weight.shape[1]).index_add_(0, owner, weight[flat] * factors[:, None])
-    totals = torch.zeros(student_rows).index_add_(0, owner, factors)[:, None]
+    ids = torch.tensor([(i, piece) for i, pieces in subtokens.items() for piece in pieces], dtype=torch.int64)
+    owner, flat = ids.view(-1, 2).T.to(weight.device)
+    factors = weight.new_tensor([float(importance(i)) for pieces in subtokens.values() for i in pieces])
+    sums = weight.new_zeros(student_rows, weight.shape[1]).index_add_(0, owner, weight[flat] * factors[:, None])
+    totals = weight.new_zeros(student_rows).index_add_(0, owner, factors)[:, None]
     return torch.where(totals > 0, sums / totals.where(totals > 0, 1), weight.mean(0))
 
 

@@ -18,12 +18,14 @@ class Mixtures:
         coefficients: [n, teacher rows]; each row's sum is 1.
         absent: [k] int64, the other new tokens, ascending.
         unseen: how many of `absent` never occur in the text.
+        counts: [vocabulary rows] int64: how often each student token occurs in it.
     """
 
     ids: torch.Tensor
     coefficients: Coefficients
     absent: torch.Tensor
     unseen: int
+    counts: torch.Tensor
 
     def rows(self, weight: torch.Tensor) -> torch.Tensor:
         """[n, d] float32: the mixtures of `weight` [teacher rows, d], an input embedding or an output head."""
@@ -66,7 +68,7 @@ def mixtures(
     absent = torch.tensor(sorted(set(new) - set(ids.tolist())), dtype=torch.int64)
     offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     coefficients = Coefficients(offsets, teacher_ids, (weights / sums[row]).float())
-    return Mixtures(ids, coefficients, absent, int((counts[absent] == 0).sum()))
+    return Mixtures(ids, coefficients, absent, int((counts[absent] == 0).sum()), counts)
 
 
 def text_tokens(tokens: Mapping[int, Token]) -> list[int]:

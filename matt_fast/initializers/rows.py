@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from matt_fast.initializers.focus import apply as focus_apply
 from matt_fast.initializers.focus import fasttext_vectors, focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
+from matt_fast.initializers.omp import SparseCoefficients, omp_coefficients
 from matt_fast.initializers.omp import apply as omp_apply
-from matt_fast.initializers.omp import omp_coefficients
+from matt_fast.initializers.report import InitReport, find_outliers, init_report
 from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
@@ -33,11 +35,13 @@ class Rows:
         input: [student rows, hidden] float.
         output: [student rows, hidden], the head's; None where it is tied to the input embedding.
         output_bias: [student rows]; None where the head has no bias.
+        report: where the input rows came from, if an initialiser made them.
     """
 
     input: torch.Tensor
     output: torch.Tensor | None
     output_bias: torch.Tensor | None
+    report: InitReport | None = None
 
 
 def initial_rows(
@@ -50,6 +54,7 @@ def initial_rows(
     donor: str | Path | None = None,
     parallel: Iterable[tuple[str, str]] | None = None,
     init_head: str = "same",
+    on_progress: Callable[[int, int], None] | None = None,
     **hub_options,
 ) -> Rows:
     """Input and, where untied, output embeddings for the student's vocabulary.
@@ -68,6 +73,7 @@ def initial_rows(
         parallel: (text in a language that the teacher knows, its translation), for "wechsel" and "transtokenizers".
         init_head: how new output rows start: "same", as the input rows do, or "boundary", from what the teacher expects
             in the text, see `boundary`; a tied table then serves both wishes. "contextual" always does that.
+        on_progress: called with the rows done and their number by "omp", "omp-self", "focus" and "contextual".
         **hub_options: for loading that folder, or the donor.
 
     Raises:
@@ -82,36 +88,43 @@ def initial_rows(
         name = f"init {init!r}" if init == "contextual" else f"init_head {init_head!r}"
         raise ValueError(f"texts: wanted text to read the teacher's states in for {name}, got none")
     contextual, init = init == "contextual", "mean" if init == "contextual" else init
-    new_rows = _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options)
+    embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
+    made = _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding.weight, on_progress, hub_options)
 
-    def rows(weight: torch.Tensor, name: str, init=init, new_rows=new_rows) -> torch.Tensor:
+    def rows(weight: torch.Tensor, name: str, init=init, made=made) -> torch.Tensor:
         start = initialize(
             weight,
             vocabulary.rows,
             vocabulary.matches,
             vocabulary.subtokens,
-            method="mean" if new_rows else init,
+            method="mean" if made else init,
             seed=seed,
             teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
         )
-        if new_rows:
-            ids, found = new_rows(weight.detach(), name)
-            start[ids] = found.float().to(start.device)
+        if made:
+            start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
         return start
 
-    head, embedding = teacher.get_output_embeddings(), teacher.get_input_embeddings()
     tied = head is None or head.weight is embedding.weight
     bias = None if head is None else getattr(head, "bias", None)
     if bias is not None:
         bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
     input_rows = rows(embedding.weight, "input_embeddings")
+    if made:
+        found = made.coefficients
+        strange = () if found is None else find_outliers(vocabulary, made.ids, found, input_rows[made.ids])
+        report = init_report(vocabulary, made.ids.tolist(), made.counts, strange)
+    else:
+        spelled_only = init in ("mean", "length-mean")
+        report = init_report(vocabulary, vocabulary.subtokens if spelled_only else _new_ids(vocabulary).tolist())
     if from_states:
         means = rows((embedding if tied else head).weight, "output_embeddings", "mean", None)
-        input_rows, output = rows_from_states(
-            teacher, vocabulary, texts, input_rows, means, bias, contextual=contextual, tied=tied, seed=seed
-        )
-        return Rows(input_rows, None if tied else output, bias)
-    return Rows(input_rows, None if tied else rows(head.weight, "output_embeddings"), bias)
+        options = {"contextual": contextual, "tied": tied, "seed": seed, "on_progress": on_progress}
+        found = rows_from_states(teacher, vocabulary, texts, input_rows, means, bias, **options)
+        if contextual:
+            report = init_report(vocabulary, found.solved.tolist(), found.counts)
+        return Rows(found.input, None if tied else found.output, bias, report)
+    return Rows(input_rows, None if tied else rows(head.weight, "output_embeddings"), bias, report)
 
 
 def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:
@@ -119,12 +132,29 @@ def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:
     return init == "contextual" or init_head == "boundary"
 
 
-# Of a table of the teacher ([rows, hidden], its name): ids of new tokens, and their rows.
-NewRows = Callable[[torch.Tensor, str], tuple[torch.Tensor, torch.Tensor]]
+@dataclass(frozen=True)
+class _NewRows:
+    """New tokens' rows beyond those of `initialize`; tokens left out keep the mean of their sub-tokens.
+
+    Attributes:
+        ids: [n] int64, the tokens.
+        rows: of a table of the teacher ([rows, hidden], its name) gives [n, hidden].
+        counts: [student rows], how often each token occurs in a text, if one was read.
+        coefficients: [n, k], of OMP.
+    """
+
+    ids: torch.Tensor
+    rows: Callable[[torch.Tensor, str], torch.Tensor]
+    counts: torch.Tensor | None = None
+    coefficients: SparseCoefficients | None = None
 
 
-def _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options) -> NewRows | None:
-    """How rows beyond those of `initialize` are made; tokens that it leaves out keep the mean of their sub-tokens."""
+def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:
+    return torch.tensor([i for i in vocabulary.tokens if i not in vocabulary.matches], dtype=torch.int64)
+
+
+def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options) -> _NewRows | None:
+    """None where `initialize` does it all."""
     if callable(init) or init in METHODS:
         return None
     if init == "omp":
@@ -132,25 +162,22 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options) -> Ne
             raise ValueError(
                 "donor: wanted a model with the new vocabulary for init 'omp', got none; or use 'omp-self'"
             )
-        return _omp(vocabulary, torch.arange(vocabulary.rows), _donor_vectors(vocabulary, donor, hub_options))
+        vectors = _donor_vectors(vocabulary, donor, hub_options)
+        return _omp(vocabulary, torch.arange(vocabulary.rows), vectors, None, on_progress)
     if init in ("focus", "omp-self"):
         if texts is None:
             raise ValueError(f"texts: wanted text to train fastText on for init {init!r}, got none")
         vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
         if init == "omp-self":
-            return _omp(vocabulary, vectors.ids, vectors.vectors)
-
-        def focus(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-            found = focus_rows(weight, vocabulary, vectors)
-            return found.ids, found.rows
-
-        return focus
+            return _omp(vocabulary, vectors.ids, vectors.vectors, vectors.counts, on_progress)
+        found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
+        return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)
     if init in ("wechsel", "transtokenizers", "tokalign"):
         found = _mixtures(vocabulary, init, seed, texts, parallel)
-        return lambda weight, name: (found.ids, found.rows(weight))
-    ready = _ready_rows(init, **hub_options)
+        return _NewRows(found.ids, lambda weight, name: found.rows(weight), found.counts)
+    ready, new = _ready_rows(init, **hub_options), _new_ids(vocabulary)
 
-    def prepared(weight: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def prepared(weight: torch.Tensor, name: str) -> torch.Tensor:
         table = ready.get(name)
         shape = None if table is None else tuple(table.shape)
         if shape is None or shape[0] < vocabulary.rows or shape[1:] != weight.shape[1:]:
@@ -158,10 +185,9 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, hub_options) -> Ne
                 f"init: wanted {name} with at least {vocabulary.rows} rows of width {weight.shape[1]} in "
                 f"{str(init)!r}, got {shape or ', '.join(ready)}"
             )
-        new = torch.tensor([i for i in vocabulary.tokens if i not in vocabulary.matches], dtype=torch.int64)
-        return new, table[new]
+        return table[new]
 
-    return prepared
+    return _NewRows(new, prepared)
 
 
 def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
@@ -194,13 +220,22 @@ def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: d
     return weight[: vocabulary.rows]
 
 
-def _omp(vocabulary: VocabularyPair, ids: torch.Tensor, vectors: torch.Tensor) -> NewRows:
+def _omp(
+    vocabulary: VocabularyPair, ids: torch.Tensor, vectors: torch.Tensor, counts: torch.Tensor | None, on_progress
+) -> _NewRows:
     """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`."""
     shared = torch.tensor([int(i) in vocabulary.matches for i in ids])
     new = torch.tensor([int(i) in vocabulary.tokens for i in ids]) & ~shared & vectors.any(1)
-    coefficients = omp_coefficients(vectors[new], vectors[shared])
+    coefficients = omp_coefficients(vectors[new], vectors[shared], on_progress=on_progress)
     teacher_ids = torch.tensor([vocabulary.matches[int(i)].teacher_id for i in ids[shared]])
-    return lambda weight, name: (ids[new], omp_apply(coefficients, weight[teacher_ids.to(weight.device)]))
+
+    def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
+        here = coefficients._replace(
+            indices=coefficients.indices.to(weight.device), values=coefficients.values.to(weight.device)
+        )
+        return omp_apply(here, weight[teacher_ids.to(weight.device)])
+
+    return _NewRows(ids[new], rows, counts, coefficients)
 
 
 def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:

@@ -3,7 +3,8 @@
 A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +19,21 @@ LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
 OUTPUT_WEIGHT = 30.0  # of a tied row's wish as an output row, beside that as an input row
 
 
+class StateRows(NamedTuple):
+    """Two tables, the same one if tied; shared rows are as they came.
+
+    Attributes:
+        input, output: [student rows, hidden] float32.
+        solved: [r] int64, the tokens whose input row was solved for.
+        counts: [student rows] float32, how often each token occurs in the text.
+    """
+
+    input: torch.Tensor
+    output: torch.Tensor
+    solved: torch.Tensor
+    counts: torch.Tensor
+
+
 def rows_from_states(
     model: PreTrainedModel,
     vocabulary: VocabularyPair,
@@ -29,7 +45,8 @@ def rows_from_states(
     contextual: bool,
     tied: bool,
     seed: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    on_progress: Callable[[int, int], None] | None = None,
+) -> StateRows:
     """Input and output rows for a new vocabulary.
 
     Args:
@@ -42,9 +59,7 @@ def rows_from_states(
         contextual: solve for input rows; else `input_rows` are kept.
         tied: whether one table must serve as both.
         seed: of the choice of places in the text.
-
-    Returns:
-        Two tables [student rows, hidden] float32, the same one if tied; shared rows are as they came.
+        on_progress: called with the input rows solved for, and their number.
 
     Raises:
         ValueError: no text with new tokens; a masked language model, or one whose logits `logit_rule` does not know.
@@ -61,11 +76,11 @@ def rows_from_states(
     if contextual:
         as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
     boundary = boundary_states(model, text, seed)
-    counts = text.counts(vocabulary.rows)
+    counts, solved = text.counts(vocabulary.rows), torch.zeros(0, dtype=torch.int64)
     ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
     as_output = as_output.index_copy(0, ids.to(weight.device), rows)
     if not tied and not contextual:
-        return as_input, as_output
+        return StateRows(as_input, as_output, solved, counts)
     matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed), None
     if tied:
         moment = boundary.second_moment()
@@ -73,9 +88,11 @@ def rows_from_states(
         as_input = as_input.clone()
         as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, OUTPUT_WEIGHT)
     if contextual:
-        ids, rows = contextual_rows(model, vocabulary, as_input, matrix, text, layer, seed, stiffness)
-        as_input = as_input.index_copy(0, ids.to(weight.device), rows)
-    return as_input, as_input if tied else as_output
+        solved, rows = contextual_rows(
+            model, vocabulary, as_input, matrix, text, layer, seed, stiffness, on_progress=on_progress
+        )
+        as_input = as_input.index_copy(0, solved.to(weight.device), rows)
+    return StateRows(as_input, as_input if tied else as_output, solved, counts)
 
 
 def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:

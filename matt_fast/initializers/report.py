@@ -1,0 +1,100 @@
+"""What an initialiser did: how many rows came from where, and which tokens stand out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from matt_fast.initializers.omp import SparseCoefficients, outliers
+from matt_fast.vocabulary import VocabularyPair
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A token whose coefficients or row are unlike the others', see `omp.outliers`: perhaps a poisoned one.
+
+    Attributes:
+        token: its text; bytes that are none are escaped.
+        coefficient_sum: of its coefficients.
+        coefficient_norm, row_norm: the lengths of its coefficients and of its input row, over the median's.
+    """
+
+    token: str
+    coefficient_sum: float
+    coefficient_norm: float
+    row_norm: float
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """Where the input rows of a vocabulary came from. The first four add up to its tokens.
+
+    Attributes:
+        shared: tokens with the teacher's row.
+        initialized: new tokens whose row the method made itself.
+        subtoken_mean: new tokens that the method left to the mean of their sub-tokens' rows ("contextual" starts from
+            the last sub-token's).
+        unspelled: those left over that the teacher's tokens cannot spell: they have the mean of all rows.
+        unseen: how many of `subtoken_mean` never occur in the text; None where no text was counted.
+        outliers: of "omp" and "omp-self", the worst first.
+    """
+
+    shared: int
+    initialized: int
+    subtoken_mean: int
+    unspelled: int
+    unseen: int | None = None
+    outliers: tuple[Outlier, ...] = ()
+
+
+def init_report(
+    vocabulary: VocabularyPair,
+    initialized: Iterable[int],
+    counts: torch.Tensor | None = None,
+    outliers: tuple[Outlier, ...] = (),
+) -> InitReport:
+    """Count a vocabulary's rows.
+
+    Args:
+        vocabulary: the two vocabularies.
+        initialized: new tokens whose rows the method made itself.
+        counts: [student rows], how often each token occurs in the text; None if none was read.
+        outliers: from `find_outliers`.
+    """
+    initialized = set(initialized)
+    left = vocabulary.tokens.keys() - vocabulary.matches.keys() - initialized
+    means = sorted(left & vocabulary.subtokens.keys())
+    return InitReport(
+        shared=len(vocabulary.matches),
+        initialized=len(initialized),
+        subtoken_mean=len(means),
+        unspelled=len(left) - len(means),
+        unseen=None if counts is None else int((counts[means] == 0).sum()),
+        outliers=outliers,
+    )
+
+
+def find_outliers(
+    vocabulary: VocabularyPair, ids: torch.Tensor, coefficients: SparseCoefficients, rows: torch.Tensor
+) -> tuple[Outlier, ...]:
+    """Tokens that stand out by the rule of `omp.outliers`, the worst first.
+
+    Args:
+        vocabulary: the two vocabularies.
+        ids: [m] int64, the new tokens.
+        coefficients: [m, k], theirs.
+        rows: [m, hidden], made with them.
+    """
+    found = outliers(coefficients, rows.to(coefficients.values.device))
+    used = torch.ones(len(ids), dtype=torch.bool)
+    used[found.empty] = False
+    relative = {name: found.measures[name] / found.measures[name][used].median() for name in ("coefficients", "row")}
+    return tuple(
+        Outlier(
+            vocabulary.tokens[int(ids[place])].bytes.decode(errors="backslashreplace"),
+            float(found.measures["sum"][place]),
+            float(relative["coefficients"][place]),
+            float(relative["row"][place]),
+        )
+        for place in found.tokens.tolist()
+    )
