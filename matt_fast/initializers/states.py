@@ -16,7 +16,8 @@ from matt_fast.initializers.spelled import spell_texts
 from matt_fast.vocabulary import VocabularyPair
 
 LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
-OUTPUT_WEIGHT = 30.0  # of a tied row's wish as an output row, beside that as an input row
+OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
+OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
 
 
 class StateRows(NamedTuple):
@@ -83,10 +84,11 @@ def rows_from_states(
         return StateRows(as_input, as_output, solved, counts)
     matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed), None
     if tied:
+        output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
         moment = boundary.second_moment()
-        stiffness = output_scale(matrix, moment, OUTPUT_WEIGHT) * moment
+        stiffness = output_scale(matrix, moment, output_weight) * moment
         as_input = as_input.clone()
-        as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, OUTPUT_WEIGHT)
+        as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
     if contextual:
         solved, rows = contextual_rows(
             model, vocabulary, as_input, matrix, text, layer, seed, stiffness, on_progress=on_progress
