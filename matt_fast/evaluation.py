@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from matt_fast.vocabulary import special_affixes
+from matt_fast.vocabulary import special_affixes, start_of_text
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,9 @@ def evaluate(
 
 
 def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
-    prefix, _ = special_affixes(tokenizer)
+    prefix = start_of_text(tokenizer)
     if not prefix:
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        if start is None:
-            raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
-        prefix = [start]
+        raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
     input_ids = torch.tensor([prefix + ids], device=model.device)
     logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
     return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="sum").item()

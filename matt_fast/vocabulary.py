@@ -157,6 +157,15 @@ def special_affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
     return encoded["input_ids"][: text[0]], encoded["input_ids"][text[-1] + 1 :]
 
 
+def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a model is given before a text: the tokenizer's own prefix, else its bos token, else its eos token."""
+    prefix, _ = special_affixes(tokenizer)
+    if prefix:
+        return prefix
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [] if start is None else [start]
+
+
 def check_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise TypeError unless `tokenizer` is a fast one, the only kind that gives character offsets."""
     if not getattr(tokenizer, "is_fast", False):

@@ -7,9 +7,8 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from matt_fast.vocabulary import VocabularyPair, special_affixes
+from matt_fast.vocabulary import VocabularyPair, start_of_text
 
 MAX_CHARACTERS = 1 << 25  # of text that is read, at most
 TOGETHER = 256  # documents tokenised at a time
@@ -95,15 +94,6 @@ def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText
     starts = np.concatenate([[0], np.cumsum(lengths[ids])])
     within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths[ids])
     return SpelledText(ids, flat[np.repeat(offsets[ids], lengths[ids]) + within], starts, prefix)
-
-
-def start_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What a model is given before a text: the tokenizer's own prefix, else its bos token, else its eos token."""
-    prefix, _ = special_affixes(tokenizer)
-    if prefix:
-        return prefix
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [] if start is None else [start]
 
 
 def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
