@@ -9,7 +9,7 @@ and nothing of size m × n is kept or computed twice. Four products of that size
 """
 
 from dataclasses import dataclass
-from math import prod
+from math import e, log2, prod
 
 import numpy as np
 import torch
@@ -25,6 +25,12 @@ BLOCK_ELEMENTS = 1 << 18
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 384
 COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
 NO_POSITION = 1 << 40
+# Large products of bfloat16 inputs on a CPU go to oneDNN, in pieces of one shape: it compiles each shape anew. On this
+# project's machines (AMD) it takes half of MKL's time. torch before 2.9 has no switch for it.
+ONEDNN = getattr(torch.backends.mkldnn, "matmul", None)
+PIECE = 1 << 17  # scores
+BUFFERS = "teacher logits", "student logits", "teacher weights", "student weights", "gradient", "own", "outside"
+LOG2_E = log2(e)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ def blockwise_loss(teacher, student, documents, pair_weights, options: Options, 
         torch.zeros(x.shape, dtype=dtype, device=x.device) if wanted else None
         for x, wanted in zip(student, needed, strict=True)
     )
-    workspace = Workspace(dtype, student[0].device)
+    half = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in (*teacher, *student))
+    workspace = Workspace(dtype, student[0].device, ONEDNN if half else None)
     losses = []
     for document, weight in zip(documents, pair_weights, strict=True):
         inputs = [tuple(x[document.row] for x in side) for side in (teacher, student)]
@@ -81,16 +88,40 @@ def blockwise_loss(teacher, student, documents, pair_weights, options: Options, 
 
 
 class Workspace:
-    """Buffers used again by every block: pages are touched once, and the peak is one block's, whatever n is."""
+    """Buffers used again by every block: pages are touched once, and the peak is the widest block's.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device):
-        self.dtype, self.device, self.buffers = dtype, device, {}
+    They are one piece of memory, because glibc returns what is freed to the system, and touches it page by page in the
+    next step, until it has seen a piece as large: a sixth of a step at 1,024 tokens.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, onednn=None):
+        self.dtype, self.device, self.onednn = dtype, device, onednn
+        self.buffers = torch.empty(len(BUFFERS), 0, dtype=dtype, device=device)
+
+    def reserve(self, elements: int):
+        """Buffers of at least this size; what was taken before is lost."""
+        if self.buffers.shape[1] < elements:
+            self.buffers = None
+            self.buffers = torch.empty(len(BUFFERS), elements, dtype=self.dtype, device=self.device)
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        size = prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return self.buffers[name][:size].view(shape)
+        return self.buffers[BUFFERS.index(name), : prod(shape)].view(shape)
+
+    def pieces(self, count: int, size: int):
+        """Slices of `count` columns, to be multiplied one by one: of `size` with oneDNN, the rest without.
+
+        The products of inputs stay exact; a CPU with bfloat16 units may round the gradients' factors to bfloat16, as
+        flash attention does, never the sums. The switch is the process's, not the thread's.
+        """
+        full = count - count % size if self.onednn else 0
+        if full:
+            before, self.onednn.fp32_precision = self.onednn.fp32_precision, "bf16"
+            try:
+                yield from (slice(start, start + size) for start in range(0, full, size))
+            finally:
+                self.onednn.fp32_precision = before
+        if full < count:
+            yield slice(full, count)
 
 
 class SideLayout:
@@ -114,13 +145,33 @@ class SideLayout:
         self.query_tokens = self.rows + side.start
         heads, kv_heads = query.shape[0], key.shape[0]
         # [H, n, d] -> [H_kv, m, groups, d]: the query heads of a key head are rows of the same products
-        queries = query.index_select(1, self.query_tokens).to(dtype) * options.scale
+        queries = query.index_select(1, self.query_tokens).to(dtype)
         self.queries = queries.unflatten(0, (kv_heads, heads // kv_heads)).transpose(1, 2).contiguous()
         self.keys = key.index_select(1, sources).to(dtype)
         counted = present if options.variant == "aim_star" else segments >= 0
         # Special tokens take their share of the softmax, but their values reach no pair.
         self.uncounted = torch.as_tensor(np.flatnonzero(~counted), device=device)
         self.values = value.index_select(1, sources).to(dtype).index_fill_(1, self.uncounted, 0)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Query rows of segments [start, stop), all heads of a key head, and the columns that some of them can see."""
+
+    start: int
+    stop: int
+    tiles: slice | None
+    columns: tuple[slice, slice]  # teacher's, student's
+    whole: bool  # not cut short by the end of the document
+    groups: int
+
+    @property
+    def rows(self) -> int:
+        return (self.stop - self.start) * self.groups
+
+    @property
+    def elements(self) -> int:
+        return self.rows * max(x.stop - x.start for x in self.columns)
 
 
 class DocumentLoss:
@@ -187,15 +238,50 @@ class DocumentLoss:
 
     def run(self, weight: float) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.workspace.device)
-        start = 0
-        while start < self.count:
-            block = Block(self, start)
+        extents = list(self._extents())
+        self.workspace.reserve(max(x.elements for x in extents))
+        for extent in extents:
+            block = Block(self, extent)
             for head in range(self.kv_heads):
                 total += block.add(head)
             total += block.unseen_pairs * self.kv_heads * self.groups
-            start = block.stop
         self._write_gradients(weight * (2 if self.options.metric == "mse" else 1))
         return total
+
+    def _extents(self):
+        """Blocks as wide as BLOCK_ELEMENTS allows, in a few numbers of rows: products of one shape come again."""
+        start = 0
+        while start < self.count:
+            width = max(x.stop - x.start for x in self._columns(start, start + 1)[1])
+            rows = MAX_BLOCK_ROWS
+            while rows > MIN_BLOCK_ROWS and rows * width > BLOCK_ELEMENTS:
+                rows //= 2
+            count = max(rows // self.groups, 1)
+            stop = min(start + count, self.count)
+            yield Extent(start, stop, *self._columns(start, stop), stop == start + count, self.groups)
+            start = stop
+
+    def _seen_units(self, start: int, stop: int) -> tuple[int, int]:
+        """Segments, with their special tokens, of which some row sees some token on either side."""
+        window, causal = self.options.sliding_window, self.options.causal
+        low, high = 0, stop if causal else self.count
+        if window is not None:
+            reach = window - 1 if causal else window
+            sides = list(zip((self.document.teacher, self.document.student), self.units, strict=True))
+            low = min(int(np.searchsorted(units[1:], x.last[start] - reach, side="right")) for x, units in sides)
+            if not causal:
+                ends = (np.searchsorted(units[:-1], x.last[stop - 1] + reach, side="right") for x, units in sides)
+                high = int(max(ends))
+        return low, high
+
+    def _columns(self, start: int, stop: int):
+        """(tiles or None, (teacher columns, student columns)) as slices."""
+        low, high = self._seen_units(start, stop)
+        if self.packing is None:
+            return None, tuple(slice(int(units[low]), int(units[high])) for units in self.units)
+        tiles = slice(int(self.packing.first_tile[low]), int(self.packing.last_tile[high - 1]) + 1)
+        widths = self.packing.teacher_width, self.packing.student_width
+        return tiles, tuple(slice(tiles.start * width, tiles.stop * width) for width in widths)
 
     def _write_gradients(self, factor: float):
         query, key, value = self.outputs
@@ -204,6 +290,8 @@ class DocumentLoss:
             # [H_kv, m, groups, d] -> [H_kv, groups, m, d] -> [H, m, d]
             rows = self.query_gradient.transpose(1, 2).flatten(0, 1).mul_(factor * self.options.scale)
             query.index_copy_(1, side.query_tokens, rows)
+        if key is not None:
+            self.key_gradient.mul_(self.options.scale)
         for output, columns in ((key, self.key_gradient), (value, self._value_columns())):
             if output is not None:
                 output[:, side.start : side.stop] = columns.index_select(1, side.column_of_token).mul_(factor)
@@ -226,40 +314,15 @@ class DocumentLoss:
 class Block:
     """Query rows [start, stop) of a document against the columns they can see."""
 
-    def __init__(self, parent: DocumentLoss, start: int):
-        self.parent, self.start, self.options, self.packing = parent, start, parent.options, parent.packing
-        width = max(x.stop - x.start for x in self._columns(start, start + 1)[1])
-        rows = min(max(BLOCK_ELEMENTS // width, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS) // parent.groups
-        self.stop = min(start + max(rows, 1), parent.count)
-        self.tiles, self.columns = self._columns(start, self.stop)
-        self.rows = (self.stop - start) * parent.groups
+    def __init__(self, parent: DocumentLoss, extent: Extent):
+        self.parent, self.options, self.packing = parent, parent.options, parent.packing
+        self.start, self.stop, self.tiles, self.columns = extent.start, extent.stop, extent.tiles, extent.columns
+        self.rows, self.piece = extent.rows, PIECE // extent.rows if extent.whole else NO_POSITION
         sides = parent.teacher, parent.student
         self.masks = [self._mask(*x) for x in zip(sides, self.columns, self._first_hidden(), strict=True)]
         self.unseen_pairs = 0
         if self.options.metric == "cosine":
             self._prepare_pairs()
-
-    def _seen_units(self, start: int, stop: int) -> tuple[int, int]:
-        """Segments, with their special tokens, of which some row sees some token on either side."""
-        window, causal, parent = self.options.sliding_window, self.options.causal, self.parent
-        low, high = 0, stop if causal else parent.count
-        if window is not None:
-            reach = window - 1 if causal else window
-            sides = list(zip((parent.document.teacher, parent.document.student), parent.units, strict=True))
-            low = min(int(np.searchsorted(units[1:], x.last[start] - reach, side="right")) for x, units in sides)
-            if not causal:
-                ends = (np.searchsorted(units[:-1], x.last[stop - 1] + reach, side="right") for x, units in sides)
-                high = int(max(ends))
-        return low, high
-
-    def _columns(self, start: int, stop: int):
-        """(tiles or None, (teacher columns, student columns)) as slices."""
-        low, high = self._seen_units(start, stop)
-        if self.packing is None:
-            return None, tuple(slice(int(units[low]), int(units[high])) for units in self.parent.units)
-        tiles = slice(int(self.packing.first_tile[low]), int(self.packing.last_tile[high - 1]) + 1)
-        widths = self.packing.teacher_width, self.packing.student_width
-        return tiles, tuple(slice(tiles.start * width, tiles.stop * width) for width in widths)
 
     def _first_hidden(self):
         """First column, on each side, that some row may not see; columns before it need no mask."""
@@ -333,20 +396,28 @@ class Block:
         return total
 
     def _weights(self, name: str, side: SideLayout, columns: slice, mask):
-        """Softmax weights of the block, [columns, rows], and the masked logits they came from."""
-        take = self.parent.workspace.take
+        """Softmax weights of the block, [columns, rows], and what they came from: masked q·k (with a cap its tanh)."""
+        take, options = self.parent.workspace.take, self.options
         count = columns.stop - columns.start
         queries = side.queries[self.head, self.start : self.stop].flatten(0, 1)
-        # [columns, d] @ [d, rows] -> [columns, rows]
-        logits = torch.mm(side.keys[self.head, columns], queries.t(), out=take(f"{name} logits", count, self.rows))
-        if self.options.softcap is not None:
-            logits.div_(self.options.softcap).tanh_().mul_(self.options.softcap)
+        keys, logits = side.keys[self.head, columns], take(f"{name} logits", count, self.rows)
+        for piece in self.parent.workspace.pieces(count, self.piece):
+            # [columns, d] @ [d, rows] -> [columns, rows]
+            torch.mm(keys[piece], queries.t(), out=logits[piece])
+        scale = options.scale
+        if options.softcap is not None:
+            logits.mul_(scale / options.softcap).tanh_()
+            scale = options.softcap
         unused, first, bias = mask
         if len(unused):
             logits.index_fill_(0, unused, float("-inf"))
         if first < count:
             logits[first:].add_(bias)
-        return torch.softmax(logits, 0, out=take(f"{name} weights", count, self.rows)), logits
+        # torch.softmax takes 1.6 times as long on a CPU, for its exp
+        bits = scale * LOG2_E
+        weights = take(f"{name} weights", count, self.rows)
+        torch.add(logits.amax(0).mul_(-bits), logits, alpha=bits, out=weights).exp2_()
+        return weights.mul_(weights.sum(0).reciprocal_()), logits
 
     def _tiled(self, teacher, student, gradient) -> torch.Tensor:
         """Segments that fit in a tile: coordinates [tiles, dimensions of the basis, rows], distance, its gradients."""
@@ -369,8 +440,8 @@ class Block:
             # [tiles, columns, dimensions] @ [tiles, dimensions, rows] -> [tiles, columns, rows]
             torch.bmm(own, own_gradient, out=gradient.view(tiles, -1, rows))
         if parent.own_products is not None:
-            # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
             student = student.to(parent.own_products)
+            # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
             parent.own_products[head, self.tiles].baddbmm_(student, own_gradient.mT.to(student))
             parent.outside_products[head, self.tiles].baddbmm_(student, outside_gradient.mT.to(student), alpha=sign)
         return total
@@ -407,8 +478,8 @@ class Block:
             # [columns, d] @ [d, rows] -> [columns, rows]
             torch.mm(values, state_gradient, out=gradient[columns[1]])
         if parent.value_gradient is not None:
-            # [columns, rows] @ [rows, d] -> [columns, d]
             sums = parent.value_gradient[head, sources[1]]
+            # [columns, rows] @ [rows, d] -> [columns, d]
             sums.addmm_(student.to(sums), state_gradient.t().to(sums))
         return total
 
@@ -419,20 +490,25 @@ class Block:
 
     def _score_gradients(self, weights, gradient, logits):
         parent, side, head, columns = self.parent, self.parent.student, self.head, self.columns[1]
-        scores = parent.workspace.take("teacher logits", *weights.shape)
-        torch.ops.aten._softmax_backward_data.out(gradient, weights, 0, weights.dtype, grad_input=scores)
+        # weights * (gradient - sum(weights * gradient))
+        scores = gradient.mul_(weights)
+        scores.addcmul_(weights, scores.sum(0), value=-1)
         if self.options.softcap is not None:
-            # d(cap * tanh(x / cap)) = 1 - tanh²; hidden logits are -inf, their weight is zero already
-            tanh = logits.div_(self.options.softcap).clamp_(-1, 1)
-            scores.mul_(tanh.square_().neg_().add_(1))
+            # d(cap * tanh(x / cap)) = 1 - tanh²; hidden ones are -inf, their weight is zero already
+            scores.mul_(logits.clamp_(-1, 1).square_().neg_().add_(1))
         queries = side.queries[head, self.start : self.stop].flatten(0, 1)
+        keys = side.keys[head, columns]
         if parent.query_gradient is not None:
-            # [rows, columns] @ [columns, d] -> [rows, d]
             rows = parent.query_gradient[head, self.start : self.stop].view(self.rows, -1)
-            torch.mm(scores.t(), side.keys[head, columns], out=rows)
         if parent.key_gradient is not None:
-            # [columns, rows] @ [rows, d] -> [columns, d]
-            parent.key_gradient[head, columns].addmm_(scores, queries)
+            key_gradient = parent.key_gradient[head, columns]
+        for piece in parent.workspace.pieces(len(keys), self.piece):
+            if parent.query_gradient is not None:
+                # [rows, columns] @ [columns, d] -> [rows, d]
+                rows.addmm_(scores[piece].t(), keys[piece], beta=min(piece.start, 1))
+            if parent.key_gradient is not None:
+                # [columns, rows] @ [rows, d] -> [columns, d]
+                key_gradient[piece].addmm_(scores[piece], queries)
 
 
 def _squares(x: torch.Tensor) -> torch.Tensor:

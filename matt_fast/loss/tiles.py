@@ -15,7 +15,7 @@ import torch
 
 from matt_fast.loss.documents import Document, Side
 
-WIDTHS = (8, 16, 32, 64)
+WIDTHS = (8, 12, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ def _columns(unit_starts, starts, tiles, width: int, total: int) -> np.ndarray:
 def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tuple[int, int]:
     """The widths with the least work by a rough count of nanoseconds per query row, on the first segments."""
     teacher, student = teacher[: sample + 1], student[: sample + 1]
+    teacher_sizes, student_sizes = np.diff(teacher), np.diff(student)
     best = (float("inf"), (0, 0))
     for teacher_width, student_width in product(WIDTHS, WIDTHS):
         groups = _group(teacher, student, teacher_width, student_width)
         tile_count = groups[-1][1] + groups[-1][2]
-        teacher_sizes, student_sizes = np.diff(teacher), np.diff(student)
         long = (teacher_sizes > teacher_width) | (student_sizes > student_width)
         both = teacher_width + student_width
         per_tile = teacher_width * 1.8 + student_width * 4.2
@@ -112,7 +112,7 @@ def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tu
     return best[1]
 
 
-def segment_basis(*inputs, chunk_elements: int = 1 << 18):
+def segment_basis(*inputs, chunk_elements: int = 1 << 16):
     """_segment_basis a few tiles at a time, so that its float64 copies stay small."""
     heads, _, width, size = inputs[0].shape
     chunk = max(1, chunk_elements // (heads * width * size))
@@ -139,8 +139,7 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     student_same = _same(student_segments, student_segments)
     teacher_same = _same(teacher_segments, teacher_segments)
     across_same = _same(teacher_segments, student_segments)
-    student_basis = _orthonormal(student_values, student_same, exact)
-    own = (student_values @ student_basis.mT).mul_(student_same)
+    student_basis, own = _orthonormal(student_values, student_same, exact)
     shared = (teacher_values @ student_basis.mT).mul_(across_same)
     rest = teacher_values - shared @ student_basis
     if exact:
@@ -149,8 +148,7 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
         rest -= again @ student_basis
     noise = (1e-14 if exact else 1e-10) * teacher_values.norm(dim=-1, keepdim=True)
     rest = rest.masked_fill_(rest.norm(dim=-1, keepdim=True) <= noise, 0)
-    rest_basis = _orthonormal(rest, teacher_same, exact)
-    outside = (rest @ rest_basis.mT).mul_(teacher_same)
+    rest_basis, outside = _orthonormal(rest, teacher_same, exact)
     return tuple(x.to(dtype) for x in (own, shared, outside, student_basis, rest_basis))
 
 
@@ -159,11 +157,12 @@ def _same(rows, columns):
 
 
 def _orthonormal(vectors, same, exact: bool):
-    """Rows that span each segment's vectors, by Cholesky of the masked Gram matrix.
+    """(rows that span each segment's vectors, the vectors' coordinates in them), by Cholesky of the masked Gram matrix.
 
     One pass is orthogonal far beyond float32's rounding, the second one (exact) to float64's.
     """
     identity = torch.eye(vectors.shape[-2], dtype=vectors.dtype, device=vectors.device)
+    coordinates = None
     for _ in range(2 if exact else 1):
         gram = (vectors @ vectors.mT).mul_(same)
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
@@ -172,6 +171,8 @@ def _orthonormal(vectors, same, exact: bool):
         factor = torch.linalg.cholesky_ex(gram).L
         vectors = torch.linalg.solve_triangular(factor, identity, upper=False) @ vectors
         # What a vector adds to the span of those before it is lost below 3e-7 of its length: such rows come out short.
-        short = vectors.square().sum(-1, keepdim=True) < 0.5
+        short = vectors.norm(dim=-1, keepdim=True) < 0.7
         vectors.masked_fill_(short, 0)
-    return vectors
+        factor.masked_fill_(short.mT, 0)
+        coordinates = factor if coordinates is None else coordinates @ factor
+    return vectors, coordinates
