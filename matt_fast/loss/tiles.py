@@ -101,6 +101,8 @@ def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tu
     teacher_sizes, student_sizes = np.diff(teacher), np.diff(student)
     best = (float("inf"), (0, 0))
     for teacher_width, student_width in product(WIDTHS, WIDTHS):
+        if max(teacher_width, student_width) > 4 * min(teacher_width, student_width):
+            continue
         groups = _group(teacher, student, teacher_width, student_width)
         tile_count = groups[-1][1] + groups[-1][2]
         long = (teacher_sizes > teacher_width) | (student_sizes > student_width)
@@ -112,7 +114,7 @@ def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tu
     return best[1]
 
 
-def segment_basis(*inputs, chunk_elements: int = 1 << 16):
+def segment_basis(*inputs, chunk_elements: int = 1 << 17):
     """_segment_basis a few tiles at a time, so that its float64 copies stay small."""
     heads, _, width, size = inputs[0].shape
     chunk = max(1, chunk_elements // (heads * width * size))
