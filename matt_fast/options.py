@@ -26,7 +26,7 @@ class TrainingOptions:
         packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
-        metric, reduction, backend: as in `aim_loss`.
+        metric, reduction, backend: as in `aim_loss`; the backend also runs lazy row updates, see `RowAdamW`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
             memory, more time.

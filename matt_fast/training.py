@@ -79,7 +79,8 @@ def train(
         FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
     """
     names = options.objectives()
-    optimizers = [RowAdamW(table.trainable, options.lr, moments=options.moments) for table in student.tables]
+    chosen = {"moments": options.moments, "backend": options.backend}
+    optimizers = [RowAdamW(table.trainable, options.lr, **chosen) for table in student.tables]
     progress = Progress()
     seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
     start = time.perf_counter()
