@@ -33,7 +33,7 @@ def adamw_rows_kernel(
     slot = tl.load(slots_ptr + row)
     # Atomic not for other programs, whose rows are others: of this one's threads one counts, and all learn the result.
     updates = tl.atomic_add(updates_ptr + slot, 1, sem="relaxed") + 1
-    correction1, correction2 = bias_correction(updates, log_beta1), bias_correction(updates, log_beta2)
+    rate, scale = lr / bias_correction(updates, log_beta1), 1 / bias_correction(updates, log_beta2)
     for start in range(0, HIDDEN, BLOCK_D):
         columns = start + tl.arange(0, BLOCK_D)
         used = columns < HIDDEN
@@ -44,8 +44,7 @@ def adamw_rows_kernel(
         value = tl.load(table_ptr + places, mask=used, other=0.0)
         first += weight1 * (gradient - first)
         second = beta2 * second + weight2 * gradient * gradient
-        denominator = tl.sqrt_rn(tl.div_rn(second, correction2)) + eps
-        value -= lr * tl.div_rn(tl.div_rn(first, correction1), denominator)
+        value -= rate * first / (tl.sqrt(second * scale) + eps)
         tl.store(first_ptr + places, first, mask=used)
         tl.store(second_ptr + places, second, mask=used)
         tl.store(table_ptr + places, value, mask=used)
