@@ -92,8 +92,8 @@ class RowAdamW:
         lr, betas, eps: as in torch.optim.AdamW.
         moments: "lazy" or "dense".
         backend: of lazy updates: "triton", one kernel that passes over the rows once, for a table on a GPU (or anywhere
-            with TRITON_INTERPRET=1); "torch" or "eager", torch operations; "auto", the kernel for a table on a GPU where
-            Triton is installed. Dense ones are torch operations.
+            with TRITON_INTERPRET=1); "torch" or "eager", torch operations; "auto", the kernel where the table is on a
+            GPU and Triton is installed. Dense ones are torch operations.
     """
 
     def __init__(

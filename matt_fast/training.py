@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.batches import Batch
 from matt_fast.embeddings import RowAdamW
+from matt_fast.frozen import keep_gradients
 from matt_fast.objectives import StepRows, Student, combine, losses
 from matt_fast.options import TrainingOptions
 
@@ -122,7 +123,7 @@ def train(
 
 def freeze(model: PreTrainedModel) -> None:
     """Make `model` the frozen trunk of both sides: no gradients, no dropout, no row whose gradient torch would drop."""
-    model.requires_grad_(False).eval()
+    keep_gradients(model.requires_grad_(False).eval())
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # an index into the full vocabulary; rows of a batch are numbered anew

@@ -161,7 +161,11 @@ def bad_calls():
     return [
         (good | {"table": drawn(12)}, ValueError, r"table must have shape \[rows, hidden\]; got \(12,\)"),
         (good | {"table": drawn(3, 4).bfloat16()}, TypeError, "table must be a torch.float32 tensor; got torch.bfloat"),
-        (good | {"first_moment": torch.zeros(3, 5)}, ValueError, r"first_moment must have shape \(3, 4\); got \(3, 5\)"),
+        (
+            good | {"first_moment": torch.zeros(3, 5)},
+            ValueError,
+            r"first_moment must have shape \(3, 4\); got \(3, 5\)",
+        ),
         (good | {"second_moment": torch.zeros(4, 3).T}, ValueError, "second_moment must be contiguous; got strides"),
         (good | {"updates": torch.zeros(3)}, TypeError, "updates must be a torch.int64 tensor; got torch.float32"),
         (good | {"slots": torch.tensor([2])}, ValueError, r"gradient must have shape \(1, 4\); got \(2, 4\)"),
