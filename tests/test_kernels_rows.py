@@ -13,7 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matt_kernels import configs, ops
+from safetensors.torch import load_file
+from tiny import TEXTS, new_tokenizer, save_tiny_model
 
+from matt_fast import TrainingOptions, transfer
 from matt_fast.embeddings import RowAdamW
 
 ROWS = 7
@@ -146,6 +149,26 @@ def test_every_thread_has_an_element():
     for hidden in (1, 64, 576, 4096):
         chosen = configs.row_launch(hidden)
         assert chosen.block_n >= 64 * chosen.warps
+
+
+def test_training_updates_rows_with_the_kernel_where_asked(tmp_path, monkeypatch):
+    """A whole transfer by a loss that has no kernel: the update is all that differs."""
+    save_tiny_model(tmp_path / "teacher")
+    new_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "corpus.txt").write_text("\n\n".join(TEXTS))
+    calls, plain = [], matt_kernels.adamw_rows
+    monkeypatch.setattr(matt_kernels, "adamw_rows", lambda *a, **k: calls.append(len(a[4])) or plain(*a, **k))
+    paths = [tmp_path / name for name in ("teacher", "tokenizer", "corpus.txt")]
+    found = {}
+    for backend in ("torch", "triton"):
+        training = TrainingOptions(steps=5, lr=1e-2, backend=backend)
+        done = transfer(*paths, tmp_path / backend, max_length=48, batch_size=2, training=training, precision="no")
+        weight = load_file(tmp_path / backend / "model.safetensors")["model.embed_tokens.weight"]
+        found[backend] = done.progress.losses, weight, len(calls)
+    assert (found["torch"][2], found["triton"][2]) == (0, 5)
+    assert min(calls) > 0
+    assert found["triton"][0] == pytest.approx(found["torch"][0], rel=1e-5)
+    torch.testing.assert_close(found["triton"][1], found["torch"][1], rtol=1e-4, atol=1e-6)
 
 
 def bad_calls():

@@ -1,7 +1,7 @@
 """AdamW on some rows of a table in one pass: gather, both moments, update, scatter.
 
-Of a row's element (float32) this reads 16 bytes and writes 12, in one launch. The same in torch operations, one for
-each line of algebra, moves 144 in 26 launches (`make cost-model`).
+Of a row's element (float32) this reads 16 bytes and writes 12, in one launch. The same as torch operations moves 144 in
+26 launches (`make cost-model`).
 """
 
 import math
