@@ -127,11 +127,21 @@ def plan(
     found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, step)
     if vram is None:
         return found
+    keeps_layers = "aim-all-layers" in training.objectives()
+    last_resorts: list[tuple[list[str], dict]] = []  # the one costs accuracy, the other time; one at a time
+    if training.quantization is None and training.offload is None and not training.compile:
+        last_resorts.append((["--quantization 4bit"], {"quantization": "4bit"}))
+        if not keeps_layers:
+            place = "cpu" if device == "cuda" else "disk"
+            names = [] if training.checkpointing else ["--checkpointing"]
+            last_resorts.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
     least = run(length=1, batch_size=1)
     if least.peak > vram:
+        peaks = ((" ".join(names), run(length=1, batch_size=1, **options).peak) for names, options in last_resorts)
         raise ValueError(
             f"vram: wanted at least {least.peak / GIB:.2f} GiB, which a single token takes "
             f"({least.parts['frozen weights'] / GIB:.2f} of them for frozen weights), got {vram / GIB:.2f}"
+            + "".join(f"; with {name} it takes {peak / GIB:.2f}" for name, peak in peaks)
         )
     text_config = source.config.get_text_config(decoder=True)
     limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
@@ -146,18 +156,10 @@ def plan(
         accumulation = training.accumulation * -(-batch_size // smaller)
         name = f"--batch-size {smaller} --accumulation {accumulation}"
         changes.append(([name], {"batch_size": smaller, "accumulation": accumulation}))
-    keeps_layers = "aim-all-layers" in training.objectives()
     if not training.checkpointing and not keeps_layers:
         changes.append((["--checkpointing"], {"checkpointing": True}))
     if precision == "no":
         changes.append((["--precision bf16"], {"precision": "bf16"}))
-    last_resorts: list[tuple[list[str], dict]] = []  # the one costs accuracy, the other time; one at a time
-    if training.quantization is None and training.offload is None and not training.compile:
-        last_resorts.append((["--quantization 4bit"], {"quantization": "4bit"}))
-        if not keeps_layers:
-            place = "cpu" if device == "cuda" else "disk"
-            names = [] if training.checkpointing else ["--checkpointing"]
-            last_resorts.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
     single = [*changes, *last_resorts]
     together = [changes] if len(changes) > 1 else []
     together += [[*changes, last] for last in last_resorts if changes]
