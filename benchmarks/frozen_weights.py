@@ -25,7 +25,6 @@ from matt_fast.data import read_documents
 from matt_fast.evaluation import evaluate
 from matt_fast.frozen import load_frozen
 from matt_fast.initializers import initial_rows
-from matt_fast.memory import peak_memory, reset_peak_memory
 from matt_fast.planning import plan
 from matt_fast.recipe import DTYPES, make_student
 from matt_fast.teacher import Teacher
@@ -68,10 +67,9 @@ def size_of(tensors: list[torch.Tensor]) -> int:
 
 
 def measure(folder: str, tokenizer: str, precision: str, options: dict) -> None:
-    """Print the bytes of the weights, the allocator's peak, the process's, and seconds of two more steps."""
+    """Print the bytes of the weights, the allocator's peak in a step, and the seconds of the faster of two more."""
     options = TrainingOptions(objective="aim", steps=1, backend="torch", **options)
     source, accelerator = Teacher(folder), Accelerator(cpu=True)
-    before = peak_memory(CPU)
     n_layers = round(source.depth / 3)
     model = load_frozen(source, DTYPES[precision], n_layers, options, CPU)
     rows = len(model.get_input_embeddings().weight)
@@ -86,17 +84,15 @@ def measure(folder: str, tokenizer: str, precision: str, options: dict) -> None:
     tensors = [*weights(model), table.trainable, table.frozen_from, table.slot, table.trainable_ids]
     tensors += [batch.teacher_ids, batch.student_ids, batch.distinct_ids, *vars(batch.places).values()]
     static, frozen = size_of(tensors), size_of(weights(model))
-    reset_peak_memory(CPU)
     step = lambda: train(model, model, student, iter([batch]), n_layers, options, accelerator)[0]  # noqa: E731
     with torch.profiler.profile(profile_memory=True) as profiler:
         step()
-    process = peak_memory(CPU) - before
     events = [x for x in profiler.profiler.kineto_results.events() if x.name() == "[memory]"]
     sizes = np.array([x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())])
     seconds = min(step().seconds for _ in range(2))
     if options.offload is not None:  # of the file, mapped anew for each tensor, the allocator sees all each time
         sizes = sizes[abs(sizes) < 0.9 * Path(folder, "model.safetensors").stat().st_size]
-    print(json.dumps([frozen, static + int(np.cumsum(sizes).max()), process, seconds]))
+    print(json.dumps([frozen, static + int(np.cumsum(sizes).max()), seconds]))
 
 
 def learn(folder: str, tokenizer: str, precision: str, options: dict) -> None:
@@ -130,21 +126,21 @@ def main() -> None:
     folder = str(quickstart.fetch_model())
     with tempfile.TemporaryDirectory() as work:
         quickstart.extend_tokenizer(folder, quickstart.write_corpus()[2]).save_pretrained(work)
-        titles = "frozen weights | MiB of them | plan | step, MiB | plan | process, MiB | s | AIM loss | bits per byte"
-        print(f"| {titles} |\n|---|---|---|---|---|---|---|---|---|", flush=True)
+        titles = "frozen weights | MiB of them | plan | step, MiB | plan | s | AIM loss | bits per byte"
+        print(f"| {titles} |\n|---|---|---|---|---|---|---|---|", flush=True)
         for precision, options in SETTINGS:
             training = TrainingOptions(objective="aim", **options)
             predicted = plan(
                 folder, work, length=LENGTH, batch_size=BATCH, precision=precision, device="cpu", training=training
             ).step
-            frozen, peak, process, seconds = apart("measure", [folder, work, precision, options])
+            frozen, peak, seconds = apart("measure", [folder, work, precision, options])
             learned = ["", ""]  # checkpointing and offload change no bit: tests/test_frozen.py
             if not options.get("checkpointing"):
                 loss, bits = apart("learn", [folder, work, precision, options])
                 learned = [f"{loss:.6f}", f"{bits:.4f}"]
             name = ", ".join(["float32" if precision == "no" else precision, *(f"{x}" for x in options.values())])
             name = name.replace("True", "checkpointing")
-            memory = [frozen, predicted.parts["frozen weights"], peak, predicted.peak, process]
+            memory = [frozen, predicted.parts["frozen weights"], peak, predicted.peak]
             cells = [name, *(f"{x / MIB:,.0f}" for x in memory), f"{seconds:.1f}", *learned]
             print("| " + " | ".join(cells) + " |", flush=True)
 
