@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
@@ -36,6 +38,7 @@ from matt_kernels import AimPlan, aim_plan
 from matt_kernels.configs import Config, choose_config
 from real_tokenizers import REAL_TOKENIZERS, cached, standard_library
 
+from matt_fast.embeddings import RowAdamW
 from matt_fast.segments import align_segments
 
 
@@ -724,6 +727,48 @@ def length_table(pair: Pair, shape: Shape, gpu: Gpu) -> str:
     return table(["student tokens", "variant", "metric", "issued / useful", "µs floor", "over flash"], rows)
 
 
+UPDATE_BYTES = 28  # of a row's element by adamw_rows_kernel: reads row, gradient and both moments, writes all but one
+
+
+class Moved(TorchDispatchMode):
+    """Counts the operations inside it that move data, and the bytes of what they read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if not function.is_view and function is not torch.ops.aten.detach.default:
+            given = arguments[1:] if "index_put" in function.name() else arguments  # which overwrites its first
+            read = {id(x): x for x in tree_leaves((given, options))}.values()
+            tensors = [x for x in (*read, *tree_leaves(result)) if isinstance(x, torch.Tensor)]
+            self.operations += 1
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return result
+
+
+def update_cost(rows: int, hidden: int) -> tuple[int, int]:
+    """Operations and bytes of a lazy update by torch operations, of a table that has no more rows than the step."""
+    table, gradient = (torch.empty(rows, hidden, device="meta") for _ in range(2))
+    side = RowAdamW(table, 0.1, backend="torch")
+    with Moved() as moved:
+        side.step(torch.empty(rows, dtype=torch.int64, device="meta"), gradient)
+    return moved.operations, moved.bytes
+
+
+def update_table() -> str:
+    rows = []
+    for count, hidden in ((500, 576), (2000, 576), (4000, 2048), (8000, 4096)):
+        operations, moved = update_cost(count, hidden)
+        fused = UPDATE_BYTES * count * hidden
+        cells = [f"{x / gpu.terabytes / 1e6:.0f}" for gpu in GPUS if "SXM" in gpu.name for x in (moved, fused)]
+        each = f"{moved / count / hidden:.0f}"
+        rows.append([f"{count:,} x {hidden:,}", operations, each, UPDATE_BYTES, *cells])
+    names = [f"µs {gpu.name}, {way}" for gpu in GPUS if "SXM" in gpu.name for way in ("torch", "kernel")]
+    return table(["rows x hidden", "launches, torch", "bytes an element, torch", "kernel", *names], rows)
+
+
 def gpu_table() -> str:
     rows = [
         [x.name, x.teraflops, x.terabytes, f"{x.exponentials / 1e12:.2f}", x.cache_megabytes, x.target] for x in GPUS
@@ -781,6 +826,13 @@ def report() -> str:
     parts += [
         f"## By length, H100 SXM, head_dim {shape.head_dim}, {PAIRS[0].name} — modelled\n",
         length_table(PAIRS[0], shape, by_name["H100 SXM"]),
+    ]
+    parts += [
+        "## The update of embedding rows — modelled\n",
+        "Lazy AdamW in float32: torch operations as `RowAdamW` has them, counted as they run, against one launch of "
+        "adamw_rows. Times are bytes at the memory's peak; a launch takes a few µs more, so that up to some thousand "
+        "rows of a small model it is the launches that the kernel saves.\n",
+        update_table(),
     ]
     return "\n".join(parts)
 

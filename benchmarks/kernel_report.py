@@ -95,7 +95,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    metric: str  # or "star": the first to launch it
+    metric: str  # or "star" or "update": the first to launch it
     signature: dict
     constants: dict
     attributes: dict
@@ -132,7 +132,7 @@ def config_target(name: str) -> str:
 
 
 def record_launches(case: Case, target: str) -> list[Job]:
-    """Every kernel that loss and gradients of both variants launch, each once."""
+    """Every kernel that loss and gradients of both variants launch, and the update of rows in float32, each once."""
     launches = []
 
     def record(kernel, *args, grid, warmup, **kwargs):
@@ -146,6 +146,9 @@ def record_launches(case: Case, target: str) -> list[Job]:
             run_aim(case, metric)
         metric = "star"
         run_aim_star(case)
+        if case.dtype == "float32":
+            metric = "update"
+            run_update(case)
     jobs = {}
     for launch in launches:
         job = make_job(case, target, *launch)
@@ -184,6 +187,13 @@ def run_aim_star(case: Case) -> None:
     options = case.head_dim**-0.5, 50.0 if case.softcap else None
     output, softmax = body(ops.attend_forward)(*student, plan, *widths, 1, *options)
     body(ops.attend_backward)(*student, plan, *widths, *options, softmax, output, True, True, True)
+
+
+def run_update(case: Case) -> None:
+    """Of the rows of a model with 9 heads: 576 numbers where a head has 64, as in SmolLM2-135M."""
+    table, first, second = (torch.empty(1000, 9 * case.head_dim, device="meta") for _ in range(3))
+    updates, slots = (torch.empty(x, dtype=torch.int64, device="meta") for x in (1000, 100))
+    body(ops.update_rows)(table, first, second, updates, slots, table[:100], 1e-3, 0.9, 0.999, 1e-8)
 
 
 def body(op):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -170,6 +170,8 @@ def capture(
             hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
             hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
+        if checkpointing:  # hooks behind a layer's modules, as of weights that wait elsewhere, run in backward too
+            hooks.enter_context(set_checkpoint_early_stop(False))
         implementation = _register(attn_implementation or previous)
         changed = decoder_layers(model) if checkpointing or compiled else ()
         for layer in (x for index, x in enumerate(changed) if index not in attention):

@@ -33,6 +33,17 @@ Checkpointing = Annotated[
     typer.Option("--checkpointing", help="Run the student's layers once more in backward: less memory, more time."),
 ]
 
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep the frozen layers in 8bit or 4bit (bitsandbytes) while training; the result has the original ones."
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(help="Keep the frozen layers in cpu memory or on disk until each runs; wants --checkpointing."),
+]
+
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
@@ -105,6 +116,8 @@ def transfer(
     ] = None,
     checkpointing: Checkpointing = False,
     compile: Annotated[bool, typer.Option("--compile", help="Run the layers through torch.compile.")] = False,
+    quantization: Quantization = None,
+    offload: Offload = None,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: auto, no (float32) or bf16.")] = "auto",
     split: SplitOption = "train",
     text_field: TextField = "text",
@@ -143,6 +156,8 @@ def transfer(
             attn_implementation=attn_implementation,
             checkpointing=checkpointing,
             compile=compile,
+            quantization=quantization,
+            offload=offload,
         )
         options = {
             "init": init,
@@ -190,6 +205,8 @@ def plan(
     objective: Annotated[str, typer.Option(help="As in transfer.")] = "token-distillation",
     accumulation: Annotated[int, typer.Option(help="Batches per update.")] = 1,
     checkpointing: Checkpointing = False,
+    quantization: Quantization = None,
+    offload: Offload = None,
     precision: Annotated[str, typer.Option(help="Of the frozen weights: no (float32) or bf16.")] = "bf16",
     freeze_shared: Annotated[bool, typer.Option(help="Keep the rows of tokens that both have as they are.")] = True,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
@@ -212,7 +229,13 @@ def plan(
             length=length,
             batch_size=batch,
             n_layers=layer,
-            training=TrainingOptions(objective=objective, accumulation=accumulation, checkpointing=checkpointing),
+            training=TrainingOptions(
+                objective=objective,
+                accumulation=accumulation,
+                checkpointing=checkpointing,
+                quantization=quantization,
+                offload=offload,
+            ),
             precision=precision,
             freeze_shared=freeze_shared,
             device=device,

@@ -4,7 +4,9 @@ Nothing here is as large as vocabulary times hidden size but the trainable rows 
 batch's forward pass, gradient and update touch only the rows that occur in it.
 """
 
+import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -89,6 +91,9 @@ class RowAdamW:
         table: [rows, hidden] float32, updated in place.
         lr, betas, eps: as in torch.optim.AdamW.
         moments: "lazy" or "dense".
+        backend: of lazy updates: "triton", one kernel that passes over the rows once, for a table on a GPU (or anywhere
+            with TRITON_INTERPRET=1); "torch" or "eager", torch operations; "auto", the kernel where the table is on a
+            GPU and Triton is installed. Dense ones are torch operations.
     """
 
     def __init__(
@@ -98,9 +103,12 @@ class RowAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         moments: str = "lazy",
+        backend: str = "auto",
     ):
         self.table, self.lr, self.betas, self.eps = table, lr, betas, eps
         self.dense = moments == "dense"
+        on_gpu = table.is_cuda and find_spec("triton") is not None
+        self.fused = not self.dense and (backend == "triton" or (backend == "auto" and on_gpu))
         self.first_moment = torch.zeros_like(table)
         self.second_moment = torch.zeros_like(table)
         self.updates = 0 if self.dense else torch.zeros(len(table), 1, dtype=torch.int64, device=table.device)
@@ -116,12 +124,19 @@ class RowAdamW:
             denominator = (self.second_moment / (1 - beta2**self.updates)).sqrt_().add_(self.eps)
             self.table.addcdiv_(self.first_moment, denominator.mul_(1 - beta1**self.updates), value=-self.lr)
             return
+        if self.fused:
+            from matt_kernels import adamw_rows
+
+            moments = self.first_moment, self.second_moment, self.updates
+            adamw_rows(self.table, *moments, slots, gradient, lr=self.lr, betas=self.betas, eps=self.eps)
+            return
         updates = self.updates[slots] + 1
+        corrections = [-torch.expm1(updates * math.log(beta)) for beta in self.betas]  # 1 - beta ** updates, exactly
         first = self.first_moment[slots].lerp_(gradient, 1 - beta1)
         second = self.second_moment[slots].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         self.updates[slots], self.first_moment[slots], self.second_moment[slots] = updates, first, second
-        denominator = (second / (1 - beta2**updates)).sqrt_().add_(self.eps)
-        self.table[slots] -= self.lr * (first / (1 - beta1**updates)) / denominator
+        denominator = (second / corrections[1]).sqrt_().add_(self.eps)
+        self.table[slots] -= self.lr * (first / corrections[0]) / denominator
 
 
 def embed(embedding: nn.Module, rows: BatchRows, ids: torch.Tensor) -> torch.Tensor:

@@ -26,12 +26,16 @@ class TrainingOptions:
         packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
-        metric, reduction, backend: as in `aim_loss`.
+        metric, reduction, backend: as in `aim_loss`; the backend also runs lazy row updates, see `RowAdamW`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
             memory, more time.
         compile: run the layers of both sides through torch.compile, but for those whose attention is captured; not with
             packing.
+        quantization: of the frozen layers while they are trained through: "8bit" or "4bit" (NF4), by bitsandbytes.
+            Embeddings stay as they are, and the result has the original weights.
+        offload: where the frozen layers wait until each runs: "cpu" (memory, for a model that runs on a GPU) or "disk".
+            Wants checkpointing: without it autograd keeps the weights of every layer that a pass went through.
     """
 
     objective: str = "token-distillation"
@@ -49,6 +53,8 @@ class TrainingOptions:
     attn_implementation: str | None = None
     checkpointing: bool = False
     compile: bool = False
+    quantization: str | None = None
+    offload: str | None = None
 
     def __post_init__(self):
         if "aim-all-layers" in self.objectives() and self.checkpointing:
@@ -77,6 +83,17 @@ class TrainingOptions:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
         if self.moments not in ("lazy", "dense"):
             raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
+        for name, choices in (("quantization", ("8bit", "4bit")), ("offload", ("cpu", "disk"))):
+            if getattr(self, name) not in (None, *choices):
+                raise ValueError(f"{name}: wanted {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+            if getattr(self, name) is not None and self.compile:
+                raise ValueError(f"{name} and compile: wanted one of them, got both")
+        if self.quantization is not None and self.offload is not None:
+            raise ValueError("quantization and offload: wanted one of them, got both")
+        if self.offload is not None and not self.checkpointing:
+            raise ValueError(
+                "offload: wanted checkpointing with it, got none: the weights of every layer would stay until backward"
+            )
         AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
 
     def lr_at(self, step: int) -> float:

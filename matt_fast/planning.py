@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
+from transformers import PreTrainedModel
 
+from matt_fast.frozen import outline_frozen
 from matt_fast.objectives import trains_output
 from matt_fast.options import TrainingOptions
 from matt_fast.recipe import DTYPES
@@ -102,30 +104,44 @@ def plan(
     if with_head and source.masked:
         raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
 
-    def outline(dtype: torch.dtype):
-        loaded = source.outline(dtype, None if with_head else n_layers)
+    @cache
+    def outline(precision: str, quantization: str | None, offload: str | None) -> PreTrainedModel:
+        loaded = source.outline(DTYPES[precision], None if with_head else n_layers)
         loaded = loaded if with_head else source.trunk(loaded)
         freeze(loaded)
+        outline_frozen(loaded, quantization, offload, device)
         return loaded
 
-    trunk = outline(DTYPES[precision])
+    trunk = outline(precision, None, None)
     rows = len(trunk.get_input_embeddings().weight)
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
     shared = len(pair.matches) if freeze_shared else 0
     vocabulary = Vocabulary(pair.rows, pair.rows - shared)
 
-    def run(length=length, batch_size=batch_size, trunk=trunk, **options) -> Step:
-        return simulate(trunk, vocabulary, length, batch_size, n_layers, replace(training, **options))
+    def run(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
+        options = replace(training, **changes)
+        model = outline(precision, options.quantization, options.offload)
+        return simulate(model, vocabulary, length, batch_size, n_layers, options)
 
     step = run()
     found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, step)
     if vram is None:
         return found
+    keeps_layers = "aim-all-layers" in training.objectives()
+    last_resorts: list[tuple[list[str], dict]] = []  # the one costs accuracy, the other time; one at a time
+    if training.quantization is None and training.offload is None and not training.compile:
+        last_resorts.append((["--quantization 4bit"], {"quantization": "4bit"}))
+        if not keeps_layers:
+            place = "cpu" if device == "cuda" else "disk"
+            names = [] if training.checkpointing else ["--checkpointing"]
+            last_resorts.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
     least = run(length=1, batch_size=1)
     if least.peak > vram:
+        peaks = ((" ".join(names), run(length=1, batch_size=1, **options).peak) for names, options in last_resorts)
         raise ValueError(
             f"vram: wanted at least {least.peak / GIB:.2f} GiB, which a single token takes "
             f"({least.parts['frozen weights'] / GIB:.2f} of them for frozen weights), got {vram / GIB:.2f}"
+            + "".join(f"; with {name} it takes {peak / GIB:.2f}" for name, peak in peaks)
         )
     text_config = source.config.get_text_config(decoder=True)
     limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
@@ -134,20 +150,25 @@ def plan(
     found = replace(found, longest=longest, largest_batch=largest_batch)
     if step.peak <= vram:
         return found
-    changes: list[tuple[str, dict]] = []
+    changes: list[tuple[list[str], dict]] = []
     if batch_size > 1:
         smaller = max(1, largest_batch)
         accumulation = training.accumulation * -(-batch_size // smaller)
         name = f"--batch-size {smaller} --accumulation {accumulation}"
-        changes.append((name, {"batch_size": smaller, "accumulation": accumulation}))
-    if not training.checkpointing and "aim-all-layers" not in training.objectives():
-        changes.append(("--checkpointing", {"checkpointing": True}))
+        changes.append(([name], {"batch_size": smaller, "accumulation": accumulation}))
+    if not training.checkpointing and not keeps_layers:
+        changes.append((["--checkpointing"], {"checkpointing": True}))
     if precision == "no":
-        changes.append(("--precision bf16", {"trunk": outline(torch.bfloat16)}))
-    peaks = [(name, run(**options).peak) for name, options in changes]
-    if len(changes) > 1 and min(peak for _, peak in peaks) > vram:
-        together = {name: value for _, options in changes for name, value in options.items()}
-        peaks.append((" ".join(name for name, _ in changes), run(**together).peak))
+        changes.append((["--precision bf16"], {"precision": "bf16"}))
+    single = [*changes, *last_resorts]
+    together = [changes] if len(changes) > 1 else []
+    together += [[*changes, last] for last in last_resorts if changes]
+    peaks = []
+    for choice in [*([x] for x in single), *together]:
+        if choice in together and any(peak <= vram for _, peak in peaks):
+            break
+        names = dict.fromkeys(name for names, _ in choice for name in names)
+        peaks.append((" ".join(names), run(**{key: x for _, options in choice for key, x in options.items()}).peak))
     if longest:
         peaks.append((f"--max-length {longest}", run(length=longest).peak))
     return replace(found, remedies=tuple(Remedy(name, peak, peak <= vram) for name, peak in peaks))

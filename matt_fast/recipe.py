@@ -17,6 +17,7 @@ from matt_fast.card import model_card
 from matt_fast.data import Side, read_documents
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.evaluation import Evaluation, evaluate
+from matt_fast.frozen import check_frozen, load_frozen
 from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Method, Rows, initial_rows, needs_whole_model
 from matt_fast.memory import peak_memory, reset_peak_memory
@@ -106,6 +107,7 @@ def transfer(
     dtype = _dtype(accelerator, precision)
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     teacher = Teacher(model, **options)
+    check_frozen(teacher, training, accelerator.device)
     n_layers = max(1, round(teacher.depth / 3)) if n_layers is None else n_layers
     held_out = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
     pairs = None if parallel is None else read_pairs(parallel)
@@ -125,8 +127,12 @@ def transfer(
             f"{str(model)!r} is a masked one; got {training.objective!r}"
         )
 
+    def frozen(depth: int | None) -> PreTrainedModel:
+        return load_frozen(teacher, dtype, depth, training, accelerator.device)
+
+    placed = training.quantization is not None or training.offload is not None
     stages.begin("vocabulary")
-    trunk = teacher.load(dtype, None if with_head else n_layers)
+    trunk = frozen(None if with_head else n_layers)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
     else:
@@ -137,7 +143,8 @@ def transfer(
     texts = read_documents(data, split=split, text_field=text_field)
     start_from = trunk
     if needs_whole_model(init, init_head):
-        start_from = (trunk if with_head else teacher.load(dtype)).to(accelerator.device)
+        start_from = trunk if with_head else frozen(None)
+        start_from = start_from if placed else start_from.to(accelerator.device)
     given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
     given["on_progress"] = on_initialise
     start = initial_rows(start_from, vocabulary, init, seed, **given, **options)
@@ -169,7 +176,8 @@ def transfer(
     stages.begin("training")
     memory_before = peak_memory(accelerator.device)
     reset_peak_memory(accelerator.device)
-    trunk = (trunk if with_head else teacher.trunk(trunk)).to(accelerator.device)
+    trunk = trunk if with_head else teacher.trunk(trunk)
+    trunk = trunk if placed else trunk.to(accelerator.device)
     freeze(trunk)
     student = make_student(trunk, vocabulary, start, freeze_shared, with_head)
     stream = AlignedBatches(

@@ -232,7 +232,8 @@ def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOpt
     with_head = trains_output(options.objectives())
     tied = not with_head or model.get_output_embeddings().weight is weight
     tables = [weight.new_empty(vocabulary.trainable, weight.shape[1], dtype=torch.float32) for _ in range(2 - tied)]
-    optimizers = [RowAdamW(table, options.lr, moments=options.moments) for table in tables]
+    chosen = {"moments": options.moments, "backend": options.backend}
+    optimizers = [RowAdamW(table, options.lr, **chosen) for table in tables]
     return optimizers, Head(weight.new_empty(vocabulary.rows, weight.shape[1]), fused=False) if with_head else None
 
 

@@ -54,15 +54,16 @@ class Teacher:
         """A loaded model without its head."""
         return model.base_model if self.masked else model.get_decoder()
 
-    def load(self, dtype: torch.dtype | str, n_layers: int | None = None) -> PreTrainedModel:
+    def load(self, dtype: torch.dtype | str, n_layers: int | None = None, **placement) -> PreTrainedModel:
         """The language model in evaluation mode, on the CPU.
 
         Args:
             dtype: of the weights; "auto" keeps the one they are stored in.
             n_layers: read only so many of the lower layers (and embeddings and head) from disk.
+            **placement: further arguments of `from_pretrained`, which may put it elsewhere.
         """
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
-        return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors)
+        return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **placement)
 
     def outline(self, dtype: torch.dtype, n_layers: int | None = None) -> PreTrainedModel:
         """What `load` gives, on the meta device: shapes from the configuration, no weights."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.batches import Batch
 from matt_fast.embeddings import RowAdamW
+from matt_fast.frozen import keep_gradients
 from matt_fast.objectives import StepRows, Student, combine, losses
 from matt_fast.options import TrainingOptions
 
@@ -79,7 +80,8 @@ def train(
         FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
     """
     names = options.objectives()
-    optimizers = [RowAdamW(table.trainable, options.lr, moments=options.moments) for table in student.tables]
+    chosen = {"moments": options.moments, "backend": options.backend}
+    optimizers = [RowAdamW(table.trainable, options.lr, **chosen) for table in student.tables]
     progress = Progress()
     seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
     start = time.perf_counter()
@@ -121,7 +123,7 @@ def train(
 
 def freeze(model: PreTrainedModel) -> None:
     """Make `model` the frozen trunk of both sides: no gradients, no dropout, no row whose gradient torch would drop."""
-    model.requires_grad_(False).eval()
+    keep_gradients(model.requires_grad_(False).eval())
     embedding = model.get_input_embeddings()
     if isinstance(embedding, nn.Embedding):
         embedding.padding_idx = None  # an index into the full vocabulary; rows of a batch are numbered anew

@@ -11,7 +11,7 @@ from matt_kernels.configs import choose_config
 from test_loss import inputs_for, packed, rows, segment_ids, two_sides
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from cost_model import GPUS, LOSSES, Shape, case_of, flash, kernels, ratio_to_flash, total, waste
+from cost_model import GPUS, LOSSES, Shape, case_of, flash, kernels, ratio_to_flash, total, update_cost, waste
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter")
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=16, dtype="fp32")
@@ -150,6 +150,14 @@ def test_scaling(variant, metric):
     for x, y in zip(short, twice, strict=True):
         assert (y.flops, y.useful, y.exponentials) == (2 * x.flops, 2 * x.useful, 2 * x.exponentials)
         assert (y.private, y.common, y.each) == (2 * x.private, 2 * x.common, 2 * x.each)
+
+
+def test_the_update_of_rows_by_hand():
+    """Bytes of an element: gathers 3 x 8, lerp 12, mul 8, addcmul 12, four plain ones 5 x 8, division 12, sub 12, puts
+    3 x 8; of a row's count and two corrections little; see RowAdamW."""
+    operations, moved = update_cost(100, 4096)
+    assert operations == 26
+    assert moved / 100 / 4096 == pytest.approx(24 + 12 + 8 + 12 + 40 + 12 + 12 + 24, abs=0.1)
 
 
 def test_flash_and_floors():

@@ -179,17 +179,31 @@ def test_what_fits_fits_and_a_little_more_does_not(folders):
 
 
 def test_all_remedies_together_where_none_is_enough(folders):
-    peaks = {
-        checkpointing: plan(
-            *folders, length=512, batch_size=1, n_layers=3, precision=precision, device="cpu",
-            training=TrainingOptions(checkpointing=checkpointing),
-        ).step.peak
-        for checkpointing, precision in ((True, "no"), (False, "bf16"))
-    }  # fmt: skip
-    found = plan(
-        *folders, length=512, batch_size=1, n_layers=3, precision="no", device="cpu", vram=min(peaks.values()) - 1
-    )
-    assert "--checkpointing --precision bf16" in [x.options for x in found.remedies]
+    settings = {"length": 512, "batch_size": 1, "n_layers": 3, "precision": "no", "device": "cpu"}
+    single = plan(*folders, **settings, vram=plan(*folders, **settings).step.peak - 1).remedies
+    names = ["--checkpointing", "--precision bf16", "--quantization 4bit", "--checkpointing --offload disk"]
+    assert [x.options for x in single][:-1] == names
+    vram = min(x.peak for x in single[:-1]) - 1
+    found = plan(*folders, **settings, vram=vram).remedies
+    assert [x.options for x in found][4:5] == ["--checkpointing --precision bf16"]
+    assert found[4].fits == (found[4].peak <= vram)
+    lowest = plan(*folders, **settings, vram=found[4].peak - 1).remedies
+    assert "--checkpointing --precision bf16 --quantization 4bit" in [x.options for x in lowest]
+
+
+def test_quantised_and_offloaded_weights(folders):
+    """The bytes of the layers' weights by hand; embeddings and norms stay as they are."""
+    settings = {"length": 64, "batch_size": 2, "n_layers": 2, "precision": "no", "device": "cpu"}
+    parts = lambda **options: plan(*folders, **settings, training=TrainingOptions(**options)).step.parts  # noqa: E731
+    linear = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)  # weights in two layers
+    outputs = 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32)
+    plain = parts()["frozen weights"]
+    assert plain - parts(quantization="8bit")["frozen weights"] == 4 * linear - linear - 4 * outputs
+    assert plain - parts(quantization="4bit")["frozen weights"] == 4 * linear - linear // 2 - linear // 64 * 4
+    offloaded = parts(offload="disk", checkpointing=True)
+    norms = 2 * 2 * 32
+    assert plain - offloaded["frozen weights"] == pytest.approx(4 * (linear + norms), abs=4 * 2 * 9)  # 9 placeholders
+    assert offloaded["student"] + offloaded["backward"] > 4 * linear // 2  # but one layer's are there at the peak
 
 
 def test_an_encoder(tmp_path):
@@ -217,7 +231,10 @@ def test_an_encoder(tmp_path):
         ({"n_layers": 4}, "n_layers: wanted 1 to 3 for this model, got 4"),
         ({"precision": "fp16"}, "precision: wanted no or bf16, got 'fp16'"),
         ({"device": "tpu"}, "device: wanted cuda or cpu, got 'tpu'"),
-        ({"vram": 1000}, "vram: wanted at least 0.00 GiB, which a single token takes"),
+        (
+            {"vram": 1000},
+            "vram: wanted at least 0.00 GiB, which a single token takes.*; with --quantization 4bit it takes",
+        ),
     ],
     ids=str,
 )

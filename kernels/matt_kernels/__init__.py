@@ -1,8 +1,9 @@
-"""Triton kernels for the Attention Influence Modeling loss. Imports torch and triton only."""
+"""Triton kernels for the Attention Influence Modeling loss and the rows it trains. Imports torch and triton only."""
 
 from triton import knobs
 
 from matt_kernels.loss import aim_loss, aim_plan, tile_widths
+from matt_kernels.optimizer import adamw_rows
 from matt_kernels.plan import AimPlan
 from matt_kernels.tune import autotune
 
@@ -11,4 +12,4 @@ if knobs.runtime.interpret:
 
     repair_bfloat16()
 
-__all__ = ["AimPlan", "aim_loss", "aim_plan", "autotune", "tile_widths"]
+__all__ = ["AimPlan", "adamw_rows", "aim_loss", "aim_plan", "autotune", "tile_widths"]

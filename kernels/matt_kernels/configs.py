@@ -124,6 +124,11 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     return found
 
 
+def row_launch(hidden: int) -> Launch:
+    """Of the update of embedding rows, on all targets: no thread without an element of its own, and no spills."""
+    return Launch(block_m=1, block_n=min(1024, max(256, triton.next_power_of_2(hidden))), warps=4, stages=1)
+
+
 def target_of(device: torch.device) -> str:
     """What choose_config calls the device that tensors live on."""
     if device.type != "cuda":

@@ -3,6 +3,7 @@
 aim_plan                          ids -> the tensors of a plan
 aim_forward, aim_backward         variant aim: loss with dQ, then dK and dV
 attend_forward, attend_backward   variant aim_star: o of the rows, whose distance plain torch takes
+update_rows                       AdamW on some rows of a table, in place
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matt_kernels.attend import attend, attend_columns, attend_rows
 from matt_kernels.factors import aim_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
 from matt_kernels.plan import LONG_FIELDS, ROW_FIELDS, TILE_FIELDS, AimPlan, limits, make_plan
+from matt_kernels.rows import adamw_rows
 from matt_kernels.softmax import softmax_rows
 
 Tensor = torch.Tensor
@@ -260,3 +262,19 @@ def _differentiate_attend(ctx, change, _):
 
 
 register_autograd(attend_forward, _differentiate_attend, setup_context=_save_attend)
+
+
+@custom_op("matt_kernels::update_rows", mutates_args=("table", "first_moment", "second_moment", "updates"))
+def update_rows(
+    table: Tensor, first_moment: Tensor, second_moment: Tensor, updates: Tensor, slots: Tensor, gradient: Tensor,
+    lr: float, beta1: float, beta2: float, eps: float,
+) -> None:  # fmt: skip
+    if slots.numel():
+        with launch.on_device(table):
+            moments = first_moment, second_moment, updates
+            adamw_rows(table, *moments, slots.contiguous(), gradient.contiguous(), lr, (beta1, beta2), eps)
+
+
+@update_rows.register_fake
+def _(table, first_moment, second_moment, updates, slots, gradient, lr, beta1, beta2, eps):
+    return None
