@@ -39,16 +39,10 @@ def dense_adamw(**options):
     return make
 
 
-def sparse_adam(table, slots, gradient):
-    table.grad = torch.sparse_coo_tensor(slots[None], gradient, table.shape, is_coalesced=True)
-    return torch.optim.SparseAdam([table.requires_grad_()], LR).step
-
-
 # Each makes a step of (table, slots, gradient); a further engine is one more line.
 ENGINES = {
     "RowAdamW, lazy moments": row_adamw("lazy"),
     "RowAdamW, dense moments": row_adamw("dense"),
-    "torch.optim.SparseAdam": sparse_adam,
     "torch.optim.AdamW": dense_adamw(),
     "torch.optim.AdamW, fused": dense_adamw(fused=True),
 }
