@@ -243,8 +243,8 @@ def steps_section(steps: dict) -> list[str]:
     records = steps["steps"]
     text = [
         "## A training step, beside the reference library's way",
-        "`make bench-steps`: SmolLM2-135M up to layer 10 of 30, float32, objective `aim`, one chunk of code. Seconds of",
-        "the best step after the first are processor time of one thread: other work on the machine does not count.",
+        "`make bench-steps`: SmolLM2-135M up to layer 10 of 30, float32, objective `aim`, one chunk of code. Seconds",
+        "(best step after the first) are processor time of one thread: other work on the machine does not count.",
         "Memory is that of the process above what it had before the model was loaded.",
     ]
     parts = [text[0], "\n".join(text[1:]), condition_table(steps), "\n".join([STEP_HEAD, *map(step_row, records)])]
