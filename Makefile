@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint bench bench-gpu cost-model kernel-report clean
+.PHONY: quickstart test lint bench bench-steps bench-compare bench-gpu cost-model kernel-report clean
 
 quickstart: .venv/installed ; $(BIN)/python examples/quickstart.py
 
@@ -11,7 +11,19 @@ test: .venv/installed ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed ; $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-bench: .venv/installed ; $(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only -s
+# One thread, whose processor time is measured: other work does not count. THREADS=2 and more: by the clock on the wall.
+THREADS ?= 1
+bench: .venv/installed
+	mkdir -p .benchmarks
+	OMP_NUM_THREADS=$(THREADS) PYTHONPATH=.:kernels $(BIN)/python -m pytest benchmarks \
+		--benchmark-enable --benchmark-only --benchmark-json=.benchmarks/run.json -s
+	$(BIN)/python benchmarks/report.py .benchmarks/run.json
+
+bench-steps: .venv/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.:kernels $(BIN)/python benchmarks/reference_step.py --json benchmarks/steps.json
+	$(BIN)/python benchmarks/report.py
+
+bench-compare: .venv/installed ; @$(BIN)/python benchmarks/compare.py --a "$(A)" --b "$(B)"
 
 # A machine with a GPU may have no network: there the Python that already has torch runs it.
 bench-gpu:

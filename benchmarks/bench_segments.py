@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections import deque
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import pytest
+from machine import CLOCK
 
 from matt_fast.segments import align_segments, align_segments_batch
 
@@ -88,9 +88,9 @@ def expected(lists):
 
 
 def seconds(align, offsets) -> float:
-    start = perf_counter()
+    start = CLOCK()
     align(*offsets)
-    return perf_counter() - start
+    return CLOCK() - start
 
 
 ROUTES = {
@@ -102,6 +102,7 @@ ROUTES = {
 }
 
 
+@pytest.mark.benchmark(group="alignment", timer=CLOCK)
 @pytest.mark.parametrize("route", ROUTES)
 def test_align_segments(benchmark, request, lists, expected, route):
     align, inputs = ROUTES[route]
@@ -109,9 +110,11 @@ def test_align_segments(benchmark, request, lists, expected, route):
     for got, want in zip(align(*offsets), expected, strict=True):
         assert all(np.array_equal(*pair) for pair in zip(got, want, strict=True))
 
+    benchmark.extra_info |= {"engine": route, "documents": DOCUMENTS, "characters each": CHARACTERS}
     benchmark.pedantic(align, offsets, rounds=10, warmup_rounds=2)
     if benchmark.enabled:
         # In turns, so that other load on the machine falls on both.
         rounds = [(seconds(align, offsets), seconds(paper_loop_batch, lists)) for _ in range(10)]
         ours, loop = map(min, zip(*rounds, strict=True))
+        benchmark.extra_info["plain loop / this, in turns"] = round(loop / ours, 1)
         print(f"{route}: {ours * 1e3:.1f} ms, plain loop {loop * 1e3:.1f} ms, ratio {loop / ours:.1f}")

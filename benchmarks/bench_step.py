@@ -5,7 +5,10 @@ OMP_NUM_THREADS and the machine as they are; the model is the one that `make qui
     .venv/bin/python benchmarks/bench_step.py --tokens 256 --batch 4 [--packing] [--short]
 
 The rest is the AIM loss and its gradient (the torch engine computes both in its forward pass), gathering and updating
-rows, and waiting for data. With --short the modules are cut at their blank lines into documents of a few lines.
+rows, and waiting for data. With --short the modules are cut at their blank lines into documents of a few lines. With
+--profile torch's profiler runs along, and the last line is JSON: the share of each part and of the dearest operators.
+
+Under pytest a step is timed beside one written the reference library's way (reference_step.py), on the same text.
 """
 
 import argparse
@@ -14,8 +17,11 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import pytest
+import reference_step
 import torch
 from accelerate import Accelerator
 
@@ -31,9 +37,97 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart
 
 WARMUP, STEPS = 3, 12
+PROFILED = 3  # steps of a profile beyond 1,024 tokens
 
 
-def main(tokens: int, batch: int, objective: str, packing: bool, short: bool) -> None:
+PARTS = {
+    "teacher forward": (objectives, "teacher_pass"),
+    "student forward": (objectives, "student_pass"),
+    "loss": (objectives, "losses_of"),
+    "backward": (torch.Tensor, "backward"),
+    "gather rows": (objectives.Student, "rows"),
+    "update rows": (training, "_update"),
+}
+
+
+def name_parts() -> None:
+    """Give each part of a step its name in the profiler."""
+    for name, (owner, attribute) in PARTS.items():
+        setattr(owner, attribute, torch.profiler.record_function(name)(getattr(owner, attribute)))
+
+
+def profiled(run, batches, steps: int) -> dict:
+    """Parts and operators as shares of the time of the steps after the warm-up."""
+    begin = 0.0
+    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+    def named():
+        for _ in range(steps):
+            with torch.profiler.record_function("wait for data"):
+                batch = next(batches)
+            yield batch
+
+    def on_step(progress) -> None:
+        nonlocal begin
+        if progress.step == WARMUP:
+            profiler.start()
+            begin = time.perf_counter()
+
+    name_parts()
+    run(named(), on_step=on_step)
+    seconds = time.perf_counter() - begin
+    profiler.stop()
+    events = profiler.key_averages()
+    parts = {x.key: x.cpu_time_total / 1e6 / seconds for x in events if x.key in (*PARTS, "wait for data")}
+    parts["everything else"] = 1 - sum(parts.values())
+    operators = sorted((x for x in events if x.key.startswith("aten::")), key=lambda x: -x.self_cpu_time_total)
+    shares = {x.key: x.self_cpu_time_total / 1e6 / seconds for x in operators[:8]}
+    return {"steps": steps - WARMUP, "seconds": seconds, "parts": parts, "operators": shares}
+
+
+elapsed = 0.0
+
+
+def clock_of_the_child() -> float:
+    return elapsed
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> str:
+    return reference_step.save_tokenizer(str(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.mark.benchmark(group="training step", timer=clock_of_the_child)
+@pytest.mark.parametrize("length", [256, 512, 1024])
+@pytest.mark.parametrize("way", ["ours", "reference"])
+def test_step(benchmark, tokenizer, way, length):
+    """Steps run in a process of their own, for their peak, and are timed there; here these times are read off."""
+    ways = {x: reference_step.run(x, tokenizer, length, 4 if length < 1000 else 2) for x in ("ours", "reference")}
+    assert ways["ours"]["loss"] == pytest.approx(ways["reference"]["loss"], rel=1e-4)
+    found = ways[way]
+    teacher, student = found["tokens"]
+    benchmark.extra_info |= {
+        "engine": way,
+        "n": teacher,
+        "student tokens": student,
+        "model": "SmolLM2-135M, 10 of 30 layers",
+        "dtype": "float32",
+        "objective": "aim",
+        "threads": 1,
+        "clock": "processor time",
+        "peak MiB": found["peak"] / 2**20,
+    }
+    _, *seconds = found["seconds"]
+    left = iter(seconds)
+
+    def pass_time():
+        global elapsed
+        elapsed += next(left)
+
+    benchmark.pedantic(pass_time, rounds=len(seconds))
+
+
+def main(tokens: int, batch: int, objective: str, packing: bool, short: bool, profile: bool) -> None:
     folder = quickstart.fetch_model()
     corpus, _, texts = quickstart.write_corpus()
     if short:
@@ -78,10 +172,12 @@ def main(tokens: int, batch: int, objective: str, packing: bool, short: bool) ->
             ends.append(progress.seconds)
 
     shares, timed_tokens, waits, ends = [], [], [], []
-    options = TrainingOptions(objective=objective, steps=WARMUP + STEPS)
-    progress, _ = training.train(
-        trunk, trunk, student, stream.in_background(), n_layers, options, Accelerator(), on_step
-    )
+    steps = WARMUP + (STEPS if tokens <= 1024 or not profile else PROFILED)
+    options = TrainingOptions(objective=objective, steps=steps)
+    run = partial(training.train, trunk, trunk, student, n_layers=n_layers, options=options, accelerator=Accelerator())
+    if profile:
+        return print(json.dumps(profiled(run, stream.in_background(), steps) | {"tokens": tokens}))
+    progress, _ = run(stream.in_background(), on_step=on_step)
     print(
         f"{tokens} tokens x {batch}, {n_layers} layers, {torch.get_num_threads()} threads, "
         f"{len(progress.losses)} steps; rest of a step: median {statistics.median(shares):.1%}, "
@@ -101,4 +197,5 @@ if __name__ == "__main__":
     parser.add_argument("--objective", default="aim")
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--short", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     main(**vars(parser.parse_args()))

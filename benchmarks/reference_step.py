@@ -1,6 +1,6 @@
 """A training step written the reference library's way beside ours: time and peak memory, each in a process of its own.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/reference_step.py [--lengths 256,512,1024] [--ours 2048,4096]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/reference_step.py [--lengths 256,512] [--ours 2048,4096] [--json FILE]
 
 The reference's way: two copies of the model, eager attention in every layer whose weights are all handed out
 (output_attentions), the loss from n × n × d weighted values (matt_fast/loss/eager.py), a dense gradient of the whole
@@ -8,11 +8,13 @@ embedding and AdamW over all of it. Ours is `train`. Both: SmolLM2-135M in float
 "aim", one chunk of the standard library, a tokenizer of 24,000 tokens trained on it (or --tokenizer).
 
 Seconds are of processor time, so that other work on the machine does not count: the best of the steps after the first
-(of one step, where there is only one). Memory is the high-water mark
-of the process's resident memory above what it was before the model was loaded.
+(of one step, where there is only one). Memory is the high-water mark of the process's resident memory above what it was
+before the model was loaded. `--json` keeps what was found for RESULTS.md, with a profile of our step (bench_step.py) at
+the lengths of `--profile`: `make bench-steps`.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import subprocess
@@ -20,10 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
+import machine
+import report
 import torch
 from accelerate import Accelerator
+from pytest_benchmark.utils import get_commit_info
 from torch import nn
 
 from matt_fast import TrainingOptions, aim_loss, export, objectives
@@ -53,7 +59,10 @@ def text_batch(vocabulary: VocabularyPair, length: int) -> Batch:
     return collate([[next(make_chunks([text], *sides, Counter()))]], Counter())
 
 
-def reference_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: int) -> list[float]:
+def reference_steps(
+    source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: int
+) -> tuple[list[float], list[float]]:
+    """(seconds, losses) of each step."""
     models = [source.load(torch.float32, LAYERS) for _ in range(2)]
     export.replace_vocabulary(models[1], initial_rows(models[0], vocabulary, "mean", 0))
     models = [model.get_decoder() for model in models]
@@ -65,7 +74,7 @@ def reference_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, s
     table = models[1].get_input_embeddings().weight.requires_grad_()
     optimizer = torch.optim.AdamW([table], lr=1e-3, weight_decay=0.0)
     options = {"attention": [LAYERS - 1], "attn_implementation": "eager"}
-    seconds = []
+    seconds, losses = [], []
     for _ in range(steps):
         begin = time.process_time()
         weights.clear()
@@ -79,10 +88,13 @@ def reference_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, s
         nn.utils.clip_grad_norm_([table], 1.0)
         optimizer.step()
         seconds.append(time.process_time() - begin)
-    return seconds
+        losses.append(loss.item())
+    return seconds, losses
 
 
-def our_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: int, **options) -> list[float]:
+def our_steps(
+    source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: int, **options
+) -> tuple[list[float], list[float]]:
     model = source.load(torch.float32, LAYERS)
     start = initial_rows(model, vocabulary, "mean", 0)
     model = model.get_decoder()
@@ -91,11 +103,11 @@ def our_steps(source: Teacher, vocabulary: VocabularyPair, batch: Batch, steps: 
     del start
     ends = [time.process_time()]
     options = TrainingOptions(objective="aim", steps=steps, lr=1e-3, **options)
-    train(
+    progress, _ = train(
         model, model, student, iter([batch] * steps), LAYERS, options, Accelerator(cpu=True),
         lambda progress: ends.append(time.process_time()),
     )  # fmt: skip
-    return [after - before for before, after in itertools.pairwise(ends)]
+    return [after - before for before, after in itertools.pairwise(ends)], progress.losses
 
 
 def shares(spent: dict[str, float]) -> None:
@@ -122,20 +134,57 @@ def measure(way: str, tokenizer: str, length: int, steps: int) -> None:
     reset_peak_memory(CPU)
     before, spent = peak_memory(CPU), {}
     if way == "reference":
-        seconds = reference_steps(source, vocabulary, batch, steps)
+        seconds, losses = reference_steps(source, vocabulary, batch, steps)
     else:
         shares(spent)
         options = {"checkpointing": True} if way == "ours, checkpointing" else {}
-        seconds = our_steps(source, vocabulary, batch, steps, **options)
+        seconds, losses = our_steps(source, vocabulary, batch, steps, **options)
     parts = {name: value / sum(seconds) for name, value in spent.items()}
-    found = {"seconds": min(seconds[1:] or seconds), "peak": peak_memory(CPU) - before, "parts": parts}
+    found = {"seconds": seconds, "loss": losses[0], "peak": peak_memory(CPU) - before, "parts": parts}
     print(json.dumps(found | {"tokens": [batch.teacher_ids.shape[1], batch.student_ids.shape[1]]}))
+
+
+def save_tokenizer(folder: str) -> str:
+    """24,000 tokens, learned from the standard library."""
+    from bench_objectives import tokenizer_of
+
+    tokenizer_of(list(read_documents(quickstart.write_corpus()[0]))).save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def run(way: str, tokenizer: str, length: int, steps: int) -> dict:
+    """What `measure` prints in a process of its own."""
+    return last_line([__file__, "--measure", json.dumps([way, tokenizer, length, steps])])
+
+
+def profile(length: int) -> dict:
+    """The parts of our step at this length."""
+    return last_line([str(Path(__file__).with_name("bench_step.py")), "--batch=1", f"--tokens={length}", "--profile"])
+
+
+def last_line(command: list[str]) -> dict:
+    output = subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def write_json(path: Path, steps: list[dict], profiles: list[dict]) -> None:
+    content = {
+        "machine_info": machine.describe(),
+        "commit_info": get_commit_info(),
+        "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": steps,
+        "profiles": profiles,
+    }
+    report.write(path, json.dumps(content, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", default="256,512,768,1024", help="for both ways")
     parser.add_argument("--ours", default="2048,4096,8192,16384", help="for ours alone")
+    parser.add_argument("--profile", default="512,4096", help="lengths of the profile, with --json")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--tokenizer")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -144,31 +193,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         tokenizer = given.tokenizer
         if tokenizer is None:
-            from bench_objectives import tokenizer_of
+            tokenizer = save_tokenizer(work)
 
-            tokenizer = work
-            tokenizer_of(list(read_documents(quickstart.write_corpus()[0]))).save_pretrained(tokenizer)
-
-        def run(way: str, length: int) -> dict:
+        lengths, further, profiled = (
+            [int(x) for x in names.split(",") if x] for names in (given.lengths, given.ours, given.profile)
+        )
+        found = []
+        print(report.STEP_HEAD)
+        for length in lengths + further:
             steps = 3 if length <= 1024 else 2 if length <= 4096 else 1
-            command = [sys.executable, __file__, "--measure", json.dumps([way, tokenizer, length, steps])]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            return json.loads(output.splitlines()[-1])
-
-        print("| tokens, teacher and student | reference, s | ours, s | ratio | reference, MiB | ours, MiB | ratio |")
-        print("|---|---|---|---|---|---|---|")
-        lengths = [int(x) for x in given.lengths.split(",") if x]
-        for length in lengths + [int(x) for x in given.ours.split(",") if x]:
-            ours = run("ours", length)
-            row = [" and ".join(f"{x:,}" for x in ours["tokens"])]
-            reference = run("reference", length) if length in lengths else None
-            for name, unit, digits in (("seconds", 1, 2), ("peak", 1 << 20, 0)):
-                mine = ours[name] / unit
-                row += ["" if reference is None else f"{reference[name] / unit:,.{digits}f}", f"{mine:,.{digits}f}"]
-                row.append("" if reference is None else f"{reference[name] / ours[name]:.1f}")
-            print(f"| {' | '.join(row)} |", flush=True)
+            ours = run("ours", tokenizer, length, steps)
+            reference = run("reference", tokenizer, length, steps) if length in lengths else None
+            found.append({"length": length, "steps": steps, "ours": ours, "reference": reference})
+            print(report.step_row(found[-1]), flush=True)
             parts = ", ".join(f"{name} {share:.0%}" for name, share in ours["parts"].items())
             print(f"  our step at {length:,}: {parts}", file=sys.stderr, flush=True)
+        if given.json is not None:
+            write_json(given.json, found, [profile(length) for length in profiled])
 
 
 if __name__ == "__main__":
