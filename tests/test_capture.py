@@ -1,5 +1,7 @@
 """What capture returns must reproduce the model's own eager attention, for every kind of layer and mask."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import (
@@ -39,7 +41,7 @@ N = 23
 def make_model(name):
     torch.manual_seed(3)
     earlier = "eager" if name == "gemma2" else "sdpa"  # Gemma 2 has no SDPA: soft-capping
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=earlier).eval()
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), attn_implementation=earlier).eval()
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3)
     return model

@@ -1,6 +1,7 @@
 """Packed rows against their documents one by one, alone and without padding."""
 
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ class Setting:
         torch.manual_seed(0)
         self.causal = name not in ENCODERS
         loader = AutoModelForCausalLM if self.causal else AutoModelForMaskedLM
-        self.model = loader.from_config(CONFIGS[name]).to(dtype)
+        self.model = loader.from_config(deepcopy(CONFIGS[name])).to(dtype)
         for parameter in self.model.parameters():
             parameter.data.normal_(std=0.2)
         freeze(self.model)

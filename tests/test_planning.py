@@ -1,6 +1,7 @@
 """The plan against brute force: parameters, what autograd keeps, and the peak of real steps of tiny models."""
 
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -30,7 +31,9 @@ OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "bounda
 def model_of(name: str, device: str = "cpu", dtype=torch.float32):
     implementation = "eager" if name == "gemma2" else "sdpa"
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=implementation, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(
+            deepcopy(CONFIGS[name]), attn_implementation=implementation, dtype=dtype
+        )
     freeze(model)
     return model
 
