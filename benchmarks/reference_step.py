@@ -168,10 +168,10 @@ def last_line(command: list[str]) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def write_json(path: Path, steps: list[dict], profiles: list[dict]) -> None:
+def write_json(path: Path, commit: dict, steps: list[dict], profiles: list[dict]) -> None:
     content = {
         "machine_info": machine.describe(),
-        "commit_info": get_commit_info(),
+        "commit_info": commit,
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
         "steps": steps,
         "profiles": profiles,
@@ -198,7 +198,7 @@ def main() -> None:
         lengths, further, profiled = (
             [int(x) for x in names.split(",") if x] for names in (given.lengths, given.ours, given.profile)
         )
-        found = []
+        found, commit = [], get_commit_info()
         print(report.STEP_HEAD)
         for length in lengths + further:
             steps = 3 if length <= 1024 else 2 if length <= 4096 else 1
@@ -209,7 +209,7 @@ def main() -> None:
             parts = ", ".join(f"{name} {share:.0%}" for name, share in ours["parts"].items())
             print(f"  our step at {length:,}: {parts}", file=sys.stderr, flush=True)
         if given.json is not None:
-            write_json(given.json, found, [profile(length) for length in profiled])
+            write_json(given.json, commit, found, [profile(length) for length in profiled])
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ def benchmark(case: Case, seconds: float, mebibytes: float, **more) -> dict:
 
 def results(engines=("torch", "eager", "sdpa"), **machine) -> dict:
     """Time goes with the square of the length; memory too for the eager formula, else with the length."""
-    lengths = {"eager": (128, 256, 512)}
+    lengths = {"eager": (64, 128, 256, 512)}
     found = [
         benchmark(Case(engine, n), n**2 * 1e-6, n**2 / 1e3 if engine == "eager" else n / 10)
         for engine in engines
-        for n in lengths.get(engine, (256, 512, 1024, 4096, 16384))
+        for n in lengths.get(engine, (256, 512, 2048, 4096, 16384))
     ]
     found.append(benchmark(Case("torch", metric="cosine"), 0.5, 60.0))
     return {
@@ -55,7 +55,7 @@ def step(length: int, ours: float, reference: float | None) -> dict:
 def test_slopes_of_power_laws():
     drawn = report.lines(results()["benchmarks"])
     (lengths, seconds, mebibytes), eager = drawn["torch"], drawn["eager"]
-    assert report.slope(lengths, seconds) == (pytest.approx(2), [1024, 4096, 16384])
+    assert report.slope(lengths, seconds) == (pytest.approx(2), [2048, 4096, 16384])
     assert report.slope(lengths, mebibytes)[0] == pytest.approx(1)
     assert report.slope(eager[0], eager[2]) == (pytest.approx(2), [128, 256, 512])
     # what does not grow with the length counts for little at the larger ones
@@ -74,7 +74,7 @@ def test_tables(tmp_path):
     assert "| 512 | aim | mse | 64 | float32 | both | 262 | 262 | 262 | 1.00 | 1.00 |" in text
     assert "| 512 | aim | mse | 64 | float32 | both | 51.2 | 262 | 51.2 | 5.12 | 1.00 |" in text
     assert "| 512 | aim | cosine | 64 | float32 | both | 500 |  | 262 |  | 1.91 |" in text
-    assert "| torch | 2.00 | 1.00 | 1,024 to 16,384 |" in text
+    assert "| torch | 2.00 | 1.00 | 2,048 to 16,384 |" in text
     assert "| commit | 0123456789ab |" in text
     report.plot(results()["benchmarks"], tmp_path / "loss.png")
     assert [x.name for x in tmp_path.iterdir()] == ["loss.png"]
@@ -107,7 +107,7 @@ def test_compare():
     assert line in text
     assert "| test_loss[torch-256-64-float32-aim-mse-both] | device | cpu | cuda |" in text
     only_a, only_b = text.split("Only in A:")[1].split("Only in B:")
-    assert only_a.count("eager") == 3
+    assert only_a.count("eager") == 4
     assert only_b.split() == ["-", "test_loss[triton-512-64-float32-aim-mse-both]"]
 
 
