@@ -1,6 +1,6 @@
 """WECHSEL beside the authors' package: the same word vectors and dictionary give the same weights.
 
-    pip install wechsel==0.0.4 && python benchmarks/bench_wechsel.py
+    pip install wechsel==0.0.4 && python benchmarks/wechsel_package.py
 
 The package works with numpy 2.4.6, transformers 5.23.0 and gensim 4.4.0. It is not what `--init wechsel` runs: its
 fastText training takes no seed and a sentence model that is downloaded, it draws the rows of tokens without a vector at
