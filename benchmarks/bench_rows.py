@@ -23,9 +23,9 @@ CPU = "cpu"
 DEVICE = "cuda" if torch.cuda.is_available() else CPU
 
 
-def row_adamw(moments: str):
+def row_adamw(moments: str, backend: str = "torch"):
     def make(table, slots, gradient):
-        optimizer = RowAdamW(table, LR, moments=moments)
+        optimizer = RowAdamW(table, LR, moments=moments, backend=backend)
         return lambda: optimizer.step(slots, gradient)
 
     return make
@@ -46,6 +46,8 @@ ENGINES = {
     "torch.optim.AdamW": dense_adamw(),
     "torch.optim.AdamW, fused": dense_adamw(fused=True),
 }
+if DEVICE != CPU:
+    ENGINES["RowAdamW, lazy moments, kernel"] = row_adamw("lazy", "triton")
 
 
 def make(engine: str, count: int):

@@ -6,6 +6,7 @@ python -m pytest benchmarks/bench_segments.py --benchmark-enable -s
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from collections import deque
 from pathlib import Path
 
@@ -93,6 +94,15 @@ def seconds(align, offsets) -> float:
     return CLOCK() - start
 
 
+def added_mebibytes(align, offsets) -> float:
+    """What Python and numpy allocate at the peak of a call, its result included."""
+    tracemalloc.start()
+    align(*offsets)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
 ROUTES = {
     "batch of arrays": (align_segments_batch, "arrays"),
     "batch of lists": (align_segments_batch, "lists"),
@@ -111,6 +121,7 @@ def test_align_segments(benchmark, request, lists, expected, route):
         assert all(np.array_equal(*pair) for pair in zip(got, want, strict=True))
 
     benchmark.extra_info |= {"engine": route, "documents": DOCUMENTS, "characters each": CHARACTERS}
+    benchmark.extra_info["peak MiB"] = added_mebibytes(align, offsets)
     benchmark.pedantic(align, offsets, rounds=10, warmup_rounds=2)
     if benchmark.enabled:
         # In turns, so that other load on the machine falls on both.
