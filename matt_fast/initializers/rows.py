@@ -110,9 +110,13 @@ def initial_rows(
     if bias is not None:
         bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
     input_rows = rows(embedding.weight, "input_embeddings")
+    output_rows = None if tied or from_states else rows(head.weight, "output_embeddings")
     if made:
         found = made.coefficients
-        strange = () if found is None else find_outliers(vocabulary, made.ids, found, input_rows[made.ids])
+        strange = ()
+        if found is not None:
+            tables = [input_rows] if output_rows is None else [input_rows, output_rows]
+            strange = find_outliers(vocabulary, made.ids, found, *(table[made.ids] for table in tables))
         report = init_report(vocabulary, made.ids.tolist(), made.counts, strange)
     else:
         spelled_only = init in ("mean", "length-mean")
@@ -124,7 +128,7 @@ def initial_rows(
         if contextual:
             report = init_report(vocabulary, found.solved.tolist(), found.counts)
         return Rows(found.input, None if tied else found.output, bias, report)
-    return Rows(input_rows, None if tied else rows(head.weight, "output_embeddings"), bias, report)
+    return Rows(input_rows, output_rows, bias, report)
 
 
 def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:

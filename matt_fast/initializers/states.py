@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.capture import decoder_layers
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
-from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
+from matt_fast.initializers.contextual import CONTEXTS, FOLLOWING, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.vocabulary import VocabularyPair
 
@@ -82,7 +82,9 @@ def rows_from_states(
     as_output = as_output.index_copy(0, ids.to(weight.device), rows)
     if not tied and not contextual:
         return StateRows(as_input, as_output, solved, counts)
-    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed), None
+    new = torch.tensor(sorted(vocabulary.subtokens))
+    found = text.occurrences(new, CONTEXTS, WIDTH, FOLLOWING, seed)
+    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed), None
     if tied:
         output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
         moment = boundary.second_moment()
@@ -91,7 +93,7 @@ def rows_from_states(
         as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
     if contextual:
         solved, rows = contextual_rows(
-            model, vocabulary, as_input, matrix, text, layer, seed, stiffness, on_progress=on_progress
+            model, vocabulary, as_input, matrix, found, layer, stiffness, on_progress=on_progress
         )
         as_input = as_input.index_copy(0, solved.to(weight.device), rows)
     return StateRows(as_input, as_input if tied else as_output, solved, counts)
