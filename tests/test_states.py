@@ -88,10 +88,11 @@ def test_contexts_are_what_stands_before_the_token(llama, each, width, seed):
     _, vocabulary = llama
     text = spell_texts(TEXTS, vocabulary)
     tokens = torch.tensor(sorted(vocabulary.subtokens))
-    ids, contexts = text.contexts(tokens, each, width, seed)
-    again = text.contexts(tokens, each, width, seed)
-    assert torch.equal(ids, again[0])
-    assert torch.equal(contexts, again[1])
+    drawn, again = (text.occurrences(tokens, each, width, seed) for _ in range(2))
+    ids, contexts = drawn.ids, drawn.before
+    assert torch.equal(ids, again.ids)
+    assert torch.equal(contexts, again.before)
+    assert torch.equal(drawn[ids == ids[0]].before, contexts[ids == ids[0]])
     assert contexts.shape == (len(ids), 1 + width)
     places = {}
     for token, start in zip(text.ids, text.starts[:-1], strict=True):
@@ -209,16 +210,15 @@ def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.T
     return tuple(torch.stack(part) for part in zip(*found, strict=True))
 
 
-def test_input_rows_come_nearer_to_the_teachers_states(pair):
+def test_input_rows_come_nearer_to_the_teachers_states(pair, monkeypatch):
     model, vocabulary = pair
     text = spell_texts(TEXTS, vocabulary)
     rows = initial_rows(model, vocabulary, "mean", 0)
     start = rows.input
-    matrix = mean_square_jacobian(model, vocabulary, start, text, 1, seed=0)
-    ids, found = contextual_rows(model, vocabulary, start, matrix, text, layer=1, seed=0)
-    occurring, contexts = text.contexts(
-        torch.tensor(sorted(vocabulary.subtokens)), contextual.CONTEXTS, contextual.WIDTH, 0
-    )
+    drawn = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), contextual.CONTEXTS, contextual.WIDTH, 0)
+    occurring, contexts = drawn.ids, drawn.before
+    matrix = mean_square_jacobian(model, vocabulary, start, drawn, 1, seed=0)
+    ids, found = contextual_rows(model, vocabulary, start, matrix, drawn, layer=1)
     assert ids.tolist() == sorted(set(occurring.tolist()))
     solved = start.clone()
     solved[ids] = found
@@ -230,19 +230,20 @@ def test_input_rows_come_nearer_to_the_teachers_states(pair):
             distance[name] = torch.zeros(len(ids)).index_add_(0, owner, (goal - states).square().sum(1))
     assert (distance["solved"] <= distance["start"] * 1.0001 + 1e-6).all()
     assert distance["solved"].sum() < 0.8 * distance["start"].sum()
-    stiff = 1e12 * torch.eye(start.shape[1])
-    ids, found = contextual_rows(model, vocabulary, start, matrix, text, layer=1, seed=0, stiffness=stiff)
+    monkeypatch.setattr(contextual, "PRIOR", 1e12)
+    ids, found = contextual_rows(model, vocabulary, start, matrix, drawn, layer=1)
     torch.testing.assert_close(found, start[ids], rtol=0, atol=1e-6)
 
 
 def test_the_metric_is_the_mean_square_jacobian(llama, monkeypatch):
     model, vocabulary = llama
-    monkeypatch.setattr(contextual, "CONTEXTS", 400)  # many probes of the same few tokens
     monkeypatch.setattr(contextual, "PROBES", 400)
     text = spell_texts(TEXTS, vocabulary)
     start = initial_rows(model, vocabulary, "mean", 0).input
-    found = mean_square_jacobian(model, vocabulary, start, text, 1, seed=0)
-    occurring, contexts = text.contexts(torch.tensor(sorted(vocabulary.subtokens)), 400, contextual.WIDTH, 0)
+    tokens = torch.tensor(sorted(vocabulary.subtokens))
+    drawn = text.occurrences(tokens, 400, contextual.WIDTH, 0)  # many probes of the same few tokens
+    occurring, contexts = drawn.ids, drawn.before
+    found = mean_square_jacobian(model, vocabulary, start, drawn, 1, seed=0)
     chosen = torch.randperm(len(occurring), generator=torch.Generator().manual_seed(0))[:400]
     exact = torch.zeros_like(found)
     for place in chosen[:60]:
@@ -292,7 +293,7 @@ def test_bad_input_is_named(llama, tmp_path):
         initial_rows(model, vocabulary, "mean", 0, init_head="boundary")
     with pytest.raises(ValueError, match=r"texts: wanted text in which new tokens occur, got none"):
         initial_rows(model, vocabulary, "contextual", 0, texts=["", ""])
-    with pytest.raises(ValueError, match=r"texts: wanted text with new tokens, 24 teacher tokens or more before them"):
+    with pytest.raises(ValueError, match=r"texts: wanted text with new tokens, 12 teacher tokens or more before them"):
         initial_rows(model, vocabulary, "contextual", 0, texts=["def"])
 
 

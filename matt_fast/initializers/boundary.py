@@ -19,7 +19,7 @@ from matt_fast.vocabulary import VocabularyPair
 
 N_STATES = 4096
 STRETCH = 256  # student tokens read at a time
-FIRST_PIECE = 0.75  # its share of a row's start, the mean of all pieces has the rest
+FIRST_PIECE = 0.5  # its share of a row's start, the mean of all pieces has the rest
 ROUNDS = 4
 SMOOTHING = 0.1  # occurrences added to each token's count
 MAX_STEP = 6.0  # of a level in a round, in nats
@@ -122,10 +122,5 @@ def tied_rows(
     Returns:
         [r, hidden]: the least of ‖row - as_input‖² and output_weight · ‖row - as_output‖² in these metrics.
     """
-    scaled = output_scale(input_metric, output_metric, output_weight) * output_metric
+    scaled = output_weight * input_metric.trace() / output_metric.trace() * output_metric
     return as_input + torch.linalg.solve(input_metric + scaled, scaled @ (as_output - as_input).T).T
-
-
-def output_scale(input_metric: torch.Tensor, output_metric: torch.Tensor, output_weight: float) -> torch.Tensor:
-    """The factor that gives the output's metric `output_weight` times the trace of the input's."""
-    return output_weight * input_metric.trace() / output_metric.trace()

@@ -21,7 +21,6 @@ from matt_fast.vocabulary import VocabularyPair
 
 CONTEXTS = 1  # of a token, at most
 WIDTH = 12  # teacher tokens before a token
-FOLLOWING = 2  # teacher tokens behind it
 ROUNDS = 4
 PROBES = 512  # occurrences that the shared matrix is estimated from
 ROWS_AT_ONCE = 128
@@ -36,7 +35,6 @@ def contextual_rows(
     matrix: torch.Tensor,
     found: Occurrences,
     layer: int,
-    stiffness: torch.Tensor | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input rows for the new tokens that occur in a text.
@@ -48,14 +46,11 @@ def contextual_rows(
         matrix: [hidden, hidden], from `mean_square_jacobian`.
         found: where the tokens occur, from `occurrences`.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
-        stiffness: [hidden, hidden] K, what leaving the start costs beside the states: (row - start)ᵀ K (row - start).
         on_progress: called with the rows done and r.
 
     Returns:
         ids [r] int64, and their rows [r, hidden] float32.
     """
-    prior = PRIOR * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
-    stiffness = prior if stiffness is None else stiffness + prior
     tokens = found.ids.unique()
     with _rows_of_any_number(model.get_input_embeddings()):
         rows = []
@@ -63,7 +58,7 @@ def contextual_rows(
             here = found[torch.isin(found.ids, some)]
             places = _Places(model, vocabulary, layer, here)
             owner = torch.searchsorted(some, here.ids)
-            rows.append(_solve(places, owner, start[some.to(start.device)], matrix, stiffness))
+            rows.append(_solve(places, owner, start[some.to(start.device)], matrix))
             if on_progress is not None:
                 on_progress(sum(map(len, rows)), len(tokens))
     return tokens, torch.cat(rows)
@@ -102,7 +97,7 @@ class _Places:
     """Occurrences of new tokens: the teacher's states there, and the student's as a function of its rows.
 
     Attributes:
-        goal: [N, 1 + following, hidden] float32: the teacher's states behind the layer, at the last piece and after.
+        goal: [N, hidden] float32: the teacher's states behind the layer, at the tokens' last pieces.
     """
 
     @torch.no_grad()
@@ -111,55 +106,51 @@ class _Places:
         device = model.device
         self.cache = DynamicCache(config=model.config)
         self._run(self.cache, input_ids=found.before.to(device))
-        self.after = model.get_input_embeddings()(found.after.to(device))
         pieces = [torch.tensor(vocabulary.subtokens[i]) for i in found.ids.tolist()]
-        read = [torch.cat(pair) for pair in zip(pieces, found.after, strict=True)]
-        states = self._run(
-            copy.deepcopy(self.cache), input_ids=nn.utils.rnn.pad_sequence(read, batch_first=True).to(device)
-        )
-        last = torch.tensor([len(part) - 1 for part in pieces])[:, None] + torch.arange(1 + found.after.shape[1])
-        self.goal = states[torch.arange(len(pieces), device=device)[:, None], last.to(device)].float()
+        padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
+        states = self._run(copy.deepcopy(self.cache), input_ids=padded)
+        last = torch.tensor([len(part) - 1 for part in pieces], device=device)
+        self.goal = states[torch.arange(len(pieces), device=device), last].float()
 
     def states(self, rows: torch.Tensor) -> torch.Tensor:
-        """[N, 1 + following, hidden] float32: the same with `rows` [N, hidden] in place of the pieces."""
+        """[N, hidden] float32: the same with `rows` [N, hidden] in place of the pieces."""
         embedding = self.model.get_input_embeddings()
         numbers = torch.arange(len(rows), device=rows.device)[:, None]
         weight = {"weight": rows.to(embedding.weight.dtype)}
         embedded = torch.func.functional_call(embedding, weight, (numbers,))
-        return self._run(copy.deepcopy(self.cache), inputs_embeds=torch.cat([embedded, self.after], 1)).float()
+        return self._run(copy.deepcopy(self.cache), inputs_embeds=embedded)[:, 0].float()
 
     def _run(self, cache: DynamicCache, **inputs) -> torch.Tensor:
         return capture(self.model, hidden=self.layer, past_key_values=cache, use_cache=True, **inputs).hidden
 
 
-def _solve(
-    places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor, stiffness: torch.Tensor
-) -> torch.Tensor:
+def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Levenberg-Marquardt for each row: the least mean square distance of its states from their goals.
 
     Args:
         places: N occurrences.
         owner: [N] int64, the row of each.
         start: [r, hidden] float32.
-        matrix, stiffness: [hidden, hidden], shared by all rows.
+        matrix: [hidden, hidden], shared by all rows.
     """
-    eigenvalues, vectors = torch.linalg.eigh(matrix + stiffness)
+    eigenvalues, vectors = torch.linalg.eigh(matrix)
     unit = matrix.diagonal().mean()
+    eigenvalues = eigenvalues.clamp_min(0) + PRIOR * unit
     owner = owner.to(start.device)
     share = 1 / torch.bincount(owner, minlength=len(start))
 
     def cost(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = rows.detach().requires_grad_()
-        distances = 0.5 * (places.states(rows[owner]) - places.goal).square().sum((1, 2))
+        distances = 0.5 * (places.states(rows[owner]) - places.goal).square().sum(1)
         costs = torch.zeros_like(share).index_add(0, owner, distances) * share
-        costs = costs + 0.5 * ((rows - start) @ stiffness * (rows - start)).sum(1)
+        costs = costs + 0.5 * PRIOR * unit * (rows - start).square().sum(1)
         (gradient,) = torch.autograd.grad(costs.sum(), rows)
         return costs.detach(), gradient
 
     rows, damping = start, torch.ones_like(share)
     best, gradient = cost(rows)
     for _ in range(ROUNDS):
-        curvature = eigenvalues.clamp_min(0) + damping[:, None] * unit
+        curvature = eigenvalues + damping[:, None] * unit
         tried = rows - (gradient @ vectors / curvature) @ vectors.T
         costs, new_gradient = cost(tried)
         helped = costs < best

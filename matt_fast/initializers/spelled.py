@@ -21,16 +21,14 @@ class Occurrences:
 
     Attributes:
         ids: [N] int64, the tokens, ascending.
-        before: [N, prefix + before] int64, what the teacher has read before each.
-        after: [N, after] int64, what it reads behind it.
+        before: [N, prefix + width] int64, what the teacher has read before each.
     """
 
     ids: torch.Tensor
     before: torch.Tensor
-    after: torch.Tensor
 
     def __getitem__(self, chosen: torch.Tensor) -> "Occurrences":
-        return Occurrences(self.ids[chosen], self.before[chosen], self.after[chosen])
+        return Occurrences(self.ids[chosen], self.before[chosen])
 
 
 @dataclass(frozen=True)
@@ -54,33 +52,28 @@ class SpelledText:
         """[rows] float32: how often each student token occurs."""
         return torch.from_numpy(np.bincount(self.ids[self.ids >= 0], minlength=rows)).float()
 
-    def occurrences(self, tokens: torch.Tensor, each: int, before: int, after: int, seed: int) -> "Occurrences":
+    def occurrences(self, tokens: torch.Tensor, each: int, width: int, seed: int) -> "Occurrences":
         """Some of the places where `tokens` ([r] int64) occur: at most `each` of a token, drawn at random.
 
-        Places with fewer than `before` and `after` teacher tokens around them in the text do not count.
+        Places with fewer than `width` teacher tokens before them do not count.
 
         Raises:
             ValueError: there are none.
         """
         wanted = np.zeros(max(self.ids.max(initial=0), int(tokens.max())) + 1, bool)
         wanted[tokens.numpy()] = True
-        room = (self.starts[:-1] >= before) & (self.starts[1:] + after <= len(self.teacher_ids))
-        places = np.flatnonzero((self.ids >= 0) & room)
+        places = np.flatnonzero((self.ids >= 0) & (self.starts[:-1] >= width))
         places = np.random.default_rng(seed).permutation(places[wanted[self.ids[places]]])
         places = places[np.argsort(self.ids[places], kind="stable")]
         rank = np.arange(len(places)) - np.searchsorted(self.ids[places], self.ids[places])
         places = places[rank < each]
         if len(places) == 0:
             raise ValueError(
-                f"texts: wanted text with new tokens, {before} teacher tokens or more before them and {after} behind "
-                "them, got none"
+                f"texts: wanted text with new tokens, {width} teacher tokens or more before them, got none"
             )
-        around = (
-            self.teacher_ids[self.starts[:-1][places][:, None] + np.arange(-before, 0)],
-            self.teacher_ids[self.starts[1:][places][:, None] + np.arange(after)],
-        )
+        before = self.teacher_ids[self.starts[places][:, None] + np.arange(-width, 0)]
         prefix = np.broadcast_to(np.array(self.prefix, np.int64), (len(places), len(self.prefix)))
-        return Occurrences(*map(torch.from_numpy, (self.ids[places], np.concatenate([prefix, around[0]], 1), around[1])))
+        return Occurrences(torch.from_numpy(self.ids[places]), torch.from_numpy(np.concatenate([prefix, before], 1)))
 
     def stretches(self, length: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Stretches of `length` student tokens, in random order, each once.

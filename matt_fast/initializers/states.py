@@ -10,14 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from matt_fast.capture import decoder_layers
-from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
-from matt_fast.initializers.contextual import CONTEXTS, FOLLOWING, WIDTH, contextual_rows, mean_square_jacobian
+from matt_fast.initializers.boundary import boundary_rows, boundary_states, tied_rows
+from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.vocabulary import VocabularyPair
 
-LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
+LAYERS = 1 / 4  # of the depth: where states of the two sides are compared
 OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
-OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
 
 
 class StateRows(NamedTuple):
@@ -82,20 +81,14 @@ def rows_from_states(
     as_output = as_output.index_copy(0, ids.to(weight.device), rows)
     if not tied and not contextual:
         return StateRows(as_input, as_output, solved, counts)
-    new = torch.tensor(sorted(vocabulary.subtokens))
-    found = text.occurrences(new, CONTEXTS, WIDTH, FOLLOWING, seed)
-    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed), None
-    if tied:
-        output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
-        moment = boundary.second_moment()
-        stiffness = output_scale(matrix, moment, output_weight) * moment
-        as_input = as_input.clone()
-        as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
+    found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
+    matrix = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed)
     if contextual:
-        solved, rows = contextual_rows(
-            model, vocabulary, as_input, matrix, found, layer, stiffness, on_progress=on_progress
-        )
+        solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, on_progress)
         as_input = as_input.index_copy(0, solved.to(weight.device), rows)
+    if tied:
+        both = tied_rows(as_input[ids], as_output[ids], matrix, boundary.second_moment(), OUTPUT_WEIGHT)
+        as_input = as_input.index_copy(0, ids.to(weight.device), both)
     return StateRows(as_input, as_input if tied else as_output, solved, counts)
 
 
