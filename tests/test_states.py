@@ -1,5 +1,7 @@
 """Rows from the teacher's states: spelled text, output rows, input rows, tied rows, against plain rewrites."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast.initializers import boundary, contextual, initial_rows
+from matt_fast import export
+from matt_fast.head import logit_rule
+from matt_fast.initializers import boundary, contextual, initial_rows, states
 from matt_fast.initializers.boundary import BoundaryStates, boundary_rows, boundary_states, tied_rows
 from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
+from matt_fast.initializers.states import text_loss
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
@@ -150,19 +155,19 @@ def test_the_level_adds_one_to_logits_whose_states_share_a_direction():
 def test_new_tokens_are_expected_as_often_as_they_occur(pair):
     model, vocabulary = pair
     text = spell_texts(TEXTS, vocabulary)
-    states = boundary_states(model, text, seed=0)
+    read = boundary_states(model, text, seed=0)
     weight = model.get_output_embeddings().weight.detach()
     means = initial_rows(model, vocabulary, "mean", 0)
     means = means.input if means.output is None else means.output
     before = means.clone()
-    ids, rows = boundary_rows(weight, means, None, vocabulary, text.counts(vocabulary.rows), states)
+    ids, rows = boundary_rows(weight, means, None, vocabulary, text.counts(vocabulary.rows), read, 0.5)
     assert torch.equal(means, before)
     assert ids.tolist() == sorted(vocabulary.subtokens)
     table = means.clone()
     table[ids] = rows
 
     def gap(table: torch.Tensor) -> float:
-        logits = states.rule["scale"] * states.states.double() @ table.double().T
+        logits = read.rule["scale"] * read.states.double() @ table.double().T
         expected = logits.softmax(-1).mean(0)
         counts = text.counts(vocabulary.rows).double() + boundary.SMOOTHING
         return float((expected.log() - (counts / counts.sum()).log())[ids].abs().mean())
@@ -184,6 +189,36 @@ def test_tied_rows_are_the_least_of_both_costs(weight, seed):
     )
     (gradient,) = torch.autograd.grad(cost, rows)
     assert gradient.abs().max() < 1e-8 * (1 + weight)
+
+
+def test_the_loss_of_a_text_is_that_of_the_model_with_the_new_rows(pair, tmp_path):
+    model, vocabulary = pair
+    rows = initial_rows(model, vocabulary, "random", 0)
+    output = rows.input if rows.output is None else rows.output
+    stretches = spell_texts(TEXTS, vocabulary).student_stretches(16, 3, seed=0)
+    assert [len(part) for part in stretches] == [16] * 3 or min(map(len, stretches)) > 1
+    found = text_loss(model, rows.input, output, None, logit_rule(model), stretches)
+    changed = copy.deepcopy(model)
+    export.replace_vocabulary(changed, rows)
+    expected = 0.0
+    for ids in stretches:
+        loss = changed(input_ids=ids[None], labels=ids[None]).loss  # the mean of all but the first
+        expected += loss.item() * (len(ids) - 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_the_compromise_is_the_best_of_those_tried(llama, monkeypatch):
+    model, vocabulary = llama
+    losses = []
+
+    def spy(*given):
+        losses.append((text_loss(*given), given[1]))
+        return losses[-1][0]
+
+    monkeypatch.setattr(states, "text_loss", spy)
+    rows = initial_rows(model, vocabulary, "contextual", 0, texts=TEXTS)
+    assert len(losses) == len(states.FIRST_PIECES) * len(states.OUTPUT_WEIGHTS)
+    assert torch.equal(rows.input, min(losses, key=lambda loss: loss[0])[1])
 
 
 def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.Tensor, torch.Tensor]:

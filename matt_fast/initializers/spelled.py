@@ -91,6 +91,13 @@ class SpelledText:
                 torch.from_numpy(ends[(ends >= 0) & (ends < len(self.prefix) + len(pieces))]),
             )
 
+    def student_stretches(self, length: int, count: int, seed: int) -> list[torch.Tensor]:
+        """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64."""
+        firsts = np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length))
+        parts = (self.ids[first : first + length] for first in firsts)
+        wanted = (torch.from_numpy(part[part >= 0]) for part in parts)
+        return list(islice((part for part in wanted if len(part) > 1), count))
+
 
 def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText:
     """Tokenise documents, up to 33 million characters of them, and spell each token with the teacher's.

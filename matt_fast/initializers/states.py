@@ -1,6 +1,8 @@
 """Rows from the teacher's own states in a text: "contextual" for the embedding, "boundary" for the head.
 
-A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each.
+A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. How
+much each counts, and how near output rows begin to their first piece, differs from vocabulary to vocabulary, so a few
+answers are tried on stretches of the text.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,14 +11,17 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from matt_fast.capture import decoder_layers
+from matt_fast.capture import capture, decoder_layers
+from matt_fast.head import head_logits
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, tied_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.vocabulary import VocabularyPair, start_of_text
 
 LAYERS = 1 / 4  # of the depth: where states of the two sides are compared
-OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
+FIRST_PIECES = (0.5, 0.75)  # the share of the first piece in an output row, tried one after another
+OUTPUT_WEIGHTS = (1.0, 4.0, 16.0)  # of a tied row's wish as an output row beside that as an input row, likewise
+SCORED, STRETCH = 5, 256  # stretches of the text, and their student tokens, on which the trials are compared
 
 
 class StateRows(NamedTuple):
@@ -77,19 +82,57 @@ def rows_from_states(
         as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
     boundary = boundary_states(model, text, seed)
     counts, solved = text.counts(vocabulary.rows), torch.zeros(0, dtype=torch.int64)
-    ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
-    as_output = as_output.index_copy(0, ids.to(weight.device), rows)
-    if not tied and not contextual:
-        return StateRows(as_input, as_output, solved, counts)
-    found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
-    matrix = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed)
+    if tied or contextual:
+        found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
+        matrix = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed)
     if contextual:
         solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, on_progress)
         as_input = as_input.index_copy(0, solved.to(weight.device), rows)
-    if tied:
-        both = tied_rows(as_input[ids], as_output[ids], matrix, boundary.second_moment(), OUTPUT_WEIGHT)
-        as_input = as_input.index_copy(0, ids.to(weight.device), both)
-    return StateRows(as_input, as_input if tied else as_output, solved, counts)
+    best, least = None, torch.inf
+    before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
+    stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
+    moment = boundary.second_moment()
+    for first_piece in FIRST_PIECES:
+        ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary, first_piece)
+        for output_weight in OUTPUT_WEIGHTS if tied else (None,):
+            both = rows
+            if tied:
+                both = tied_rows(as_input[ids], rows, matrix, moment, output_weight)
+            output = (as_input if tied else as_output).index_copy(0, ids.to(weight.device), both)
+            tables = (output, output) if tied else (as_input, output)
+            loss = text_loss(model, *tables, output_bias, boundary.rule, stretches)
+            if best is None or loss < least:
+                best, least = tables, loss
+    return StateRows(*best, solved, counts)
+
+
+@torch.no_grad()
+def text_loss(
+    model: PreTrainedModel,
+    input_rows: torch.Tensor,
+    output_rows: torch.Tensor,
+    output_bias: torch.Tensor | None,
+    rule: dict[str, float | None],
+    stretches: list[torch.Tensor],
+) -> float:
+    """Nats that a text costs with new tables, everything else being the teacher's.
+
+    Args:
+        model: the teacher.
+        input_rows, output_rows: [student rows, hidden] float32.
+        output_bias: [student rows]; None without.
+        rule: how logits are made, see `logit_rule`.
+        stretches: of the text, student ids [n] each, n >= 2. The first token of each is given.
+    """
+    embedding, total = model.get_input_embeddings(), 0.0
+    weight = {"weight": input_rows.to(embedding.weight.dtype)}
+    for ids in stretches:
+        ids = ids.to(input_rows.device)
+        embedded = torch.func.functional_call(embedding, weight, (ids[None],))
+        states = capture(model, head=True, inputs_embeds=embedded).head_input[0, :-1].float()
+        logits = head_logits(states, output_rows, output_bias, **rule)
+        total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+    return total
 
 
 def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:
