@@ -19,6 +19,7 @@ from matt_fast.vocabulary import VocabularyPair
 
 N_STATES = 4096
 STRETCH = 256  # student tokens read at a time
+FIRST_PIECE = 0.75  # its share of a row's start, the mean of all pieces has the rest
 ROUNDS = 4
 SMOOTHING = 0.1  # occurrences added to each token's count
 MAX_STEP = 6.0  # of a level in a round, in nats
@@ -74,7 +75,6 @@ def boundary_rows(
     vocabulary: VocabularyPair,
     counts: torch.Tensor,
     boundary: BoundaryStates,
-    first_piece: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output rows for the new tokens that the teacher can spell.
 
@@ -85,7 +85,6 @@ def boundary_rows(
         vocabulary: the two vocabularies.
         counts: [student rows], how often each token occurs in a text.
         boundary: the teacher's states in that text.
-        first_piece: its share of a row's start, 0 to 1; the mean of all pieces has the rest.
 
     Returns:
         ids [r] int64, and rows [r, hidden] float32.
@@ -93,7 +92,7 @@ def boundary_rows(
     ids = torch.tensor(sorted(vocabulary.subtokens), dtype=torch.int64)
     first = weight[torch.tensor([vocabulary.subtokens[int(i)][0] for i in ids], device=weight.device)]
     rows = means.to(weight.device).clone()
-    rows[ids] = first_piece * first.float() + (1 - first_piece) * rows[ids]
+    rows[ids] = FIRST_PIECE * first.float() + (1 - FIRST_PIECE) * rows[ids]
     level = boundary.level()
     share = (counts + SMOOTHING).to(weight.device)
     share = (share / share.sum()).log()
@@ -123,5 +122,10 @@ def tied_rows(
     Returns:
         [r, hidden]: the least of ‖row - as_input‖² and output_weight · ‖row - as_output‖² in these metrics.
     """
-    scaled = output_weight * input_metric.trace() / output_metric.trace() * output_metric
+    scaled = output_scale(input_metric, output_metric, output_weight) * output_metric
     return as_input + torch.linalg.solve(input_metric + scaled, scaled @ (as_output - as_input).T).T
+
+
+def output_scale(input_metric: torch.Tensor, output_metric: torch.Tensor, output_weight: float) -> torch.Tensor:
+    """The factor that gives the output's metric `output_weight` times the trace of the input's."""
+    return output_weight * input_metric.trace() / output_metric.trace()

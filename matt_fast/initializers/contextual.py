@@ -20,7 +20,7 @@ from matt_fast.initializers.spelled import Occurrences
 from matt_fast.vocabulary import VocabularyPair
 
 CONTEXTS = 1  # of a token, at most
-WIDTH = 12  # teacher tokens before a token
+WIDTH = 24  # teacher tokens before a token
 ROUNDS = 4
 PROBES = 512  # occurrences that the shared matrix is estimated from
 ROWS_AT_ONCE = 128
@@ -35,6 +35,7 @@ def contextual_rows(
     matrix: torch.Tensor,
     found: Occurrences,
     layer: int,
+    stiffness: torch.Tensor | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input rows for the new tokens that occur in a text.
@@ -46,11 +47,14 @@ def contextual_rows(
         matrix: [hidden, hidden], from `mean_square_jacobian`.
         found: where the tokens occur, from `occurrences`.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
+        stiffness: [hidden, hidden] K, what leaving the start costs beside the states: (row - start)ᵀ K (row - start).
         on_progress: called with the rows done and r.
 
     Returns:
         ids [r] int64, and their rows [r, hidden] float32.
     """
+    prior = PRIOR * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
+    stiffness = prior if stiffness is None else stiffness + prior
     tokens = found.ids.unique()
     with _rows_of_any_number(model.get_input_embeddings()):
         rows = []
@@ -58,7 +62,7 @@ def contextual_rows(
             here = found[torch.isin(found.ids, some)]
             places = _Places(model, vocabulary, layer, here)
             owner = torch.searchsorted(some, here.ids)
-            rows.append(_solve(places, owner, start[some.to(start.device)], matrix))
+            rows.append(_solve(places, owner, start[some.to(start.device)], matrix, stiffness))
             if on_progress is not None:
                 on_progress(sum(map(len, rows)), len(tokens))
     return tokens, torch.cat(rows)
@@ -124,18 +128,19 @@ class _Places:
         return capture(self.model, hidden=self.layer, past_key_values=cache, use_cache=True, **inputs).hidden
 
 
-def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def _solve(
+    places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: torch.Tensor, stiffness: torch.Tensor
+) -> torch.Tensor:
     """Levenberg-Marquardt for each row: the least mean square distance of its states from their goals.
 
     Args:
         places: N occurrences.
         owner: [N] int64, the row of each.
         start: [r, hidden] float32.
-        matrix: [hidden, hidden], shared by all rows.
+        matrix, stiffness: [hidden, hidden], shared by all rows.
     """
-    eigenvalues, vectors = torch.linalg.eigh(matrix)
+    eigenvalues, vectors = torch.linalg.eigh(matrix + stiffness)
     unit = matrix.diagonal().mean()
-    eigenvalues = eigenvalues.clamp_min(0) + PRIOR * unit
     owner = owner.to(start.device)
     share = 1 / torch.bincount(owner, minlength=len(start))
 
@@ -143,14 +148,14 @@ def _solve(places: _Places, owner: torch.Tensor, start: torch.Tensor, matrix: to
         rows = rows.detach().requires_grad_()
         distances = 0.5 * (places.states(rows[owner]) - places.goal).square().sum(1)
         costs = torch.zeros_like(share).index_add(0, owner, distances) * share
-        costs = costs + 0.5 * PRIOR * unit * (rows - start).square().sum(1)
+        costs = costs + 0.5 * ((rows - start) @ stiffness * (rows - start)).sum(1)
         (gradient,) = torch.autograd.grad(costs.sum(), rows)
         return costs.detach(), gradient
 
     rows, damping = start, torch.ones_like(share)
     best, gradient = cost(rows)
     for _ in range(ROUNDS):
-        curvature = eigenvalues + damping[:, None] * unit
+        curvature = eigenvalues.clamp_min(0) + damping[:, None] * unit
         tried = rows - (gradient @ vectors / curvature) @ vectors.T
         costs, new_gradient = cost(tried)
         helped = costs < best

@@ -1,8 +1,8 @@
 """Rows from the teacher's own states in a text: "contextual" for the embedding, "boundary" for the head.
 
-A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. How
-much each counts, and how near output rows begin to their first piece, differs from vocabulary to vocabulary, so a few
-answers are tried on stretches of the text.
+A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. A row
+that predicts well can lead the context behind it astray: where stretches of the text cost more with the new rows than
+with those that were there before, the latter stay.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 
 from matt_fast.capture import capture, decoder_layers
 from matt_fast.head import head_logits
-from matt_fast.initializers.boundary import boundary_rows, boundary_states, tied_rows
+from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.vocabulary import VocabularyPair, start_of_text
 
-LAYERS = 1 / 4  # of the depth: where states of the two sides are compared
-FIRST_PIECES = (0.5, 0.75)  # the share of the first piece in an output row, tried one after another
-OUTPUT_WEIGHTS = (1.0, 4.0, 16.0)  # of a tied row's wish as an output row beside that as an input row, likewise
-SCORED, STRETCH = 5, 256  # stretches of the text, and their student tokens, on which the trials are compared
+LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
+OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
+OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
+SCORED, STRETCH = 5, 256  # stretches, and their student tokens, that tell whether rows are better than their start
 
 
 class StateRows(NamedTuple):
@@ -78,32 +78,34 @@ def rows_from_states(
     layer = max(1, round(LAYERS * len(decoder_layers(model)))) - 1
     weight = model.get_output_embeddings().weight
     as_input, as_output = input_rows.to(weight.device), output_means.to(weight.device)
+    start = as_input
     if contextual:
         as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
     boundary = boundary_states(model, text, seed)
     counts, solved = text.counts(vocabulary.rows), torch.zeros(0, dtype=torch.int64)
-    if tied or contextual:
-        found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
-        matrix = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed)
+    ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
+    as_output = as_output.index_copy(0, ids.to(weight.device), rows)
+    if not tied and not contextual:
+        return StateRows(as_input, as_output, solved, counts)
+    found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
+    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed), None
+    if tied:
+        output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
+        moment = boundary.second_moment()
+        stiffness = output_scale(matrix, moment, output_weight) * moment
+        both = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
+        as_input = as_input.index_copy(0, ids.to(weight.device), both)
     if contextual:
-        solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, on_progress)
+        solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, stiffness, on_progress)
         as_input = as_input.index_copy(0, solved.to(weight.device), rows)
-    best, least = None, torch.inf
-    before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
-    stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
-    moment = boundary.second_moment()
-    for first_piece in FIRST_PIECES:
-        ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary, first_piece)
-        for output_weight in OUTPUT_WEIGHTS if tied else (None,):
-            both = rows
-            if tied:
-                both = tied_rows(as_input[ids], rows, matrix, moment, output_weight)
-            output = (as_input if tied else as_output).index_copy(0, ids.to(weight.device), both)
-            tables = (output, output) if tied else (as_input, output)
-            loss = text_loss(model, *tables, output_bias, boundary.rule, stretches)
-            if best is None or loss < least:
-                best, least = tables, loss
-    return StateRows(*best, solved, counts)
+    if tied:
+        as_output = as_input
+        before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
+        stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
+        losses = [text_loss(model, table, table, output_bias, boundary.rule, stretches) for table in (as_input, start)]
+        if losses[1] < losses[0]:
+            return StateRows(start, start, torch.zeros(0, dtype=torch.int64), counts)
+    return StateRows(as_input, as_output, solved, counts)
 
 
 @torch.no_grad()
