@@ -52,8 +52,9 @@ def model_card(
         "",
         f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
         + (", unchanged." if freeze_shared else ", trained further."),
-        f"- {result.new} tokens are new; they started from `{init}`. {result.unspelled} of them have no spelling in "
-        "the original's tokens.",
+        f"- {result.new} tokens are new. `{init}` made the first rows of {result.report.initialized}; "
+        f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
+        "all rows, as the original's tokens cannot spell them.",
         f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
         "started. `token_provenance.jsonl` tells it for each token.",
         "",

@@ -99,7 +99,9 @@ def report_lines(report: InitReport) -> list[str]:
     for outlier in report.outliers[:OUTLIERS]:
         lines.append(
             f"  {outlier.token!r}: coefficients' sum {outlier.coefficient_sum:.3g}, their norm "
-            f"{outlier.coefficient_norm:.3g} and the row's {outlier.row_norm:.3g} times the median"
+            f"{outlier.coefficient_norm:.3g}, the row's {outlier.row_norm:.3g}"
+            + (f", the output row's {outlier.output_row_norm:.3g}" if outlier.output_row_norm is not None else "")
+            + " times the median"
         )
     return lines
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from matt_fast.initializers import Rows
+from matt_fast.initializers import InitReport, Rows
 from matt_fast.vocabulary import VocabularyPair
 
 ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
@@ -92,17 +92,27 @@ def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTo
 
 
 def write_provenance(
-    path: Path, vocabulary: VocabularyPair, init: str, trained: Sequence[bool], seen: Sequence[int]
+    path: Path,
+    vocabulary: VocabularyPair,
+    init: str,
+    report: InitReport,
+    trained: Sequence[bool],
+    seen: Sequence[int],
 ) -> None:
-    """Write one JSON line per row: id, token, how it started, from which teacher ids, trained or frozen, times seen."""
+    """Write one JSON line per row: id, token, how it started, from which teacher ids, trained or frozen, times seen.
+
+    A new token's start is `init` where the method made its row, else what it was left to.
+    """
     entries = {i: text for text, i in vocabulary.student.get_vocab().items()}
     with path.open("w", encoding="utf-8") as file:
         for i in range(vocabulary.rows):
             match = vocabulary.matches.get(i)
+            left_to = "its sub-tokens" if i in vocabulary.subtokens else "mean of all rows"
+            start = init if i in report.made else left_to if i in vocabulary.tokens else "no token"
             record = {
                 "id": i,
                 "token": entries.get(i),
-                "start": init if match is None else f"copied ({match.how})",
+                "start": start if match is None else f"copied ({match.how})",
                 "teacher_ids": vocabulary.subtokens.get(i, []) if match is None else [match.teacher_id],
                 "trained": trained[i],
                 "seen": seen[i],

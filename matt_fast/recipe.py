@@ -231,7 +231,7 @@ def transfer(
                 full.save_pretrained(folder)
             vocabulary.student.save_pretrained(folder)
             export.write_provenance(
-                folder / "token_provenance.jsonl", vocabulary, start_name, is_trainable, seen.tolist()
+                folder / "token_provenance.jsonl", vocabulary, start_name, start.report, is_trainable, seen.tolist()
             )
             del full
             if held_out is not None:

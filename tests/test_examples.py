@@ -3,19 +3,26 @@
 import copy
 import gzip
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 from matt_fast import aim_loss, align_segments, capture_attention
+from matt_fast.initializers import initial_rows
+from matt_fast.initializers.omp import apply, omp_coefficients
+from matt_fast.teacher import Teacher
+from matt_fast.vocabulary import VocabularyPair
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import aligned_batches
 import parallel_text
+import wordllama_donor
 
 LAYER = 1
 ROWS = [{"text": text} for text in TEXTS]
@@ -200,3 +207,21 @@ def test_parallel_text_follows_the_structure_of_pages(tmp_path):
         ("See chapter 2. It is long.", "Siehe das lange Kapitel 2."),
         ("First.", "Erstens."),
     ]
+
+
+def test_a_donor_from_a_packages_table(tmp_path):
+    tokenizer, wheel = new_tokenizer(), tmp_path / "package.whl"
+    added = tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    table = torch.randn(len(tokenizer), 16, generator=torch.Generator().manual_seed(added))
+    with zipfile.ZipFile(wheel, "w") as package:
+        package.writestr("wordllama/weights/l2_supercat_256.safetensors", save({"embedding.weight": table.half()}))
+        package.writestr("wordllama/tokenizers/l2_supercat_tokenizer_config.json", tokenizer.backend_tokenizer.to_str())
+    wordllama_donor.main(str(wheel), str(tmp_path / "donor"))
+    save_tiny_model(tmp_path / "teacher")
+    teacher, donor = Teacher(tmp_path / "teacher"), Teacher(tmp_path / "donor")
+    vocabulary = VocabularyPair(teacher.load_tokenizer(), donor.load_tokenizer(), 275)
+    rows = initial_rows(teacher.load(torch.float32), vocabulary, "omp", 0, donor=tmp_path / "donor")
+    assert rows.report.initialized == len(vocabulary.tokens) - len(vocabulary.matches)
+    made, shared = sorted(rows.report.made), sorted(vocabulary.matches)
+    found = omp_coefficients(table.half().float()[made], table.half().float()[shared])
+    torch.testing.assert_close(rows.input[made], apply(found, rows.input[shared]))

@@ -8,6 +8,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast.initializers import METHODS, initial_rows, initialize
+from matt_fast.initializers.focus import fasttext_vectors
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
 from matt_fast.teacher import Teacher
@@ -138,6 +139,8 @@ def test_sparse_combinations_of_shared_rows(tmp_path, tied):
     shared = list(vocabulary.matches)
     new = [i for i in vocabulary.tokens if i not in vocabulary.matches]
     tables = [teacher.get_input_embeddings().weight] + ([] if tied else [teacher.lm_head.weight])
+    occurs = torch.zeros(vocabulary.rows, dtype=torch.bool)
+    occurs[fasttext_vectors(TEXTS, student_tokenizer).ids] = True
     for init in ("omp", "focus", "omp-self"):
         rows = initial_rows(teacher, vocabulary, init, seed=0, texts=TEXTS, donor=tmp_path / "donor")
         for table, weight in zip((rows.input, rows.output), tables, strict=False):
@@ -148,6 +151,12 @@ def test_sparse_combinations_of_shared_rows(tmp_path, tied):
             coefficients = omp_coefficients(vectors[new], vectors[shared])
             torch.testing.assert_close(omp_apply(coefficients, vectors[shared]), vectors[new], rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(rows.input[new], omp_apply(coefficients, rows.input[shared]))
+        if init == "omp-self":  # no farther from the mean of the shared rows than these are in the middle
+            made = sorted(rows.report.made)
+            for table in (rows.input, rows.output)[: len(tables)]:
+                anchors = table[[i for i in shared if bool(occurs[i])]]
+                away, usual = (table[made] - anchors.mean(0)).norm(dim=1), (anchors - anchors.mean(0)).norm(dim=1)
+                assert away.max() <= usual.median() * (1 + 1e-5)
         plain = initial_rows(teacher, vocabulary, "mean", seed=0)
         assert not torch.equal(rows.input[new], plain.input[new])
     with pytest.raises(ValueError, match="donor: wanted a model with the new vocabulary for init 'omp', got none"):

@@ -299,6 +299,11 @@ def test_poisoned_tokens_stand_out():
     assert report.scores["row"][400] > 8 > report.scores["coefficients"][400]
     np.testing.assert_allclose(report.measures["sum"], found.values.double().sum(1))
     np.testing.assert_allclose(report.measures["row"], rows.double().norm(dim=1))
+    output = apply(found, normal(400, 24, seed=3))
+    output[50] *= 1e3
+    both = outliers(found, rows, output)
+    assert set(both.tokens.tolist()) == {17, 50, 400}
+    np.testing.assert_allclose(both.measures["output row"], output.double().norm(dim=1))
     equal = SparseCoefficients(torch.zeros(9, 1, dtype=torch.int64), torch.ones(9, 1), 1)
     assert len(outliers(equal, torch.ones(9, 4)).tokens) == 0
     equal.values[3] = 2
@@ -330,3 +335,5 @@ def test_bad_arguments_are_named():
         apply(found, torch.ones(5, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"rows: wanted one for each of the 3 tokens, got \(2, 2\)"):
         outliers(found, normal(2, 2))
+    with pytest.raises(ValueError, match=r"output_rows: wanted one for each of the 3 tokens, got \(2, 2\)"):
+        outliers(found, normal(3, 2), normal(2, 2))

@@ -104,6 +104,7 @@ def test_a_poisoned_token_is_named(pair, folder):
     found = initial_rows(model, vocabulary, "omp", 0, donor=folder / "donor").report.outliers
     assert found[0].token == poisoned
     assert found[0].coefficient_norm > 100 < found[0].row_norm
+    assert found[0].output_row_norm is None  # tied
     options = [f"--model={folder / 'teacher'}", f"--tokenizer={folder / 'donor'}", f"--donor={folder / 'donor'}"]
     text = folder / "text.txt"
     compared = run("compare-inits", *options, f"--eval-data={text}", "--init=mean", "--init=omp", "--eval-pieces=1")
@@ -127,6 +128,9 @@ def test_only_the_worst_outliers_are_printed():
     assert lines[1].startswith("9 outliers")
     assert len(lines) == 2 + OUTLIERS
     assert r"'[t0]\n': coefficients' sum 1e+04" in lines[2]
+    assert "output row" not in lines[2]
+    untied = InitReport(1, 2, 3, 4, outliers=(Outlier("x", 1.0, 1.0, 1.0, 7.5),))
+    assert "the row's 1, the output row's 7.5 times the median" in report_lines(untied)[2]
     assert len(report_lines(InitReport(1, 2, 3, 4))) == 1
 
 

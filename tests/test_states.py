@@ -1,5 +1,7 @@
 """Rows from the teacher's states: spelled text, output rows, input rows, tied rows, against plain rewrites."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast.initializers import boundary, contextual, initial_rows
+from matt_fast import export
+from matt_fast.head import logit_rule
+from matt_fast.initializers import boundary, contextual, initial_rows, states
 from matt_fast.initializers.boundary import BoundaryStates, boundary_rows, boundary_states, tied_rows
 from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
+from matt_fast.initializers.states import text_loss
 from matt_fast.teacher import Teacher
 from matt_fast.vocabulary import VocabularyPair
 
@@ -88,10 +93,11 @@ def test_contexts_are_what_stands_before_the_token(llama, each, width, seed):
     _, vocabulary = llama
     text = spell_texts(TEXTS, vocabulary)
     tokens = torch.tensor(sorted(vocabulary.subtokens))
-    ids, contexts = text.contexts(tokens, each, width, seed)
-    again = text.contexts(tokens, each, width, seed)
-    assert torch.equal(ids, again[0])
-    assert torch.equal(contexts, again[1])
+    drawn, again = (text.occurrences(tokens, each, width, seed) for _ in range(2))
+    ids, contexts = drawn.ids, drawn.before
+    assert torch.equal(ids, again.ids)
+    assert torch.equal(contexts, again.before)
+    assert torch.equal(drawn[ids == ids[0]].before, contexts[ids == ids[0]])
     assert contexts.shape == (len(ids), 1 + width)
     places = {}
     for token, start in zip(text.ids, text.starts[:-1], strict=True):
@@ -149,19 +155,19 @@ def test_the_level_adds_one_to_logits_whose_states_share_a_direction():
 def test_new_tokens_are_expected_as_often_as_they_occur(pair):
     model, vocabulary = pair
     text = spell_texts(TEXTS, vocabulary)
-    states = boundary_states(model, text, seed=0)
+    read = boundary_states(model, text, seed=0)
     weight = model.get_output_embeddings().weight.detach()
     means = initial_rows(model, vocabulary, "mean", 0)
     means = means.input if means.output is None else means.output
     before = means.clone()
-    ids, rows = boundary_rows(weight, means, None, vocabulary, text.counts(vocabulary.rows), states)
+    ids, rows = boundary_rows(weight, means, None, vocabulary, text.counts(vocabulary.rows), read)
     assert torch.equal(means, before)
     assert ids.tolist() == sorted(vocabulary.subtokens)
     table = means.clone()
     table[ids] = rows
 
     def gap(table: torch.Tensor) -> float:
-        logits = states.rule["scale"] * states.states.double() @ table.double().T
+        logits = read.rule["scale"] * read.states.double() @ table.double().T
         expected = logits.softmax(-1).mean(0)
         counts = text.counts(vocabulary.rows).double() + boundary.SMOOTHING
         return float((expected.log() - (counts / counts.sum()).log())[ids].abs().mean())
@@ -183,6 +189,33 @@ def test_tied_rows_are_the_least_of_both_costs(weight, seed):
     )
     (gradient,) = torch.autograd.grad(cost, rows)
     assert gradient.abs().max() < 1e-8 * (1 + weight)
+
+
+def test_the_loss_of_a_text_is_that_of_the_model_with_the_new_rows(pair, tmp_path):
+    model, vocabulary = pair
+    rows = initial_rows(model, vocabulary, "random", 0)
+    output = rows.input if rows.output is None else rows.output
+    stretches = spell_texts(TEXTS, vocabulary).student_stretches(16, 3, seed=0)
+    assert [len(part) for part in stretches] == [16] * 3 or min(map(len, stretches)) > 1
+    found = text_loss(model, rows.input, output, None, logit_rule(model), stretches)
+    changed = copy.deepcopy(model)
+    export.replace_vocabulary(changed, rows)
+    expected = 0.0
+    for ids in stretches:
+        loss = changed(input_ids=ids[None], labels=ids[None]).loss  # the mean of all but the first
+        expected += loss.item() * (len(ids) - 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_rows_that_cost_more_than_their_start_are_not_taken(llama, monkeypatch, better):
+    model, vocabulary = llama
+    losses = iter([1.0, 2.0] if better else [2.0, 1.0])
+    monkeypatch.setattr(states, "text_loss", lambda *given: next(losses))
+    rows = initial_rows(model, vocabulary, "contextual", 0, texts=TEXTS)
+    plain = initial_rows(model, vocabulary, "mean", 0)
+    assert torch.equal(rows.input, plain.input) != better
+    assert (rows.report.initialized > 0) == better
 
 
 def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,16 +242,15 @@ def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.T
     return tuple(torch.stack(part) for part in zip(*found, strict=True))
 
 
-def test_input_rows_come_nearer_to_the_teachers_states(pair):
+def test_input_rows_come_nearer_to_the_teachers_states(pair, monkeypatch):
     model, vocabulary = pair
     text = spell_texts(TEXTS, vocabulary)
     rows = initial_rows(model, vocabulary, "mean", 0)
     start = rows.input
-    matrix = mean_square_jacobian(model, vocabulary, start, text, 1, seed=0)
-    ids, found = contextual_rows(model, vocabulary, start, matrix, text, layer=1, seed=0)
-    occurring, contexts = text.contexts(
-        torch.tensor(sorted(vocabulary.subtokens)), contextual.CONTEXTS, contextual.WIDTH, 0
-    )
+    drawn = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), contextual.CONTEXTS, contextual.WIDTH, 0)
+    occurring, contexts = drawn.ids, drawn.before
+    matrix = mean_square_jacobian(model, vocabulary, start, drawn, 1, seed=0)
+    ids, found = contextual_rows(model, vocabulary, start, matrix, drawn, layer=1)
     assert ids.tolist() == sorted(set(occurring.tolist()))
     solved = start.clone()
     solved[ids] = found
@@ -230,19 +262,20 @@ def test_input_rows_come_nearer_to_the_teachers_states(pair):
             distance[name] = torch.zeros(len(ids)).index_add_(0, owner, (goal - states).square().sum(1))
     assert (distance["solved"] <= distance["start"] * 1.0001 + 1e-6).all()
     assert distance["solved"].sum() < 0.8 * distance["start"].sum()
-    stiff = 1e12 * torch.eye(start.shape[1])
-    ids, found = contextual_rows(model, vocabulary, start, matrix, text, layer=1, seed=0, stiffness=stiff)
+    monkeypatch.setattr(contextual, "PRIOR", 1e12)
+    ids, found = contextual_rows(model, vocabulary, start, matrix, drawn, layer=1)
     torch.testing.assert_close(found, start[ids], rtol=0, atol=1e-6)
 
 
 def test_the_metric_is_the_mean_square_jacobian(llama, monkeypatch):
     model, vocabulary = llama
-    monkeypatch.setattr(contextual, "CONTEXTS", 400)  # many probes of the same few tokens
     monkeypatch.setattr(contextual, "PROBES", 400)
     text = spell_texts(TEXTS, vocabulary)
     start = initial_rows(model, vocabulary, "mean", 0).input
-    found = mean_square_jacobian(model, vocabulary, start, text, 1, seed=0)
-    occurring, contexts = text.contexts(torch.tensor(sorted(vocabulary.subtokens)), 400, contextual.WIDTH, 0)
+    tokens = torch.tensor(sorted(vocabulary.subtokens))
+    drawn = text.occurrences(tokens, 400, contextual.WIDTH, 0)  # many probes of the same few tokens
+    occurring, contexts = drawn.ids, drawn.before
+    found = mean_square_jacobian(model, vocabulary, start, drawn, 1, seed=0)
     chosen = torch.randperm(len(occurring), generator=torch.Generator().manual_seed(0))[:400]
     exact = torch.zeros_like(found)
     for place in chosen[:60]:

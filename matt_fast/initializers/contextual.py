@@ -16,11 +16,11 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from matt_fast.capture import capture
-from matt_fast.initializers.spelled import SpelledText
+from matt_fast.initializers.spelled import Occurrences
 from matt_fast.vocabulary import VocabularyPair
 
 CONTEXTS = 1  # of a token, at most
-WIDTH = 24  # teacher tokens of a context
+WIDTH = 24  # teacher tokens before a token
 ROUNDS = 4
 PROBES = 512  # occurrences that the shared matrix is estimated from
 ROWS_AT_ONCE = 128
@@ -33,9 +33,8 @@ def contextual_rows(
     vocabulary: VocabularyPair,
     start: torch.Tensor,
     matrix: torch.Tensor,
-    text: SpelledText,
+    found: Occurrences,
     layer: int,
-    seed: int,
     stiffness: torch.Tensor | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,93 +45,79 @@ def contextual_rows(
         vocabulary: the two vocabularies.
         start: [student rows, hidden] float32, where the search starts, on the model's device.
         matrix: [hidden, hidden], from `mean_square_jacobian`.
-        text: where the tokens occur.
+        found: where the tokens occur, from `occurrences`.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
-        seed: of the choice of contexts.
         stiffness: [hidden, hidden] K, what leaving the start costs beside the states: (row - start)ᵀ K (row - start).
         on_progress: called with the rows done and r.
 
     Returns:
         ids [r] int64, and their rows [r, hidden] float32.
-
-    Raises:
-        ValueError: no new token occurs in the text behind a context.
     """
-    ids, contexts = _occurrences(vocabulary, text, seed)
-    places = _Places(model, vocabulary, layer)
     prior = PRIOR * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
     stiffness = prior if stiffness is None else stiffness + prior
-    tokens = ids.unique()
+    tokens = found.ids.unique()
     with _rows_of_any_number(model.get_input_embeddings()):
         rows = []
         for some in tokens.split(ROWS_AT_ONCE):
-            here = torch.isin(ids, some)
-            owner = torch.searchsorted(some, ids[here])
-            given = places.look(ids[here], contexts[here])
-            rows.append(_solve(given, owner, start[some.to(start.device)], matrix, stiffness))
+            here = found[torch.isin(found.ids, some)]
+            places = _Places(model, vocabulary, layer, here)
+            owner = torch.searchsorted(some, here.ids)
+            rows.append(_solve(places, owner, start[some.to(start.device)], matrix, stiffness))
             if on_progress is not None:
                 on_progress(sum(map(len, rows)), len(tokens))
     return tokens, torch.cat(rows)
 
 
 def mean_square_jacobian(
-    model: PreTrainedModel, vocabulary: VocabularyPair, start: torch.Tensor, text: SpelledText, layer: int, seed: int
+    model: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    start: torch.Tensor,
+    found: Occurrences,
+    layer: int,
+    seed: int,
 ) -> torch.Tensor:
-    """In what metric a change of an input row matters: the mean of JᵀJ, J the derivative of the state by the row.
+    """In what metric a change of an input row matters: the mean of JᵀJ, J the derivative of the states by the row.
 
     It is estimated from one random direction v at each of 512 places, as the mean of Jᵀv vᵀJ. Arguments as in
     `contextual_rows`.
 
     Returns:
         [hidden, hidden] float32, symmetric and not negative.
-
-    Raises:
-        ValueError: no new token occurs in the text behind a context.
     """
-    ids, contexts = _occurrences(vocabulary, text, seed)
-    places = _Places(model, vocabulary, layer)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(ids), generator=generator)[:PROBES]
+    chosen = torch.randperm(len(found.ids), generator=generator)[:PROBES]
     matrix = start.new_zeros(start.shape[1], start.shape[1])
     with _rows_of_any_number(model.get_input_embeddings()):
         for some in chosen.split(ROWS_AT_ONCE):
-            rows = start[ids[some].to(start.device)].clone().requires_grad_()
-            states = places.look(ids[some], contexts[some]).states(rows)
+            rows = start[found.ids[some].to(start.device)].clone().requires_grad_()
+            states = _Places(model, vocabulary, layer, found[some]).states(rows)
             direction = torch.randn(states.shape, generator=generator).to(states)
             (product,) = torch.autograd.grad(states, rows, direction)
             matrix += product.T @ product
     return matrix / len(chosen)
 
 
-def _occurrences(vocabulary: VocabularyPair, text: SpelledText, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    ids, contexts = text.contexts(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
-    if len(ids) == 0:
-        raise ValueError(f"texts: wanted text with new tokens, {WIDTH} teacher tokens or more before them, got none")
-    return ids, contexts
-
-
 class _Places:
-    """Occurrences of new tokens: the teacher's states there, and the student's as a function of its rows."""
+    """Occurrences of new tokens: the teacher's states there, and the student's as a function of its rows.
 
-    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, layer: int):
-        self.model, self.vocabulary, self.layer = model, vocabulary, layer
+    Attributes:
+        goal: [N, hidden] float32: the teacher's states behind the layer, at the tokens' last pieces.
+    """
 
     @torch.no_grad()
-    def look(self, ids: torch.Tensor, contexts: torch.Tensor) -> "_Places":
-        """Read the contexts and the pieces of some occurrences: [N] and [N, context], int64."""
-        device = self.model.device
-        cache = DynamicCache(config=self.model.config)
-        self._run(cache, input_ids=contexts.to(device))
-        pieces = [torch.tensor(self.vocabulary.subtokens[int(i)]) for i in ids]
+    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, layer: int, found: Occurrences):
+        self.model, self.layer = model, layer
+        device = model.device
+        self.cache = DynamicCache(config=model.config)
+        self._run(self.cache, input_ids=found.before.to(device))
+        pieces = [torch.tensor(vocabulary.subtokens[i]) for i in found.ids.tolist()]
         padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
+        states = self._run(copy.deepcopy(self.cache), input_ids=padded)
         last = torch.tensor([len(part) - 1 for part in pieces], device=device)
-        states = self._run(copy.deepcopy(cache), input_ids=padded)
-        here = _Places(self.model, self.vocabulary, self.layer)
-        here.cache, here.goal = cache, states[torch.arange(len(ids), device=device), last].float()
-        return here
+        self.goal = states[torch.arange(len(pieces), device=device), last].float()
 
     def states(self, rows: torch.Tensor) -> torch.Tensor:
-        """[N, hidden] float32: behind the layer, with `rows` [N, hidden] in place of the pieces."""
+        """[N, hidden] float32: the same with `rows` [N, hidden] in place of the pieces."""
         embedding = self.model.get_input_embeddings()
         numbers = torch.arange(len(rows), device=rows.device)[:, None]
         weight = {"weight": rows.to(embedding.weight.dtype)}

@@ -135,7 +135,7 @@ class Outliers(NamedTuple):
 
     Attributes:
         measures: name -> [m] float64: "sum" of a token's coefficients, "coefficients" (their length, square root of
-            the sum of squares) and "row" (the length of its row).
+            the sum of squares), "row" (the length of its row) and, of an untied head, "output row".
         scores: name -> [m] float64: how far the measure is from the median, see `outliers`.
         tokens: [n] int64, positions of the tokens with a score above the threshold, the largest first.
         empty: [e] int64, tokens without coefficients: they are left out of the medians, and have score 0.
@@ -147,7 +147,13 @@ class Outliers(NamedTuple):
     empty: torch.Tensor
 
 
-def outliers(coefficients: SparseCoefficients, rows: torch.Tensor, *, threshold: float = 8.0) -> Outliers:
+def outliers(
+    coefficients: SparseCoefficients,
+    rows: torch.Tensor,
+    output_rows: torch.Tensor | None = None,
+    *,
+    threshold: float = 8.0,
+) -> Outliers:
     """Tokens whose coefficients or rows are unlike the others': badly trained, badly fitted, or poisoned ones.
 
     A donor can be made so that a token harmless there becomes harmful with the base model's rows; its coefficients or
@@ -158,16 +164,21 @@ def outliers(coefficients: SparseCoefficients, rows: torch.Tensor, *, threshold:
     Args:
         coefficients: [m, k], from `omp_coefficients`.
         rows: [m, d], from `apply`.
+        output_rows: [m, d], likewise, of a head that is not tied.
         threshold: a score above it stands out; one below 0 lists every token.
 
     Raises:
         ValueError: not one row for each token.
     """
     values = coefficients.values.double()
-    if rows.ndim != 2 or len(rows) != len(values):
-        raise ValueError(f"rows: wanted one for each of the {len(values)} tokens, got {tuple(rows.shape)}")
     sizes = torch.linalg.vector_norm(values, dim=1)
-    measures = {"sum": values.sum(1), "coefficients": sizes, "row": _lengths(rows, "rows", 1 << 24)}
+    measures = {"sum": values.sum(1), "coefficients": sizes}
+    for name, table in (("rows", rows), ("output_rows", output_rows)):
+        if table is None:
+            continue
+        if table.ndim != 2 or len(table) != len(values):
+            raise ValueError(f"{name}: wanted one for each of the {len(values)} tokens, got {tuple(table.shape)}")
+        measures[name.removesuffix("s").replace("_", " ")] = _lengths(table, name, 1 << 24)
     used = sizes > 0
     scores, largest = {}, torch.zeros_like(sizes)
     for name, measure in measures.items():

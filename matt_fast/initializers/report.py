@@ -17,12 +17,14 @@ class Outlier:
         token: its text; bytes that are none are escaped.
         coefficient_sum: of its coefficients.
         coefficient_norm, row_norm: the lengths of its coefficients and of its input row, over the median's.
+        output_row_norm: of its output row, likewise; None where the method made none or the head is tied.
     """
 
     token: str
     coefficient_sum: float
     coefficient_norm: float
     row_norm: float
+    output_row_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class InitReport:
         unspelled: those left over that the teacher's tokens cannot spell: they have the mean of all rows.
         unseen: how many of `subtoken_mean` never occur in the text; None where no text was counted.
         outliers: of "omp" and "omp-self", the worst first.
+        made: the ids of `initialized`.
     """
 
     shared: int
@@ -45,6 +48,7 @@ class InitReport:
     unspelled: int
     unseen: int | None = None
     outliers: tuple[Outlier, ...] = ()
+    made: frozenset[int] = frozenset()
 
 
 def init_report(
@@ -61,7 +65,7 @@ def init_report(
         counts: [student rows], how often each token occurs in the text; None if none was read.
         outliers: from `find_outliers`.
     """
-    initialized = set(initialized)
+    initialized = frozenset(initialized)
     left = vocabulary.tokens.keys() - vocabulary.matches.keys() - initialized
     means = sorted(left & vocabulary.subtokens.keys())
     return InitReport(
@@ -71,11 +75,16 @@ def init_report(
         unspelled=len(left) - len(means),
         unseen=None if counts is None else int((counts[means] == 0).sum()),
         outliers=outliers,
+        made=initialized,
     )
 
 
 def find_outliers(
-    vocabulary: VocabularyPair, ids: torch.Tensor, coefficients: SparseCoefficients, rows: torch.Tensor
+    vocabulary: VocabularyPair,
+    ids: torch.Tensor,
+    coefficients: SparseCoefficients,
+    rows: torch.Tensor,
+    output_rows: torch.Tensor | None = None,
 ) -> tuple[Outlier, ...]:
     """Tokens that stand out by the rule of `omp.outliers`, the worst first.
 
@@ -83,18 +92,21 @@ def find_outliers(
         vocabulary: the two vocabularies.
         ids: [m] int64, the new tokens.
         coefficients: [m, k], theirs.
-        rows: [m, hidden], made with them.
+        rows, output_rows: [m, hidden], made with them; the latter None where the head is tied.
     """
-    found = outliers(coefficients, rows.to(coefficients.values.device))
+    device = coefficients.values.device
+    found = outliers(coefficients, rows.to(device), None if output_rows is None else output_rows.to(device))
     used = torch.ones(len(ids), dtype=torch.bool)
     used[found.empty] = False
-    relative = {name: found.measures[name] / found.measures[name][used].median() for name in ("coefficients", "row")}
+    lengths = {name: measure for name, measure in found.measures.items() if name != "sum"}
+    relative = {name: length / length[used].median() for name, length in lengths.items()}
     return tuple(
         Outlier(
             vocabulary.tokens[int(ids[place])].bytes.decode(errors="backslashreplace"),
             float(found.measures["sum"][place]),
             float(relative["coefficients"][place]),
             float(relative["row"][place]),
+            float(relative["output row"][place]) if "output row" in relative else None,
         )
         for place in found.tokens.tolist()
     )

@@ -110,9 +110,13 @@ def initial_rows(
     if bias is not None:
         bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
     input_rows = rows(embedding.weight, "input_embeddings")
+    output_rows = None if tied or from_states else rows(head.weight, "output_embeddings")
     if made:
         found = made.coefficients
-        strange = () if found is None else find_outliers(vocabulary, made.ids, found, input_rows[made.ids])
+        strange = ()
+        if found is not None:
+            tables = [input_rows] if output_rows is None else [input_rows, output_rows]
+            strange = find_outliers(vocabulary, made.ids, found, *(table[made.ids] for table in tables))
         report = init_report(vocabulary, made.ids.tolist(), made.counts, strange)
     else:
         spelled_only = init in ("mean", "length-mean")
@@ -124,7 +128,7 @@ def initial_rows(
         if contextual:
             report = init_report(vocabulary, found.solved.tolist(), found.counts)
         return Rows(found.input, None if tied else found.output, bias, report)
-    return Rows(input_rows, None if tied else rows(head.weight, "output_embeddings"), bias, report)
+    return Rows(input_rows, output_rows, bias, report)
 
 
 def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:
@@ -169,7 +173,7 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
             raise ValueError(f"texts: wanted text to train fastText on for init {init!r}, got none")
         vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
         if init == "omp-self":
-            return _omp(vocabulary, vectors.ids, vectors.vectors, vectors.counts, on_progress)
+            return _omp(vocabulary, vectors.ids, vectors.vectors, vectors.counts, on_progress, centred=True)
         found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
         return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)
     if init in ("wechsel", "transtokenizers", "tokalign"):
@@ -221,19 +225,37 @@ def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: d
 
 
 def _omp(
-    vocabulary: VocabularyPair, ids: torch.Tensor, vectors: torch.Tensor, counts: torch.Tensor | None, on_progress
+    vocabulary: VocabularyPair,
+    ids: torch.Tensor,
+    vectors: torch.Tensor,
+    counts: torch.Tensor | None,
+    on_progress,
+    centred: bool = False,
 ) -> _NewRows:
-    """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`."""
+    """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`.
+
+    Args:
+        centred: both spaces are seen from the mean of the shared tokens, and no row is farther from it than the shared
+            ones typically are. A space that is no model's tells where a row lies, but not how far: the coefficients'
+            sums differ, each times the mean row, which alone shifts a token's logit by several nats.
+    """
     shared = torch.tensor([int(i) in vocabulary.matches for i in ids])
     new = torch.tensor([int(i) in vocabulary.tokens for i in ids]) & ~shared & vectors.any(1)
-    coefficients = omp_coefficients(vectors[new], vectors[shared], on_progress=on_progress)
+    origin = vectors[shared].mean(0) if centred else 0
+    coefficients = omp_coefficients(vectors[new] - origin, vectors[shared] - origin, on_progress=on_progress)
     teacher_ids = torch.tensor([vocabulary.matches[int(i)].teacher_id for i in ids[shared]])
 
     def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
         here = coefficients._replace(
             indices=coefficients.indices.to(weight.device), values=coefficients.values.to(weight.device)
         )
-        return omp_apply(here, weight[teacher_ids.to(weight.device)])
+        anchors = weight[teacher_ids.to(weight.device)]
+        if not centred:
+            return omp_apply(here, anchors)
+        middle = anchors.float().mean(0)
+        beyond = omp_apply(here, anchors.float() - middle)
+        usual = (anchors.float() - middle).norm(dim=1).median()
+        return middle + beyond * (usual / beyond.norm(dim=1, keepdim=True).clamp_min(usual))
 
     return _NewRows(ids[new], rows, counts, coefficients)
 

@@ -16,6 +16,22 @@ DOCUMENT = -1  # in `SpelledText.ids`: where a document begins
 
 
 @dataclass(frozen=True)
+class Occurrences:
+    """N places in a text where student tokens stand.
+
+    Attributes:
+        ids: [N] int64, the tokens, ascending.
+        before: [N, prefix + width] int64, what the teacher has read before each.
+    """
+
+    ids: torch.Tensor
+    before: torch.Tensor
+
+    def __getitem__(self, chosen: torch.Tensor) -> "Occurrences":
+        return Occurrences(self.ids[chosen], self.before[chosen])
+
+
+@dataclass(frozen=True)
 class SpelledText:
     """Documents one after another, tokenised by the student, each token spelled by the teacher.
 
@@ -36,24 +52,28 @@ class SpelledText:
         """[rows] float32: how often each student token occurs."""
         return torch.from_numpy(np.bincount(self.ids[self.ids >= 0], minlength=rows)).float()
 
-    def contexts(self, tokens: torch.Tensor, each: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some of the places where `tokens` ([r] int64) occur, and what the teacher has read before them.
+    def occurrences(self, tokens: torch.Tensor, each: int, width: int, seed: int) -> "Occurrences":
+        """Some of the places where `tokens` ([r] int64) occur: at most `each` of a token, drawn at random.
 
-        Returns:
-            ids [N] int64, ascending, at most `each` of a token, drawn at random; and the context of each, teacher ids
-            [N, len(prefix) + width].
+        Places with fewer than `width` teacher tokens before them do not count.
+
+        Raises:
+            ValueError: there are none.
         """
         wanted = np.zeros(max(self.ids.max(initial=0), int(tokens.max())) + 1, bool)
         wanted[tokens.numpy()] = True
         places = np.flatnonzero((self.ids >= 0) & (self.starts[:-1] >= width))
         places = np.random.default_rng(seed).permutation(places[wanted[self.ids[places]]])
         places = places[np.argsort(self.ids[places], kind="stable")]
-        ids = self.ids[places]
-        rank = np.arange(len(ids)) - np.searchsorted(ids, ids)
-        ids, places = ids[rank < each], places[rank < each]
+        rank = np.arange(len(places)) - np.searchsorted(self.ids[places], self.ids[places])
+        places = places[rank < each]
+        if len(places) == 0:
+            raise ValueError(
+                f"texts: wanted text with new tokens, {width} teacher tokens or more before them, got none"
+            )
         before = self.teacher_ids[self.starts[places][:, None] + np.arange(-width, 0)]
-        prefix = np.broadcast_to(np.array(self.prefix, np.int64), (len(ids), len(self.prefix)))
-        return torch.from_numpy(ids), torch.from_numpy(np.concatenate([prefix, before], 1))
+        prefix = np.broadcast_to(np.array(self.prefix, np.int64), (len(places), len(self.prefix)))
+        return Occurrences(torch.from_numpy(self.ids[places]), torch.from_numpy(np.concatenate([prefix, before], 1)))
 
     def stretches(self, length: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Stretches of `length` student tokens, in random order, each once.
@@ -70,6 +90,13 @@ class SpelledText:
                 torch.from_numpy(np.concatenate([self.prefix, pieces]).astype(np.int64)),
                 torch.from_numpy(ends[(ends >= 0) & (ends < len(self.prefix) + len(pieces))]),
             )
+
+    def student_stretches(self, length: int, count: int, seed: int) -> list[torch.Tensor]:
+        """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64."""
+        firsts = np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length))
+        parts = (self.ids[first : first + length] for first in firsts)
+        wanted = (torch.from_numpy(part[part >= 0]) for part in parts)
+        return list(islice((part for part in wanted if len(part) > 1), count))
 
 
 def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText:

@@ -1,6 +1,8 @@
 """Rows from the teacher's own states in a text: "contextual" for the embedding, "boundary" for the head.
 
-A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each.
+A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. A row
+that predicts well can lead the context behind it astray: where stretches of the text cost more with the new rows than
+with those that were there before, the latter stay.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,15 +11,17 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from matt_fast.capture import decoder_layers
+from matt_fast.capture import capture, decoder_layers
+from matt_fast.head import head_logits
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
-from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
+from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.vocabulary import VocabularyPair, start_of_text
 
 LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
 OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
 OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
+SCORED, STRETCH = 5, 256  # stretches, and their student tokens, that tell whether rows are better than their start
 
 
 class StateRows(NamedTuple):
@@ -74,6 +78,7 @@ def rows_from_states(
     layer = max(1, round(LAYERS * len(decoder_layers(model)))) - 1
     weight = model.get_output_embeddings().weight
     as_input, as_output = input_rows.to(weight.device), output_means.to(weight.device)
+    start = as_input
     if contextual:
         as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
     boundary = boundary_states(model, text, seed)
@@ -82,19 +87,54 @@ def rows_from_states(
     as_output = as_output.index_copy(0, ids.to(weight.device), rows)
     if not tied and not contextual:
         return StateRows(as_input, as_output, solved, counts)
-    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, text, layer, seed), None
+    found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
+    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed), None
     if tied:
         output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
         moment = boundary.second_moment()
         stiffness = output_scale(matrix, moment, output_weight) * moment
-        as_input = as_input.clone()
-        as_input[ids] = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
+        both = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
+        as_input = as_input.index_copy(0, ids.to(weight.device), both)
     if contextual:
-        solved, rows = contextual_rows(
-            model, vocabulary, as_input, matrix, text, layer, seed, stiffness, on_progress=on_progress
-        )
+        solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, stiffness, on_progress)
         as_input = as_input.index_copy(0, solved.to(weight.device), rows)
-    return StateRows(as_input, as_input if tied else as_output, solved, counts)
+    if tied:
+        as_output = as_input
+        before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
+        stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
+        losses = [text_loss(model, table, table, output_bias, boundary.rule, stretches) for table in (as_input, start)]
+        if losses[1] < losses[0]:
+            return StateRows(start, start, torch.zeros(0, dtype=torch.int64), counts)
+    return StateRows(as_input, as_output, solved, counts)
+
+
+@torch.no_grad()
+def text_loss(
+    model: PreTrainedModel,
+    input_rows: torch.Tensor,
+    output_rows: torch.Tensor,
+    output_bias: torch.Tensor | None,
+    rule: dict[str, float | None],
+    stretches: list[torch.Tensor],
+) -> float:
+    """Nats that a text costs with new tables, everything else being the teacher's.
+
+    Args:
+        model: the teacher.
+        input_rows, output_rows: [student rows, hidden] float32.
+        output_bias: [student rows]; None without.
+        rule: how logits are made, see `logit_rule`.
+        stretches: of the text, student ids [n] each, n >= 2. The first token of each is given.
+    """
+    embedding, total = model.get_input_embeddings(), 0.0
+    weight = {"weight": input_rows.to(embedding.weight.dtype)}
+    for ids in stretches:
+        ids = ids.to(input_rows.device)
+        embedded = torch.func.functional_call(embedding, weight, (ids[None],))
+        states = capture(model, head=True, inputs_embeds=embedded).head_input[0, :-1].float()
+        logits = head_logits(states, output_rows, output_bias, **rule)
+        total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+    return total
 
 
 def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:
