@@ -92,6 +92,16 @@ def test_repeated_and_dependent_values(metric):
         assert (x - y).norm() <= 2e-6 * y.norm()
 
 
+@pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3])
+def test_identical_sides_of_nearly_equal_values_cost_nothing(noise):
+    """A basis of vectors this close is not quite orthogonal: coordinates of both sides must come the same way."""
+    teacher, _, segments, _ = draw(torch.float32, 1e-3, 0)
+    values = teacher[2]
+    values[:] = values[:, :, :1] + noise * values
+    for x in results(torch.float32, "torch", teacher, teacher, segments, segments):
+        assert not x.any()
+
+
 def test_float16_gradients_survive_a_gradient_scaler():
     """The factor of backward is applied before rounding to float16."""
     teacher, student, *segments = draw(torch.float16, 1e-3, 0)

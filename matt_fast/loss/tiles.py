@@ -141,7 +141,8 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     student_same = _same(student_segments, student_segments)
     teacher_same = _same(teacher_segments, teacher_segments)
     across_same = _same(teacher_segments, student_segments)
-    student_basis, own = _orthonormal(student_values, student_same, exact)
+    student_basis, _ = _orthonormal(student_values, student_same, exact)
+    own = (student_values @ student_basis.mT).mul_(student_same)  # as `shared` below: equal where the sides are
     shared = (teacher_values @ student_basis.mT).mul_(across_same)
     rest = teacher_values - shared @ student_basis
     if exact:
