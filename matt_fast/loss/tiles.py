@@ -149,7 +149,7 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
         again = (rest @ student_basis.mT).mul_(across_same)
         shared += again
         rest -= again @ student_basis
-    noise = (1e-14 if exact else 1e-10) * teacher_values.norm(dim=-1, keepdim=True)
+    noise = (1e-14 if exact else 1e-8) * teacher_values.norm(dim=-1, keepdim=True)
     rest = rest.masked_fill_(rest.norm(dim=-1, keepdim=True) <= noise, 0)
     rest_basis, outside = _orthonormal(rest, teacher_same, exact)
     return tuple(x.to(dtype) for x in (own, shared, outside, student_basis, rest_basis))
