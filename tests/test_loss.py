@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matt_fast.loss import AIMLoss, aim_loss, blockwise, tiles
+from matt_fast.loss import AIMLoss, aim_loss, blockwise, tiles, workspace
 
 ENGINES = ["torch", "eager"]
 GRID = [{"variant": variant, "metric": metric} for variant in ("aim", "aim_star") for metric in ("mse", "cosine")]
@@ -437,7 +437,7 @@ def test_memory_is_linear(base):
     assert peaks[1] <= 2.1 * peaks[0]
     assert single[1] <= 2.1 * single[0]
     # the largest piece is all buffers of one block
-    assert single[1] / len(blockwise.BUFFERS) < teacher_segments.shape[1] * student_segments.shape[1] * 4 / 8
+    assert single[1] / len(workspace.BUFFERS) < teacher_segments.shape[1] * student_segments.shape[1] * 4 / 8
 
 
 def test_module_and_auto():

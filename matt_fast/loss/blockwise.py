@@ -9,7 +9,7 @@ and nothing of size m × n is kept or computed twice. Four products of that size
 """
 
 from dataclasses import dataclass
-from math import e, log2, prod
+from math import e, log2
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 from matt_fast.loss.documents import Document
 from matt_fast.loss.eager import visible
 from matt_fast.loss.tiles import pack, segment_basis, unit_starts
+from matt_fast.loss.workspace import ONEDNN, PIECE, Workspace
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -25,11 +26,6 @@ BLOCK_ELEMENTS = 1 << 18
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 384
 COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
 NO_POSITION = 1 << 40
-# Large products of bfloat16 inputs on a CPU go to oneDNN, in pieces of one shape: it compiles each shape anew. On this
-# project's machines (AMD) it takes half of MKL's time. torch before 2.9 has no switch for it.
-ONEDNN = getattr(torch.backends.mkldnn, "matmul", None)
-PIECE = 1 << 17  # scores
-BUFFERS = "teacher logits", "student logits", "teacher weights", "student weights", "gradient", "own", "outside"
 LOG2_E = log2(e)
 
 
@@ -85,43 +81,6 @@ def blockwise_loss(teacher, student, documents, pair_weights, options: Options, 
         outputs = [None if x is None else x[document.row] for x in gradients]
         losses.append(weight * DocumentLoss(document, *inputs, options, workspace, outputs).run(weight))
     return torch.stack(losses).sum().to(dtype), gradients
-
-
-class Workspace:
-    """Buffers used again by every block: pages are touched once, and the peak is the widest block's.
-
-    They are one piece of memory, because glibc returns what is freed to the system, and touches it page by page in the
-    next step, until it has seen a piece as large: a sixth of a step at 1,024 tokens.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, onednn=None):
-        self.dtype, self.device, self.onednn = dtype, device, onednn
-        self.buffers = torch.empty(len(BUFFERS), 0, dtype=dtype, device=device)
-
-    def reserve(self, elements: int):
-        """Buffers of at least this size; what was taken before is lost."""
-        if self.buffers.shape[1] < elements:
-            self.buffers = None
-            self.buffers = torch.empty(len(BUFFERS), elements, dtype=self.dtype, device=self.device)
-
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        return self.buffers[BUFFERS.index(name), : prod(shape)].view(shape)
-
-    def pieces(self, count: int, size: int):
-        """Slices of `count` columns, to be multiplied one by one: of `size` with oneDNN, the rest without.
-
-        The products of inputs stay exact; a CPU with bfloat16 units may round the gradients' factors to bfloat16, as
-        flash attention does, never the sums. The switch is the process's, not the thread's.
-        """
-        full = count - count % size if self.onednn else 0
-        if full:
-            before, self.onednn.fp32_precision = self.onednn.fp32_precision, "bf16"
-            try:
-                yield from (slice(start, start + size) for start in range(0, full, size))
-            finally:
-                self.onednn.fp32_precision = before
-        if full < count:
-            yield slice(full, count)
 
 
 class SideLayout:
