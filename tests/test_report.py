@@ -25,7 +25,9 @@ SLOW = ("contextual", "focus", "omp", "omp-self")
 def folder(tmp_path_factory):
     """A teacher, the new tokenizer beside a donor model, one token of which is poisoned, and a text."""
     folder = tmp_path_factory.mktemp("report")
-    save_tiny_model(folder / "teacher")
+    # Not tied: of a random model's tied table `contextual` may keep every row.
+    save_tiny_model(folder / "teacher", LlamaConfig(**SIZES | {"hidden_size": 32}, tie_word_embeddings=False))
+    save_tiny_model(folder / "tied")
     tokenizer = new_tokenizer()
     torch.manual_seed(1)
     donor = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, vocab_size=len(tokenizer)))
@@ -36,10 +38,14 @@ def folder(tmp_path_factory):
     return folder
 
 
+def load(folder):
+    source = Teacher(folder)
+    return source.load(torch.float32), VocabularyPair(source.load_tokenizer(), new_tokenizer(), 275)
+
+
 @pytest.fixture(scope="module")
 def pair(folder):
-    source = Teacher(folder / "teacher")
-    return source.load(torch.float32), VocabularyPair(source.load_tokenizer(), new_tokenizer(), 275)
+    return load(folder / "teacher")
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -97,18 +103,19 @@ def test_several_heads_are_one_piece_of_work(tmp_path):
         assert [done == total for done, total in calls].count(True) == 1
 
 
-def test_a_poisoned_token_is_named(pair, folder):
-    model, vocabulary = pair
+@pytest.mark.parametrize("name", ["teacher", "tied"])
+def test_a_poisoned_token_is_named(folder, name):
+    model, vocabulary = load(folder / name)
     poisoned = POISONED.replace("Ġ", " ")
     assert vocabulary.student.convert_tokens_to_ids(POISONED) in vocabulary.subtokens
     found = initial_rows(model, vocabulary, "omp", 0, donor=folder / "donor").report.outliers
     assert found[0].token == poisoned
     assert found[0].coefficient_norm > 100 < found[0].row_norm
-    assert found[0].output_row_norm is None  # tied
-    options = [f"--model={folder / 'teacher'}", f"--tokenizer={folder / 'donor'}", f"--donor={folder / 'donor'}"]
+    assert found[0].output_row_norm is None if name == "tied" else found[0].output_row_norm > 100
+    options = [f"--model={folder / name}", f"--tokenizer={folder / 'donor'}", f"--donor={folder / 'donor'}"]
     text = folder / "text.txt"
     compared = run("compare-inits", *options, f"--eval-data={text}", "--init=mean", "--init=omp", "--eval-pieces=1")
-    output = folder / "output"
+    output = folder / f"output-{name}"
     done = run(
         "transfer", *options, f"--data={text}", f"--output={output}", "--init=omp", "--steps=1", "--max-length=48"
     )
@@ -139,7 +146,7 @@ def test_a_missing_package_is_named_on_the_command_line(folder, monkeypatch, ini
     monkeypatch.setitem(sys.modules, "fasttext_pybind", None)
     pairs = folder / "pairs.tsv"
     pairs.write_text("".join(f"{source}\t{target}\n" for source, target in PAIRS))
-    options = [f"--model={folder / 'teacher'}", f"--tokenizer={folder / 'donor'}", f"--parallel={pairs}"]
+    options = [f"--model={folder / name}", f"--tokenizer={folder / 'donor'}", f"--parallel={pairs}"]
     text = folder / "text.txt"
     compared = run("compare-inits", *options, f"--data={text}", f"--eval-data={text}", f"--init={init}")
     trained = run("transfer", *options, f"--data={text}", f"--output={folder / init}", f"--init={init}")
