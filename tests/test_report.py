@@ -146,7 +146,7 @@ def test_a_missing_package_is_named_on_the_command_line(folder, monkeypatch, ini
     monkeypatch.setitem(sys.modules, "fasttext_pybind", None)
     pairs = folder / "pairs.tsv"
     pairs.write_text("".join(f"{source}\t{target}\n" for source, target in PAIRS))
-    options = [f"--model={folder / name}", f"--tokenizer={folder / 'donor'}", f"--parallel={pairs}"]
+    options = [f"--model={folder / 'teacher'}", f"--tokenizer={folder / 'donor'}", f"--parallel={pairs}"]
     text = folder / "text.txt"
     compared = run("compare-inits", *options, f"--data={text}", f"--eval-data={text}", f"--init={init}")
     trained = run("transfer", *options, f"--data={text}", f"--output={folder / init}", f"--init={init}")
