@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -169,9 +170,7 @@ def slope(lengths: list[int], values: list[float]) -> tuple[float, list[int]]:
     points = [(n, y) for n, y in zip(lengths, values, strict=True) if n >= LARGER]
     points = points if len(points) >= 3 else list(zip(lengths, values, strict=True))[-3:]
     x, y = ([math.log(value) for value in side] for side in zip(*points, strict=True))
-    middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
-    rise = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
-    return rise / sum((a - middle_x) ** 2 for a in x), [n for n, _ in points]
+    return statistics.linear_regression(x, y).slope, [n for n, _ in points]
 
 
 def slope_table(records: list[dict]) -> str:

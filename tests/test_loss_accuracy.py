@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from matt_fast.loss import aim_loss
+from matt_fast.loss import aim_loss, blockwise, workspace
 
 SEEDS, MORE_SEEDS = 8, 32
 ENGINES = "eager", "torch", "triton"
@@ -100,6 +100,26 @@ def test_identical_sides_of_nearly_equal_values_cost_nothing(noise):
     values[:] = values[:, :, :1] + noise * values
     for x in results(torch.float32, "torch", teacher, teacher, segments, segments):
         assert not x.any()
+
+
+@pytest.mark.parametrize("variant", ["aim", "aim_star"])
+def test_products_in_pieces(monkeypatch, variant):
+    """bfloat16 inputs on a CPU: oneDNN's pieces, what is left of them, and the last block; the switch is put back."""
+    inputs = draw(torch.bfloat16, None, 0, count=100)
+    exact = results(torch.float64, "eager", *inputs, variant=variant)
+    whole = results(torch.bfloat16, "torch", *inputs, variant=variant)
+    monkeypatch.setattr(blockwise, "MAX_BLOCK_ROWS", 32)
+    monkeypatch.setattr(blockwise, "PIECE", 32 * 24)
+    switched = []
+    plain = torch.mm
+    monkeypatch.setattr(
+        torch, "mm", lambda *x, **y: (switched.append(workspace.ONEDNN.fp32_precision), plain(*x, **y))[1]
+    )
+    found = results(torch.bfloat16, "torch", *inputs, variant=variant)
+    assert {"bf16", "none"} == set(switched)
+    assert workspace.ONEDNN.fp32_precision == "none"
+    for x, y, z in zip(found, whole, exact, strict=True):
+        assert (x - z).norm() <= (y - z).norm() + 2e-3 * z.norm()
 
 
 def test_float16_gradients_survive_a_gradient_scaler():

@@ -61,7 +61,7 @@ def aim_loss(
             epsilon, per head. A pair that a sliding window hides on both sides counts as two zero vectors.
         reduction: "pairs", the mean over all pairs of the batch, or "documents", the mean over documents of each one's
             mean (eq. 10 as printed); documents without a segment do not count.
-        scale: factor on q·k, by default 1 / sqrt(d).
+        scale: factor on q·k, above 0, by default 1 / sqrt(d).
         sliding_window: as in transformers: with `causal`, token p sees t when 0 <= p - t < window, otherwise when
             |p - t| <= window. Positions are token indices on each side.
         softcap: logits become softcap * tanh(logits / softcap), as in Gemma 2.
@@ -248,8 +248,9 @@ def _check_options(chosen: dict, scale, sliding_window, softcap, causal) -> None
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None and not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number or None; got {type(value).__name__}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0; got {softcap}")
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0; got {value}")
     if sliding_window is not None:
         if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
             raise TypeError(f"sliding_window must be an int or None; got {type(sliding_window).__name__}")

@@ -14,8 +14,8 @@ BUFFERS = "teacher logits", "student logits", "teacher weights", "student weight
 class Workspace:
     """Buffers used again by every block: pages are touched once, and the peak is the widest block's.
 
-    They are one piece of memory, because glibc returns what is freed to the system, and touches it page by page in the
-    next step, until it has seen a piece as large: a sixth of a step at 1,024 tokens.
+    They are one piece of memory: glibc gives what is freed back to the system, and takes it page by page in the next
+    step, until it has seen a piece as large.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, onednn=None):
