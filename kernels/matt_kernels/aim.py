@@ -28,8 +28,11 @@ from matt_kernels.attention import (
     load_tile,
     load_tile_range,
     load_vectors,
+    load_whole_blocks,
+    load_whole_tiles,
     masked_scores,
     operand,
+    rounded,
     same_segment,
     softmax_weights,
     store_vectors,
@@ -64,7 +67,7 @@ def indicator(ids, others):
 
 @triton.jit
 def cosine_terms(
-    weights, mixed, rest, teacher, gram, student_ids, teacher_ids, KIND: tl.constexpr, PRECISION: tl.constexpr
+    weights, mixed, rest, gram, student_ids, teacher_ids, KIND: tl.constexpr, PRECISION: tl.constexpr
 ):
     """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each."""
     own = indicator(student_ids, student_ids)
@@ -74,7 +77,7 @@ def cosine_terms(
     student_inverse = tl.rsqrt(tl.maximum(student_squares, 0.0) + COSINE_EPSILON)
     unit = weights * student_inverse
     products = tl.dot(operand(mixed, KIND), gram, input_precision=PRECISION)
-    outside = segment_sums(rest * teacher.to(tl.float32), indicator(teacher_ids, student_ids), KIND)
+    outside = segment_sums(rest, indicator(teacher_ids, student_ids), KIND)
     squares = segment_sums(mixed * products, own, KIND) + outside
     teacher_inverse = tl.rsqrt(tl.maximum(squares, 0.0) + COSINE_EPSILON)
     change = unit - mixed * teacher_inverse
@@ -131,8 +134,8 @@ def aim_rows_kernel(
     teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
     student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
     outputs = batch_head * row_limit + numbers
-    teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-    student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+    teacher_shift, teacher_factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
+    student_shift, student_factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
     teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
     student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
     mixture_ptr += kv_index * teacher_length * BLOCK_S
@@ -158,60 +161,70 @@ def aim_rows_kernel(
             segment = tl.load(long_ptr + batch * LONG * long_limit + number)
             hidden -= ((segment >= pair_low) & (segment < pair_high)).to(tl.int32)
     first_tile, last_tile = load_tile_range(rows_ptr, numbers, used, row_limit)
-    for tile in range(first_tile, last_tile):
-        teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
-        student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
-        tokens = teacher_start + tl.arange(0, BLOCK_T)
-        inside = tokens < teacher_stop
-        key = load_vectors(teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(
-            teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
-            SCORE_PRECISION,
-        )  # fmt: skip
-        teacher = operand(softmax_weights(scores, teacher_max, teacher_inverse), FACTORS)
-        mixture = load_vectors(mixture_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-        # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK] -> [BLOCK_M, BLOCK]
-        mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
-        if FACTORS == "fp32":
-            low = load_vectors(low_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-            mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
-        rest = tl.dot(
-            teacher, load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T), input_precision=FACTOR_PRECISION
-        )
-        if METRIC == "cosine":
-            teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
+    low_tile, high_tile = load_whole_tiles(rows_ptr, numbers, used, row_limit, first_tile, last_tile)
+    whole = high_tile - low_tile
+    # First the tiles of which some row sees a part only, then the others, without masks.
+    for WHOLE in tl.static_range(2):
+        for step in range(whole if WHOLE else last_tile - first_tile - whole):
+            if WHOLE:
+                tile = low_tile + step
+            else:
+                tile = first_tile + step
+                tile += tl.where(tile < low_tile, 0, whole)
+            teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
+            student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
+            tokens = teacher_start + tl.arange(0, BLOCK_T)
+            inside = tokens < teacher_stop
+            key = load_vectors(teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, BLOCK_D)
+            scores, _ = masked_scores(
+                teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
+                SCORE_PRECISION, not WHOLE,
+            )  # fmt: skip
+            weights = softmax_weights(scores, teacher_shift, teacher_factor, KIND)
+            teacher = operand(weights, FACTORS)
+            mixture = load_vectors(mixture_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK] -> [BLOCK_M, BLOCK]
+            mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
+            if FACTORS == "fp32":
+                low = load_vectors(low_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+                mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
+            rest = load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T)
+            rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION) * weights
+            if METRIC == "cosine":
+                teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
+            else:
+                loss += tl.sum(rest, 1)
 
-        tokens = student_start + tl.arange(0, BLOCK_S)
-        inside = tokens < student_stop
-        key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
-        scores, slope = masked_scores(
-            student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
-            SCORE_PRECISION,
-        )  # fmt: skip
-        weights = softmax_weights(scores, student_max, student_inverse)
-        student = operand(weights, FACTORS)
-        gram = load_vectors(gram_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-        if METRIC == "mse":
-            change = student.to(tl.float32) - mixed
-            # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
-            loss += tl.sum(change * h, 1) + tl.sum(rest * teacher.to(tl.float32), 1)
-        else:
-            student_ids = load_ids(student_ids_ptr, tokens, student_stop)
-            student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
-            distance, _, h, _ = cosine_terms(
-                weights, mixed, rest, teacher, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
-            )
-            counted = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
-            counted = counted & first_of_segment(student_ids, BLOCK_S)[None, :]
-            loss += tl.sum(tl.where(counted, distance, 0.0), 1)
-            hidden -= tl.sum(counted.to(tl.int32), 1)
-        correction += tl.sum(weights * h, 1)
-        if GRADIENT:
-            # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-            key = widen(key)
-            gradient = tl.dot(operand(weights * h * slope, KIND), key, gradient, input_precision=PRECISION)
-            mean_key = tl.dot(operand(weights * slope, KIND), key, mean_key, input_precision=PRECISION)
+            tokens = student_start + tl.arange(0, BLOCK_S)
+            inside = tokens < student_stop
+            key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
+            scores, slope = masked_scores(
+                student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
+                SCORE_PRECISION, not WHOLE,
+            )  # fmt: skip
+            weights = softmax_weights(scores, student_shift, student_factor, KIND)
+            gram = load_vectors(gram_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            if METRIC == "mse":
+                change = rounded(weights, FACTORS) - mixed
+                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
+                loss += tl.sum(change * h, 1)
+            else:
+                student_ids = load_ids(student_ids_ptr, tokens, student_stop)
+                student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
+                distance, _, h, _ = cosine_terms(
+                    weights, mixed, rest, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+                )
+                counted = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
+                counted = counted & first_of_segment(student_ids, BLOCK_S)[None, :]
+                loss += tl.sum(tl.where(counted, distance, 0.0), 1)
+                hidden -= tl.sum(counted.to(tl.int32), 1)
+            correction += tl.sum(weights * h, 1)
+            if GRADIENT:
+                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+                key = widen(key)
+                gradient = tl.dot(operand(weights * h * slope, KIND), key, gradient, input_precision=PRECISION)
+                mean_key = tl.dot(operand(weights * slope, KIND), key, mean_key, input_precision=PRECISION)
 
     stored = numbers < row_limit
     if METRIC == "cosine":
@@ -280,62 +293,73 @@ def aim_columns_kernel(
         own_sums = tl.zeros([BLOCK_S, BLOCK_S], tl.float32)
         across_sums = tl.zeros([BLOCK_S, BLOCK_T], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
-        for step in range(0, blocks * group):
-            head = step // blocks
-            numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-            used = numbers < row_stop
-            teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
-            student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
-            outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
-            query = load_vectors(
-                teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
-            )
-            scores, _ = masked_scores(
-                query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
-                SOFTCAP, SCORE_PRECISION,
-            )  # fmt: skip
-            teacher = operand(softmax_weights(scores, teacher_max, teacher_inverse), FACTORS)
-            # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
-            if FACTORS == "fp32":
-                mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
-            query = load_vectors(
-                student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
-            )
-            scores, slope = masked_scores(
-                query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
-                SOFTCAP, SCORE_PRECISION,
-            )  # fmt: skip
-            weights = softmax_weights(scores, student_max, student_inverse)
-            student = operand(weights, FACTORS)
-            row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            if METRIC == "mse":
-                f = operand(student.to(tl.float32) - mixed, FACTORS)
-                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
-            else:
-                rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION)
-                _, f, h, factors = cosine_terms(
-                    weights, mixed, rest, teacher, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+        low_block, high_block = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
+        whole = high_block - low_block
+        # First the blocks in which some row sees a part of the tile only, then the others, without masks.
+        for WHOLE in tl.static_range(2):
+            turns = whole if WHOLE else blocks - whole
+            for step in range(turns * group):
+                head, block = step // turns, step % turns
+                if WHOLE:
+                    block += low_block
+                else:
+                    block += tl.where(block < low_block, 0, whole)
+                numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
+                used = numbers < row_stop
+                teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
+                student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
+                outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
+                shift, factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
+                query = load_vectors(
+                    teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
                 )
-                f = operand(f, KIND)
-                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
-                factors = segment_sums(factors, to_teacher, FACTORS)
-                teacher = operand(teacher.to(tl.float32) * factors, KIND)
-            if VALUE_GRADIENT:
-                transposed = tl.trans(operand(weights * row_weights[:, None], KIND))
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
-                own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
-                across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
-            if KEY_GRADIENT:
-                correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
-                change = weights * (h - correction[:, None]) * slope * row_weights[:, None]
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
-                key_gradient = tl.dot(
-                    tl.trans(operand(change, KIND)), widen(query), key_gradient, input_precision=PRECISION
+                scores, _ = masked_scores(
+                    query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
+                    SOFTCAP, SCORE_PRECISION, not WHOLE,
+                )  # fmt: skip
+                weights = softmax_weights(scores, shift, factor, KIND)
+                teacher = operand(weights, FACTORS)
+                # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
+                if FACTORS == "fp32":
+                    mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
+                if METRIC == "cosine":
+                    rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION) * weights
+                    teacher_weights = weights
+                shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+                query = load_vectors(
+                    student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
                 )
+                scores, slope = masked_scores(
+                    query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
+                    SOFTCAP, SCORE_PRECISION, not WHOLE,
+                )  # fmt: skip
+                weights = softmax_weights(scores, shift, factor, KIND)
+                if METRIC == "mse":
+                    f = operand(rounded(weights, FACTORS) - mixed, FACTORS)
+                    # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                    h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
+                else:
+                    _, f, h, factors = cosine_terms(
+                        weights, mixed, rest, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+                    )
+                    f = operand(f, KIND)
+                    # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
+                    teacher = operand(teacher_weights * segment_sums(factors, to_teacher, FACTORS), KIND)
+                row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+                weights *= row_weights[:, None]
+                if VALUE_GRADIENT:
+                    transposed = tl.trans(operand(weights, KIND))
+                    # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
+                    own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
+                    across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
+                if KEY_GRADIENT:
+                    correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
+                    change = weights * (h - correction[:, None]) * slope
+                    # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
+                    key_gradient = tl.dot(
+                        tl.trans(operand(change, KIND)), widen(query), key_gradient, input_precision=PRECISION
+                    )
 
         multiplier = tl.load(multiplier_ptr)
         if KEY_GRADIENT:

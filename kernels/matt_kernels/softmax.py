@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from matt_kernels.attention import COUNTS, ROWS, load_row, load_vectors, masked_scores, store_softmax
+from matt_kernels.attention import COUNTS, ROWS, load_row, load_vectors, masked_scores, store_softmax, within
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
 
 
@@ -25,7 +25,7 @@ def softmax_kernel(
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     heads, group, softmax_size, row_limit, scale, softcap,
     SIDE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
@@ -37,18 +37,28 @@ def softmax_kernel(
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
-    stop = tl.max(high)
-    for first in range(tl.min(low), stop, BLOCK_N):
-        tokens = first + tl.arange(0, BLOCK_N)
-        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, PRECISION)
-        _, _, running_max, running_sum = online_softmax(scores, running_max, running_sum)
+    first, stop = tl.min(low), tl.max(high)
+    blocks = tl.cdiv(tl.maximum(stop - first, 0), BLOCK_N)
+    # Blocks of which all rows see every token need no mask.
+    low_block = tl.cdiv(tl.maximum(tl.max(tl.where(used, low, 0)) - first, 0), BLOCK_N)
+    high_block = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
+    low_block, high_block = within(low_block, high_block, 0, blocks)
+    whole = high_block - low_block
+    for WHOLE in tl.static_range(2):
+        for step in range(whole if WHOLE else blocks - whole):
+            block = step + (low_block if WHOLE else tl.where(step < low_block, 0, whole))
+            tokens = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
+            key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
+            scores, _ = masked_scores(
+                query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, PRECISION, not WHOLE
+            )
+            _, _, running_max, running_sum = online_softmax(scores, running_max, running_sum)
     outputs = batch_head * row_limit + numbers
-    store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum)
+    store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum, KIND)
 
 
 def softmax_rows(query, key, plan, config, scale, softcap, *, side: int) -> torch.Tensor:
-    """[2, B, H, m] float32: maximum of the scores in base 2 and inverse sum of every row; side 0 teacher, 1 student."""
+    """[2, B, H, m] float32 as store_softmax has it; side 0 teacher, 1 student."""
     batch, heads, _, head_dim = query.shape
     row_limit = plan.rows.shape[-1]
     softmax = torch.empty(2, batch, heads, row_limit, dtype=torch.float32, device=query.device)
@@ -56,7 +66,7 @@ def softmax_rows(query, key, plan, config, scale, softcap, *, side: int) -> torc
         query, key, plan.rows, plan.counts, softmax, *strides(query, key),
         heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),
         SIDE=side, SOFTCAP=softcap is not None, BLOCK_M=config.softmax.block_m, BLOCK_N=config.softmax.block_n,
-        HEAD_DIM=head_dim, BLOCK_D=config.block_d, PRECISION=config.score_precision,
+        HEAD_DIM=head_dim, BLOCK_D=config.block_d, KIND=config.kind, PRECISION=config.score_precision,
         num_warps=config.softmax.warps, num_stages=config.softmax.stages,
     )  # fmt: skip
     return softmax
