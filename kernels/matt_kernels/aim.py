@@ -3,8 +3,8 @@
 With the factors of factors.py, per row and segment (a_S, a_T softmax weights of the row on the segment's tokens):
 
     mse     |s_S - s_T|² = e G e' + a_T R R' a_T',  e = a_S - a_T C;  dL/da_S = 2 h,  h = G e'
-    cosine  with X² = |s_S|² + ε, Y² = |s_T|² + ε, û = a_S / X, ŵ = a_T C / Y (the sides are normalised before they are
-            subtracted, so that nothing cancels once they agree):
+    cosine  with X² = |s_S|² + ε, Y² = |s_T|² + ε, û = a_S / X, ŵ = a_T C / Y (the sides are brought to one length
+            before they are subtracted, so that nothing cancels once they agree):
             1 - cos = (|û - ŵ|²_G + a_T R R' a_T' / Y² + ε/X² + ε/Y²) / 2
             dL/da_S = h = G f',  f = ((û - ŵ) - (1 - cos) û) / X
 
@@ -46,55 +46,57 @@ COSINE_EPSILON = tl.constexpr(1e-12)
 
 
 @triton.jit
-def segment_sums(x, indicator, KIND: tl.constexpr):
-    """Sums over the columns of each segment, at every column of `indicator`. x as bfloat16 parts, 16 or all 24 bits of
-    it: cheaper than tf32, and the other operand is exact."""
-    high = x.to(tl.bfloat16)
-    low = x - high.to(tl.float32)
+def segment_sums(x, same, PARTS: tl.constexpr):
+    """Sums over the columns of each segment, at every column of `same` (whether two tokens are of one segment), of as
+    many bfloat16 parts of x, 8 bits each: the other operand is exact."""
+    same = same.to(tl.float32).to(tl.bfloat16)
+    part = x.to(tl.bfloat16)
     # [BLOCK_M, BLOCK] @ [BLOCK, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-    sums = tl.dot(low.to(tl.bfloat16), indicator, tl.dot(high, indicator))
-    if KIND == "fp32":
-        rest = low - low.to(tl.bfloat16).to(tl.float32)
-        sums = tl.dot(rest.to(tl.bfloat16), indicator, sums)
+    sums = tl.dot(part, same)
+    for _ in tl.static_range(PARTS - 1):
+        x -= part.to(tl.float32)
+        part = x.to(tl.bfloat16)
+        sums = tl.dot(part, same, sums)
     return sums
 
 
 @triton.jit
-def indicator(ids, others):
-    """1 where two tokens are of the same segment."""
-    return same_segment(ids, others).to(tl.float32).to(tl.bfloat16)
-
-
-@triton.jit
 def cosine_terms(
-    weights, mixed, rest, gram, student_ids, teacher_ids, KIND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each."""
-    own = indicator(student_ids, student_ids)
+    weights, mixed, rest, gram, student_ids, teacher_ids, VALUE: tl.constexpr, KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each.
+
+    Differences are those of a_S and (X / Y) a_T C, exact zeros for equal sides however the compiler fuses products.
+    Rounding of X and Y shows in the VALUE; in the gradients it does not, since what it adds along a_S is taken out.
+    """
+    PARTS: tl.constexpr = 3 if KIND == "fp32" else 1
+    NORM_PARTS: tl.constexpr = 2 if VALUE and KIND != "fp32" else PARTS
+    own = same_segment(student_ids, student_ids)
+    weights, mixed = rounded(weights, KIND), operand(mixed, KIND)
     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-    unit_products = tl.dot(operand(weights, KIND), gram, input_precision=PRECISION)
-    student_squares = segment_sums(weights * unit_products, own, KIND)
-    student_inverse = tl.rsqrt(tl.maximum(student_squares, 0.0) + COSINE_EPSILON)
-    unit = weights * student_inverse
-    products = tl.dot(operand(mixed, KIND), gram, input_precision=PRECISION)
-    outside = segment_sums(rest, indicator(teacher_ids, student_ids), KIND)
-    squares = segment_sums(mixed * products, own, KIND) + outside
-    teacher_inverse = tl.rsqrt(tl.maximum(squares, 0.0) + COSINE_EPSILON)
-    change = unit - mixed * teacher_inverse
-    products = tl.dot(operand(change, KIND), gram, input_precision=PRECISION)
-    distance = segment_sums(change * products, own, KIND)
-    epsilon = COSINE_EPSILON * student_inverse * student_inverse
-    distance += (tl.maximum(outside, 0.0) + COSINE_EPSILON) * teacher_inverse * teacher_inverse
-    distance = 0.5 * (distance + epsilon)
-    f = change - distance * unit
-    h = tl.dot(operand(f, KIND), gram, input_precision=PRECISION)
-    # û' h is known: -cos ε/X². What is off comes from rounding, mostly that of `distance`: taken out once more.
-    length = student_squares * student_inverse * student_inverse
-    off = segment_sums(unit * h, own, KIND) + (1.0 - distance) * epsilon
-    off = tl.where(length > 0.5, off / tl.where(length > 0.5, length, 1.0), 0.0)
-    f -= off * unit
-    h -= off * unit_products * student_inverse
-    return distance, f * student_inverse, h * student_inverse, student_inverse * teacher_inverse
+    student_products = tl.dot(weights, gram, input_precision=PRECISION)
+    teacher_products = tl.dot(mixed, gram, input_precision=PRECISION)
+    squares = segment_sums(weights * student_products, own, NORM_PARTS)
+    student_squares = tl.maximum(squares, 0.0) + COSINE_EPSILON
+    outside = segment_sums(rest, same_segment(teacher_ids, student_ids), NORM_PARTS)
+    outside = tl.maximum(outside, 0.0) + COSINE_EPSILON
+    teacher_squares = tl.maximum(segment_sums(mixed * teacher_products, own, NORM_PARTS), 0.0) + outside
+    student_inverse, teacher_inverse = tl.rsqrt(student_squares), tl.rsqrt(teacher_squares)
+    ratio = student_squares * student_inverse * teacher_inverse
+    ratio = tl.where(student_squares == teacher_squares, 1.0, ratio)
+    f, h = weights - ratio * mixed, student_products - ratio * teacher_products
+    inverse = student_inverse * student_inverse
+    distance = (segment_sums(f * h, own, PARTS) + COSINE_EPSILON) * inverse
+    distance = 0.5 * (distance + outside * teacher_inverse * teacher_inverse)
+    f -= distance * weights
+    h -= distance * student_products
+    # a_S h is known: -cos ε. What is off comes from rounding, of `distance` and the norms: taken out.
+    off = segment_sums(weights * h, own, PARTS) + (1.0 - distance) * COSINE_EPSILON
+    off = tl.where(squares * inverse > 0.5, off * inverse, 0.0)
+    f -= off * weights
+    h -= off * student_products
+    return distance, f * inverse, h * inverse, student_inverse * teacher_inverse
 
 
 @triton.jit
@@ -213,7 +215,7 @@ def aim_rows_kernel(
                 student_ids = load_ids(student_ids_ptr, tokens, student_stop)
                 student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
                 distance, _, h, _ = cosine_terms(
-                    weights, mixed, rest, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+                    weights, mixed, rest, gram, student_ids, teacher_ids, True, FACTORS, FACTOR_PRECISION
                 )
                 counted = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
                 counted = counted & first_of_segment(student_ids, BLOCK_S)[None, :]
@@ -284,7 +286,6 @@ def aim_columns_kernel(
             rest_ptr += kv_index * teacher_length * BLOCK_T
             rest_gram = load_vectors(rest_ptr, teacher_tokens, in_teacher, BLOCK_T, BLOCK_T, BLOCK_T)
             to_teacher = same_segment(student_ids, teacher_ids) & first_of_segment(student_ids, BLOCK_S)[:, None]
-            to_teacher = to_teacher.to(tl.float32).to(tl.bfloat16)
         teacher_query_ptr += batch * tq_stride_b + kv_head * group * tq_stride_h
         student_query_ptr += batch * sq_stride_b + kv_head * group * sq_stride_h
         rows_ptr += batch * ROWS * row_limit
@@ -341,11 +342,11 @@ def aim_columns_kernel(
                     h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
                 else:
                     _, f, h, factors = cosine_terms(
-                        weights, mixed, rest, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+                        weights, mixed, rest, gram, student_ids, teacher_ids, False, FACTORS, FACTOR_PRECISION
                     )
                     f = operand(f, KIND)
                     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
-                    teacher = operand(teacher_weights * segment_sums(factors, to_teacher, FACTORS), KIND)
+                    teacher = operand(teacher_weights * segment_sums(factors, to_teacher, 3 if FACTORS == "fp32" else 1), KIND)
                 row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
                 weights *= row_weights[:, None]
                 if VALUE_GRADIENT:
