@@ -258,14 +258,18 @@ class Case:
         return 2 if self.config.factor_kind == "bf16" else 4
 
     @property
+    def gradient_size(self) -> int:
+        """Bytes of a number of dQ and of the mean key until backward multiplies."""
+        return 2 if self.shape.dtype == "bf16" else 4
+
+    @property
     def low(self) -> int:
         """1 where the lower digits of C are kept apart."""
         return int(self.config.factor_kind == "fp32")
 
-    @property
-    def parts(self) -> int:
-        """bf16 parts of a number that is summed up over the columns of segments."""
-        return 3 if self.config.factor_kind == "fp32" else 2
+    def parts(self, *, norms: bool = False) -> int:
+        """bf16 parts of a number that is summed up over the columns of segments; norms of what gives the value."""
+        return 3 if self.config.factor_kind == "fp32" else 1 + norms
 
     @property
     def score_operand(self) -> str:
@@ -286,7 +290,7 @@ class Case:
         return Product(operand, 2 * self.shape.heads * issued, 2 * self.shape.heads * useful)
 
     def sums(self, issued: float, useful: float) -> Product:
-        return Product("bf16", 2 * self.shape.heads * self.parts * issued, 2 * self.shape.heads * useful)
+        return Product("bf16", 2 * self.shape.heads * issued, 2 * self.shape.heads * useful)
 
     def exact(self, issued: float, useful: float) -> Product:
         return Product(self.config.exact_precision, 2 * self.shape.kv_heads * issued, 2 * self.shape.kv_heads * useful)
@@ -313,9 +317,12 @@ def softmax(case: Case, side: int) -> Cost:
     vector = shape.head_dim * shape.size
     return case.cost(
         f"softmax, {('teacher', 'student')[side]}",
-        [case.score(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)],
+        [
+            case.score(scores * case.config.block_d, geometry.seen(side) * shape.head_dim),
+            *([case.loop(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)] * side),  # mean key
+        ],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8),
+        private=shape.heads * rows * (vector + 8 + side * shape.head_dim * case.gradient_size),
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -349,7 +356,7 @@ def small_products(case: Case, metric: str) -> tuple[float, float]:
     mixture, and the products with the Gram matrix."""
     teacher, student = case.widths
     small = case.geometry.seen_products
-    grams = 1 if metric == "mse" else 4
+    grams = 1 if metric == "mse" else 2
     return (1 + case.low) * teacher * student + grams * student * student, small(0, 1) + grams * small(1, 1)
 
 
@@ -357,8 +364,9 @@ def segment_sums(case: Case, *, columns: bool) -> tuple[float, float]:
     """The same of sums over the columns of segments, which cosine alone has: 0/1 products in bf16 parts."""
     teacher, student = case.widths
     small = case.geometry.seen_products
-    issued, useful = 4 * student * student + teacher * student, 4 * small(1, 1) + small(0, 1)
-    return (issued + student * teacher, useful + small(1, 0)) if columns else (issued, useful)
+    norms, others = 2 * student * student + teacher * student, 2 * student * student + columns * student * teacher
+    issued = case.parts(norms=not columns) * norms + case.parts() * others
+    return issued, 4 * small(1, 1) + small(0, 1) + columns * small(1, 0)
 
 
 def tile_bytes(case: Case, *, rest: bool = True) -> tuple[int, int]:
@@ -379,17 +387,16 @@ def aim_rows(case: Case, metric: str) -> Cost:
     sums = segment_sums(case, columns=False) if metric == "cosine" else (0, 0)
     token = tile_bytes(case)
     count, keys = geometry.batch * geometry.row_limit, geometry.batch * np.array(geometry.lengths)
-    gradient = 2 if shape.dtype == "bf16" else 4
     return case.cost(
         f"aim_rows, {metric}",
         [
             case.score(rows * (teacher + student) * width, sum(seen) * dim),
-            case.loop(rows * 2 * student * width, 2 * seen[1] * dim),
+            case.loop(rows * student * width, seen[1] * dim),
             case.factor(rows * (issued + teacher * teacher), useful + small(0, 0)),
             case.sums(rows * sums[0], sums[1]),
         ],
         exponentials=shape.heads * rows * (teacher + student + (2 * student if metric == "cosine" else 0)),
-        private=shape.heads * count * (2 * dim * shape.size + 16 + 8 + gradient * dim),
+        private=shape.heads * count * (2 * dim * (shape.size + case.gradient_size) + 16 + 8),
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,

@@ -39,7 +39,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
-ROW_VERSION = 1  # part of the cache key: what compile_row returns
+ROW_VERSION = 2  # part of the cache key: what compile_row returns
 KIB = 1024
 
 
@@ -105,7 +105,8 @@ class Job:
     def variant(self) -> str:
         """The flags that change what a kernel does."""
         without_rest = "without rest" if self.constants.get("REST") is False else ""
-        return " ".join(x for x in (self.metric, without_rest, "softcap" if self.softcap else "") if x)
+        mean_key = "mean key" if self.constants.get("MEAN_KEY") else ""
+        return " ".join(x for x in (self.metric, without_rest, mean_key, "softcap" if self.softcap else "") if x)
 
     @property
     def name(self) -> str:
@@ -282,7 +283,42 @@ def parse_sass(text: str) -> dict:
     kinds = Counter(x.split(".")[0] for x in names)
     tensor = {x: y for x, y in sorted(kinds.items()) if re.fullmatch(r"HMMA|HGMMA|UTC\w*MMA|OMMA|QMMA|DMMA", x)}
     loads = [x for x in names if x.split(".")[0] in ("LDG", "LDGSTS")]
-    return {"tensor": tensor, "wide_loads": sum(".128" in x for x in loads), "loads": len(loads)}
+    return {"tensor": tensor, "wide_loads": sum(".128" in x for x in loads), "loads": len(loads), "loop": loop_of(text)}
+
+
+def loop_of(text: str) -> dict | None:
+    """What a warp issues in one turn of the main loop, and the bytes that it moves to and from shared memory.
+
+    The main loop is the shortest of those with tensor-core instructions and exponentials: kernels have a second one,
+    with masks, for the edges of what rows see. What tensor cores read from shared memory themselves is not counted.
+    """
+    places, instructions = {}, []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            places[label[1]] = len(instructions)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
+            instructions.append(found.groups())
+    jumps = [
+        (places[target[0]], place)
+        for place, (name, rest) in enumerate(instructions)
+        if name.startswith("BRA") and (target := re.search(r"\.L\w+", rest)) and places.get(target[0], place + 1) <= place
+    ]
+    bodies = [[x for x, _ in instructions[start : stop + 1]] for start, stop in jumps]
+    bodies = [x for x in bodies if any("MMA" in y for y in x) and "MUFU.EX2" in x]
+    if not bodies:
+        return None
+    body = min(bodies, key=len)
+    return {"instructions": len(body), "shared_bytes": sum(map(_shared_bytes, body))}
+
+
+def _shared_bytes(name: str) -> int:
+    """Of one instruction of a warp."""
+    kind, *flags = name.split(".")
+    if kind == "LDSM":
+        return 128 * int(next((x for x in flags if x in ("2", "4")), 1))
+    if kind in ("LDS", "STS"):
+        return 32 * int(next((x for x in flags if x in ("64", "128")), 32)) // 8
+    return 0
 
 
 def parse_amdgcn(text: str) -> dict:
@@ -300,6 +336,7 @@ def parse_amdgcn(text: str) -> dict:
         "tensor": {"MFMA": sum(x.startswith("v_mfma") for x in names)},
         "wide_loads": sum(x.endswith("dwordx4") for x in loads),
         "loads": len(loads),
+        "loop": None,
     }
 
 
@@ -378,7 +415,7 @@ def compare(rows: list[dict], committed: list[dict]) -> list[str]:
 
 
 COLUMNS = ("kernel", "tile", "warps, stages", "registers", "spill st/ld", "stack", "shared KiB", "occupancy")
-COLUMNS += ("tensor cores", "on them", "16-byte loads")
+COLUMNS += ("tensor cores", "on them", "16-byte loads", "main loop")
 
 
 def cells(row: dict) -> list[str]:
@@ -397,6 +434,7 @@ def cells(row: dict) -> list[str]:
         " ".join(f"{y} {x}" for x, y in row["tensor"].items() if y) or "-",
         f"{row['tensor_products']}/{row['products']}",
         f"{row['wide_loads']}/{row['loads']}",
+        "{instructions}, {shared_bytes}".format(**row["loop"]) if row["loop"] else "-",
     ]
 
 
@@ -409,7 +447,8 @@ def render(rows: list[dict], command: str) -> str:
         f"`{command}`, Triton {triton.__version__}, commit {commit()}. **Nothing here ran on a GPU**: compiled code",
         "was read. Spills are bytes per thread; loads and tensor-core instructions are counted in the code, not a run;",
         "shared memory stands against what a block may have on the smallest card of the architecture; occupancy is",
-        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all.",
+        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all. `main loop`:",
+        "instructions of a warp in one turn, bytes that it moves to and from shared memory.",
         "",
         f"{len(rows)} kernels, {len(spilling)} with spills, {sum(bool(faults(x)) for x in rows)} that fail `--check`.",
     ]

@@ -9,7 +9,7 @@ With the factors of factors.py, per row and segment (a_S, a_T softmax weights of
             dL/da_S = h = G f',  f = ((û - ŵ) - (1 - cos) û) / X
 
 Softmax backward is dL/dz = a_S (h - D), D = Σ a_S h over all that the row sees. D is only known at the end of a row, so
-dQ keeps Σ a_S h k and Σ a_S k apart: value and dQ take a single pass, and D comes from the very numbers it corrects.
+dQ is Σ a_S h k - D Σ a_S k, and the mean key comes with the softmax: value and dQ take a single pass.
 dV_S = Σ_rows (a_S f') V_S - (a_S a_T') R, with f = e for mse and a_T / (X Y) in the place of a_T for cosine.
 """
 
@@ -111,7 +111,7 @@ def first_of_segment(ids, BLOCK: tl.constexpr):
 def aim_rows_kernel(
     teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, mixture_ptr, gram_ptr, rest_ptr, low_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr,
-    teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr, gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
     heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length, scale, softcap,
@@ -155,7 +155,6 @@ def aim_rows_kernel(
     if GRADIENT:
         gradient_ptr += batch_head * student_length * HEAD_DIM
         gradient = load_vectors(gradient_ptr, student_row, added, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
-        mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if METRIC == "cosine":
         pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
         hidden = pair_high - pair_low
@@ -224,9 +223,8 @@ def aim_rows_kernel(
             correction += tl.sum(weights * h, 1)
             if GRADIENT:
                 # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-                key = widen(key)
-                gradient = tl.dot(operand(weights * h * slope, KIND), key, gradient, input_precision=PRECISION)
-                mean_key = tl.dot(operand(weights * slope, KIND), key, mean_key, input_precision=PRECISION)
+                score_gradient = operand(weights * h * slope, KIND)
+                gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
 
     stored = numbers < row_limit
     if METRIC == "cosine":
@@ -237,6 +235,7 @@ def aim_rows_kernel(
     tl.store(correction_ptr + outputs, correction, mask=stored)
     if GRADIENT:
         row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+        mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
         gradient = (gradient - correction[:, None] * mean_key) * (row_weights * gradient_scale)[:, None]
         store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
@@ -391,12 +390,15 @@ def aim_columns_kernel(
                 tl.store(value_gradient_ptr + offsets, gradient, mask=stored)
 
 
-def aim_rows(teacher, student, factors, softmaxes, plan, config, options, loss, correction, query_gradient) -> None:
-    """Adds up loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d] or None."""
+def aim_rows(
+    teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, query_gradient
+) -> None:
+    """Adds up loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d] or None. `mean_key`
+    is that of softmax_rows, None where dQ is."""
     aim_rows_kernel[row_grid(plan, student[0], config.rows.block_m)](
         *teacher[:2], *student[:2], *factors, plan.teacher_segments, plan.student_segments,
-        plan.rows, plan.tiles, plan.long, plan.counts, plan.row_weights, *softmaxes, loss, correction, query_gradient,
-        *strides(*teacher[:2], *student[:2]), *sizes(plan, teacher, student),
+        plan.rows, plan.tiles, plan.long, plan.counts, plan.row_weights, *softmaxes, mean_key, loss, correction,
+        query_gradient, *strides(*teacher[:2], *student[:2]), *sizes(plan, teacher, student),
         *score_factors(options.scale, options.softcap), options.scale,
         METRIC=options.metric, GRADIENT=query_gradient is not None, SOFTCAP=options.softcap is not None,
         BLOCK_M=config.rows.block_m, BLOCK_T=plan.widths[0], BLOCK_S=plan.widths[1],

@@ -23,7 +23,7 @@ class Launch:
 class Config:
     """Shapes and options of all kernels for one head dimension, dtype and target."""
 
-    widths: tuple[int, int]  # most teacher and student tokens of a tile
+    widths: tuple[int, int]  # most teacher and student tokens of a tile where the sides are about as long
     block_d: int  # head dimension of queries and keys, padded
     block_dv: int  # head dimension of values, padded
     block_v: int  # slice of the values that factors and dV work on at a time
@@ -42,6 +42,14 @@ class Config:
     attend: Launch  # aim_star forward
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
+
+    def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
+        """Where one side has half as many tokens again, tiles that are twice as wide for it: fewer columns are empty."""
+        if self.kind != "fp32" and 2 * teacher_tokens >= 3 * student_tokens:
+            return 32, 16
+        if self.kind != "fp32" and 2 * student_tokens >= 3 * teacher_tokens:
+            return 16, 32
+        return self.widths
 
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""

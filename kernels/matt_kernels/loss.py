@@ -1,6 +1,7 @@
 """aim_loss on Triton kernels, usable without the rest of matt-fast."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from triton import knobs
@@ -31,7 +32,7 @@ def aim_plan(
     """What the kernels need to know about a batch's ids, on the ids' device and without synchronisation.
 
     Arguments as in aim_loss, which makes the plan itself unless it is given one, for instance from the data workers.
-    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; (32, 32) suits text.
+    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; `tile_widths` says what suits.
     """
     _check_options(variant=variant, reduction=reduction)
     _check_ids(teacher_segments, student_segments, teacher_documents, student_documents)
@@ -104,7 +105,7 @@ def aim_loss(
         plan = aim_plan(
             teacher_segments, student_segments, teacher_documents=teacher_documents,
             student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
-            causal=causal, widths=tile_widths(query, value, metric),
+            causal=causal, widths=tile_widths(query, value, metric)(teacher[0].shape[2], query.shape[2]),
         )  # fmt: skip
     for name, segments, side in (
         ("teacher", plan.teacher_segments, teacher),
@@ -128,9 +129,10 @@ def aim_loss(
     return aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
 
 
-def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> tuple[int, int]:
-    """What aim_loss passes to aim_plan as `widths` for tensors like these."""
-    return config_for(query, value, metric).widths
+def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> Callable[[int, int], tuple[int, int]]:
+    """For tensors like these: a function of the lengths of teacher and student rows that gives the `widths` with which
+    aim_loss itself calls aim_plan. It holds no tensor."""
+    return config_for(query, value, metric).widths_for
 
 
 def _mean_distance(teacher: torch.Tensor, student: torch.Tensor, plan: AimPlan, metric: str) -> torch.Tensor:

@@ -99,17 +99,21 @@ def aim_forward(
     row_limit = plan.rows.shape[-1]
     loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
     correction = torch.empty_like(loss)
-    gradient = None
+    gradient = mean_key = None
     if query_needed:
         # Tokens that end no segment have no query row.
         gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
+        mean_key = gradient.new_empty(*loss.shape, query.shape[-1])
     with launch.on_device(query):
         softmaxes = [
-            softmax_rows(x[0], x[1], plan, config, scale, softcap, side=i) for i, x in enumerate((teacher, student))
+            softmax_rows(*x[:2], plan, config, scale, softcap, side=side, mean_key=keys)
+            for side, (x, keys) in enumerate(((teacher, None), (student, mean_key)))
         ]
         factors = aim_factors(teacher_value, value, plan, config, rest=True)
         aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
-        aim_rows(teacher, student, factors, softmaxes, plan, config, options, loss, correction, gradient)
+        aim_rows(
+            teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient
+        )
     total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
     total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
     outputs = [gradient, *softmaxes, correction]
