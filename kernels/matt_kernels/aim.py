@@ -100,11 +100,27 @@ def cosine_terms(
 
 
 @triton.jit
-def first_of_segment(ids, BLOCK: tl.constexpr):
-    """Whether a token is the first one of its segment."""
-    places = tl.arange(0, BLOCK)
-    earlier = same_segment(ids, ids) & (places[:, None] < places[None, :])
-    return (ids >= 0) & (tl.sum(earlier.to(tl.int32), 0) == 0)
+def last_of_segment(rows_ptr, row_limit, ids, tokens):
+    """Whether a student's token is the last one of its segment, the query of its row."""
+    return tl.load(rows_ptr + row_limit + ids, mask=ids >= 0, other=-1) == tokens
+
+
+@triton.jit
+def hidden_pairs(
+    pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count
+):
+    """How many pairs of each row are in none of the tiles that a block passes, nor of a long segment."""
+    some = first_tile < last_tile
+    low = tl.load(tiles_ptr + 9 * tile_limit + first_tile, mask=some, other=0)
+    high = tl.load(tiles_ptr + 10 * tile_limit + last_tile - 1, mask=some, other=0)
+    low = tl.minimum(tl.maximum(pair_low, low), pair_high)
+    high = tl.maximum(tl.minimum(pair_high, high), low)
+    hidden = pair_high - pair_low - (high - low)
+    for number in range(long_count):
+        segment = tl.load(long_ptr + number)
+        outside = (segment < low) | (segment >= high)
+        hidden -= ((segment >= pair_low) & (segment < pair_high) & outside).to(tl.int32)
+    return hidden
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -157,10 +173,6 @@ def aim_rows_kernel(
         gradient = load_vectors(gradient_ptr, student_row, added, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
     if METRIC == "cosine":
         pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
-        hidden = pair_high - pair_low
-        for number in range(long_count):
-            segment = tl.load(long_ptr + batch * LONG * long_limit + number)
-            hidden -= ((segment >= pair_low) & (segment < pair_high)).to(tl.int32)
     first_tile, last_tile = load_tile_range(rows_ptr, numbers, used, row_limit)
     low_tile, high_tile = load_whole_tiles(rows_ptr, numbers, used, row_limit, first_tile, last_tile)
     whole = high_tile - low_tile
@@ -216,10 +228,11 @@ def aim_rows_kernel(
                 distance, _, h, _ = cosine_terms(
                     weights, mixed, rest, gram, student_ids, teacher_ids, True, FACTORS, FACTOR_PRECISION
                 )
-                counted = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
-                counted = counted & first_of_segment(student_ids, BLOCK_S)[None, :]
+                counted = last_of_segment(rows_ptr, row_limit, student_ids, tokens)[None, :]
+                if not WHOLE:
+                    paired = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
+                    counted = counted & paired
                 loss += tl.sum(tl.where(counted, distance, 0.0), 1)
-                hidden -= tl.sum(counted.to(tl.int32), 1)
             correction += tl.sum(weights * h, 1)
             if GRADIENT:
                 # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
@@ -229,7 +242,10 @@ def aim_rows_kernel(
     stored = numbers < row_limit
     if METRIC == "cosine":
         # A pair that no tile shows is one of two zero vectors: it costs 1.
-        loss += hidden.to(tl.float32)
+        long_ptr += batch * LONG * long_limit
+        loss += hidden_pairs(
+            pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count
+        ).to(tl.float32)
     # e G e' is not negative, but its rounding can be; a NaN stays one.
     tl.store(loss_ptr + outputs, tl.where(loss < 0, 0.0, loss), mask=stored)
     tl.store(correction_ptr + outputs, correction, mask=stored)
@@ -262,6 +278,7 @@ def aim_columns_kernel(
     tiles_ptr += batch * TILES * tile_limit
     is_long = tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0
     if (tile < tl.load(counts_ptr + batch * COUNTS + 1)) & (is_long == 0):
+        rows_ptr += batch * ROWS * row_limit
         teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
         student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
         row_start, row_stop = tl.load(tiles_ptr + 4 * tile_limit + tile), tl.load(tiles_ptr + 5 * tile_limit + tile)
@@ -284,10 +301,10 @@ def aim_columns_kernel(
         if METRIC == "cosine":
             rest_ptr += kv_index * teacher_length * BLOCK_T
             rest_gram = load_vectors(rest_ptr, teacher_tokens, in_teacher, BLOCK_T, BLOCK_T, BLOCK_T)
-            to_teacher = same_segment(student_ids, teacher_ids) & first_of_segment(student_ids, BLOCK_S)[:, None]
+            to_teacher = same_segment(student_ids, teacher_ids)
+            to_teacher = to_teacher & last_of_segment(rows_ptr, row_limit, student_ids, student_tokens)[:, None]
         teacher_query_ptr += batch * tq_stride_b + kv_head * group * tq_stride_h
         student_query_ptr += batch * sq_stride_b + kv_head * group * sq_stride_h
-        rows_ptr += batch * ROWS * row_limit
 
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         own_sums = tl.zeros([BLOCK_S, BLOCK_S], tl.float32)

@@ -12,7 +12,7 @@ import torch
 ROW_FIELDS = ("teacher_query", "student_query", "teacher_low", "teacher_high", "student_low", "student_high")
 ROW_FIELDS += ("tile_low", "tile_high", "pair_low", "pair_high", "whole_tile_low", "whole_tile_high")
 TILE_FIELDS = ("teacher_start", "teacher_stop", "student_start", "student_stop", "row_low", "row_high", "long")
-TILE_FIELDS += ("whole_row_low", "whole_row_high")
+TILE_FIELDS += ("whole_row_low", "whole_row_high", "segment_low", "segment_high")
 LONG_FIELDS = ("segment", "teacher_start", "teacher_stop", "student_start", "student_stop")
 
 
@@ -23,12 +23,13 @@ class AimPlan:
     A row is a segment's query: the last token of the segment on each side, and the interval of tokens it sees there
     (documents, causality and sliding windows are intervals), the tiles that hold these, the segments it forms pairs
     with, and the tiles of which it sees every token on both sides. A tile is a range of tokens on each side that holds
-    whole segments, so that both sides of a segment meet in it, with the rows that see some and all of it; a segment
-    longer than a tile is cut into tiles of its own, flagged with its place in `long` (others -1).
+    whole segments, so that both sides of a segment meet in it, with the rows that see some and all of it and the range
+    of its segments; a segment longer than a tile is cut into tiles of its own, flagged with its place in `long`
+    (others -1).
     """
 
     rows: torch.Tensor  # int32 [B, 12, m]
-    tiles: torch.Tensor  # int32 [B, 9, most tiles]
+    tiles: torch.Tensor  # int32 [B, 11, most tiles]
     long: torch.Tensor  # int32 [B, 5, most long segments]
     counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
     row_weights: torch.Tensor  # float32 [B, m] weight of a pair of this row, relative to the largest
@@ -195,12 +196,12 @@ def _pack(starts, stops, count, lengths, widths):
     place = segment.clamp(max=most - 1)
     bounds_of_long = [x.gather(1, place) for pair in zip(starts, stops, strict=True) for x in pair]
     long = torch.stack([segment, *bounds_of_long], 1)
-    return [*bounds, tile_long], long, ends[:, -1:], is_long.sum(1, keepdim=True)
+    return [*bounds, tile_long, opener, closer + 1], long, ends[:, -1:], is_long.sum(1, keepdim=True)
 
 
 def _meet(sides, tiles, count, pairs):
     """Tiles each row sees, some and all of their tokens; rows that see each tile so."""
-    *bounds, tile_long = tiles
+    *bounds, tile_long, segment_low, segment_high = tiles
     teacher, student = sides
     starts, stops = ([x.contiguous() for x in bounds[first::2]] for first in (0, 1))
     lows, highs = ([x.low.contiguous() for x in sides], [x.high.contiguous() for x in sides])
@@ -219,7 +220,7 @@ def _meet(sides, tiles, count, pairs):
     whole_rows = ends(highs, stops, right=False, of=torch.maximum), ends(lows, starts, right=True, of=torch.minimum)
     fields_of_rows = teacher.last, student.last, teacher.low, teacher.high, student.low, student.high
     rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs, *whole_tiles], 1)
-    return rows, torch.stack([*bounds, row_low, row_high, tile_long, *whole_rows], 1)
+    return rows, torch.stack([*bounds, row_low, row_high, tile_long, *whole_rows, segment_low, segment_high], 1)
 
 
 def _pairs(side: _Side, count, causal):
