@@ -63,7 +63,8 @@ def exact(arguments, options):
 def assert_close(arguments, options, tolerance=None):
     tolerance = FLOAT32[arguments[1][0].dtype] if tolerance is None else tolerance
     for x, y in zip(found(arguments, options), exact(arguments, options), strict=True):
-        assert (x - y).norm() <= tolerance * y.norm(), (x - y).norm() / y.norm()
+        # a row that sees one token has no gradient by q and k but rounding
+        assert (x - y).norm() <= tolerance * y.norm() + 1e-7, (x - y).norm() / y.norm()
 
 
 def long_segments():
@@ -350,8 +351,8 @@ def test_opcheck(base, small_tiles):
     torch.library.opcheck(ops.aim_plan_op, arguments, test_utils=checks)
     plan = list(ops.aim_plan_op(*arguments))
     if base["variant"] == "aim_star":
-        # the softmax it returns too is not differentiable: checked through the loss
-        torch.library.opcheck(ops.attend_forward, (*student, plan, 16, 16, 1, 0.25, None), test_utils=checks)
+        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True
+        torch.library.opcheck(ops.attend_forward, arguments, test_utils=checks)
         return
     arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True, True, True
     torch.library.opcheck(ops.aim_forward, arguments, test_utils=checks)
