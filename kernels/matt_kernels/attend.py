@@ -1,7 +1,7 @@
 """Variant aim_star: flash attention with a row per segment, and the distance of its outputs o on the two sides.
 
-The student's forward ends with what backward needs: the derivative of a row's distance by o, and D, its product with o.
-Blocks of tokens that all rows see entirely need no masks: each kernel has a loop for them and one for the others.
+D is known before backward starts: the product of o with the derivative by it. Blocks of tokens that all rows see
+entirely need no masks: each kernel has a loop for them and one for the others.
 """
 
 import functools
@@ -25,7 +25,7 @@ from matt_kernels.attention import (
     widen,
 )
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
-from matt_kernels.long import scaled, unit_terms, unit_vectors
+from matt_kernels.long import vector_terms
 
 ROWS_AT_ONCE = tl.constexpr(1024)  # of those that attend_columns counts before it starts
 
@@ -107,15 +107,14 @@ def attend_block(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_kernel(
-    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, row_weights_ptr, teacher_ptr, loss_ptr, change_ptr,
-    softmax_ptr, correction_ptr,
+    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, output_ptr, softmax_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, scale, softcap,
-    SIDE: tl.constexpr, METRIC: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
-    BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Teacher: stores o, for cosine as a unit vector with its inverse length in `loss`. Student: compares with it."""
+    """o and softmax of one side's rows."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -142,26 +141,35 @@ def attend_kernel(
             running_sum, output, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
-    seen = running_sum != 0
-    output = scaled(output, tl.where(seen, 1.0 / tl.where(seen, running_sum, 1.0), 0.0))
-    unit, inverse = unit_vectors(output, METRIC)
+    output /= tl.where(running_sum == 0, 1.0, running_sum)[:, None]
     offsets = batch_head * row_limit + numbers
-    if SIDE == 0:
-        store_vectors(teacher_ptr, offsets, unit, used, VALUE_DIM, BLOCK_DV)
-        if METRIC == "cosine":
-            tl.store(loss_ptr + offsets, inverse, mask=used)
-    else:
-        teacher = load_vectors(teacher_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
-        teacher_inverse = tl.load(loss_ptr + offsets, mask=used, other=0.0) if METRIC == "cosine" else inverse
-        distance, change = unit_terms(unit, teacher, inverse, teacher_inverse, METRIC)
-        row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-        stored = numbers < row_limit
-        tl.store(loss_ptr + offsets, tl.where(used, distance * row_weights, 0.0), mask=stored)
-        if GRADIENT:
-            change = operand(change * row_weights[:, None], KIND)
-            store_vectors(change_ptr, offsets, change, stored, VALUE_DIM, BLOCK_DV)
-            tl.store(correction_ptr + offsets, tl.sum(change.to(tl.float32) * output, 1), mask=stored)
-            store_sums(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+    stored = numbers < row_limit
+    store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
+    store_sums(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def attend_distance_kernel(
+    teacher_ptr, student_ptr, counts_ptr, row_weights_ptr, loss_ptr, change_ptr, correction_ptr, heads, row_limit,
+    METRIC: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_M: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """Weighted distance of the sides' o, its derivative by the student's (half of it for mse), and D."""
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch = batch_head // heads
+    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    used = numbers < tl.load(counts_ptr + batch * COUNTS)
+    stored = numbers < row_limit
+    offsets = batch_head * row_limit + numbers
+    teacher = load_vectors(teacher_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
+    student = load_vectors(student_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
+    row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+    distance, change = vector_terms(student, teacher, METRIC)
+    tl.store(loss_ptr + offsets, distance * row_weights, mask=stored)
+    if GRADIENT:
+        change = operand(change * row_weights[:, None], KIND)
+        store_vectors(change_ptr, offsets, change, stored, VALUE_DIM, BLOCK_DV)
+        tl.store(correction_ptr + offsets, tl.sum(change.to(tl.float32) * student, 1), mask=stored)
 
 
 @triton.jit
@@ -347,24 +355,28 @@ def attend_columns_kernel(
 def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[torch.Tensor, ...]:
     """(weighted distance [B, H, m] of each row, and for backward: its derivative by o [B, H, m, d_v], half of it for
     mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax; D [B, H, m])."""
-    query, _, value = student
-    batch, heads = query.shape[:2]
-    rows = batch, heads, plan.rows.shape[-1]
-    new = functools.partial(torch.empty, dtype=torch.float32, device=query.device)
-    loss, outputs = new(rows), new(*rows, value.shape[-1])
-    kept = [None] * 3
-    if gradient:
-        dtype = torch.bfloat16 if config.kind == "bf16" else torch.float32
-        softmax = new(2 if config.kind == "fp32" else 1, *rows)
-        kept = [new(outputs.shape, dtype=dtype), softmax, new(rows)]
+    batch, heads = student[0].shape[:2]
+    rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
+    new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)
+    loss, outputs = new(rows), [new(*rows, value_dim) for _ in range(2)]
+    softmax = new(2 if config.kind == "fp32" else 1, *rows)  # in the end the student's
     for side, (query, key, value) in enumerate((teacher, student)):
         attend_kernel[row_grid(plan, query, config.attend.block_m)](
-            query, key, value, plan.rows, plan.counts, plan.row_weights, outputs, loss, *kept,
-            *strides(query, key, value), heads, heads // key.shape[1], loss.numel(), rows[-1],
-            *score_factors(options.scale, options.softcap), SIDE=side, METRIC=options.metric, GRADIENT=gradient,
-            BLOCK_N=config.attend.block_n, **_constants(query, value, config, options, config.attend),
+            query, key, value, plan.rows, plan.counts, outputs[side], softmax, *strides(query, key, value),
+            heads, heads // key.shape[1], loss.numel(), rows[-1], *score_factors(options.scale, options.softcap),
+            SIDE=side, BLOCK_N=config.attend.block_n, **_constants(query, value, config, options, config.attend),
         )  # fmt: skip
-    return loss, *kept
+    change = correction = None
+    if gradient:
+        dtype = torch.bfloat16 if config.kind == "bf16" else torch.float32
+        change, correction = new(*rows, value_dim, dtype=dtype), new(rows)
+    launch = config.attend_distance
+    attend_distance_kernel[row_grid(plan, query, launch.block_m)](
+        *outputs, plan.counts, plan.row_weights, loss, change, correction, heads, rows[-1], METRIC=options.metric,
+        GRADIENT=gradient, BLOCK_M=launch.block_m, VALUE_DIM=value_dim, BLOCK_DV=config.block_dv, KIND=config.kind,
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return loss, change, softmax, correction
 
 
 def attend_rows(query, key, value, kept, plan, config, options, multiplier, query_gradient) -> None:

@@ -39,7 +39,8 @@ class Config:
     columns: Launch
     long_rows: Launch
     long_columns: Launch
-    attend: Launch  # aim_star forward
+    attend: Launch  # aim_star's o of one side
+    attend_distance: Launch
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
@@ -92,9 +93,10 @@ _TABLE = {
     "cosine": ((16, 64, 4, 1), (16, 64, 4, 1), (16, 64, 8, 1)),  # rows and columns
     "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
     "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 32, 8, 1)),
-    "attend": ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
-    "attend_rows": ((32, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
-    "attend_columns": ((32, 64, 4, 2), (16, 64, 8, 1), (16, 64, 8, 1)),
+    "attend": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 1)),
+    "attend_distance": ((32, 32, 4, 1), (16, 32, 4, 1), (8, 32, 4, 1)),
+    "attend_rows": ((64, 32, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1)),
+    "attend_columns": ((64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 1)),
 }
 # What spills on one target only.
 _EXCEPTIONS = {

@@ -53,39 +53,26 @@ def segment_vectors(
 
 
 @triton.jit
-def scaled(vectors, factors):
-    """Times a factor for each row, and rounded: a compiler that merged the product with the difference of the sides
+def unit_vectors(vectors):
+    """(unit vectors, inverse lengths), rounded: a compiler that merged the product with the difference of the sides
     would leave something of equal ones."""
-    return tl.where(factors[:, None] == 0, 0.0, vectors * factors[:, None])
-
-
-@triton.jit
-def unit_vectors(vectors, METRIC: tl.constexpr):
-    """For cosine (unit vectors, inverse lengths); for mse the vectors themselves."""
-    inverse = 1.0
-    if METRIC == "cosine":
-        inverse = 1.0 / tl.sqrt(tl.sum(vectors * vectors, 1) + COSINE_EPSILON)
-        vectors = scaled(vectors, inverse)
-    return vectors, inverse
-
-
-@triton.jit
-def unit_terms(student, teacher, student_inverse, teacher_inverse, METRIC: tl.constexpr):
-    """(distance of a pair, derivative of it by the student's vector; half of that for mse) of unit vectors."""
-    change = student - teacher
-    distance = tl.sum(change * change, 1)
-    if METRIC == "cosine":
-        epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
-        distance = 0.5 * (distance + COSINE_EPSILON * epsilons)
-        change = (change - distance[:, None] * student) * student_inverse[:, None]
-    return distance, change
+    inverse = tl.rsqrt(tl.sum(vectors * vectors, 1) + COSINE_EPSILON)
+    return tl.where(inverse[:, None] == 0, 0.0, vectors * inverse[:, None]), inverse
 
 
 @triton.jit
 def vector_terms(student, teacher, METRIC: tl.constexpr):
-    student, student_inverse = unit_vectors(student, METRIC)
-    teacher, teacher_inverse = unit_vectors(teacher, METRIC)
-    return unit_terms(student, teacher, student_inverse, teacher_inverse, METRIC)
+    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
+    if METRIC == "mse":
+        change = student - teacher
+        return tl.sum(change * change, 1), change
+    else:
+        unit, student_inverse = unit_vectors(student)
+        teacher_unit, teacher_inverse = unit_vectors(teacher)
+        change = unit - teacher_unit
+        epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
+        distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
+        return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
 
 
 @triton.jit(do_not_specialize=LENGTHS)

@@ -209,7 +209,8 @@ def attend_forward(
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
         loss, *kept = attend(teacher, student, plan, config, options, gradient=gradient_needed)
     total = loss.sum(dtype=torch.float64) * (plan.pair_weight.double() * factor(metric, query, value))
-    return total.float(), *(query.new_empty(0, dtype=torch.float32) if x is None else x for x in kept)
+    empty = (query.new_empty(0, dtype=torch.float32) for _ in kept)
+    return total.float(), *(x if gradient_needed else nothing for x, nothing in zip(kept, empty, strict=True))
 
 
 @attend_forward.register_fake
