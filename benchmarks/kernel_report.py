@@ -95,7 +95,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    metric: str  # or "star" or "update": the first to launch it
+    metric: str  # or "star", "star cosine" or "update": the first to launch it
     signature: dict
     constants: dict
     attributes: dict
@@ -144,8 +144,8 @@ def record_launches(case: Case, target: str) -> list[Job]:
     ):
         for metric in ("mse", "cosine"):
             run_aim(case, metric)
-        for metric in ("star mse", "star cosine"):
-            run_aim_star(case, metric.removeprefix("star "))
+        for metric in ("star", "star cosine"):
+            run_aim_star(case, "cosine" if metric == "star cosine" else "mse")
         if case.dtype == "float32":
             metric = "update"
             run_update(case)

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from matt_kernels.aim import COSINE_EPSILON
 from matt_kernels.attention import (
     COUNTS,
     ROWS,
@@ -25,14 +26,13 @@ from matt_kernels.attention import (
     widen,
 )
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
-from matt_kernels.long import vector_terms
 
 ROWS_AT_ONCE = tl.constexpr(1024)  # of those that attend_columns counts before it starts
 
 
 @triton.jit
 def inner_blocks(low, high, used, BLOCK_N: tl.constexpr):
-    """(first token that some row sees, number of blocks from there, first block that all see entirely, where they stop)"""
+    """(first token that some row sees, blocks from there, first block that all rows see entirely, where these stop)"""
     first = tl.min(low)
     blocks = tl.maximum(tl.cdiv(tl.max(high) - first, BLOCK_N), 0)
     inner = tl.cdiv(tl.max(tl.where(used, low, 0)) - first, BLOCK_N)
@@ -48,9 +48,11 @@ def edge_block(step, inner, outer):
 
 
 @triton.jit
-def logits(left, right, tokens, low, high, scale, softcap, SOFTCAP: tl.constexpr, EDGE: tl.constexpr,
-           PRECISION: tl.constexpr):  # fmt: skip
-    """(logits, -inf where a row does not see a token; factor that makes them scores in base 2; slope of soft-capping)"""
+def logits(
+    left, right, tokens, low, high, scale, softcap,
+    SOFTCAP: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(logits, -inf where not seen; the factor that makes them scores in base 2; derivative of soft-capping)"""
     found = tl.dot(left, tl.trans(right), input_precision=PRECISION)
     factor = scale
     slope = 1.0
@@ -146,6 +148,29 @@ def attend_kernel(
     stored = numbers < row_limit
     store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
     store_sums(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+
+
+@triton.jit
+def unit_vectors(vectors):
+    """(unit vectors, inverse lengths), rounded: a compiler that merged the product with the difference of the sides
+    would leave something of equal ones."""
+    inverse = tl.rsqrt(tl.sum(vectors * vectors, 1) + COSINE_EPSILON)
+    return tl.where(inverse[:, None] == 0, 0.0, vectors * inverse[:, None]), inverse
+
+
+@triton.jit
+def vector_terms(student, teacher, METRIC: tl.constexpr):
+    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
+    if METRIC == "mse":
+        change = student - teacher
+        return tl.sum(change * change, 1), change
+    else:
+        unit, student_inverse = unit_vectors(student)
+        teacher_unit, teacher_inverse = unit_vectors(teacher)
+        change = unit - teacher_unit
+        epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
+        distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
+        return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -312,7 +337,7 @@ def attend_columns_kernel(
         first_output = (batch * heads + kv_head * group) * row_limit
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
-        # Bounds of what rows see never fall: first come rows that end inside the tile, last those whose window has left.
+        # Bounds of what rows see never fall: first rows that end inside the tile, last those whose window has left it.
         before = tl.zeros([ROWS_AT_ONCE], tl.int32)
         seeing = tl.zeros([ROWS_AT_ONCE], tl.int32)
         for first in range(row_start, row_stop, ROWS_AT_ONCE):
