@@ -122,6 +122,16 @@ def test_tiles_that_ship(base, sizes):
     assert_close(inputs_for(*(rows(segment_ids(x, specials=[0])) for x in sizes), dtype=torch.float32, dim=16), base)
 
 
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 50}, {"sliding_window": 50, "causal": False}], ids=str)
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_loops_without_masks(metric, options, small_tiles):
+    """Blocks of 16 that all rows see between blocks that some see, in documents that end inside a block."""
+    segments = rows(segment_ids([1, 2] * 40)), rows(segment_ids([2, 1] * 40))
+    documents = {f"{x}_documents": (y >= 35).long() for x, y in zip(("teacher", "student"), segments, strict=True)}
+    arguments = inputs_for(*segments, dtype=torch.float32, dim=16)
+    assert_close(arguments, {"variant": "aim_star", "metric": metric} | documents | options)
+
+
 @pytest.mark.parametrize("dtype", FLOAT32)
 @pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (20, 24), (80, 80), (96, 96), (64, 128), (256, 256)])
 def test_head_dimensions(dim, value_dim, dtype, small_tiles):
