@@ -110,6 +110,9 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
     found = {x: Launch(*_EXCEPTIONS.get((target, x, place), y[place])) for x, y in _TABLE.items()}
+    if kind != "bf16" and size > 128:
+        # Twice the operands of bfloat16 again.
+        found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
     cosine = found.pop("cosine")
     if metric == "cosine":
         found |= {"rows": cosine, "columns": cosine}
