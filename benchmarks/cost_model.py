@@ -258,9 +258,14 @@ class Case:
         return 2 if self.config.factor_kind == "bf16" else 4
 
     @property
-    def gradient_size(self) -> int:
-        """Bytes of a number of dQ and of the mean key until backward multiplies."""
+    def kept_size(self) -> int:
+        """Bytes of a number that is kept for backward."""
         return 2 if self.shape.dtype == "bf16" else 4
+
+    @property
+    def sum_size(self) -> int:
+        """Bytes of what attend keeps of a row's softmax."""
+        return 8 if self.config.kind == "fp32" else 4
 
     @property
     def low(self) -> int:
@@ -322,7 +327,7 @@ def softmax(case: Case, side: int) -> Cost:
             *([case.loop(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)] * side),  # mean key
         ],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8 + side * shape.head_dim * case.gradient_size),
+        private=shape.heads * rows * (vector + 8 + side * shape.head_dim * case.kept_size),
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -396,7 +401,7 @@ def aim_rows(case: Case, metric: str) -> Cost:
             case.sums(rows * sums[0], sums[1]),
         ],
         exponentials=shape.heads * rows * (teacher + student + (2 * student if metric == "cosine" else 0)),
-        private=shape.heads * count * (2 * dim * (shape.size + case.gradient_size) + 16 + 8),
+        private=shape.heads * count * (2 * dim * (shape.size + case.kept_size) + 16 + 8),
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -451,11 +456,22 @@ def attend(case: Case, side: int) -> Cost:
         f"attend, {('teacher', 'student')[side]}",
         [case.score(scores * config.block_d, useful), case.loop(scores * config.block_dv, useful)],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8 + 4 * shape.head_dim),
+        private=shape.heads * rows * (vector + case.sum_size + 4 * shape.head_dim),
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
     )
+
+
+def attend_distance(case: Case, metric: str) -> Cost:
+    geometry, shape, block_m = case.geometry, case.shape, case.config.attend_distance.block_m
+    rows = geometry.batch * geometry.row_limit
+    roots = geometry.batch * geometry.row_blocks(block_m) * block_m * (2 if metric == "cosine" else 0)
+    row = (8 + case.kept_size) * shape.head_dim + 12
+    return case.cost(
+        "attend_distance", [], exponentials=shape.heads * roots, private=shape.heads * rows * row,
+        programs=geometry.row_blocks(block_m) * case.group,
+    )  # fmt: skip
 
 
 def attend_rows(case: Case) -> Cost:
@@ -468,10 +484,10 @@ def attend_rows(case: Case) -> Cost:
         "attend_rows",
         [
             case.score(scores * config.block_d, useful),
-            case.loop(scores * (config.block_dv + 2 * config.block_d), 3 * useful),
+            case.loop(scores * (config.block_dv + config.block_d), 2 * useful),
         ],
         exponentials=shape.heads * scores,
-        private=shape.heads * rows * (2 * vector + 12 + 4 * shape.head_dim),
+        private=shape.heads * rows * (2 * vector + case.kept_size * shape.head_dim + case.sum_size + 4),
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -484,7 +500,7 @@ def attend_columns(case: Case) -> Cost:
     scores = turns * launch.block_m * case.widths[1]
     rows, keys = geometry.batch * geometry.row_limit, geometry.batch * geometry.lengths[1]
     vector, useful = shape.head_dim * shape.size, geometry.seen(1) * shape.head_dim
-    row = vector + 4 * shape.head_dim + 12
+    row = vector + case.kept_size * shape.head_dim + case.sum_size + 4
     return case.cost(
         "attend_columns",
         [
@@ -500,23 +516,19 @@ def attend_columns(case: Case) -> Cost:
 
 
 def torch_around(case: Case, variant: str) -> Cost:
-    """Zeroed gradients and dQ times the incoming gradient; for aim_star about ten passes over o for the distance."""
-    shape, geometry = case.shape, case.geometry
-    tokens = geometry.batch * geometry.lengths[1] * shape.head_dim
-    kept = 2 if shape.dtype == "bf16" else 4
+    """Zeroed gradients; for aim, dQ times the incoming gradient."""
+    shape = case.shape
+    tokens = case.geometry.batch * case.geometry.lengths[1] * shape.head_dim
     moved = 2 * shape.kv_heads * tokens * shape.size
-    if variant == "aim":
-        moved += shape.heads * tokens * (2 * kept + shape.size)
-    else:
-        moved += shape.heads * tokens * shape.size
-        moved += 10 * 4 * shape.heads * geometry.batch * geometry.row_limit * shape.head_dim
+    moved += shape.heads * tokens * (shape.size if variant == "aim_star" else 2 * case.kept_size + shape.size)
     return case.cost("torch around them", [], private=moved)
 
 
 def kernels(case: Case, variant: str, metric: str) -> list[Cost]:
     """Forward and backward, all three gradients wanted. Kernels of segments longer than a tile are not modelled."""
     if variant == "aim_star":
-        costs = [attend(case, 0), attend(case, 1), attend_rows(case), attend_columns(case)]
+        costs = [attend(case, 0), attend(case, 1), attend_distance(case, metric), attend_rows(case)]
+        costs.append(attend_columns(case))
     else:
         costs = [softmax(case, 0), softmax(case, 1), factors(case, rest=True), aim_rows(case, metric)]
         costs += [factors(case, rest=metric == "cosine"), aim_columns(case, metric)]

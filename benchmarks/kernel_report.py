@@ -95,7 +95,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    metric: str  # or "star" or "update": the first to launch it
+    metric: str  # or "star", "star cosine" or "update": the first to launch it
     signature: dict
     constants: dict
     attributes: dict
@@ -145,8 +145,8 @@ def record_launches(case: Case, target: str) -> list[Job]:
     ):
         for metric in ("mse", "cosine"):
             run_aim(case, metric)
-        metric = "star"
-        run_aim_star(case)
+        for metric in ("star", "star cosine"):
+            run_aim_star(case, "cosine" if metric == "star cosine" else "mse")
         if case.dtype == "float32":
             metric = "update"
             run_update(case)
@@ -183,11 +183,12 @@ def run_aim(case: Case, metric: str) -> None:
     body(ops.aim_backward)(*common, *saved, multiplier, True, True)
 
 
-def run_aim_star(case: Case) -> None:
-    _, student, plan, widths = meta_inputs(case)
+def run_aim_star(case: Case, metric: str) -> None:
+    teacher, student, plan, widths = meta_inputs(case)
     options = case.head_dim**-0.5, 50.0 if case.softcap else None
-    output, softmax = body(ops.attend_forward)(*student, plan, *widths, 1, *options)
-    body(ops.attend_backward)(*student, plan, *widths, *options, softmax, output, True, True, True)
+    _, *saved = body(ops.attend_forward)(*teacher, *student, plan, *widths, metric, *options, True)
+    multiplier = torch.empty((), dtype=torch.float32, device="meta")
+    body(ops.attend_backward)(*student, plan, *widths, *options, *saved, multiplier, True, True, True)
 
 
 def run_update(case: Case) -> None:

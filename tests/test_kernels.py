@@ -63,7 +63,8 @@ def exact(arguments, options):
 def assert_close(arguments, options, tolerance=None):
     tolerance = FLOAT32[arguments[1][0].dtype] if tolerance is None else tolerance
     for x, y in zip(found(arguments, options), exact(arguments, options), strict=True):
-        assert (x - y).norm() <= tolerance * y.norm(), (x - y).norm() / y.norm()
+        # a row that sees one token has no gradient by q and k but rounding
+        assert (x - y).norm() <= tolerance * y.norm() + 1e-7, (x - y).norm() / y.norm()
 
 
 def long_segments():
@@ -119,6 +120,16 @@ def test_awkward_segments(case, base, small_tiles):
 @pytest.mark.parametrize("sizes", [([300], [211]), ([90, 1, 1, 70, 2], [1, 80, 1, 75, 1]), ([3] * 70, [2] * 70)])
 def test_tiles_that_ship(base, sizes):
     assert_close(inputs_for(*(rows(segment_ids(x, specials=[0])) for x in sizes), dtype=torch.float32, dim=16), base)
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 50}, {"sliding_window": 50, "causal": False}], ids=str)
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_loops_without_masks(metric, options, small_tiles):
+    """Blocks of 16 that all rows see between blocks that some see, in documents that end inside a block."""
+    segments = rows(segment_ids([1, 2] * 40)), rows(segment_ids([2, 1] * 40))
+    documents = {f"{x}_documents": (y >= 35).long() for x, y in zip(("teacher", "student"), segments, strict=True)}
+    arguments = inputs_for(*segments, dtype=torch.float32, dim=16)
+    assert_close(arguments, {"variant": "aim_star", "metric": metric} | documents | options)
 
 
 @pytest.mark.parametrize("dtype", FLOAT32)
@@ -350,8 +361,8 @@ def test_opcheck(base, small_tiles):
     torch.library.opcheck(ops.aim_plan_op, arguments, test_utils=checks)
     plan = list(ops.aim_plan_op(*arguments))
     if base["variant"] == "aim_star":
-        # the softmax it returns too is not differentiable: checked through the loss
-        torch.library.opcheck(ops.attend_forward, (*student, plan, 16, 16, 1, 0.25, None), test_utils=checks)
+        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True
+        torch.library.opcheck(ops.attend_forward, arguments, test_utils=checks)
         return
     arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True, True, True
     torch.library.opcheck(ops.aim_forward, arguments, test_utils=checks)

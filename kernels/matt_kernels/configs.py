@@ -39,7 +39,8 @@ class Config:
     columns: Launch
     long_rows: Launch
     long_columns: Launch
-    attend: Launch  # aim_star forward
+    attend: Launch  # aim_star's o of one side
+    attend_distance: Launch
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
@@ -99,16 +100,17 @@ _TABLE = {
     "columns": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
     "cosine": ((16, 64, 4, 1), (16, 64, 4, 1), (16, 64, 8, 1)),  # rows and columns
     "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
-    "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 32, 8, 1)),
-    "attend": ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
-    "attend_rows": ((32, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
-    "attend_columns": ((32, 64, 4, 2), (16, 64, 8, 1), (16, 64, 8, 1)),
+    "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "attend": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 1)),
+    "attend_distance": ((32, 32, 4, 1), (16, 32, 4, 1), (8, 32, 4, 1)),
+    "attend_rows": ((64, 32, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1)),
+    "attend_columns": ((64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 1)),
 }
 # What spills on one target only.
 _EXCEPTIONS = {
     ("cuda:90", "rows", 0): (64, 64, 8, 2),
     ("cuda:120", "cosine", 1): (16, 64, 8, 1),
-    ("cuda:120", "attend", 1): (64, 32, 4, 1),
+    ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
 
 
@@ -116,6 +118,9 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
     found = {x: Launch(*_EXCEPTIONS.get((target, x, place), y[place])) for x, y in _TABLE.items()}
+    if kind != "bf16" and size > 128:
+        # Twice the operands of bfloat16 again.
+        found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
     cosine = found.pop("cosine")
     if metric == "cosine":
         found |= {"rows": cosine, "columns": cosine}

@@ -8,7 +8,7 @@ and gradients comes from these. Without a long segment every program ends at onc
 import triton
 import triton.language as tl
 
-from matt_kernels.aim import COSINE_EPSILON
+from matt_kernels.attend import logits, vector_terms
 from matt_kernels.attention import (
     COUNTS,
     LONG,
@@ -50,21 +50,6 @@ def segment_vectors(
         # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
         vectors = tl.dot(operand(weights, KIND), values, vectors, input_precision=PRECISION)
     return vectors
-
-
-@triton.jit
-def vector_terms(student, teacher, METRIC: tl.constexpr):
-    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
-    change = student - teacher
-    if METRIC == "mse":
-        return tl.sum(change * change, 1), change
-    student_inverse = tl.rsqrt(tl.sum(student * student, 1) + COSINE_EPSILON)
-    teacher_inverse = tl.rsqrt(tl.sum(teacher * teacher, 1) + COSINE_EPSILON)
-    unit = student * student_inverse[:, None]
-    change = unit - teacher * teacher_inverse[:, None]
-    epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
-    distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
-    return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -229,21 +214,23 @@ def aim_long_columns_kernel(
             paired = (segment >= pair_low) & (segment < pair_high)
             change = operand(tl.where(paired[:, None], change, 0.0), KIND)
             key = load_vectors(student_key_ptr, own_tokens, in_tile, sk_stride_n, HEAD_DIM, BLOCK_D)
-            scores, slope = masked_scores(
-                query, key, own_tokens, tile_stop, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
-            )
+            # tokens times rows: no transposition before the products that follow
+            found, factor, slope = logits(
+                key, query, own_tokens[:, None], student_low[None, :], student_high[None, :], scale, softcap, SOFTCAP,
+                True, SCORE_PRECISION,
+            )  # fmt: skip
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            weights = softmax_weights(scores, student_max, student_inverse) * row_weights[:, None]
+            weights = tl.exp2(tl.fma(found, factor, -student_max[None, :])) * (student_inverse * row_weights)[None, :]
             if VALUE_GRADIENT:
-                transposed = tl.trans(operand(tl.where(inside[None, :], weights, 0.0), KIND))
+                mine = operand(tl.where(inside[:, None], weights, 0.0), KIND)
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
-                value_gradient = tl.dot(transposed, change, value_gradient, input_precision=PRECISION)
+                value_gradient = tl.dot(mine, change, value_gradient, input_precision=PRECISION)
             if KEY_GRADIENT:
                 correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
                 values = widen(load_vectors(student_value_ptr, own_tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
-                # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                products = tl.dot(change, tl.trans(values), input_precision=PRECISION)
-                score_gradient = tl.trans(operand(weights * (products - correction[:, None]) * slope, KIND))
+                # [BLOCK_S, BLOCK_DV] @ [BLOCK_DV, BLOCK_M] -> [BLOCK_S, BLOCK_M]
+                products = tl.dot(values, tl.trans(change), input_precision=PRECISION)
+                score_gradient = operand(weights * (products - correction[None, :]) * slope, KIND)
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
                 key_gradient = tl.dot(score_gradient, widen(query), key_gradient, input_precision=PRECISION)
         multiplier = tl.load(multiplier_ptr)
