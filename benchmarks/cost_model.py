@@ -264,8 +264,8 @@ class Case:
 
     @property
     def sum_size(self) -> int:
-        """Bytes of what attend keeps of a row's softmax."""
-        return 8 if self.config.kind == "fp32" else 4
+        """Bytes of what is kept of a row's softmax."""
+        return 4 * self.config.softmax_numbers
 
     @property
     def low(self) -> int:
@@ -327,7 +327,7 @@ def softmax(case: Case, side: int) -> Cost:
             *([case.loop(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)] * side),  # mean key
         ],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8 + side * shape.head_dim * case.kept_size),
+        private=shape.heads * rows * (vector + case.sum_size + side * shape.head_dim * case.kept_size),
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -401,7 +401,7 @@ def aim_rows(case: Case, metric: str) -> Cost:
             case.sums(rows * sums[0], sums[1]),
         ],
         exponentials=shape.heads * rows * (teacher + student + (2 * student if metric == "cosine" else 0)),
-        private=shape.heads * count * (2 * dim * (shape.size + case.kept_size) + 16 + 8),
+        private=shape.heads * count * (2 * dim * (shape.size + case.kept_size) + 2 * case.sum_size + 8),
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -423,7 +423,7 @@ def aim_columns(case: Case, metric: str) -> Cost:
     padded = -(-dim // case.config.block_v) * case.config.block_v
     product = geometry.segment_products
     count, keys = geometry.batch * geometry.row_limit, geometry.batch * np.array(geometry.lengths)
-    row = 2 * dim * shape.size + 20
+    row = 2 * (dim * shape.size + case.sum_size) + 4
     token = np.array(tile_bytes(case, rest=metric == "cosine")) + dim * shape.size + [0, 2 * dim * shape.size]
     return case.cost(
         f"aim_columns, {metric}",

@@ -302,7 +302,9 @@ def loop_of(text: str) -> dict | None:
     jumps = [
         (places[target[0]], place)
         for place, (name, rest) in enumerate(instructions)
-        if name.startswith("BRA") and (target := re.search(r"\.L\w+", rest)) and places.get(target[0], place + 1) <= place
+        if name.startswith("BRA")
+        and (target := re.search(r"\.L\w+", rest))
+        and places.get(target[0], place + 1) <= place
     ]
     bodies = [[x for x, _ in instructions[start : stop + 1]] for start, stop in jumps]
     bodies = [x for x in bodies if any("MMA" in y for y in x) and "MUFU.EX2" in x]

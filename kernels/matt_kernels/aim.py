@@ -21,6 +21,7 @@ from matt_kernels.attention import (
     LONG,
     ROWS,
     TILES,
+    edge,
     load_ids,
     load_pair_range,
     load_row,
@@ -106,9 +107,7 @@ def last_of_segment(rows_ptr, row_limit, ids, tokens):
 
 
 @triton.jit
-def hidden_pairs(
-    pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count
-):
+def hidden_pairs(pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count):
     """How many pairs of each row are in none of the tiles that a block passes, nor of a long segment."""
     some = first_tile < last_tile
     low = tl.load(tiles_ptr + 9 * tile_limit + first_tile, mask=some, other=0)
@@ -152,8 +151,8 @@ def aim_rows_kernel(
     teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
     student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
     outputs = batch_head * row_limit + numbers
-    teacher_shift, teacher_factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-    student_shift, student_factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+    teacher_shift, teacher_factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+    student_shift, student_factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
     teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
     student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
     mixture_ptr += kv_index * teacher_length * BLOCK_S
@@ -179,11 +178,7 @@ def aim_rows_kernel(
     # First the tiles of which some row sees a part only, then the others, without masks.
     for WHOLE in tl.static_range(2):
         for step in range(whole if WHOLE else last_tile - first_tile - whole):
-            if WHOLE:
-                tile = low_tile + step
-            else:
-                tile = first_tile + step
-                tile += tl.where(tile < low_tile, 0, whole)
+            tile = low_tile + step if WHOLE else first_tile + edge(step, low_tile - first_tile, high_tile - first_tile)
             teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
             student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
             tokens = teacher_start + tl.arange(0, BLOCK_T)
@@ -317,16 +312,13 @@ def aim_columns_kernel(
             turns = whole if WHOLE else blocks - whole
             for step in range(turns * group):
                 head, block = step // turns, step % turns
-                if WHOLE:
-                    block += low_block
-                else:
-                    block += tl.where(block < low_block, 0, whole)
+                block = low_block + block if WHOLE else edge(block, low_block, high_block)
                 numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
                 used = numbers < row_stop
                 teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
                 student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
                 outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-                shift, factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
+                shift, factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
                 query = load_vectors(
                     teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
                 )
@@ -343,7 +335,7 @@ def aim_columns_kernel(
                 if METRIC == "cosine":
                     rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION) * weights
                     teacher_weights = weights
-                shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+                shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
                 query = load_vectors(
                     student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
                 )
@@ -362,7 +354,9 @@ def aim_columns_kernel(
                     )
                     f = operand(f, KIND)
                     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
-                    teacher = operand(teacher_weights * segment_sums(factors, to_teacher, 3 if FACTORS == "fp32" else 1), KIND)
+                    teacher = operand(
+                        teacher_weights * segment_sums(factors, to_teacher, 3 if FACTORS == "fp32" else 1), KIND
+                    )
                 row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
                 weights *= row_weights[:, None]
                 if VALUE_GRADIENT:

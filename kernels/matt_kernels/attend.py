@@ -15,36 +15,20 @@ from matt_kernels.attention import (
     COUNTS,
     ROWS,
     TILES,
+    edge,
     load_row,
     load_softmax,
     load_tile,
     load_vectors,
+    load_whole_blocks,
     operand,
     store_softmax,
     store_vectors,
     tanh,
+    whole_blocks,
     widen,
 )
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
-
-ROWS_AT_ONCE = tl.constexpr(1024)  # of those that attend_columns counts before it starts
-
-
-@triton.jit
-def inner_blocks(low, high, used, BLOCK_N: tl.constexpr):
-    """(first token that some row sees, blocks from there, first block that all rows see entirely, where these stop)"""
-    first = tl.min(low)
-    blocks = tl.maximum(tl.cdiv(tl.max(high) - first, BLOCK_N), 0)
-    inner = tl.cdiv(tl.max(tl.where(used, low, 0)) - first, BLOCK_N)
-    inner = tl.minimum(tl.maximum(inner, 0), blocks)
-    outer = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
-    return first, blocks, inner, tl.minimum(tl.maximum(outer, inner), blocks)
-
-
-@triton.jit
-def edge_block(step, inner, outer):
-    """The blocks before inner and those from outer on, in one row."""
-    return step + tl.where(step < inner, 0, outer - inner)
 
 
 @triton.jit
@@ -63,25 +47,6 @@ def logits(
     if EDGE:
         found = tl.where((tokens >= low) & (tokens < high), found, float("-inf"))
     return found, factor, slope
-
-
-@triton.jit
-def store_sums(softmax_ptr, offsets, stored, size, running_max, running_sum, KIND: tl.constexpr):
-    """A log-sum-exp, which saves backward a product per score; it would cost float32 3 bits."""
-    if KIND == "fp32":
-        store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum)
-    else:
-        seen = running_sum > 0
-        total = tl.where(seen, running_max, 0.0) + tl.log2(tl.where(seen, running_sum, 1.0))
-        tl.store(softmax_ptr + offsets, total, mask=stored)
-
-
-@triton.jit
-def load_sums(softmax_ptr, offsets, used, size, KIND: tl.constexpr):
-    if KIND == "fp32":
-        return load_softmax(softmax_ptr, offsets, used, size)
-    else:
-        return tl.load(softmax_ptr + offsets, mask=used, other=0.0), 1.0
 
 
 @triton.jit
@@ -129,7 +94,7 @@ def attend_kernel(
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     output = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    first, blocks, inner, outer = inner_blocks(low, high, used, BLOCK_N)
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
         running_max, running_sum, output = attend_block(
@@ -139,7 +104,7 @@ def attend_kernel(
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         running_max, running_sum, output = attend_block(
-            query, key_ptr, value_ptr, tokens + edge_block(step, inner, outer) * BLOCK_N, low, high, running_max,
+            query, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, running_max,
             running_sum, output, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
@@ -147,7 +112,7 @@ def attend_kernel(
     offsets = batch_head * row_limit + numbers
     stored = numbers < row_limit
     store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
-    store_sums(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+    store_softmax(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
 
 
 @triton.jit
@@ -250,7 +215,7 @@ def attend_rows_kernel(
     query_ptr += batch * query_stride_b + head * query_stride_h
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
     offsets = batch_head * row_limit + numbers
-    final_max, inverse_sum = load_sums(softmax_ptr, offsets, used, softmax_size, KIND)
+    final_max, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size, KIND)
     correction = tl.load(correction_ptr + offsets, mask=used, other=0.0)
     change = load_vectors(change_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
@@ -258,7 +223,7 @@ def attend_rows_kernel(
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if KIND == "fp32":
         inverse_sum = inverse_sum[:, None]
-    first, blocks, inner, outer = inner_blocks(low, high, used, BLOCK_N)
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
         gradient = attend_rows_block(
@@ -268,7 +233,7 @@ def attend_rows_kernel(
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         gradient = attend_rows_block(
-            query, change, key_ptr, value_ptr, tokens + edge_block(step, inner, outer) * BLOCK_N, low, high, final_max,
+            query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, final_max,
             inverse_sum, correction, gradient, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
@@ -285,9 +250,9 @@ def attend_columns_block(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
     KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    used = numbers < row_stop if EDGE else tl.full(numbers.shape, True, tl.int1)
+    used = numbers < row_stop
     position, low, high = load_row(rows_ptr, numbers, used, row_limit, 1)
-    final_max, inverse_sum = load_sums(softmax_ptr, outputs, used, softmax_size, KIND)
+    final_max, inverse_sum = load_softmax(softmax_ptr, outputs, used, softmax_size, KIND)
     if KIND == "fp32":
         inverse_sum = inverse_sum[None, :]
     correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
@@ -337,17 +302,8 @@ def attend_columns_kernel(
         first_output = (batch * heads + kv_head * group) * row_limit
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
-        # Bounds of what rows see never fall: first rows that end inside the tile, last those whose window has left it.
-        before = tl.zeros([ROWS_AT_ONCE], tl.int32)
-        seeing = tl.zeros([ROWS_AT_ONCE], tl.int32)
-        for first in range(row_start, row_stop, ROWS_AT_ONCE):
-            numbers = first + tl.arange(0, ROWS_AT_ONCE)
-            _, low, high = load_row(rows_ptr, numbers, numbers < row_stop, row_limit, 1)
-            before += ((numbers < row_stop) & (high < stop)).to(tl.int32)
-            seeing += ((low <= start) & (high >= stop)).to(tl.int32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
-        inner = tl.cdiv(tl.sum(before), BLOCK_M)
-        outer = tl.maximum((tl.sum(before) + tl.sum(seeing)) // BLOCK_M, inner)
+        inner, outer = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
         inside_count, edge_count = outer - inner, blocks - (outer - inner)
         for step in range(0, inside_count * group):
             head, block = step // inside_count, inner + step % inside_count
@@ -359,7 +315,7 @@ def attend_columns_kernel(
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
         for step in range(0, edge_count * group):
-            head, block = step // edge_count, edge_block(step % edge_count, inner, outer)
+            head, block = step // edge_count, edge(step % edge_count, inner, outer)
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
@@ -384,7 +340,7 @@ def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[
     rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
     new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)
     loss, outputs = new(rows), [new(*rows, value_dim) for _ in range(2)]
-    softmax = new(2 if config.kind == "fp32" else 1, *rows)  # in the end the student's
+    softmax = new(config.softmax_numbers, *rows)  # in the end the student's
     for side, (query, key, value) in enumerate((teacher, student)):
         attend_kernel[row_grid(plan, query, config.attend.block_m)](
             query, key, value, plan.rows, plan.counts, outputs[side], softmax, *strides(query, key, value),

@@ -45,6 +45,22 @@ def load_tile_range(rows_ptr, numbers, used, row_limit):
 
 
 @triton.jit
+def whole_blocks(low, high, used, BLOCK_N: tl.constexpr):
+    """(first token that some row sees, blocks from there, first block that all rows see whole, where these stop)"""
+    first = tl.min(low)
+    blocks = tl.cdiv(tl.maximum(tl.max(high) - first, 0), BLOCK_N)
+    inner = tl.cdiv(tl.maximum(tl.max(tl.where(used, low, 0)) - first, 0), BLOCK_N)
+    outer = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
+    return first, blocks, *within(inner, outer, 0, blocks)
+
+
+@triton.jit
+def edge(step, inner, outer):
+    """Those before inner and those from outer on, numbered in one row."""
+    return step + tl.where(step < inner, 0, outer - inner)
+
+
+@triton.jit
 def load_whole_tiles(rows_ptr, numbers, used, row_limit, first, stop):
     """Of the tiles from `first` to `stop` those that all rows of a block see whole."""
     low = tl.max(tl.load(rows_ptr + 10 * row_limit + numbers, mask=used, other=0))
@@ -150,7 +166,7 @@ def tanh(x):
 
 
 @triton.jit
-def softmax_weights(scores, shift, factor, KIND: tl.constexpr = "fp32"):
+def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
     """From what store_softmax kept. Never above 1, so that what stands beyond a tile's tokens stays finite."""
     weights = tl.exp2(tl.minimum(scores - shift[:, None], 0.0))
     if KIND == "fp32":
@@ -168,20 +184,21 @@ def rounded(weights, KIND: tl.constexpr):
 
 
 @triton.jit
-def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum, KIND: tl.constexpr = "fp32"):
-    """[2, B, H, m]: shift and factor such that weights are exp2(scores - shift) * factor. A row that saw nothing gets
-    no weight. The log-sum-exp as shift makes the factor 1, but costs 3 bits, which float32 keeps."""
+def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum, KIND: tl.constexpr):
+    """What softmax_weights needs of a row: [1, B, H, m], the log-sum-exp, which costs 3 bits; for float32 maximum and
+    inverse sum, [2, B, H, m]. A row that saw nothing gives no weight."""
     seen = running_sum > 0
     some = tl.where(seen, running_sum, 1.0)
-    if KIND == "fp32":
-        shift, factor = running_max, 1.0 / some
-    else:
-        shift, factor = running_max + tl.log2(some), tl.full(some.shape, 1.0, tl.float32)
+    shift = running_max if KIND == "fp32" else running_max + tl.log2(some)
     tl.store(softmax_ptr + offsets, tl.where(seen, shift, float("inf")), mask=stored)
-    tl.store(softmax_ptr + size + offsets, tl.where(seen, factor, 0.0), mask=stored)
+    if KIND == "fp32":
+        tl.store(softmax_ptr + size + offsets, 1.0 / some, mask=stored)
 
 
 @triton.jit
-def load_softmax(softmax_ptr, offsets, used, size):
+def load_softmax(softmax_ptr, offsets, used, size, KIND: tl.constexpr):
     shift = tl.load(softmax_ptr + offsets, mask=used, other=float("inf"))
-    return shift, tl.load(softmax_ptr + size + offsets, mask=used, other=0.0)
+    if KIND == "fp32":
+        return shift, tl.load(softmax_ptr + size + offsets, mask=used, other=0.0)
+    else:
+        return shift, tl.full(shift.shape, 1.0, tl.float32)

@@ -44,6 +44,11 @@ class Config:
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
+    @property
+    def softmax_numbers(self) -> int:
+        """What is kept of a row's softmax: see attention.store_softmax."""
+        return 2 if self.kind == "fp32" else 1
+
     def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
         """Where one side has half as many tokens again, tiles that are twice as wide for it: fewer columns are empty."""
         if self.kind != "fp32" and 2 * teacher_tokens >= 3 * student_tokens:
@@ -76,7 +81,8 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     small = size > 128 and target in ("cuda:86", "cuda:89", "cuda:120")
     precision = {"bf16": half, "tf32": half, "fp32": "ieee" if small else exact}
     return Config(
-        widths=(16, 16) if kind == "fp32" and size > 64 else (32, 32),
+        # The cosine has many products with the factors, which wide tiles make deeper.
+        widths=(16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32),
         block_d=block_d,
         block_dv=block_dv,
         # The factors' float32 products fill the registers: with wider slices they spill.
@@ -91,14 +97,21 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     )
 
 
-# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. On NVIDIA eight warps form some
-# products of so few rows twice: they are for what would spill with four.
+# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. Chosen by the report's main loops:
+# the longest of products, instructions and shared memory for a score is the shortest of all that do not spill. On NVIDIA
+# a block of so few rows leaves more than two or four warps products to repeat. "90": where a group of four warps
+# multiplies 64 rows at once.
 _TABLE = {
     "softmax": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
     "factors": ((64, 64, 2, 1), (64, 64, 2, 1), (64, 64, 2, 1)),
-    "rows": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
-    "columns": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
-    "cosine": ((16, 64, 4, 1), (16, 64, 4, 1), (16, 64, 8, 1)),  # rows and columns
+    "rows": ((64, 64, 4, 2), (32, 64, 2, 2), (16, 64, 2, 2)),
+    "rows 90": ((64, 64, 4, 2), (128, 64, 8, 1), (32, 64, 4, 2)),
+    "columns": ((32, 64, 2, 2), (16, 64, 2, 2), (32, 64, 4, 1)),
+    "columns 90": ((64, 64, 4, 2), (64, 64, 4, 1), (32, 64, 4, 2)),
+    "cosine rows": ((64, 64, 4, 1), (32, 64, 2, 1), (16, 64, 2, 1)),
+    "cosine rows 90": ((64, 64, 4, 1), (128, 64, 8, 1), (16, 64, 2, 1)),
+    "cosine columns": ((32, 64, 2, 1), (32, 64, 2, 1), (16, 64, 2, 1)),
+    "cosine columns 90": ((64, 64, 4, 1), (64, 64, 4, 1), (16, 64, 2, 1)),
     "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
     "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "attend": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 1)),
@@ -106,12 +119,9 @@ _TABLE = {
     "attend_rows": ((64, 32, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1)),
     "attend_columns": ((64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 1)),
 }
+WARP_GROUPS = "cuda:90", "cuda:100"
 # What spills on one target only.
-_EXCEPTIONS = {
-    ("cuda:90", "rows", 0): (64, 64, 8, 2),
-    ("cuda:120", "cosine", 1): (16, 64, 8, 1),
-    ("hip", "attend_columns", 2): (16, 64, 4, 1),
-}
+_EXCEPTIONS = {("hip", "attend_columns", 2): (16, 64, 4, 1)}
 
 
 def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launch]:
@@ -121,9 +131,12 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     if kind != "bf16" and size > 128:
         # Twice the operands of bfloat16 again.
         found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
-    cosine = found.pop("cosine")
-    if metric == "cosine":
-        found |= {"rows": cosine, "columns": cosine}
+    for kernel in ("rows", "columns"):
+        name = ("cosine " if metric == "cosine" else "") + kernel
+        found[kernel] = found[name + " 90"] if target in WARP_GROUPS else found[name]
+    found = {x: y for x, y in found.items() if x in Config.__dataclass_fields__}
+    if kind != "bf16":
+        found = {x: y if x == "factors" else replace(y, warps=max(y.warps, 4)) for x, y in found.items()}
     if kind == "fp32":
         # Three products each, of operands twice the size: what fits into the shared memory of the smallest cards.
         block = 16 if size > 64 else 32

@@ -45,7 +45,7 @@ def segment_vectors(
         inside = load_ids(ids_ptr, tokens, stop) == segment
         key = load_vectors(key_ptr, tokens, inside, key_stride, HEAD_DIM, BLOCK_D)
         scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = tl.where(inside[None, :], softmax_weights(scores, final_max, inverse_sum), 0.0)
+        weights = tl.where(inside[None, :], softmax_weights(scores, final_max, inverse_sum, KIND), 0.0)
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride, VALUE_DIM, BLOCK_DV))
         # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
         vectors = tl.dot(operand(weights, KIND), values, vectors, input_precision=PRECISION)
@@ -82,8 +82,8 @@ def aim_long_rows_kernel(
         teacher_query_ptr += batch * tq_stride_b + head * tq_stride_h
         student_query_ptr += batch * sq_stride_b + head * sq_stride_h
         outputs = batch_head * row_limit + numbers
-        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-        student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+        student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -127,7 +127,8 @@ def aim_long_rows_kernel(
                     scores, slope = masked_scores(
                         query, key, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
                     )
-                    weights = tl.where(inside[None, :], softmax_weights(scores, student_max, student_inverse), 0.0)
+                    weights = softmax_weights(scores, student_max, student_inverse, KIND)
+                    weights = tl.where(inside[None, :], weights, 0.0)
                     values = widen(load_vectors(student_value_ptr, tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
                     # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_N] -> [BLOCK_M, BLOCK_N]
                     products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
@@ -192,8 +193,8 @@ def aim_long_columns_kernel(
             student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
             pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
             outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
             query = load_vectors(
                 teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
             )

@@ -111,9 +111,7 @@ def aim_forward(
         ]
         factors = aim_factors(teacher_value, value, plan, config, rest=True)
         aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
-        aim_rows(
-            teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient
-        )
+        aim_rows(teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient)
     total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
     total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
     outputs = [gradient, *softmaxes, correction]
@@ -129,7 +127,8 @@ def _(
 ):  # fmt: skip
     new = query.new_empty
     rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
-    softmax = (2, *rows) if key_needed or value_needed else (0,)
+    numbers = config_for(query, value, metric).softmax_numbers
+    softmax = (numbers, *rows) if key_needed or value_needed else (0,)
     gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
     return (
         new((), dtype=torch.float32),
@@ -223,7 +222,7 @@ def _(
     softcap, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = [(*rows, value.shape[-1]), (2 if query.dtype == torch.float32 else 1, *rows), rows]
+    shapes = [(*rows, value.shape[-1]), (config_for(query, value, "mse").softmax_numbers, *rows), rows]
     dtypes = gradient_dtype(query), torch.float32, torch.float32
     kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
     kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]

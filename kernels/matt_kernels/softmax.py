@@ -7,14 +7,15 @@ import triton.language as tl
 from matt_kernels.attention import (
     COUNTS,
     ROWS,
+    edge,
     load_row,
     load_vectors,
     masked_scores,
     operand,
     store_softmax,
     store_vectors,
+    whole_blocks,
     widen,
-    within,
 )
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
 
@@ -51,16 +52,13 @@ def softmax_kernel(
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     if MEAN_KEY:
         mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    first, stop = tl.min(low), tl.max(high)
-    blocks = tl.cdiv(tl.maximum(stop - first, 0), BLOCK_N)
-    # Blocks of which all rows see every token need no mask.
-    low_block = tl.cdiv(tl.maximum(tl.max(tl.where(used, low, 0)) - first, 0), BLOCK_N)
-    high_block = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
-    low_block, high_block = within(low_block, high_block, 0, blocks)
-    whole = high_block - low_block
+    stop = tl.max(high)
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
+    whole = outer - inner
+    # First the blocks of which some row sees a part only, then the others, without masks.
     for WHOLE in tl.static_range(2):
         for step in range(whole if WHOLE else blocks - whole):
-            block = step + (low_block if WHOLE else tl.where(step < low_block, 0, whole))
+            block = inner + step if WHOLE else edge(step, inner, outer)
             tokens = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
             key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
             scores, slope = masked_scores(
@@ -79,11 +77,11 @@ def softmax_kernel(
 
 
 def softmax_rows(query, key, plan, config, scale, softcap, *, side: int, mean_key=None) -> torch.Tensor:
-    """[2, B, H, m] float32 as store_softmax has it; side 0 teacher, 1 student. Writes `mean_key`, [B, H, m, d], if
+    """[1 or 2, B, H, m] float32 as store_softmax has it; side 0 teacher, 1 student. Writes `mean_key`, [B, H, m, d], if
     there is one: Σ a k of every row in use, times the derivative of soft-capping."""
     batch, heads, _, head_dim = query.shape
     row_limit = plan.rows.shape[-1]
-    softmax = torch.empty(2, batch, heads, row_limit, dtype=torch.float32, device=query.device)
+    softmax = query.new_empty(config.softmax_numbers, batch, heads, row_limit, dtype=torch.float32)
     softmax_kernel[row_grid(plan, query, config.softmax.block_m)](
         query, key, plan.rows, plan.counts, softmax, mean_key, *strides(query, key),
         heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),
