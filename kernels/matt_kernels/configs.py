@@ -50,7 +50,7 @@ class Config:
         return 2 if self.kind == "fp32" else 1
 
     def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
-        """Where one side has half as many tokens again, tiles that are twice as wide for it: fewer columns are empty."""
+        """Where one side has half as many tokens again, tiles are twice as wide for it: fewer columns are empty."""
         if self.kind != "fp32" and 2 * teacher_tokens >= 3 * student_tokens:
             return 32, 16
         if self.kind != "fp32" and 2 * student_tokens >= 3 * teacher_tokens:
@@ -97,10 +97,9 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     )
 
 
-# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. Chosen by the report's main loops:
-# the longest of products, instructions and shared memory for a score is the shortest of all that do not spill. On NVIDIA
-# a block of so few rows leaves more than two or four warps products to repeat. "90": where a group of four warps
-# multiplies 64 rows at once.
+# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. Chosen by the main loops of the
+# report: of all that do not spill, the one whose longest part (products, instructions, shared memory) for a score is
+# shortest. "90": where a group of four warps multiplies 64 rows at once.
 _TABLE = {
     "softmax": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
     "factors": ((64, 64, 2, 1), (64, 64, 2, 1), (64, 64, 2, 1)),
