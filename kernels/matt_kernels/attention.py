@@ -51,7 +51,8 @@ def whole_blocks(low, high, used, BLOCK_N: tl.constexpr):
     blocks = tl.cdiv(tl.maximum(tl.max(high) - first, 0), BLOCK_N)
     inner = tl.cdiv(tl.maximum(tl.max(tl.where(used, low, 0)) - first, 0), BLOCK_N)
     outer = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
-    return first, blocks, *within(inner, outer, 0, blocks)
+    inner, outer = within(inner, outer, 0, blocks)
+    return first, blocks, inner, outer
 
 
 @triton.jit
