@@ -8,7 +8,7 @@ import torch
 # project's machines (AMD) it takes half of MKL's time. torch before 2.9 has no switch for it.
 ONEDNN = getattr(torch.backends.mkldnn, "matmul", None)
 PIECE = 1 << 17  # scores
-BUFFERS = "teacher logits", "student logits", "teacher weights", "student weights", "gradient", "own", "outside"
+BUFFERS = "teacher", "student", "tanh", "gradient", "own", "outside"
 
 
 class Workspace:
