@@ -170,14 +170,14 @@ class DocumentLoss:
             values.append(side.values.view(self.kv_heads, tiles, width, -1))
             if self.packing.long:
                 values[-1] = values[-1] * (ids >= 0)[..., None]
-        self.tile_segments = segments
-        self.own, self.shared, self.outside, self.own_basis, self.outside_basis = segment_basis(*values, *segments)
+        self.own, self.teacher_coordinates, self.basis = segment_basis(*values, *segments)
+        # [tiles, dimensions of the basis]: the student's, then what the teacher adds
+        self.dimension_segments = torch.cat(segments[::-1], 1)
         if self.options.metric == "cosine":
             of_tile = torch.as_tensor(self.packing.segments, device=self.workspace.device)[..., None]
             # [tiles, segments of a tile, dimensions of the basis]
-            self.indicators = [
-                ((of_tile == x[:, None]) & (of_tile >= 0)).to(self.workspace.dtype) for x in segments[::-1]
-            ]
+            indicators = (of_tile == self.dimension_segments[:, None]) & (of_tile >= 0)
+            self.indicators = indicators.to(self.workspace.dtype)
 
     def _prepare_gradients(self):
         # Cosine gradients of all rows weigh alike, so a float32 product over many rows shows; with MSE it does not.
@@ -192,13 +192,15 @@ class DocumentLoss:
         self.key_gradient = zeros(self.student.keys) if key else None
         direct = value and not (tiled and not self.packing.long)
         self.value_gradient = zeros(self.student.values, sums) if direct else None
-        self.own_products = zeros(self.own, sums) if value and tiled else None
-        self.outside_products = zeros(self.shared.mT, sums) if value and tiled else None
+        self.products = None
+        if value and tiled:
+            shape = *self.own.shape[:3], self.basis.shape[2]
+            self.products = torch.zeros(shape, dtype=sums, device=self.workspace.device)
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
     def run(self, weight: float) -> torch.Tensor:
-        factor = weight * (2 if self.options.metric == "mse" else 1)
+        factor = weight * (-2 if self.options.metric == "mse" else 1)  # of s_T - s_S
         total = torch.zeros((), dtype=torch.float64, device=self.workspace.device)
         extents = list(self._extents())
         self.workspace.reserve(max(x.elements for x in extents))
@@ -261,12 +263,11 @@ class DocumentLoss:
             self.value_gradient.mul_(factor).index_fill_(1, self.student.uncounted, 0)
         if self.outputs[2] is None or self.packing is None:
             return self.value_gradient
-        teacher, student = self.tile_segments
-        same = (student[:, :, None] == student[:, None, :]) & (student >= 0)[..., None]
-        across = (student[:, :, None] == teacher[:, None, :]) & (student >= 0)[..., None]
-        # [H_kv, tiles, w_S, w] @ [H_kv, tiles, w, d] -> [H_kv, tiles, w_S, d]
-        columns = self.own_products.mul_(same).mul_(factor).to(self.own) @ self.own_basis
-        columns += self.outside_products.mul_(across).mul_(factor).to(self.own) @ self.outside_basis
+        dimensions = self.dimension_segments
+        columns = dimensions[:, : self.packing.student_width, None]
+        same = (columns == dimensions[:, None]) & (columns >= 0)
+        # [H_kv, tiles, w_S, dimensions] @ [H_kv, tiles, dimensions, d] -> [H_kv, tiles, w_S, d]
+        columns = self.products.mul_(same).mul_(factor).to(self.basis) @ self.basis
         columns = columns.flatten(1, 2)
         return columns if self.value_gradient is None else columns.add_(self.value_gradient)
 
@@ -387,43 +388,40 @@ class Block:
         """
         parent, take, rows = self.parent, self.parent.workspace.take, self.rows
         part = self.heads, self.tiles
-        own, shared, outside = (x[part].flatten(0, 1) for x in (parent.own, parent.shared, parent.outside))
-        teacher, student = (x.view(own.shape[0], -1, rows) for x in (teacher, student))
+        own, coordinates = (x[part].flatten(0, 1) for x in (parent.own, parent.teacher_coordinates))
+        tiles, width, _ = own.shape
+        teacher, student = (x.view(tiles, -1, rows) for x in (teacher, student))
         # [tiles, dimensions, columns] @ [tiles, columns, rows] -> [tiles, dimensions, rows]
-        student_own = torch.bmm(own.mT, student, out=take("own", *student.shape))
-        teacher_outside = torch.bmm(outside.mT, teacher, out=take("outside", *teacher.shape))
+        states = take("states", tiles, coordinates.shape[2], rows)
+        torch.bmm(coordinates.mT, teacher, out=states)
+        student_states = torch.bmm(own.mT, student, out=take("gradient", *student.shape))
         if self.options.metric == "mse":
-            own_gradient = student_own.baddbmm_(shared.mT, teacher, alpha=-1)
-            outside_gradient, sign = teacher_outside, -1
-            total = _squares(own_gradient) + _squares(outside_gradient)
+            states[:, :width].sub_(student_states)
+            total = _squares(states)
         else:
-            teacher_own = torch.bmm(shared.mT, teacher)
-            total, own_gradient, outside_gradient = self._tiled_cosine(student_own, teacher_own, teacher_outside)
-            sign = 1
+            total = self._tiled_cosine(states, student_states)
         if gradient is not None:
             # [tiles, columns, dimensions] @ [tiles, dimensions, rows] -> [tiles, columns, rows]
-            torch.bmm(own, own_gradient, out=gradient.view(student.shape))
-        if parent.own_products is not None:
-            student = student.to(parent.own_products)
-            for products, x, factor in (
-                (parent.own_products, own_gradient, 1),
-                (parent.outside_products, outside_gradient, sign),
-            ):
-                products = products[part]
-                # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
-                products.add_(torch.bmm(student, x.mT.to(student)).view(products.shape), alpha=factor)
+            torch.bmm(own, states[:, :width], out=gradient.view(student.shape))
+        if parent.products is not None:
+            products = parent.products[part]
+            # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
+            products.add_(torch.bmm(student.to(products), states.mT.to(products)).view(products.shape))
         return total
 
-    def _tiled_cosine(self, student_own, teacher_own, teacher_outside):
-        heads = self.heads.stop - self.heads.start
-        own, outside = (x[self.tiles].repeat(heads, 1, 1) for x in self.parent.indicators)
+    def _tiled_cosine(self, states, student_states):
+        """The sum of 1 - cos; the teacher's states become the gradients of the student's."""
+        heads, width = self.heads.stop - self.heads.start, student_states.shape[1]
+        both = self.parent.indicators[self.tiles].repeat(heads, 1, 1)
+        own = both[..., :width]
         # [tiles, segments, dimensions] @ [tiles, dimensions, rows] -> [tiles, segments, rows]
-        teacher_squares = own @ teacher_own.square() + outside @ teacher_outside.square()
-        products, student_squares = own @ (teacher_own * student_own), own @ student_own.square()
+        teacher_squares, student_squares = both @ states.square(), own @ student_states.square()
+        products = own @ (states[:, :width] * student_states)
         mask = self.pair_mask.repeat(heads, 1, 1)
         total, teacher_factor, student_factor = _cosine(teacher_squares, products, student_squares, mask)
-        own_gradient = teacher_own.mul_(own.mT @ teacher_factor).add_(student_own.mul_(own.mT @ student_factor))
-        return total, own_gradient, teacher_outside.mul_(outside.mT @ teacher_factor)
+        states.mul_(both.mT @ teacher_factor)
+        states[:, :width].add_(student_states.mul_(own.mT @ student_factor))
+        return total
 
     def _direct(self, teacher, student, gradient, columns, segment: int | None) -> torch.Tensor:
         """One long segment, or everything a row sees for aim_star: the segment vectors themselves, [heads, d, rows]."""
@@ -435,7 +433,7 @@ class Block:
         teacher_states = parent.teacher.values[heads, sources[0]].mT @ teacher
         student_states = values.mT @ student
         if self.options.metric == "mse":
-            state_gradient = student_states.sub_(teacher_states)
+            state_gradient = teacher_states.sub_(student_states)
             total = _squares(state_gradient.flatten(0, 1))
         else:
             pairs = (teacher_states, teacher_states), (teacher_states, student_states), (student_states, student_states)

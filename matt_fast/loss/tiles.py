@@ -127,9 +127,8 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     """Coordinates of every value in an orthonormal basis of its segment's span.
 
     values [H_kv, tiles, width, d] with zeros where a column is in no segment, segments [tiles, width] (negative: none).
-    Returns (student coordinates [H_kv, tiles, w_S, w_S], teacher coordinates in the student's basis
-    [H_kv, tiles, w_T, w_S], teacher coordinates outside it [H_kv, tiles, w_T, w_T], the two bases
-    [H_kv, tiles, w_S, d] and [H_kv, tiles, w_T, d]), all in the dtype of the values and zero between segments.
+    Returns (student coordinates [H_kv, tiles, w_S, w_S], teacher coordinates [H_kv, tiles, w_T, w_S + w_T], the basis
+    [H_kv, tiles, w_S + w_T, d]), all in the dtype of the values and zero between segments.
 
     The student's tokens come first: what is left of the teacher's outside their span reaches the loss but not the
     student's weights. It is found by explicit projection, so it is small and accurate when the sides nearly agree, and
@@ -152,7 +151,8 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     noise = (1e-14 if exact else 1e-8) * teacher_values.norm(dim=-1, keepdim=True)
     rest.mul_(rest.norm(dim=-1, keepdim=True) > noise)
     rest_basis, outside = _orthonormal(rest, teacher_same, exact)
-    return tuple(x.to(dtype) for x in (own, shared, outside, student_basis, rest_basis))
+    coordinates, basis = torch.cat((shared, outside), -1), torch.cat((student_basis, rest_basis), -2)
+    return tuple(x.to(dtype) for x in (own, coordinates, basis))
 
 
 def _minus_product(x, left, right):
