@@ -21,7 +21,7 @@ from matt_fast.loss.workspace import ONEDNN, PIECE, Workspace
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# Scores of one side and one block: the middle of a flat optimum, timed on one thread of a busy machine.
+# Scores of one side and one block, all key heads in hand: the middle of a flat optimum, timed on one thread.
 BLOCK_ELEMENTS = 3 << 17
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 192
 COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
@@ -136,7 +136,7 @@ class Extent:
 
 
 class DocumentLoss:
-    """One document: prepare both sides, then add up value and gradients block by block and head by head."""
+    """One document: prepare both sides, then add up value and gradients by block and by a few key heads at a time."""
 
     def __init__(self, document, teacher, student, options: Options, workspace: Workspace, outputs):
         self.document, self.options, self.workspace, self.outputs = document, options, workspace, outputs
@@ -213,8 +213,8 @@ class DocumentLoss:
         return total
 
     def _extents(self):
-        """Blocks of at most BLOCK_ELEMENTS where MIN_BLOCK_ROWS allow it, in a few numbers of rows: products of one shape
-        come again. From the end, so that what is left over has few columns."""
+        """Blocks as wide as BLOCK_ELEMENTS allows, all key heads at once where they fit, in a few numbers of rows:
+        products of one shape come again. From the end, so that the rows left over see few columns."""
         stop = self.count
         while stop:
             columns = self._columns(stop - 1, stop)[1]
