@@ -131,7 +131,8 @@ def main() -> None:
         export.replace_vocabulary(model, table)
         return evaluate(model, vocabulary.student, documents, max_pieces=PIECES).bits_per_byte
 
-    print(f"{given.text}: original {original:.4f}, {given.init} {score(start):.4f}", flush=True)
+    start_name = given.init if given.init_head == "same" else f"{given.init}, head {given.init_head}"
+    print(f"{given.text}: original {original:.4f}, {start_name} {score(start):.4f}", flush=True)
     print(
         "| objective | bits per byte, mean | smallest to largest | steps | tokens | loss, first and last ten steps |\n"
         "|---|---|---|---|---|---|",
