@@ -4,13 +4,21 @@ The names below are imported when they are first used: `aim_loss` alone needs to
 """
 
 from importlib import import_module
+from importlib.metadata import version
 
 _WHERE = {
     "AIMLoss": "matt_fast.loss",
     "AttentionInputs": "matt_fast.capture",
+    "GPTNeoXForAIM": "matt_fast.modeling",
+    "Gemma3ForAIM": "matt_fast.modeling",
+    "LlamaForAIM": "matt_fast.modeling",
     "MATT": "matt_fast.matt",
     "MATTConfig": "matt_fast.matt_config",
     "MATTOutput": "matt_fast.matt",
+    "MistralForAIM": "matt_fast.modeling",
+    "PartlyFrozenEmbeddings": "matt_fast.modeling",
+    "PreTrainedModelForAIM": "matt_fast.modeling",
+    "Qwen3ForAIM": "matt_fast.modeling",
     "TrainingOptions": "matt_fast.options",
     "TransferResult": "matt_fast.result",
     "aim_impl": "matt_fast.modeling.aim",
@@ -33,6 +41,8 @@ __all__ = list(_WHERE)
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return version("matt-fast")
     if name not in _WHERE:
         raise AttributeError(f"module 'matt_fast' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

@@ -118,7 +118,14 @@ def pack(chunks: Iterable[Chunk], limits: tuple[int, int], open_rows: int = OPEN
 
 
 def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> Batch:
-    """Rows of chunks as one batch, padded on the right to the longest row, or to the next multiple of a number."""
+    """Rows of chunks as one batch, padded on the right to the longest row, or to the next multiple of a number.
+
+    Raises:
+        ValueError: the two sides of a chunk do not have the same segments, in the same order.
+    """
+    for number, row in enumerate(rows):
+        for chunk in row:
+            _check_same_segments(chunk, number)
     teacher = _side([[(chunk.teacher_ids, chunk.teacher_segments) for chunk in row] for row in rows], multiple_of)
     student = _side([[(chunk.student_ids, chunk.student_segments) for chunk in row] for row in rows], multiple_of)
     return Batch(
@@ -134,6 +141,19 @@ def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> 
         tokens=int((student[2] != PADDING).sum()),
         skipped=skipped,
     )
+
+
+def _check_same_segments(chunk: Chunk, row: int) -> None:
+    in_order = []
+    for part in (chunk.teacher_segments, chunk.student_segments):
+        inside = part[part >= 0]
+        in_order.append(inside[np.diff(inside, prepend=PADDING) != 0])
+    if not np.array_equal(*in_order):
+        counts = [len(set(x.tolist())) for x in in_order]
+        raise ValueError(
+            f"chunks: wanted the same segments in the same order on both sides of row {row}, got {counts[0]} on the "
+            f"teacher's and {counts[1]} on the student's, or in another order"
+        )
 
 
 def _side(rows: list[list[tuple[NDArray, NDArray]]], multiple_of: int) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matt_fast.options import TrainingOptions
 from matt_fast.result import TransferResult
+from matt_fast.training import Progress
 
 STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
 
@@ -16,6 +17,14 @@ def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
         (STAGE_NAMES[name], f"{evaluation.bits_per_byte:.4f}", f"{evaluation.bytes_per_token:.3f}")
         for name, evaluation in result.evaluations.items()
     ]
+
+
+def skipped_lines(progress: Progress) -> list[str]:
+    """What training left out: parts of the data, and steps in which no trainable row occurred."""
+    skipped = dict(progress.skipped)
+    if progress.steps_without_new_tokens:
+        skipped["steps without new tokens"] = progress.steps_without_new_tokens
+    return [f"{count:,} {reason}" for reason, count in skipped.items()]
 
 
 def model_card(
@@ -66,7 +75,7 @@ def model_card(
     ]
     if progress.losses:
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
-    lines += [f"- Skipped: {count} {reason}." for reason, count in progress.skipped.items()]
+    lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
     if result.evaluations:
         scored = next(iter(result.evaluations.values()))
         lines += [

@@ -35,7 +35,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         An iterable of str, which can be iterated again.
 
     Raises:
-        ValueError: no readable file in the folder, an unknown format, or no such column.
+        ValueError: no readable file in the folder, an unknown format, no such column, or one that holds no texts.
     """
     dataset = load_documents(source, split=split, text_field=text_field, streaming=True)
     if seed is not None:
@@ -70,8 +70,22 @@ def load_documents(source: str | Path, *, split: str, text_field: str, streaming
         columns = part.column_names or list(next(iter(part), {field: ""}))
         if field not in columns:
             raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {field!r}")
+        check_text_column(part, field, "text_field")
         texts.append(part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"}))
     return concatenate_datasets(texts) if len(texts) > 1 else texts[0]
+
+
+def check_text_column(dataset: Dataset | IterableDataset, column: str, argument: str) -> None:
+    """Raise a ValueError that names the argument if the column holds something else than texts.
+
+    A stream that does not know its columns' types is judged by its first row.
+    """
+    if dataset.features is None:
+        kind = type(next(iter(dataset), {}).get(column)).__name__
+    else:
+        kind = getattr(dataset.features[column], "dtype", type(dataset.features[column]).__name__)
+    if kind not in ("str", "string", "large_string", "string_view", "NoneType", "null"):
+        raise ValueError(f"{argument}: wanted a column of texts, got {column!r}, which holds {kind}")
 
 
 @dataclass(frozen=True)

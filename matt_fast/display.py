@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from matt_fast.card import evaluation_rows
+from matt_fast.card import evaluation_rows, skipped_lines
 from matt_fast.comparison import Initialised
 from matt_fast.initializers import InitReport
 from matt_fast.planning import Plan
@@ -82,7 +82,7 @@ def print_result(console: Console, result: TransferResult) -> None:
         f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
-        *(f"skipped   {count:,} {reason}" for reason, count in progress.skipped.items()),
+        *(f"skipped   {line}" for line in skipped_lines(progress)),
     ]
     console.print("\n".join(lines), highlight=False, markup=False)
 

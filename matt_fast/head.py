@@ -19,8 +19,8 @@ class Head:
         bias: [student rows], or None. It is used as it is, not trained.
         scale: factor on the logits.
         softcap: bound of their tanh soft-capping, applied after the factor; None without.
-        fused: compute losses with liger-kernel's fused linear cross-entropy. If None: where it is installed, `weight`
-            is on a CUDA device, and there is no soft-capping.
+        fused: make the softmax and its gradient in liger-kernel's kernel. If None: where it is installed and `weight`
+            is on a CUDA device.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Head:
     ):
         self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
         if fused is None:
-            fused = weight.is_cuda and softcap is None and find_spec("liger_kernel") is not None
+            fused = weight.is_cuda and find_spec("liger_kernel") is not None
         self.fused = fused
 
     @torch.no_grad()
@@ -47,22 +47,17 @@ class Head:
         The softmax is over the whole vocabulary. Gradients flow to `hidden` and to `rows.trainable`, whose values the
         head must have (see `update`); the rows of tokens that do not occur in the step get none.
         """
-        trained_ids = rows.ids[rows.positions]
-        if self.fused:
-            return self._fused_loss(hidden, targets, rows.trainable, trained_ids)
         return _ChunkedCrossEntropy.apply(
-            hidden, self.weight, self.bias, rows.trainable, trained_ids, targets, self.scale, self.softcap
+            hidden,
+            self.weight,
+            self.bias,
+            rows.trainable,
+            rows.ids[rows.positions],
+            targets,
+            self.scale,
+            self.softcap,
+            _liger_loss_and_gradient if self.fused else _loss_and_gradient,
         )
-
-    def _fused_loss(self, hidden, targets, trained, trained_ids) -> torch.Tensor:
-        from liger_kernel.ops import LigerFusedLinearCrossEntropyFunction
-
-        weight = self.weight.index_copy(0, trained_ids, trained.to(self.weight.dtype))
-        bias = None if self.bias is None else self.bias * self.scale
-        loss, *_ = LigerFusedLinearCrossEntropyFunction.apply(
-            hidden * self.scale, weight, targets, bias, None, -100, 0.0, 0.0, "mean", self.softcap
-        )
-        return loss
 
 
 def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
@@ -102,30 +97,44 @@ def head_logits(hidden, weight, bias, scale, softcap) -> torch.Tensor:
     return logits if softcap is None else softcap * (logits / softcap).tanh_()
 
 
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the cross-entropies of `targets` ([n] int64), and its gradient in place of `logits` ([n, rows])."""
+    target = targets[:, None]
+    logits -= logits.logsumexp(-1, keepdim=True)
+    loss = -logits.gather(1, target).sum()
+    gradient = logits.exp_()
+    return loss, gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
+
+
+def _liger_loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in one kernel. Liger's fused linear loss has a gradient for the whole table or for none of its rows."""
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits.requires_grad_()  # or it makes no gradient
+    loss, *_, gradient = cross_entropy_forward(logits, targets.contiguous(), None, -100, 0.0, 0.0, "sum", None, False)
+    return loss, gradient.detach()
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward makes the gradients too, a chunk of tokens at a time; backward multiplies them by the loss's own."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap):
+    def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap, loss_and_gradient):
         chunk = max(1, min(len(hidden), LOGITS_AT_ONCE // len(weight)))
         needs_hidden, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         row_gradient = torch.zeros_like(trained) if needs_rows else None
         for start in range(0, len(hidden), chunk):
-            part, target = hidden[start : start + chunk], targets[start : start + chunk, None]
+            part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = head_logits(part, weight, bias, scale, softcap)
-            slope = None if softcap is None else scale * (1 - (logits / softcap).square_())
-            logits -= logits.logsumexp(-1, keepdim=True)
-            loss -= logits.gather(1, target).sum()
+            slope = scale / len(hidden)
+            if softcap is not None:
+                slope = (logits / softcap).square_().neg_().add_(1).mul_(slope)
+            part_loss, gradient = loss_and_gradient(logits, target)
+            loss += part_loss
             # From here on: the loss's gradient with respect to the head's output.
-            gradient = logits.exp_().div_(len(hidden))
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1 / len(hidden)))
-            if slope is not None:
-                gradient *= slope
-            elif scale != 1.0:
-                gradient *= scale
-            gradient = gradient.to(weight.dtype)
+            gradient = gradient.mul_(slope).to(weight.dtype)
             if needs_hidden:
                 hidden_gradient[start : start + chunk] = gradient @ weight
             if needs_rows:
@@ -137,4 +146,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
         hidden, rows = (None if x is None else x * loss_gradient.to(x.dtype) for x in ctx.saved_tensors)
-        return hidden, None, None, rows, None, None, None, None
+        return hidden, None, None, rows, None, None, None, None, None

@@ -16,10 +16,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, load_from_disk
+from rich.console import Console
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from matt_fast.data import Side
+from matt_fast.checks import check_type
+from matt_fast.data import Side, check_text_column
+from matt_fast.display import ProgressDisplay
 from matt_fast.embeddings import EmbeddingTable, embed
 from matt_fast.head import Head, logit_rule
 from matt_fast.matt_config import PRECISIONS, MATTConfig
@@ -96,7 +99,7 @@ class MATT:
         progress: of the last training, see `matt_fast.training.Progress`; None before.
 
     Raises:
-        TypeError: a tokenizer is not a fast one.
+        TypeError: `config` is no MATTConfig, or a tokenizer not a fast one.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class MATT:
         teacher_tokenizer: PreTrainedTokenizerBase,
         student_tokenizer: PreTrainedTokenizerBase,
     ):
+        check_type("config", config, MATTConfig)
         for name, tokenizer in (("teacher_tokenizer", teacher_tokenizer), ("student_tokenizer", student_tokenizer)):
             check_fast(tokenizer, name)
         self.config = config
@@ -138,7 +142,7 @@ class MATT:
 
         Raises:
             TypeError: `dataset` is not a `datasets.Dataset`.
-            ValueError: no such column, no text, or a `max_length` that special tokens fill.
+            ValueError: no such column, or one that holds no texts; no text; a `max_length` that special tokens fill.
         """
         if not isinstance(dataset, Dataset):
             raise TypeError(
@@ -148,6 +152,7 @@ class MATT:
             raise ValueError(
                 f"text_column_name: wanted one of the columns {dataset.column_names}, got {text_column_name!r}"
             )
+        check_text_column(dataset, text_column_name, "text_column_name")
         tokenizers = (self.teacher_tokenizer, self.student_tokenizer)
         digest = data_key(dataset, text_column_name, tokenizers, max_length)
         folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
@@ -195,8 +200,8 @@ class MATT:
             )
         if kwargs:
             raise TypeError(f"train: arguments for Lightning's Trainer have no meaning here, got {', '.join(kwargs)}")
-        self._check_models(teacher_model, student_model)
         config = replace(self.config)  # checked again: someone may have changed it
+        self._check_models(teacher_model, student_model)
         set_seed(config.seed)
         accelerator = _accelerator(config)
         data = load_from_disk(self.dataset_path).with_format("numpy")
@@ -206,7 +211,10 @@ class MATT:
         student = _student(student_model)
         checkpoints = _Checkpoints(config, student, accelerator)
 
+        display = ProgressDisplay(Console(quiet=not accelerator.is_main_process), options.steps)
+
         def on_step(progress: Progress) -> None:
+            display.on_step(progress)
             last = progress.step == options.steps
             if last or progress.step % config.log_every_n_steps == 0:
                 lr = options.lr_at(progress.step)
@@ -218,7 +226,10 @@ class MATT:
         passes = batches(data, config, accelerator)
         models = teacher_model.trunk, student_model.trunk
         try:
-            self.progress, _ = train(*models, student, passes, student_model.n_layers, options, accelerator, on_step)
+            with display:
+                self.progress, _ = train(
+                    *models, student, passes, student_model.n_layers, options, accelerator, on_step
+                )
         finally:
             passes.close()
             _write_back(student, student_model)
@@ -321,7 +332,7 @@ def _options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions
         warmup_steps=config.num_warmup_steps,
         decay_steps=config.num_decay_steps,
         accumulation=config.accumulate_grad_batches,
-        max_grad_norm=config.gradient_clip_val or None,
+        max_grad_norm=None if config.gradient_clip_val in (0, math.inf) else config.gradient_clip_val,
         metric=config.loss,
     )
 

@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+from matt_fast.checks import check_field_types
 
 PRECISIONS = {  # dtype of the frozen weights; None as they were loaded
     "bf16-mixed": None,
@@ -12,6 +15,7 @@ PRECISIONS = {  # dtype of the frozen weights; None as they were loaded
     "32": torch.float32,
     "32-true": torch.float32,
 }
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
 @dataclass
@@ -32,7 +36,8 @@ class MATTConfig:
         gradient_clip_algorithm: "norm".
         accumulate_grad_batches: batches per update.
         pad_to_multiple_of: pad batches to a multiple of this length.
-        strategy: "auto" or "ddp": gradients are averaged over the processes.
+        strategy: "auto" or "ddp": gradients are averaged over the processes. Lightning's variants of "ddp" that differ
+            in how it looks for unused parameters are the same here.
         precision: of the frozen weights: "bf16-mixed" (as loaded: bfloat16 unless asked otherwise), "bf16-true" or
             "bf16", "32-true" or "32". Trained rows and their optimiser are always float32.
         log_every_n_steps: steps between two lines in the log.
@@ -46,14 +51,15 @@ class MATTConfig:
         use_wandb, wandb_project, wandb_output_dir: log to Weights & Biases.
 
     Raises:
+        TypeError: a value of another type.
         ValueError: a value that cannot be honoured; the message says why.
     """
 
     seed: int = 0
     accelerator: str = "auto"
     devices: int | str = -1
-    checkpoint_output_dir: str = "output/checkpoints"
-    dataset_output_dir: str = "output/datasets"
+    checkpoint_output_dir: str | Path = "output/checkpoints"
+    dataset_output_dir: str | Path = "output/datasets"
 
     batch_size: int = 4
     num_workers: int = 4
@@ -78,17 +84,27 @@ class MATTConfig:
 
     use_wandb: bool = False
     wandb_project: str = "matt"
-    wandb_output_dir: str = "output/wandb"
+    wandb_output_dir: str | Path = "output/wandb"
 
     def __post_init__(self):
-        self.precision = str(self.precision)
+        if self.precision in (16, 32, 64):
+            self.precision = str(self.precision)
+        if isinstance(self.devices, list | tuple):
+            raise TypeError(
+                f"devices: wanted a number of processes, -1 or 'auto', got {self.devices}; which GPUs they use is for "
+                "CUDA_VISIBLE_DEVICES to say"
+            )
+        check_field_types(self)
         if str(self.devices).removeprefix("-").isdecimal():
             self.devices = int(self.devices)
         one_of = {
             "accelerator": (("auto", "gpu", "cuda", "cpu"), "the loss runs on CUDA devices and the CPU"),
             "gradient_clip_algorithm": (("norm",), "clipping single values would change the direction of a row"),
-            "strategy": (("auto", "ddp"), "only gradients of rows are shared; there is nothing to shard"),
-            "precision": (tuple(PRECISIONS), "gradients of the AIM loss are too small for fp16 and below"),
+            "strategy": (STRATEGIES, "only gradients of rows are shared; there is nothing to shard"),
+            "precision": (
+                tuple(PRECISIONS),
+                "gradients of the AIM loss are too small for fp16 and below, and float64 is not offered",
+            ),
             "loss": (("mse", "cosine"), "the AIM loss has these two metrics"),
             "aim_impl": (("aim", "aim_star"), "the AIM loss has these two variants"),
         }
@@ -96,6 +112,7 @@ class MATTConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: wanted one of {', '.join(known)} ({reason}); got {getattr(self, name)!r}")
         least = {
+            "seed": 0,
             "batch_size": 1,
             "num_workers": 0,
             "max_epochs": -1,
@@ -111,16 +128,14 @@ class MATTConfig:
         }
         for name, bound in least.items():
             value = getattr(self, name)
-            if value is None and name == "gradient_clip_val":
-                continue
-            if value is None or value < bound:
+            if value is not None and not value >= bound:  # nor NaN
                 raise ValueError(f"{name}: wanted at least {bound}, got {value}")
         for name in ("max_epochs", "max_steps"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}: wanted -1 or at least 1, got 0")
         if self.max_epochs == self.max_steps == -1:
             raise ValueError("max_steps: wanted at least 1 where max_epochs is -1 (training would not end), got -1")
-        if self.devices != "auto" and (not isinstance(self.devices, int) or (self.devices < 1 and self.devices != -1)):
+        if self.devices not in (-1, "auto") and (isinstance(self.devices, str) or self.devices < 1):
             raise ValueError(f"devices: wanted a number of processes, -1 or 'auto', got {self.devices!r}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr: wanted a number above 0, got {self.lr}")

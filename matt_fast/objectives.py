@@ -132,6 +132,11 @@ def trains_output(names: tuple[str, ...]) -> bool:
     return any(_OBJECTIVES[name].trains_output for name in names)
 
 
+def trains_input(names: tuple[str, ...]) -> bool:
+    """Whether an objective reaches input rows: one that runs the student."""
+    return any(_OBJECTIVES[name].student is not None for name in names)
+
+
 def losses(
     teacher: PreTrainedModel,
     student_model: PreTrainedModel,

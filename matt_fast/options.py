@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from matt_fast.checks import check_field_types
 from matt_fast.loss import AIMLoss
 
 OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
@@ -26,7 +27,8 @@ class TrainingOptions:
         packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
-        metric, reduction, backend: as in `aim_loss`; the backend also runs lazy row updates, see `RowAdamW`.
+        metric, reduction: of the AIM losses, as in `aim_loss`; the other objectives have no choice.
+        backend: as in `aim_loss`; it also runs lazy row updates, see `RowAdamW`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
             memory, more time.
@@ -57,6 +59,7 @@ class TrainingOptions:
     offload: str | None = None
 
     def __post_init__(self):
+        check_field_types(self)
         if "aim-all-layers" in self.objectives() and self.checkpointing:
             raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
         if self.packing and self.compile:
@@ -81,6 +84,12 @@ class TrainingOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        for name, usual in (("metric", "mse"), ("reduction", "pairs")):
+            value = getattr(self, name)
+            if value != usual and not any(objective.startswith("aim") for objective in self.objectives()):
+                raise ValueError(
+                    f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
+                )
         if self.moments not in ("lazy", "dense"):
             raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
         for name, choices in (("quantization", ("8bit", "4bit")), ("offload", ("cpu", "disk"))):

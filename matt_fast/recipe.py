@@ -21,7 +21,7 @@ from matt_fast.frozen import check_frozen, load_frozen
 from matt_fast.head import Head, logit_rule
 from matt_fast.initializers import Method, Rows, initial_rows, needs_whole_model
 from matt_fast.memory import peak_memory, reset_peak_memory
-from matt_fast.objectives import Student, plan_ahead, trains_output
+from matt_fast.objectives import Student, plan_ahead, trains_input, trains_output
 from matt_fast.options import TrainingOptions
 from matt_fast.parallel import read_pairs
 from matt_fast.prepared import prepare_once
@@ -154,6 +154,13 @@ def transfer(
             "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "
             f"since the objective {training.objective!r} reaches input embeddings only (paper, appendix A); "
             "add boundary-head or ntp to it",
+            stacklevel=2,
+        )
+    if start.output is not None and not trains_input(training.objectives()):
+        warnings.warn(
+            "the model's output head is not tied to its input embedding: new input rows are initialised but not "
+            f"trained, since the objective {training.objective!r} reaches output rows only; add token-distillation or "
+            "aim to it",
             stacklevel=2,
         )
     if held_out is not None and accelerator.is_main_process:

@@ -24,7 +24,7 @@ class Depth:
     Attributes:
         n_layers: the target layer, counted from 1.
         bits_per_byte: of the held-out text after training.
-        seconds: of training.
+        seconds: of training, from the first batch on.
         memory: bytes in use at most in training; of the accelerator if there is one, else of the process.
     """
 
@@ -68,7 +68,8 @@ def sweep_layers(
 
     Args:
         model, tokenizer, data, eval_data: as in `transfer`; the held-out text is needed here. Paths and names only.
-        output: folder to write; it must be new or empty. It gets depths.json and depths.png; the models are not kept.
+        output: folder to write; it must be new or empty. It gets depths.json and depths.png, anew after each depth, so
+            that an error later on leaves what was measured; the models are not kept.
         depths: target layers to try; sixths of the model's depth if None.
         on_depth: called with each result.
         on_step, on_stage: as in `transfer`.
@@ -97,12 +98,20 @@ def sweep_layers(
         result = _in_process(arguments | {"n_layers": depth}, on_step)
         bits = result.evaluations["trained"].bits_per_byte
         found.append(Depth(depth, bits, result.progress.seconds, result.training_memory))
+        outcome = Sweep(start["original"].bits_per_byte, start["initialised"].bits_per_byte, found)
+        _write(outcome, Path(output))
         on_depth(found[-1])
-    outcome = Sweep(start["original"].bits_per_byte, start["initialised"].bits_per_byte, found)
-    with export.new_folder(output) as folder:
-        (folder / "depths.json").write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
-        plot(outcome, folder / "depths.png")
     return outcome
+
+
+def _write(outcome: Sweep, folder: Path) -> None:
+    """Both files, each under another name first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    json_file, plot_file = folder / ".depths.json", folder / ".depths.png"
+    json_file.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
+    plot(outcome, plot_file)
+    for file in (json_file, plot_file):
+        file.replace(folder / file.name.removeprefix("."))
 
 
 def plot_library():
@@ -134,10 +143,10 @@ def plot(outcome: Sweep, path: Path) -> None:
     for axis, (title, values) in zip(axes, curves, strict=True):
         axis.plot(layers, values, marker="o")
         axis.set(title=title, xlabel="target layer", xticks=layers)
+        if axis is not axes[0]:
+            axis.set_ylim(0, 1.1 * max(values))
     axes[0].axhline(outcome.initialised, linestyle="--", color="grey", label="before training")
     axes[0].legend()
-    for axis in axes[1:]:
-        axis.set_ylim(bottom=0)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -154,10 +163,11 @@ def _in_process(arguments: dict, on_step: Callable[[Progress], None] = lambda pr
             kind, value = ours.recv()
             if kind == "step":
                 on_step(value)
-            elif kind == "error":
+                continue
+            process.join(timeout=60)  # one that is killed leaves its semaphores behind
+            if kind == "error":
                 raise value
-            else:
-                return value
+            return value
     except EOFError as error:
         process.join()
         raise RuntimeError(f"the process of a transfer ended with exit code {process.exitcode}") from error

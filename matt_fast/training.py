@@ -1,5 +1,6 @@
 """The training loop: the losses of both sides' passes, and an update of the rows that occurred."""
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -22,8 +23,9 @@ from matt_fast.options import TrainingOptions
 class Progress:
     """What happened so far in this process, handed to the progress callback after each step.
 
-    `parts` has the values of the objectives of the last step by name, before they are scaled to the first; `padding` is
-    the share of both sides' tokens that is padding, `waiting` the share of the time in which the loop waited for data.
+    `parts` has the values of the objectives of the last step by name, before they are scaled to the first; `seconds`
+    are counted from the first batch on; `padding` is the share of both sides' tokens that is padding, `waiting` the
+    share of the time in which the loop waited for data.
     """
 
     step: int = 0
@@ -84,6 +86,7 @@ def train(
     optimizers = [RowAdamW(table.trainable, options.lr, **chosen) for table in student.tables]
     progress = Progress()
     seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
+    batches = itertools.chain([next(batches)], batches)  # the clock starts behind the start of the data worker
     start = time.perf_counter()
     for step in range(1, options.steps + 1):
         asked = time.perf_counter()
@@ -147,7 +150,8 @@ def _update(
     if not all(map(math.isfinite, figures)):
         raise FloatingPointError(
             f"the loss ({values[0]}) or the gradient's norm ({max(norms)}) is not finite at step {step}; "
-            "a lower lr, or float32 instead of a half precision, may help"
+            "a lower lr, or float32 instead of a half precision, may help; segments that differ between the two sides "
+            "of a batch give NaN too"
         )
     for optimizer, table_rows, gradient, norm in zip(optimizers, rows.by_table, gradients, norms, strict=True):
         if options.max_grad_norm is not None and norm > options.max_grad_norm:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from real_tokenizers import REAL_TOKENIZERS
 from tiny import TEXTS, byte_level, new_tokenizer
 
+from matt_fast.batches import Chunk, collate
 from matt_fast.data import Side, make_chunks, read_documents
 from matt_fast.segments import align_segments
 from matt_fast.stream import AlignedBatches
@@ -122,6 +123,12 @@ def test_bad_sources_are_named(tmp_path, monkeypatch):
     path = write(tmp_path / "file.jsonl", "jsonl")
     with pytest.raises(ValueError, match=r"text_field: wanted one of the columns \['body'\]"):
         read_documents(path)
+    for kind in ("jsonl", "parquet"):
+        numbers = tmp_path / f"numbers.{kind}"
+        dataset = Dataset.from_dict({"text": [5, 6]})
+        dataset.to_json(numbers) if kind == "jsonl" else dataset.to_parquet(numbers)
+        with pytest.raises(ValueError, match="text_field: wanted a column of texts, got 'text', which holds int"):
+            read_documents(numbers)
     with pytest.raises(ValueError, match="data: 'no/such-dataset' is no file or folder here"):
         read_documents("no/such-dataset")
 
@@ -155,3 +162,20 @@ def test_an_empty_corpus_is_an_error(tmp_path):
     stream = AlignedBatches(tmp_path / "empty.jsonl", *sides(48), batch_size=3, seed=0)
     with pytest.raises(ValueError, match=r"data: wanted text to train on .* got none \(2 documents without text\)"):
         next(iter(stream))
+
+
+@pytest.mark.parametrize(
+    ("rows", "bad"),
+    [
+        ([([0, 0, 1], [0, 1, 1]), ([0, 1, 2], [0, 1, 1])], "row 1, got 3 on the teacher's and 2 on the student's"),
+        ([([0, 1, 2], [0, 1, 1]), ([0, 1, 1], [0, 1, 2])], "row 0, got 3 on the teacher's and 2 on the student's"),
+        ([([-100, 0, 1], [-100, 1, 0])], "row 0"),
+        ([([0, 1, 0], [0, 1, 1])], "row 0"),
+    ],
+    ids=["one row", "counts that cancel", "another order", "a segment in two places"],
+)
+def test_segments_that_differ_between_the_sides_are_an_error(rows, bad):
+    ids = np.arange(3)
+    chunks = [[Chunk(ids, ids, np.array(teacher), np.array(student))] for teacher, student in rows]
+    with pytest.raises(ValueError, match=f"chunks: wanted the same segments in the same order on both sides of {bad}"):
+        collate(chunks, Counter())

@@ -172,6 +172,28 @@ def test_the_whole_job(folder):
     assert f"{result.evaluations['trained'].bits_per_byte:.4f}" in measured.output
 
 
+def test_padding_is_not_seen(folder):
+    """Rows of several lengths in one batch give what they give one by one."""
+    found = []
+    for batch_size, accumulation in ((4, 1), (1, 4)):
+        training = TrainingOptions(objective="aim", reduction="documents", steps=2, accumulation=accumulation)
+        output = folder / f"output-{batch_size}"
+        result = transfer(
+            *(folder / name for name in ("teacher", "tokenizer", "corpus.jsonl")),
+            output,
+            n_layers=LAYERS,
+            max_length=60,
+            batch_size=batch_size,
+            training=training,
+        )
+        rows = AutoModelForMaskedLM.from_pretrained(output).get_input_embeddings().weight
+        found.append((result.progress.padding, result.progress.losses, rows))
+    (padded, losses_together, together), (none, losses_apart, apart) = found
+    assert padded > 0.05 > none == 0
+    assert losses_together == pytest.approx(losses_apart, rel=1e-4)
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
+
+
 def test_objectives_of_decoders_are_refused(folder):
     with pytest.raises(ValueError, match="objective: ntp and boundary-head want a causal language model"):
         transfer(

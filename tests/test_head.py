@@ -35,7 +35,7 @@ def table(vocabulary: int, width: int) -> EmbeddingTable:
     return EmbeddingTable(weight, frozen_from, weight.clone())
 
 
-def test_the_fused_loss_of_liger_kernel_gives_the_same():
+def test_the_loss_through_liger_kernel_is_the_same_and_copies_no_table():
     """Its kernels in Triton's interpreter, in a process of their own: other tests import Triton first."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, Path(__file__).with_name("fused_head.py")], check=True, env=environment)

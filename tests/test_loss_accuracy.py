@@ -111,9 +111,9 @@ def test_products_in_pieces(monkeypatch, variant):
     monkeypatch.setattr(blockwise, "MAX_BLOCK_ROWS", 32)
     monkeypatch.setattr(blockwise, "PIECE", 32 * 24)
     switched = []
-    plain = torch.mm
+    plain = torch.bmm
     monkeypatch.setattr(
-        torch, "mm", lambda *x, **y: (switched.append(workspace.ONEDNN.fp32_precision), plain(*x, **y))[1]
+        torch, "bmm", lambda *x, **y: (switched.append(workspace.ONEDNN.fp32_precision), plain(*x, **y))[1]
     )
     found = results(torch.bfloat16, "torch", *inputs, variant=variant)
     assert {"bf16", "none"} == set(switched)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.machinery
+import importlib.metadata
 import itertools
 import logging
 import math
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from datasets import Dataset, load_from_disk
 from safetensors.torch import load_file
@@ -31,11 +33,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast import MATT, MATTConfig, MATTOutput, aim_impl, aim_loss, aim_star_impl
+import matt_fast
+from matt_fast import MATT, MATTConfig, MATTOutput, aim_impl, aim_loss, aim_star_impl, modeling
 from matt_fast.batches import collate
 from matt_fast.data import Side, make_chunks
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.head import Head
+from matt_fast.matt_data import batches
 from matt_fast.modeling import (
     Gemma3ForAIM,
     GPTNeoXForAIM,
@@ -328,8 +332,23 @@ def test_forward_gives_eager_attention_and_the_next_token_loss(setting):
     short = architecture.from_pretrained(folder, n_layers=2)
     with pytest.raises(ValueError, match="with_ntp: the output head is there with with_ntp=True only"):
         short.get_output_embeddings()
-    with pytest.raises(ValueError, match="with_ntp"):
-        short(ids, ntp_labels=ids)
+    assert short(ids, ntp_labels=ids).ntp_loss is None  # as in the reference library
+
+
+REFERENCE_NAMES = """
+from matt import MATT, MATTConfig, MATTOutput, __version__
+from matt import Gemma3ForAIM, GPTNeoXForAIM, LlamaForAIM, MistralForAIM, Qwen3ForAIM
+from matt import PartlyFrozenEmbeddings, PreTrainedModelForAIM
+"""
+
+
+def test_what_the_reference_library_has_at_its_top_is_there():
+    names = run_script(REFERENCE_NAMES)
+    for name in set(modeling.__all__) - {"AIMOutput"}:
+        assert names[name] is getattr(modeling, name)
+        assert name in dir(matt_fast)
+    assert names["__version__"] == importlib.metadata.version("matt-fast")
+    assert run_script("from matt.config import MATTConfig".replace("matt.", "matt_fast."))["MATTConfig"] is MATTConfig
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
@@ -437,6 +456,8 @@ def test_data_is_prepared_once(setting, caplog):
         matt.prepare_dataset(data, **arguments, text_column_name="words")
     with pytest.raises(ValueError, match="dataset: wanted text to train on, got none in 1 rows"):
         matt.prepare_dataset(Dataset.from_dict({"text": [" "]}), **arguments)
+    with pytest.raises(ValueError, match="text_column_name: wanted a column of texts, got 'n', which holds int64"):
+        matt.prepare_dataset(Dataset.from_dict({"n": [1, 2]}), **arguments, text_column_name="n")
     with pytest.raises(TypeError, match=r"dataset: wanted a datasets\.Dataset .* got list"):
         matt.prepare_dataset(TEXTS, **arguments)
 
@@ -490,8 +511,11 @@ def test_train_refuses_what_does_not_fit(setting):
         ("max_steps", 0, "max_steps: wanted -1 or at least 1, got 0"),
         ("gradient_clip_val", -1.0, "gradient_clip_val: wanted at least 0"),
         ("gradient_clip_algorithm", "value", "clipping single values would change the direction of a row"),
-        ("strategy", "fsdp", "strategy: wanted one of auto, ddp .* there is nothing to shard"),
+        ("strategy", "fsdp", "strategy: wanted one of auto, ddp, .*there is nothing to shard"),
         ("precision", "16-mixed", "gradients of the AIM loss are too small for fp16"),
+        ("precision", 64, "precision: wanted one of .* float64 is not offered.*; got '64'"),
+        ("gradient_clip_val", math.nan, "gradient_clip_val: wanted at least 0, got nan"),
+        ("seed", -1, "seed: wanted at least 0, got -1"),
         ("save_top_k", -2, "save_top_k: wanted at least -1"),
         ("loss", "mae", "loss: wanted one of mse, cosine"),
         ("aim_impl", "aim2", "aim_impl: wanted one of aim, aim_star"),
@@ -502,6 +526,73 @@ def test_train_refuses_what_does_not_fit(setting):
 def test_settings_that_cannot_be_honoured_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):
         MATTConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", "4", r"batch_size: wanted int, got '4' \(str\)"),
+        ("batch_size", 2.5, "batch_size: wanted int, got 2.5"),
+        ("max_steps", 10.5, "max_steps: wanted int, got 10.5"),
+        ("num_workers", None, "num_workers: wanted int, got None"),
+        ("seed", "x", "seed: wanted int, got 'x'"),
+        ("save_top_k", True, "save_top_k: wanted int, got True"),
+        ("lr", "1e-4", "lr: wanted float, got '1e-4'"),
+        ("gradient_clip_val", "1", "gradient_clip_val: wanted float or None, got '1'"),
+        ("checkpoint_output_dir", 5, "checkpoint_output_dir: wanted str or Path, got 5"),
+        ("with_ntp", "False", "with_ntp: wanted bool, got 'False'"),
+        ("strategy", None, "strategy: wanted str, got None"),
+        ("devices", [0, 1], r"devices: wanted a number of processes, .* got \[0, 1\]; which GPUs .* CUDA_VISIBLE_DEV"),
+    ],
+)
+def test_settings_of_another_type_are_refused(field, value, message):
+    with pytest.raises(TypeError, match=message):
+        MATTConfig(**{field: value})
+
+
+def test_settings_that_say_the_same_are_accepted(tmp_path):
+    for name in ("ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"):
+        assert MATTConfig(strategy=name).strategy == name
+    config = MATTConfig(precision=32, devices="2", lr=1, gradient_clip_val=1, checkpoint_output_dir=tmp_path)
+    assert (config.precision, config.devices) == ("32", 2)
+
+
+def test_arguments_of_another_type_are_named(setting):
+    matt, architecture, folder = setting
+    with pytest.raises(TypeError, match=r"config: wanted MATTConfig, got \{\}"):
+        MATT({}, matt.teacher_tokenizer, matt.student_tokenizer)
+    with pytest.raises(TypeError, match="n_layers: wanted int, got '3'"):
+        architecture.from_pretrained(folder, n_layers="3")
+    with pytest.raises(TypeError, match="with_ntp: wanted bool, got 'False'"):
+        architecture.from_pretrained(folder, 2, with_ntp="False")
+    with pytest.raises(TypeError, match="frozen_mask: wanted a bool tensor, got list"):
+        architecture.from_pretrained(folder, 2, frozen_embeddings_mask=[True] * 3)
+    matt.config.with_ntp = "False"  # after the check
+    with pytest.raises(TypeError, match="with_ntp: wanted bool, got 'False'"):
+        matt.train(architecture.from_pretrained(folder, 2), architecture.from_pretrained(folder, 2))
+
+
+def test_training_shows_how_far_it_is(setting, capsys):
+    matt, architecture, folder = setting
+    matt.train(*(architecture.from_pretrained(folder, 2) for _ in range(2)))
+    assert re.search(r"training .* 3/3 .*tokens/s", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_batches_are_padded_to_a_multiple(setting, multiple):
+    matt, *_ = setting
+    matt.config.pad_to_multiple_of, matt.config.batch_size = multiple, 2
+    data = load_from_disk(matt.dataset_path).with_format("numpy")
+    lengths = set()
+    for batch in itertools.islice(batches(data, matt.config, Accelerator(cpu=True)), 20):
+        for ids, documents in (
+            (batch.teacher_ids, batch.teacher_documents),
+            (batch.student_ids, batch.student_documents),
+        ):
+            longest = int((documents >= 0).sum(1).max())
+            assert ids.shape[1] == math.ceil(longest / multiple) * multiple
+            lengths.add(longest % 16)
+    assert len(lengths) > 1
 
 
 def losses_of(setting, caplog, **settings) -> list[float]:

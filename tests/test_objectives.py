@@ -1,6 +1,7 @@
 """Each objective against a plain rewrite of it, on batches that the recipe makes."""
 
 import functools
+import time
 from dataclasses import replace
 
 import pytest
@@ -211,6 +212,28 @@ def test_aim_of_all_layers_is_the_mean_over_layers(sides, metric):
     torch.testing.assert_close(last, each[-1], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_aim_star_compares_attention_outputs_at_segment_ends(sides, metric):
+    """Written out: attention weights of the whole eager models, times values."""
+    ours = sides.losses("aim_star", metric=metric)["aim_star"]
+    outputs = []
+    for model, side in ((sides.model, "teacher"), (sides.whole_student(), "student")):
+        ids, segments = (getattr(sides.batch, f"{side}_{name}") for name in ("ids", "segments"))
+        with torch.no_grad():
+            value = capture_attention(model, LAYERS - 1, input_ids=ids).states[2]
+            model.set_attn_implementation("eager")
+            weights = model(input_ids=ids, output_attentions=True).attentions[LAYERS - 1]
+            model.set_attn_implementation("sdpa")
+        mixed = weights @ value.repeat_interleave(weights.shape[1] // value.shape[1], 1)  # [B, H, n, d]
+        ends = [[last for _, last in spans] for spans in segment_spans(segments)]
+        outputs.append(torch.cat([mixed[row, :, last].flatten(0, 1) for row, last in enumerate(ends)]))
+    teacher, student = outputs
+    expected = (teacher - student).square().mean()
+    if metric == "cosine":
+        expected = (1 - torch.nn.functional.cosine_similarity(teacher, student, dim=-1)).mean()
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-9)
+
+
 def test_no_side_runs_further_than_its_objectives_need(sides, monkeypatch):
     layers = objectives.capture.__globals__["decoder_layers"](sides.model)
     for objective, teacher, student in (
@@ -281,6 +304,20 @@ def test_dense_moments_move_rows_of_earlier_batches_in_the_head_too(sides):
     moved = moved[moved != ids[0, 0]]
     assert (after[1][moved] != after[2][moved]).any(1).all()
     torch.testing.assert_close(sides.student.head.weight, after[-1])
+
+
+def test_the_clock_starts_with_the_first_batch(sides):
+    def batches():
+        time.sleep(1)
+        while True:
+            yield sides.batch
+
+    begin = time.perf_counter()
+    progress, _ = train(
+        sides.model, sides.model, sides.student, batches(), LAYERS, TrainingOptions(steps=2), Accelerator(cpu=True)
+    )
+    assert time.perf_counter() - begin >= progress.seconds + 1
+    assert progress.seconds > progress.seconds_waiting
 
 
 def test_a_batch_without_new_tokens_is_no_error(sides):

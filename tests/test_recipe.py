@@ -2,15 +2,20 @@
 
 import json
 import re
+import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, sweep_layers, transfer
+from matt_fast import TrainingOptions, sweep, sweep_layers, transfer
 from matt_fast.cli import app
+from matt_fast.display import print_result
 from matt_fast.embeddings import EmbeddingTable
 from matt_fast.export import keep_chat_template
 from matt_fast.objectives import Student, losses
@@ -156,6 +161,19 @@ def test_output_rows_that_are_not_tied_are_trained_and_exported(job, tmp_path, o
                 assert torch.allclose(new[record["id"]], mean, atol=1e-6) == (record["id"] not in seen)
 
 
+@pytest.mark.parametrize("objective", ["boundary-head", "token-distillation+boundary-head"])
+def test_input_rows_that_no_objective_reaches_are_told(job, tmp_path, objective):
+    arguments, _ = job
+    for name, config in (("untied", NEOX), ("tied", None)):
+        save_tiny_model(tmp_path / name, config)
+        given = {"model": tmp_path / name, "output": tmp_path / f"{name}-output"}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            transfer(**arguments | given | {"training": TrainingOptions(objective=objective, steps=1)})
+        told = any("new input rows are initialised but not trained" in str(x.message) for x in caught)
+        assert told == (name == "untied" and objective == "boundary-head")
+
+
 def test_the_same_seed_gives_the_same_folder(job):
     arguments, _ = job
     transfer(**arguments, seed=5)
@@ -179,6 +197,10 @@ def test_identical_tokenizers_have_no_loss_and_nothing_to_train(job):
     assert result.new == 0
     assert result.progress.losses == [0.0] * 4
     assert result.progress.steps_without_new_tokens == 4
+    assert "- Skipped: 4 steps without new tokens." in (arguments["output"] / "README.md").read_text()
+    console = Console(record=True)
+    print_result(console, result)
+    assert re.search(r"skipped +4 steps without new tokens", console.export_text())
 
 
 def test_accumulated_gradients_equal_those_of_one_batch(job):
@@ -256,12 +278,43 @@ def test_training_options_are_checked_at_once(option, value, message):
         TrainingOptions(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("steps", "10", r"steps: wanted int, got '10' \(str\)"),
+        ("steps", 10.5, "steps: wanted int, got 10.5"),
+        ("decay_steps", 1.5, "decay_steps: wanted int or None, got 1.5"),
+        ("objective", None, "objective: wanted str, got None"),
+        ("lr", None, "lr: wanted float, got None"),
+        ("max_grad_norm", "1", "max_grad_norm: wanted float or None, got '1'"),
+        ("packing", "no", "packing: wanted bool, got 'no'"),
+    ],
+)
+def test_training_options_have_types(option, value, message):
+    with pytest.raises(TypeError, match=message):
+        TrainingOptions(**{option: value})
+    assert TrainingOptions(lr=1, steps=np.int64(3)).steps == 3
+
+
+@pytest.mark.parametrize(("option", "value"), [("metric", "cosine"), ("reduction", "documents")])
+def test_options_of_the_aim_loss_are_refused_where_there_is_none(job, option, value):
+    for objective in ("token-distillation", "ntp+boundary-head"):
+        with pytest.raises(ValueError, match=f"{option}: wanted .* with an objective that has no AIM loss"):
+            TrainingOptions(objective=objective, **{option: value})
+    TrainingOptions(objective="ntp+aim_star", **{option: value})
+    arguments, _ = job
+    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data", "output")]
+    failed = run("transfer", *paths, f"--{option}={value}")
+    assert failed.exit_code == 1
+    assert f"{option}: wanted" in failed.output
+
+
 def test_a_loss_that_is_not_finite_ends_with_an_error_and_no_folder(job, tmp_path):
     arguments, _ = job
     broken = AutoModelForCausalLM.from_pretrained(arguments["model"])
     broken.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
     broken.save_pretrained(arguments["model"])
-    with pytest.raises(FloatingPointError, match="is not finite at step 1"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 1.*segments that differ between the two sides"):
         transfer(**arguments, n_layers=2)
     assert not arguments["output"].exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "teacher", "tokenizer"]
@@ -347,6 +400,43 @@ def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
     with pytest.raises(ValueError, match=r"max_length: wanted room for text"):  # from the other process, as it is
         sweep_layers(**arguments | {"max_length": 1}, output=output.with_name("other"), depths=[1])
     assert not output.with_name("other").exists()
+
+
+def test_a_sweep_ends_its_processes_in_peace(job, monkeypatch):
+    """One that is killed leaves its semaphores behind."""
+    arguments, _ = job
+    alive = []
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.kill", lambda self: alive.append(self.is_alive()))
+    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=1)}
+    sweep_layers(**arguments, depths=[1])
+    assert alive == [False, False]
+
+
+def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
+    arguments, _ = job
+
+    def measured(arguments, on_step=None):
+        if arguments["n_layers"] == 3:
+            raise FloatingPointError("not finite")
+        evaluations = {name: SimpleNamespace(bits_per_byte=1.5) for name in ("original", "initialised", "trained")}
+        return SimpleNamespace(
+            evaluations=evaluations,
+            progress=SimpleNamespace(seconds=100.0 + arguments["n_layers"] / 1000),
+            training_memory=1 << 30,
+        )
+
+    monkeypatch.setattr(sweep, "_in_process", measured)
+    figures = []
+    monkeypatch.setattr(sweep.plot_library(), "close", figures.append)
+    with pytest.raises(FloatingPointError):
+        sweep_layers(**arguments, eval_data=arguments["data"], depths=[1, 2, 3])
+    written = json.loads((arguments["output"] / "depths.json").read_text())
+    assert [depth["n_layers"] for depth in written["depths"]] == [1, 2]
+    assert sorted(path.name for path in arguments["output"].iterdir()) == ["depths.json", "depths.png"]
+    for axis in figures[-1].axes[1:]:
+        highest = max(axis.lines[0].get_ydata())
+        assert axis.get_ylim()[0] == 0
+        assert axis.get_ylim()[1] > 1.05 * highest  # the marker is not cut
 
 
 def test_the_command_line_sweeps_and_names_what_is_missing(job):

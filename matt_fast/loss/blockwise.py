@@ -21,9 +21,9 @@ from matt_fast.loss.workspace import ONEDNN, PIECE, Workspace
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-# Scores of one side and one block: the middle of a flat optimum, timed on one thread of a busy machine.
-BLOCK_ELEMENTS = 1 << 18
-MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 384
+# Scores of one side and one block, all key heads in hand: the middle of a flat optimum, timed on one thread.
+BLOCK_ELEMENTS = 3 << 17
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 96, 192
 COSINE_EPSILON = 1e-12  # torch.nn.functional.cosine_embedding_loss adds it to each squared norm
 NO_POSITION = 1 << 40
 LOG2_E = log2(e)
@@ -87,8 +87,8 @@ class SideLayout:
     """Query rows and key columns of one side of a document; a column without a token is never seen."""
 
     def __init__(self, side, tokens: np.ndarray, options: Options, inputs: Tensors, dtype: torch.dtype):
-        query, key, value = inputs
-        device = query.device
+        self.query, key, value = inputs
+        self.dtype, device = dtype, key.device
         present = tokens >= 0
         segments = np.where(present, side.segments[tokens], -1)
         self.unused = np.flatnonzero(~present)
@@ -102,20 +102,21 @@ class SideLayout:
         self.column_of_token = torch.as_tensor(column_of_token, device=device)
         sources = torch.as_tensor(np.where(present, tokens, 0) + side.start, device=device)
         self.query_tokens = self.rows + side.start
-        heads, kv_heads = query.shape[0], key.shape[0]
-        # [H, n, d] -> [H_kv, m, groups, d]: the query heads of a key head are rows of the same products
-        queries = query.index_select(1, self.query_tokens).to(dtype)
-        self.queries = queries.unflatten(0, (kv_heads, heads // kv_heads)).transpose(1, 2).contiguous()
         self.keys = key.index_select(1, sources).to(dtype)
         counted = present if options.variant == "aim_star" else segments >= 0
         # Special tokens take their share of the softmax, but their values reach no pair.
         self.uncounted = torch.as_tensor(np.flatnonzero(~counted), device=device)
         self.values = value.index_select(1, sources).to(dtype).index_fill_(1, self.uncounted, 0)
 
+    def queries(self, start: int, stop: int) -> torch.Tensor:
+        """Of segments [start, stop): [H_kv, rows, d], the query heads of a key head as rows of the same products."""
+        queries = self.query.index_select(1, self.query_tokens[start:stop]).to(self.dtype)
+        return queries.view(len(self.keys), -1, queries.shape[-1])
+
 
 @dataclass(frozen=True)
 class Extent:
-    """Query rows of segments [start, stop), all heads of a key head, and the columns that some of them can see."""
+    """Query rows of segments [start, stop), all heads of a few key heads, and the columns that some of them can see."""
 
     start: int
     stop: int
@@ -123,6 +124,7 @@ class Extent:
     columns: tuple[slice, slice]  # teacher's, student's
     whole: bool  # not cut short by the end of the document
     groups: int
+    heads: int  # key heads at a time
 
     @property
     def rows(self) -> int:
@@ -130,11 +132,11 @@ class Extent:
 
     @property
     def elements(self) -> int:
-        return self.rows * max(x.stop - x.start for x in self.columns)
+        return self.heads * self.rows * max(x.stop - x.start for x in self.columns)
 
 
 class DocumentLoss:
-    """One document: prepare both sides, then add up value and gradients block by block and head by head."""
+    """One document: prepare both sides, then add up value and gradients by block and by a few key heads at a time."""
 
     def __init__(self, document, teacher, student, options: Options, workspace: Workspace, outputs):
         self.document, self.options, self.workspace, self.outputs = document, options, workspace, outputs
@@ -149,7 +151,8 @@ class DocumentLoss:
         self.teacher = SideLayout(document.teacher, tokens[0], options, teacher, dtype)
         self.student = SideLayout(document.student, tokens[1], options, student, dtype)
         self.units = unit_starts(document.teacher), unit_starts(document.student)
-        self.kv_heads, _, self.groups, _ = self.student.queries.shape
+        self.kv_heads = len(self.student.keys)
+        self.groups = len(self.student.query) // self.kv_heads
         if self.packing:
             self._prepare_tiles()
         self._prepare_gradients()
@@ -167,14 +170,14 @@ class DocumentLoss:
             values.append(side.values.view(self.kv_heads, tiles, width, -1))
             if self.packing.long:
                 values[-1] = values[-1] * (ids >= 0)[..., None]
-        self.tile_segments = segments
-        self.own, self.shared, self.outside, self.own_basis, self.outside_basis = segment_basis(*values, *segments)
+        self.own, self.teacher_coordinates, self.basis = segment_basis(*values, *segments)
+        # [tiles, dimensions of the basis]: the student's, then what the teacher adds
+        self.dimension_segments = torch.cat(segments[::-1], 1)
         if self.options.metric == "cosine":
             of_tile = torch.as_tensor(self.packing.segments, device=self.workspace.device)[..., None]
             # [tiles, segments of a tile, dimensions of the basis]
-            self.indicators = [
-                ((of_tile == x[:, None]) & (of_tile >= 0)).to(self.workspace.dtype) for x in segments[::-1]
-            ]
+            indicators = (of_tile == self.dimension_segments[:, None]) & (of_tile >= 0)
+            self.indicators = indicators.to(self.workspace.dtype)
 
     def _prepare_gradients(self):
         # Cosine gradients of all rows weigh alike, so a float32 product over many rows shows; with MSE it does not.
@@ -186,39 +189,45 @@ class DocumentLoss:
 
         query, key, value = (x is not None for x in self.outputs)
         self.needs_scores = query or key
-        self.query_gradient = torch.empty_like(self.student.queries) if query else None
         self.key_gradient = zeros(self.student.keys) if key else None
         direct = value and not (tiled and not self.packing.long)
         self.value_gradient = zeros(self.student.values, sums) if direct else None
-        self.own_products = zeros(self.own, sums) if value and tiled else None
-        self.outside_products = zeros(self.shared.mT, sums) if value and tiled else None
+        self.products = None
+        if value and tiled:
+            shape = *self.own.shape[:3], self.basis.shape[2]
+            self.products = torch.zeros(shape, dtype=sums, device=self.workspace.device)
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
     def run(self, weight: float) -> torch.Tensor:
+        factor = weight * (-2 if self.options.metric == "mse" else 1)  # of s_T - s_S
         total = torch.zeros((), dtype=torch.float64, device=self.workspace.device)
         extents = list(self._extents())
         self.workspace.reserve(max(x.elements for x in extents))
         for extent in extents:
-            block = Block(self, extent)
-            for head in range(self.kv_heads):
-                total += block.add(head)
+            block = Block(self, extent, factor)
+            for head in range(0, self.kv_heads, extent.heads):
+                total += block.add(slice(head, min(head + extent.heads, self.kv_heads)))
             total += block.unseen_pairs * self.kv_heads * self.groups
-        self._write_gradients(weight * (2 if self.options.metric == "mse" else 1))
+        self._write_gradients(factor)
         return total
 
     def _extents(self):
-        """Blocks as wide as BLOCK_ELEMENTS allows, in a few numbers of rows: products of one shape come again."""
-        start = 0
-        while start < self.count:
-            width = max(x.stop - x.start for x in self._columns(start, start + 1)[1])
-            rows = MAX_BLOCK_ROWS
-            while rows > MIN_BLOCK_ROWS and rows * width > BLOCK_ELEMENTS:
+        """Blocks as wide as BLOCK_ELEMENTS allows, all key heads at once where they fit, in a few numbers of rows:
+        products of one shape come again. From the end, so that the rows left over see few columns."""
+        stop = self.count
+        while stop:
+            columns = self._columns(stop - 1, stop)[1]
+            width = max(x.stop - x.start for x in columns)
+            rows, heads = MAX_BLOCK_ROWS, self.kv_heads
+            while rows > MIN_BLOCK_ROWS and rows * heads * width > BLOCK_ELEMENTS:
                 rows //= 2
+            if rows * heads * width > BLOCK_ELEMENTS:
+                heads = 1
             count = max(rows // self.groups, 1)
-            stop = min(start + count, self.count)
-            yield Extent(start, stop, *self._columns(start, stop), stop == start + count, self.groups)
-            start = stop
+            start = max(stop - count, 0)
+            yield Extent(start, stop, *self._columns(start, stop), stop - start == count, self.groups, heads)
+            stop = start
 
     def _seen_units(self, start: int, stop: int) -> tuple[int, int]:
         """Segments, with their special tokens, of which some row sees some token on either side."""
@@ -243,29 +252,22 @@ class DocumentLoss:
         return tiles, tuple(slice(tiles.start * width, tiles.stop * width) for width in widths)
 
     def _write_gradients(self, factor: float):
-        query, key, value = self.outputs
+        _, key, value = self.outputs
         side = self.student
-        if query is not None:
-            # [H_kv, m, groups, d] -> [H_kv, groups, m, d] -> [H, m, d]
-            rows = self.query_gradient.transpose(1, 2).flatten(0, 1).mul_(factor * self.options.scale)
-            query.index_copy_(1, side.query_tokens, rows)
-        if key is not None:
-            self.key_gradient.mul_(self.options.scale)
-        for output, columns in ((key, self.key_gradient), (value, self._value_columns())):
+        for output, columns in ((key, self.key_gradient), (value, self._value_columns(factor))):
             if output is not None:
-                output[:, side.start : side.stop] = columns.index_select(1, side.column_of_token).mul_(factor)
+                output[:, side.start : side.stop] = columns.index_select(1, side.column_of_token)
 
-    def _value_columns(self):
+    def _value_columns(self, factor: float):
         if self.value_gradient is not None:
-            self.value_gradient.index_fill_(1, self.student.uncounted, 0)
+            self.value_gradient.mul_(factor).index_fill_(1, self.student.uncounted, 0)
         if self.outputs[2] is None or self.packing is None:
             return self.value_gradient
-        teacher, student = self.tile_segments
-        same = (student[:, :, None] == student[:, None, :]) & (student >= 0)[..., None]
-        across = (student[:, :, None] == teacher[:, None, :]) & (student >= 0)[..., None]
-        # [H_kv, tiles, w_S, w] @ [H_kv, tiles, w, d] -> [H_kv, tiles, w_S, d]
-        columns = self.own_products.mul_(same).to(self.own) @ self.own_basis
-        columns += self.outside_products.mul_(across).to(self.own) @ self.outside_basis
+        dimensions = self.dimension_segments
+        columns = dimensions[:, : self.packing.student_width, None]
+        same = (columns == dimensions[:, None]) & (columns >= 0)
+        # [H_kv, tiles, w_S, dimensions] @ [H_kv, tiles, dimensions, d] -> [H_kv, tiles, w_S, d]
+        columns = self.products.mul_(same).mul_(factor).to(self.basis) @ self.basis
         columns = columns.flatten(1, 2)
         return columns if self.value_gradient is None else columns.add_(self.value_gradient)
 
@@ -273,12 +275,14 @@ class DocumentLoss:
 class Block:
     """Query rows [start, stop) of a document against the columns they can see."""
 
-    def __init__(self, parent: DocumentLoss, extent: Extent):
-        self.parent, self.options, self.packing = parent, parent.options, parent.packing
+    def __init__(self, parent: DocumentLoss, extent: Extent, factor: float):
+        self.parent, self.options, self.packing, self.factor = parent, parent.options, parent.packing, factor
         self.start, self.stop, self.tiles, self.columns = extent.start, extent.stop, extent.tiles, extent.columns
         self.rows, self.piece = extent.rows, PIECE // extent.rows if extent.whole else NO_POSITION
         sides = parent.teacher, parent.student
         self.masks = [self._mask(*x) for x in zip(sides, self.columns, self._first_hidden(), strict=True)]
+        self.queries = [x.queries(self.start, self.stop) for x in sides]
+        self.keys = [x.keys[:, columns] for x, columns in zip(sides, self.columns, strict=True)]
         self.unseen_pairs = 0
         if self.options.metric == "cosine":
             self._prepare_pairs()
@@ -295,14 +299,13 @@ class Block:
         return [tile * self.packing.teacher_width, tile * self.packing.student_width]
 
     def _mask(self, side: SideLayout, columns: slice, first_hidden: int):
-        """Unused columns, then the first column of [columns, rows] 0 and -inf to add: adding is 10 times faster than
-        masked_fill_ on a CPU, and all heads share it."""
+        """Unused columns, then the first column of [columns, segments] 0 and -inf to add: adding is 10 times faster
+        than masked_fill_ on a CPU, and all heads share it."""
         low, high = np.searchsorted(side.unused, [columns.start, first_hidden])
         positions = side.positions[first_hidden : columns.stop, None]
         rows = side.rows[self.start : self.stop]
         seen = visible(rows, positions, self.options.sliding_window, self.options.causal)
-        bias = torch.zeros(seen.shape, dtype=self.parent.workspace.dtype, device=seen.device)
-        bias = bias.masked_fill_(~seen, float("-inf")).repeat_interleave(self.parent.groups, 1)
+        bias = torch.where(seen, 0.0, float("-inf"))
         return side.unused_columns[low:high] - columns.start, first_hidden - columns.start, bias
 
     # -- pairs (cosine only: with MSE a hidden pair adds nothing) ------------------------------------------------------
@@ -315,8 +318,8 @@ class Block:
         segments = self.packing.segments[self.tiles]
         counted = (segments >= 0)[..., None] & self._counted(segments[..., None], rows)
         device = self.parent.workspace.device
-        # [tiles, segments of a tile, rows, 1]
-        self.pair_mask = torch.as_tensor(counted, device=device)[..., None]
+        # [tiles, segments of a tile, rows of all heads of a key head]
+        self.pair_mask = torch.as_tensor(counted, device=device).repeat(1, 1, self.parent.groups)
         total = int((rows + 1).sum()) if self.options.causal else len(rows) * self.parent.count
         in_long = sum(int(self._counted(segment, rows).sum()) for segment, _ in self._long_columns())
         self.unseen_pairs = total - int(counted.sum()) - in_long
@@ -334,140 +337,147 @@ class Block:
                 widths = packing.teacher_width, packing.student_width
                 yield segment, tuple(slice(low * width, high * width) for width in widths)
 
-    # -- one key head --------------------------------------------------------------------------------------------------
+    # -- a few key heads -----------------------------------------------------------------------------------------------
 
-    def add(self, head: int) -> torch.Tensor:
-        """Add this block's gradients of one key head to the document's; return its part of the sum of distances."""
-        self.head = head
+    def add(self, heads: slice) -> torch.Tensor:
+        """Add this block's gradients of some key heads to the document's; return their part of the sum of distances."""
+        self.heads = heads
         parent = self.parent
-        teacher, _ = self._weights("teacher", parent.teacher, self.columns[0], self.masks[0])
-        student, logits = self._weights("student", parent.student, self.columns[1], self.masks[1])
+        teacher, _ = self._weights("teacher", 0)
+        student, tanh = self._weights("student", 1)
         gradient = parent.workspace.take("gradient", *student.shape) if parent.needs_scores else None
         if self.packing is None:
-            everything = tuple(slice(0, len(x)) for x in (teacher, student))
+            everything = tuple(slice(0, x.shape[1]) for x in (teacher, student))
             total = self._direct(teacher, student, gradient, everything, None)
         else:
             total = self._tiled(teacher, student, gradient)
             for segment, columns in self._long_columns():
                 total = total + self._direct(teacher, student, gradient, columns, segment)
         if parent.needs_scores:
-            self._score_gradients(student, gradient, logits)
+            self._score_gradients(student, gradient, tanh)
         return total
 
-    def _weights(self, name: str, side: SideLayout, columns: slice, mask):
-        """Softmax weights of the block, [columns, rows], and what they came from: masked q·k (with a cap its tanh)."""
+    def _weights(self, name: str, side: int):
+        """Softmax weights of the block, [heads, columns, rows], and with a cap the tanh they came from."""
         take, options = self.parent.workspace.take, self.options
-        count = columns.stop - columns.start
-        queries = side.queries[self.head, self.start : self.stop].flatten(0, 1)
-        keys, logits = side.keys[self.head, columns], take(f"{name} logits", count, self.rows)
-        for piece in self.parent.workspace.pieces(count, self.piece):
-            # [columns, d] @ [d, rows] -> [columns, rows]
-            torch.mm(keys[piece], queries.t(), out=logits[piece])
-        scale = options.scale
+        queries, keys = self.queries[side][self.heads], self.keys[side][self.heads]
+        shape = *keys.shape[:2], self.rows
+        logits = take(name, *shape)
+        for piece in self.parent.workspace.pieces(shape[1], self.piece):
+            # [heads, columns, d] @ [heads, d, rows] -> [heads, columns, rows]
+            torch.bmm(keys[:, piece], queries.mT, out=logits[:, piece])
+        scale, tanh = options.scale, None
         if options.softcap is not None:
-            logits.mul_(scale / options.softcap).tanh_()
+            tanh = torch.tanh(logits.mul_(scale / options.softcap), out=take("tanh", *shape))
             scale = options.softcap
-        unused, first, bias = mask
+            logits.copy_(tanh)
+        unused, first, bias = self.masks[side]
         if len(unused):
-            logits.index_fill_(0, unused, float("-inf"))
-        if first < count:
-            logits[first:].add_(bias)
+            logits.index_fill_(1, unused, float("-inf"))
+        if first < shape[1]:
+            logits[:, first:].unflatten(2, (self.parent.groups, -1)).add_(bias[:, None])
         # torch.softmax takes 1.6 times as long on a CPU, for its exp
         bits = scale * LOG2_E
-        weights = take(f"{name} weights", count, self.rows)
-        torch.add(logits.amax(0).mul_(-bits), logits, alpha=bits, out=weights).exp2_()
-        return weights.mul_(weights.sum(0).reciprocal_()), logits
+        weights = torch.add(logits.amax(1, keepdim=True).mul_(-bits), logits, alpha=bits, out=logits).exp2_()
+        return weights.mul_(weights.sum(1, keepdim=True).reciprocal_()), tanh
 
     def _tiled(self, teacher, student, gradient) -> torch.Tensor:
-        """Segments that fit in a tile: coordinates [tiles, dimensions of the basis, rows], distance, its gradients."""
-        parent, head, take = self.parent, self.head, self.parent.workspace.take
-        own, shared, outside = (x[head, self.tiles] for x in (parent.own, parent.shared, parent.outside))
-        tiles, rows = len(own), self.rows
-        teacher, student = teacher.view(tiles, -1, rows), student.view(tiles, -1, rows)
+        """Segments that fit in a tile: coordinates [tiles, dimensions of the basis, rows], distance, its gradients.
+
+        Tiles here are those of all heads in hand.
+        """
+        parent, take, rows = self.parent, self.parent.workspace.take, self.rows
+        part = self.heads, self.tiles
+        own, coordinates = (x[part].flatten(0, 1) for x in (parent.own, parent.teacher_coordinates))
+        tiles, width, _ = own.shape
+        teacher, student = (x.view(tiles, -1, rows) for x in (teacher, student))
         # [tiles, dimensions, columns] @ [tiles, columns, rows] -> [tiles, dimensions, rows]
-        student_own = torch.bmm(own.mT, student, out=take("own", *student.shape))
-        teacher_outside = torch.bmm(outside.mT, teacher, out=take("outside", *teacher.shape))
+        states = take("states", tiles, coordinates.shape[2], rows)
+        torch.bmm(coordinates.mT, teacher, out=states)
+        student_states = torch.bmm(own.mT, student, out=take("gradient", *student.shape))
         if self.options.metric == "mse":
-            own_gradient = student_own.baddbmm_(shared.mT, teacher, alpha=-1)
-            outside_gradient, sign = teacher_outside, -1
-            total = _squares(own_gradient) + _squares(outside_gradient)
+            states[:, :width].sub_(student_states)
+            total = _squares(states)
         else:
-            teacher_own = torch.bmm(shared.mT, teacher)
-            total, own_gradient, outside_gradient = self._tiled_cosine(student_own, teacher_own, teacher_outside)
-            sign = 1
+            total = self._tiled_cosine(states, student_states)
         if gradient is not None:
             # [tiles, columns, dimensions] @ [tiles, dimensions, rows] -> [tiles, columns, rows]
-            torch.bmm(own, own_gradient, out=gradient.view(tiles, -1, rows))
-        if parent.own_products is not None:
-            student = student.to(parent.own_products)
+            torch.bmm(own, states[:, :width], out=gradient.view(student.shape))
+        if parent.products is not None:
+            products = parent.products[part]
             # [tiles, columns, rows] @ [tiles, rows, dimensions] -> [tiles, columns, dimensions]
-            parent.own_products[head, self.tiles].baddbmm_(student, own_gradient.mT.to(student))
-            parent.outside_products[head, self.tiles].baddbmm_(student, outside_gradient.mT.to(student), alpha=sign)
+            products.add_(torch.bmm(student.to(products), states.mT.to(products)).view(products.shape))
         return total
 
-    def _tiled_cosine(self, student_own, teacher_own, teacher_outside):
-        own, outside = (x[self.tiles] for x in self.parent.indicators)
+    def _tiled_cosine(self, states, student_states):
+        """The sum of 1 - cos; the teacher's states become the gradients of the student's."""
+        heads, width = self.heads.stop - self.heads.start, student_states.shape[1]
+        both = self.parent.indicators[self.tiles].repeat(heads, 1, 1)
+        own = both[..., :width]
         # [tiles, segments, dimensions] @ [tiles, dimensions, rows] -> [tiles, segments, rows]
-        teacher_squares = own @ teacher_own.square() + outside @ teacher_outside.square()
-        products, student_squares = own @ (teacher_own * student_own), own @ student_own.square()
-        shape = *products.shape[:2], self.stop - self.start, -1
-        mask = self.pair_mask.expand(products.view(shape).shape).reshape(products.shape)
+        teacher_squares, student_squares = both @ states.square(), own @ student_states.square()
+        products = own @ (states[:, :width] * student_states)
+        mask = self.pair_mask.repeat(heads, 1, 1)
         total, teacher_factor, student_factor = _cosine(teacher_squares, products, student_squares, mask)
-        own_gradient = teacher_own.mul_(own.mT @ teacher_factor).add_(student_own.mul_(own.mT @ student_factor))
-        return total, own_gradient, teacher_outside.mul_(outside.mT @ teacher_factor)
+        states.mul_(both.mT @ teacher_factor)
+        states[:, :width].add_(student_states.mul_(own.mT @ student_factor))
+        return total
 
     def _direct(self, teacher, student, gradient, columns, segment: int | None) -> torch.Tensor:
-        """One long segment, or everything a row sees for aim_star: the segment vectors themselves, [d, rows]."""
-        parent, head = self.parent, self.head
+        """One long segment, or everything a row sees for aim_star: the segment vectors themselves, [heads, d, rows]."""
+        parent, heads = self.parent, self.heads
         sources = [slice(x.start + y.start, x.start + y.stop) for x, y in zip(self.columns, columns, strict=True)]
-        teacher, student = teacher[columns[0]], student[columns[1]]
-        values = parent.student.values[head, sources[1]]
-        # [d, columns] @ [columns, rows] -> [d, rows]
-        teacher_states = parent.teacher.values[head, sources[0]].t() @ teacher
-        student_states = values.t() @ student
+        teacher, student = teacher[:, columns[0]], student[:, columns[1]]
+        values = parent.student.values[heads, sources[1]]
+        # [heads, d, columns] @ [heads, columns, rows] -> [heads, d, rows]
+        teacher_states = parent.teacher.values[heads, sources[0]].mT @ teacher
+        student_states = values.mT @ student
         if self.options.metric == "mse":
-            state_gradient = student_states.sub_(teacher_states)
-            total = _squares(state_gradient)
+            state_gradient = teacher_states.sub_(student_states)
+            total = _squares(state_gradient.flatten(0, 1))
         else:
             pairs = (teacher_states, teacher_states), (teacher_states, student_states), (student_states, student_states)
-            sums = [(x * y).sum(0) for x, y in pairs]
+            sums = [(x * y).sum(1, keepdim=True) for x, y in pairs]
             total, teacher_factor, student_factor = _cosine(*sums, self._row_mask(segment))
             state_gradient = teacher_states.mul_(teacher_factor).add_(student_states.mul_(student_factor))
         if gradient is not None:
-            # [columns, d] @ [d, rows] -> [columns, rows]
-            torch.mm(values, state_gradient, out=gradient[columns[1]])
+            # [heads, columns, d] @ [heads, d, rows] -> [heads, columns, rows]
+            torch.bmm(values, state_gradient, out=gradient[:, columns[1]])
         if parent.value_gradient is not None:
-            sums = parent.value_gradient[head, sources[1]]
-            # [columns, rows] @ [rows, d] -> [columns, d]
-            sums.addmm_(student.to(sums), state_gradient.t().to(sums))
+            sums = parent.value_gradient[heads, sources[1]]
+            # [heads, columns, rows] @ [heads, rows, d] -> [heads, columns, d]
+            sums.baddbmm_(student.to(sums), state_gradient.mT.to(sums))
         return total
 
     def _row_mask(self, segment: int | None) -> torch.Tensor:
         rows = np.arange(self.start, self.stop)
         counted = np.ones(len(rows), bool) if segment is None else self._counted(segment, rows)
-        return torch.as_tensor(counted.repeat(self.parent.groups), device=self.parent.workspace.device)
+        return torch.as_tensor(np.tile(counted, self.parent.groups), device=self.parent.workspace.device)
 
-    def _score_gradients(self, weights, gradient, logits):
-        parent, side, head, columns = self.parent, self.parent.student, self.head, self.columns[1]
+    def _score_gradients(self, weights, gradient, tanh):
+        parent, heads, columns = self.parent, self.heads, self.columns[1]
         # weights * (gradient - sum(weights * gradient))
         scores = gradient.mul_(weights)
-        scores.addcmul_(weights, scores.sum(0), value=-1)
-        if self.options.softcap is not None:
-            # d(cap * tanh(x / cap)) = 1 - tanh²; hidden ones are -inf, their weight is zero already
-            scores.mul_(logits.clamp_(-1, 1).square_().neg_().add_(1))
-        queries = side.queries[head, self.start : self.stop].flatten(0, 1)
-        keys = side.keys[head, columns]
-        if parent.query_gradient is not None:
-            rows = parent.query_gradient[head, self.start : self.stop].view(self.rows, -1)
-        if parent.key_gradient is not None:
-            key_gradient = parent.key_gradient[head, columns]
-        for piece in parent.workspace.pieces(len(keys), self.piece):
-            if parent.query_gradient is not None:
-                # [rows, columns] @ [columns, d] -> [rows, d]
-                rows.addmm_(scores[piece].t(), keys[piece], beta=min(piece.start, 1))
-            if parent.key_gradient is not None:
-                # [columns, rows] @ [rows, d] -> [columns, d]
-                key_gradient[piece].addmm_(scores[piece], queries)
+        scores.addcmul_(weights, scores.sum(1, keepdim=True), value=-1)
+        if tanh is not None:
+            # d(cap * tanh(x / cap)) = 1 - tanh²
+            scores.mul_(tanh.square_().neg_().add_(1))
+        queries, keys = self.queries[1][heads], self.keys[1][heads]
+        query_output, factor = parent.outputs[0], self.factor * self.options.scale
+        rows = torch.empty_like(queries) if query_output is not None else None
+        key_gradient = parent.key_gradient[heads, columns] if parent.key_gradient is not None else None
+        for piece in parent.workspace.pieces(keys.shape[1], self.piece):
+            if rows is not None:
+                # [heads, rows, columns] @ [heads, columns, d] -> [heads, rows, d]
+                rows.baddbmm_(scores[:, piece].mT, keys[:, piece], beta=min(piece.start, 1), alpha=factor)
+            if key_gradient is not None:
+                # [heads, columns, rows] @ [heads, rows, d] -> [heads, columns, d]
+                key_gradient[:, piece].baddbmm_(scores[:, piece], queries, alpha=factor)
+        if rows is not None:
+            # [H_kv, groups * segments, d] -> [H, segments, d]
+            rows = rows.view(-1, self.stop - self.start, rows.shape[-1])
+            query_heads = slice(heads.start * parent.groups, heads.stop * parent.groups)
+            query_output[query_heads].index_copy_(1, parent.student.query_tokens[self.start : self.stop], rows)
 
 
 def _squares(x: torch.Tensor) -> torch.Tensor:

@@ -127,9 +127,8 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     """Coordinates of every value in an orthonormal basis of its segment's span.
 
     values [H_kv, tiles, width, d] with zeros where a column is in no segment, segments [tiles, width] (negative: none).
-    Returns (student coordinates [H_kv, tiles, w_S, w_S], teacher coordinates in the student's basis
-    [H_kv, tiles, w_T, w_S], teacher coordinates outside it [H_kv, tiles, w_T, w_T], the two bases
-    [H_kv, tiles, w_S, d] and [H_kv, tiles, w_T, d]), all in the dtype of the values and zero between segments.
+    Returns (student coordinates [H_kv, tiles, w_S, w_S], teacher coordinates [H_kv, tiles, w_T, w_S + w_T], the basis
+    [H_kv, tiles, w_S + w_T, d]), all in the dtype of the values and zero between segments.
 
     The student's tokens come first: what is left of the teacher's outside their span reaches the loss but not the
     student's weights. It is found by explicit projection, so it is small and accurate when the sides nearly agree, and
@@ -144,15 +143,21 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     student_basis, _ = _orthonormal(student_values, student_same, exact)
     own = (student_values @ student_basis.mT).mul_(student_same)  # as `shared` below: equal where the sides are
     shared = (teacher_values @ student_basis.mT).mul_(across_same)
-    rest = teacher_values - shared @ student_basis
+    rest = _minus_product(teacher_values, shared, student_basis)
     if exact:
         again = (rest @ student_basis.mT).mul_(across_same)
         shared += again
-        rest -= again @ student_basis
+        rest = _minus_product(rest, again, student_basis)
     noise = (1e-14 if exact else 1e-8) * teacher_values.norm(dim=-1, keepdim=True)
-    rest = rest.masked_fill_(rest.norm(dim=-1, keepdim=True) <= noise, 0)
+    rest.mul_(rest.norm(dim=-1, keepdim=True) > noise)
     rest_basis, outside = _orthonormal(rest, teacher_same, exact)
-    return tuple(x.to(dtype) for x in (own, shared, outside, student_basis, rest_basis))
+    coordinates, basis = torch.cat((shared, outside), -1), torch.cat((student_basis, rest_basis), -2)
+    return tuple(x.to(dtype) for x in (own, coordinates, basis))
+
+
+def _minus_product(x, left, right):
+    """x - left @ right, without a copy of the product."""
+    return torch.baddbmm(*(y.flatten(0, 1) for y in (x, left, right)), alpha=-1).view(x.shape)
 
 
 def _same(rows, columns):
@@ -174,8 +179,8 @@ def _orthonormal(vectors, same, exact: bool):
         factor = torch.linalg.cholesky_ex(gram).L
         vectors = torch.linalg.solve_triangular(factor, identity, upper=False) @ vectors
         # What a vector adds to the span of those before it is lost below 3e-7 of its length: such rows come out short.
-        short = vectors.norm(dim=-1, keepdim=True) < 0.7
-        vectors.masked_fill_(short, 0)
-        factor.masked_fill_(short.mT, 0)
+        long = vectors.norm(dim=-1, keepdim=True) >= 0.7
+        vectors.mul_(long)  # many times faster than masked_fill_ on a CPU
+        factor.mul_(long.mT)
         coordinates = factor if coordinates is None else coordinates @ factor
     return vectors, coordinates

@@ -8,7 +8,7 @@ import torch
 # project's machines (AMD) it takes half of MKL's time. torch before 2.9 has no switch for it.
 ONEDNN = getattr(torch.backends.mkldnn, "matmul", None)
 PIECE = 1 << 17  # scores
-BUFFERS = "teacher logits", "student logits", "teacher weights", "student weights", "gradient", "own", "outside"
+BUFFERS = "teacher", "student", "tanh", "gradient", "states", "states of the other side"
 
 
 class Workspace:
@@ -20,16 +20,17 @@ class Workspace:
 
     def __init__(self, dtype: torch.dtype, device: torch.device, onednn=None):
         self.dtype, self.device, self.onednn = dtype, device, onednn
-        self.buffers = torch.empty(len(BUFFERS), 0, dtype=dtype, device=device)
+        self.elements, self.buffer = 0, torch.empty(0, dtype=dtype, device=device)
 
     def reserve(self, elements: int):
         """Buffers of at least this size; what was taken before is lost."""
-        if self.buffers.shape[1] < elements:
-            self.buffers = None
-            self.buffers = torch.empty(len(BUFFERS), elements, dtype=self.dtype, device=self.device)
+        if self.elements < elements:
+            self.elements, self.buffer = elements, None
+            self.buffer = torch.empty(len(BUFFERS) * elements, dtype=self.dtype, device=self.device)
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
-        return self.buffers[BUFFERS.index(name), : prod(shape)].view(shape)
+        start = BUFFERS.index(name) * self.elements
+        return self.buffer[start : start + prod(shape)].view(shape)
 
     def pieces(self, count: int, size: int):
         """Slices of `count` columns, to be multiplied one by one: of `size` with oneDNN, the rest without.

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from matt_fast.capture import capture, decoder_layers, layer_config
+from matt_fast.checks import check_type
 from matt_fast.modeling.embeddings import Gemma3TextScaledPartlyFrozenWordEmbedding, PartlyFrozenEmbeddings
 from matt_fast.teacher import only_errors
 
@@ -23,7 +24,7 @@ class AIMOutput(ModelOutput):
 
     Attributes:
         aim_loss: always None; `MATT.train` and `aim_loss` compute it without attention weights.
-        ntp_loss: scalar, if labels were given to a model with `with_ntp`.
+        ntp_loss: scalar, if a model with `with_ntp` was given labels; else None.
         attentions: [B, H, n, n], the attention weights of layer `n_layers`.
         value_states: [B, H_kv, n, head_dim], the values of that layer.
     """
@@ -58,7 +59,7 @@ class PreTrainedModelForAIM(nn.Module):
     Raises:
         ValueError: `n_layers` is beyond the model, the mask beyond its embedding, or the embedding of a kind that only
             a subclass can split.
-        TypeError: the mask is not bool.
+        TypeError: the mask is no bool tensor, or another argument of another type.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PreTrainedModelForAIM(nn.Module):
         with_ntp: bool = False,
     ):
         super().__init__()
+        _check_types(n_layers, with_ntp)
         self.config = model.config.get_text_config(decoder=True)
         if not 1 <= n_layers <= self.config.num_hidden_layers:
             raise ValueError(f"n_layers: wanted 1 to {self.config.num_hidden_layers} for this model, got {n_layers}")
@@ -102,6 +104,7 @@ class PreTrainedModelForAIM(nn.Module):
         Raises:
             TypeError, ValueError: as the class.
         """
+        _check_types(n_layers, with_ntp)
         dtype = kwargs.pop("torch_dtype", torch.bfloat16)
         dtype = kwargs.pop("dtype", dtype)
         own = ("get_base_model", "get_layers", "set_layers")
@@ -174,16 +177,10 @@ class PreTrainedModelForAIM(nn.Module):
         Args:
             input_ids: [B, n] int64.
             attention_mask, position_ids: [B, n], as the model takes them.
-            ntp_labels: [B, n] int64, -100 where there is none; for models with `with_ntp`.
-
-        Raises:
-            ValueError: labels without `with_ntp`.
+            ntp_labels: [B, n] int64, -100 where there is none; without `with_ntp` they have no use.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-        labels = {}
-        if ntp_labels is not None:
-            self._check_head()
-            labels["labels"] = ntp_labels
+        labels = {"labels": ntp_labels} if self.with_ntp and ntp_labels is not None else {}
         layer = self.n_layers - 1
         previous = self.trunk.config._attn_implementation
         states = capture(self.trunk, attention=[layer], **inputs).attention[layer]
@@ -198,3 +195,8 @@ class PreTrainedModelForAIM(nn.Module):
     def _check_head(self) -> None:
         if not self.with_ntp:
             raise ValueError("with_ntp: the output head is there with with_ntp=True only, got False")
+
+
+def _check_types(n_layers: int, with_ntp: bool) -> None:
+    check_type("n_layers", n_layers, int)
+    check_type("with_ntp", with_ntp, bool)

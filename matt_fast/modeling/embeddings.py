@@ -22,15 +22,16 @@ class PartlyFrozenEmbeddings(nn.Module):
         places: [vocabulary] int64, where an id stands in its table.
 
     Raises:
-        TypeError: the mask is not bool.
+        TypeError: the mask is no bool tensor.
         ValueError: it is not a vector, or longer than the table.
     """
 
     def __init__(self, embeddings: nn.Embedding, frozen_mask: torch.Tensor):
         super().__init__()
         weight = embeddings.weight.detach()
-        if frozen_mask.dtype != torch.bool:
-            raise TypeError(f"frozen_mask: wanted a bool tensor, got {frozen_mask.dtype}")
+        if not isinstance(frozen_mask, torch.Tensor) or frozen_mask.dtype != torch.bool:
+            kind = getattr(frozen_mask, "dtype", type(frozen_mask).__name__)
+            raise TypeError(f"frozen_mask: wanted a bool tensor, got {kind}")
         if frozen_mask.ndim != 1 or len(frozen_mask) > len(weight):
             raise ValueError(
                 f"frozen_mask: wanted one entry for each of at most {len(weight)} rows of the embedding, "
