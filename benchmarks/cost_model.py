@@ -9,6 +9,8 @@ issued   multiply-adds (times 2) of all products, padding, masked rows and token
 useful   the same products on pairs (row, token it sees) at true sizes; products with factors per segment, not per tile
 floor    the longest of: products at the tensor cores' peak, exponentials (and reciprocal roots) at the special function
          units' peak, bytes at the memory's peak. Nothing overlaps between kernels, everything within one.
+issue    instructions of the main loops as compiled (kernels.json), one a cycle from each of 4 schedulers
+shared   bytes that these move to and from shared memory, 128 a cycle; without what tensor cores read there themselves
 bytes    what programs of one key head read in common counts once if that of all heads at work fits in half the L2,
          else once for every wave of programs (2 per multiprocessor), never more than if each read for itself.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
 import pydoc_data.topics
 import re
 import sys
@@ -72,6 +75,7 @@ GPUS = (
 # (products on tensor cores that one product takes, share of the bf16 peak)
 OPERANDS = {"bf16": (1, 1), "fp16": (1, 1), "tf32": (1, 1 / 2), "tf32x3": (3, 1 / 2), "ieee": (1, 1 / 8)}
 PROGRAMS_PER_PROCESSOR = 2
+LONG_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -106,6 +110,8 @@ class Cost:
     each: float = 0  # the same if every program reads for itself
     programs: float = 1  # of one key head
     kv_heads: int = 1  # of the whole batch
+    kernel: str = ""  # as kernels.json calls it
+    turns: float = 0  # of its main loop, all programs
 
     @property
     def products_issued(self) -> float:
@@ -134,12 +140,28 @@ class Cost:
             "memory": self.bytes(gpu) / (gpu.terabytes * 1e12),
         }
 
+    def compiled_seconds(self, gpu: Gpu, shape: Shape) -> dict[str, float]:
+        """What the main loop as compiled needs beside; nothing where it was not read (AMD, flash attention)."""
+        name = f"{self.kernel} {LONG_NAMES[shape.dtype]} d={shape.head_dim} {gpu.target.replace('cuda:', 'sm_')}"
+        row = compiled().get(name)
+        if row is None or row["loop"] is None:
+            return {}
+        cycles = self.turns * row["warps"] / (gpu.processors * gpu.gigahertz * 1e9)
+        loop = row["loop"]
+        return {"issue": cycles * loop["instructions"] / 4, "shared": cycles * loop["shared_bytes"] / 128}
+
     def floor(self, gpu: Gpu) -> float:
         return max(self.seconds(gpu).values())
 
-    def binding(self, gpu: Gpu) -> str:
-        seconds = self.seconds(gpu)
+    def binding(self, gpu: Gpu, shape: Shape | None = None) -> str:
+        seconds = self.seconds(gpu) | (self.compiled_seconds(gpu, shape) if shape else {})
         return max(seconds, key=seconds.get)
+
+
+@functools.cache
+def compiled() -> dict[str, dict]:
+    """Rows of the kernel report by name."""
+    return {x["name"]: x for x in json.loads(Path(__file__).with_name("kernels.json").read_text())}
 
 
 # What the loops of a plan do
@@ -331,6 +353,8 @@ def softmax(case: Case, side: int) -> Cost:
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="softmax mse" + " mean key" * side,
+        turns=shape.heads * turns,
     )
 
 
@@ -405,6 +429,8 @@ def aim_rows(case: Case, metric: str) -> Cost:
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel=f"aim_rows {metric}",
+        turns=shape.heads * turns,
     )
 
 
@@ -443,6 +469,8 @@ def aim_columns(case: Case, metric: str) -> Cost:
         common=shape.heads * count * row,
         each=shape.heads * passed * row,
         programs=geometry.tile_count() / geometry.batch,
+        kernel=f"aim_columns {metric}",
+        turns=shape.heads * turns,
     )
 
 
@@ -460,6 +488,8 @@ def attend(case: Case, side: int) -> Cost:
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="attend star",
+        turns=shape.heads * turns,
     )
 
 
@@ -491,6 +521,8 @@ def attend_rows(case: Case) -> Cost:
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="attend_rows star",
+        turns=shape.heads * turns,
     )
 
 
@@ -512,6 +544,8 @@ def attend_columns(case: Case) -> Cost:
         common=shape.heads * rows * row,
         each=shape.heads * passed * row,
         programs=geometry.tile_count() / geometry.batch,
+        kernel="attend_columns star",
+        turns=shape.heads * turns,
     )
 
 
@@ -702,7 +736,7 @@ def ratio_table(segments, widths: tuple[int, int] | None) -> str:
             cells = []
             for gpu in GPUS:
                 config = choose_config(head_dim, head_dim, torch.bfloat16, metric, gpu.target)
-                plan = plan_of(segments, widths or config.widths)
+                plan = plan_of(segments, widths or config.widths_for(*(x.shape[1] for x in segments)))
                 cells.append(f"{ratio_to_flash(plan, Shape(head_dim=head_dim), gpu, variant, metric):.2f}")
             rows.append([head_dim, variant, metric, *cells])
     return table(["head_dim", "variant", "metric", *(x.name for x in GPUS)], rows)
@@ -713,7 +747,7 @@ def kernel_table(segments, shape: Shape, variant: str, metric: str, gpu: Gpu) ->
     case = case_of(plan_of(segments, config.widths, variant), shape, metric, gpu.target)
     rows = []
     for cost in [*kernels(case, variant, metric), *flash(case)]:
-        seconds = cost.seconds(gpu)
+        seconds = cost.seconds(gpu) | {"issue": None, "shared": None} | cost.compiled_seconds(gpu, shape)
         rows.append(
             [
                 cost.name,
@@ -723,12 +757,12 @@ def kernel_table(segments, shape: Shape, variant: str, metric: str, gpu: Gpu) ->
                 f"{cost.exponentials / 1e9:.2f}",
                 f"{cost.bytes(gpu) / 1e6:.0f} ({(cost.private + cost.common) / 1e6:.0f} to "
                 f"{(cost.private + max(cost.common, cost.each)) / 1e6:.0f})",
-                *(f"{x * 1e6:.0f}" for x in seconds.values()),
-                cost.binding(gpu),
+                *("-" if x is None else f"{x * 1e6:.0f}" for x in seconds.values()),
+                cost.binding(gpu, shape),
             ]
         )
     head = ["kernel", "GFLOP issued", "useful", "issued / useful", "10⁹ exponentials", "MB moved (once to each)"]
-    return table([*head, "µs products", "µs exponentials", "µs memory", "binds"], rows)
+    return table([*head, *(f"µs {x}" for x in seconds), "binds"], rows)
 
 
 def length_table(pair: Pair, shape: Shape, gpu: Gpu) -> str:

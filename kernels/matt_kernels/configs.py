@@ -120,7 +120,12 @@ _TABLE = {
 }
 WARP_GROUPS = "cuda:90", "cuda:100"
 # What spills on one target only.
-_EXCEPTIONS = {("hip", "attend_columns", 2): (16, 64, 4, 1)}
+_EXCEPTIONS = {
+    ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
+    ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
+    ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
+    ("hip", "attend_columns", 2): (16, 64, 4, 1),
+}
 
 
 def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launch]:
