@@ -123,7 +123,10 @@ WARP_GROUPS = "cuda:90", "cuda:100"
 _EXCEPTIONS = {
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
+    ("cuda:100", "attend", 2): (64, 64, 8, 1),
+    ("cuda:120", "rows", 2): (32, 64, 4, 2),
     ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
+    ("hip", "columns", 2): (16, 64, 4, 1),
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
 
