@@ -349,7 +349,7 @@ def softmax(case: Case, side: int) -> Cost:
             *([case.loop(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)] * side),  # mean key
         ],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + case.sum_size + side * shape.head_dim * case.kept_size),
+        private=shape.heads * rows * (vector + case.sum_size + side * shape.head_dim * 4),
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
@@ -425,7 +425,7 @@ def aim_rows(case: Case, metric: str) -> Cost:
             case.sums(rows * sums[0], sums[1]),
         ],
         exponentials=shape.heads * rows * (teacher + student + (2 * student if metric == "cosine" else 0)),
-        private=shape.heads * count * (2 * dim * (shape.size + case.kept_size) + 2 * case.sum_size + 8),
+        private=shape.heads * count * (dim * (2 * shape.size + case.kept_size + 4) + 2 * case.sum_size + 8),
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,

@@ -35,6 +35,7 @@ from matt_kernels.attention import (
     operand,
     rounded,
     same_segment,
+    seen_by_some,
     softmax_weights,
     store_vectors,
     widen,
@@ -170,6 +171,7 @@ def aim_rows_kernel(
     if GRADIENT:
         gradient_ptr += batch_head * student_length * HEAD_DIM
         gradient = load_vectors(gradient_ptr, student_row, added, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
+        rounded_sum = correction
     if METRIC == "cosine":
         pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
     first_tile, last_tile = load_tile_range(rows_ptr, numbers, used, row_limit)
@@ -205,7 +207,8 @@ def aim_rows_kernel(
 
             tokens = student_start + tl.arange(0, BLOCK_S)
             inside = tokens < student_stop
-            key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
+            seen = inside if WHOLE else inside & seen_by_some(tokens, student_low, student_high)
+            key = load_vectors(student_key_ptr, tokens, seen, sk_stride_n, HEAD_DIM, BLOCK_D)
             scores, slope = masked_scores(
                 student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,
@@ -230,9 +233,11 @@ def aim_rows_kernel(
                 loss += tl.sum(tl.where(counted, distance, 0.0), 1)
             correction += tl.sum(weights * h, 1)
             if GRADIENT:
-                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 score_gradient = operand(weights * h * slope, KIND)
+                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
+                if not SOFTCAP:
+                    rounded_sum += tl.sum(score_gradient.to(tl.float32), 1)
 
     stored = numbers < row_limit
     if METRIC == "cosine":
@@ -241,13 +246,18 @@ def aim_rows_kernel(
         loss += hidden_pairs(
             pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count
         ).to(tl.float32)
-    # e G e' is not negative, but its rounding can be; a NaN stays one.
-    tl.store(loss_ptr + outputs, tl.where(loss < 0, 0.0, loss), mask=stored)
+    # e G e' is not negative, but its rounding can be. A NaN stays one: rounding by bits may have lost it.
+    broken = (teacher_shift != teacher_shift) | (student_shift != student_shift)
+    loss = tl.where(broken, float("nan"), tl.where(loss < 0, 0.0, loss))
+    correction = tl.where(broken, float("nan"), correction)
+    tl.store(loss_ptr + outputs, loss, mask=stored)
     tl.store(correction_ptr + outputs, correction, mask=stored)
     if GRADIENT:
         row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-        mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
-        gradient = (gradient - correction[:, None] * mean_key) * (row_weights * gradient_scale)[:, None]
+        mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D)
+        # What all keys have in common must cancel: the sum is that of the rounded numbers, as in the mean key.
+        total = correction if SOFTCAP else rounded_sum
+        gradient = (gradient - total[:, None] * mean_key) * (row_weights * gradient_scale)[:, None]
         store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
 
@@ -311,7 +321,7 @@ def aim_columns_kernel(
         for WHOLE in tl.static_range(2):
             turns = whole if WHOLE else blocks - whole
             for step in range(turns * group):
-                head, block = step // turns, step % turns
+                head, block = (step // turns).to(tl.int64), step % turns
                 block = low_block + block if WHOLE else edge(block, low_block, high_block)
                 numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
                 used = numbers < row_stop

@@ -22,6 +22,7 @@ from matt_kernels.attention import (
     load_vectors,
     load_whole_blocks,
     operand,
+    seen_by_some,
     store_softmax,
     store_vectors,
     tanh,
@@ -56,7 +57,7 @@ def attend_block(
     EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    inside = tokens < tl.max(high) if EDGE else tl.full(tokens.shape, True, tl.int1)
+    inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
     key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
     found, factor, _ = logits(
         query, key, tokens[None, :], low[:, None], high[:, None], scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION
@@ -164,31 +165,35 @@ def attend_distance_kernel(
 
 @triton.jit
 def score_gradient(
-    left, right, left_change, right_change, tokens, low, high, final_max, inverse_sum, correction, scale, softcap,
+    left, right, left_change, right_change, tokens, low, high, shift, inverse_sum, correction, scale, softcap,
     SOFTCAP: tl.constexpr, EDGE: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(softmax weights, gradient of the scores), rows times tokens or the other way round."""
     found, factor, slope = logits(left, right, tokens, low, high, scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION)
-    weights = tl.exp2(tl.fma(found, factor, -final_max))
+    weights = tl.exp2(tl.fma(found, factor, -shift))
     if KIND == "fp32":
         weights *= inverse_sum
     products = tl.dot(left_change, tl.trans(right_change), input_precision=PRECISION)
-    return weights, weights * (products - correction) * slope
+    gradient = weights * (products - correction) * slope
+    if EDGE:
+        # values of padding between documents may be anything
+        gradient = tl.where(weights == 0, 0.0, gradient)
+    return weights, gradient
 
 
 @triton.jit
 def attend_rows_block(
-    query, change, key_ptr, value_ptr, tokens, low, high, final_max, inverse_sum, correction, gradient, key_stride_n,
+    query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, key_stride_n,
     value_stride_n, scale, softcap,
     EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    inside = tokens < tl.max(high) if EDGE else tl.full(tokens.shape, True, tl.int1)
+    inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
     key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
     values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
     _, changes = score_gradient(
-        query, key, change, values, tokens[None, :], low[:, None], high[:, None], final_max[:, None], inverse_sum,
+        query, key, change, values, tokens[None, :], low[:, None], high[:, None], shift[:, None], inverse_sum,
         correction[:, None], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
     # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
@@ -215,7 +220,7 @@ def attend_rows_kernel(
     query_ptr += batch * query_stride_b + head * query_stride_h
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
     offsets = batch_head * row_limit + numbers
-    final_max, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size, KIND)
+    shift, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size, KIND)
     correction = tl.load(correction_ptr + offsets, mask=used, other=0.0)
     change = load_vectors(change_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
@@ -227,13 +232,13 @@ def attend_rows_kernel(
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
         gradient = attend_rows_block(
-            query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, final_max, inverse_sum, correction,
+            query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
             gradient, key_stride_n, value_stride_n, scale, softcap,
             False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         gradient = attend_rows_block(
-            query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, final_max,
+            query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
             inverse_sum, correction, gradient, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
@@ -252,7 +257,7 @@ def attend_columns_block(
 ):  # fmt: skip
     used = numbers < row_stop
     position, low, high = load_row(rows_ptr, numbers, used, row_limit, 1)
-    final_max, inverse_sum = load_softmax(softmax_ptr, outputs, used, softmax_size, KIND)
+    shift, inverse_sum = load_softmax(softmax_ptr, outputs, used, softmax_size, KIND)
     if KIND == "fp32":
         inverse_sum = inverse_sum[None, :]
     correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
@@ -260,7 +265,7 @@ def attend_columns_block(
     change = load_vectors(change_ptr, outputs, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     # tokens times rows: no transposition before the next products
     weights, changes = score_gradient(
-        key, query, values, change, tokens[:, None], low[None, :], high[None, :], final_max[None, :], inverse_sum,
+        key, query, values, change, tokens[:, None], low[None, :], high[None, :], shift[None, :], inverse_sum,
         correction[None, :], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
     if VALUE_GRADIENT:
@@ -306,7 +311,7 @@ def attend_columns_kernel(
         inner, outer = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
         inside_count, edge_count = outer - inner, blocks - (outer - inner)
         for step in range(0, inside_count * group):
-            head, block = step // inside_count, inner + step % inside_count
+            head, block = (step // inside_count).to(tl.int64), inner + step % inside_count
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
@@ -315,7 +320,7 @@ def attend_columns_kernel(
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
         for step in range(0, edge_count * group):
-            head, block = step // edge_count, edge(step % edge_count, inner, outer)
+            head, block = (step // edge_count).to(tl.int64), edge(step % edge_count, inner, outer)
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,

@@ -56,6 +56,13 @@ def whole_blocks(low, high, used, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def seen_by_some(tokens, low, high):
+    """Whether some row sees a token: padding between documents may hold anything."""
+    seen = (tokens[None, :] >= low[:, None]) & (tokens[None, :] < high[:, None])
+    return tl.max(seen.to(tl.int32), 0) > 0
+
+
+@triton.jit
 def edge(step, inner, outer):
     """Those before inner and those from outer on, numbered in one row."""
     return step + tl.where(step < inner, 0, outer - inner)
@@ -74,6 +81,7 @@ def load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M:
     """Of the blocks of rows from row_start to row_stop those in which all rows see the whole tile."""
     low = tl.load(tiles_ptr + 7 * tile_limit + tile)
     high = tl.load(tiles_ptr + 8 * tile_limit + tile)
+    # The last block may have fewer rows.
     high = tl.where(high >= row_stop, row_stop - row_start + BLOCK_M - 1, high - row_start) // BLOCK_M
     return within(tl.cdiv(tl.maximum(low - row_start, 0), BLOCK_M), high, 0, tl.cdiv(row_stop - row_start, BLOCK_M))
 
@@ -153,6 +161,8 @@ def masked_scores(
     if MASKED:
         seen = (tokens[None, :] >= low[:, None]) & (tokens[None, :] < tl.minimum(high, stop)[:, None])
         scores = tl.where(seen, scores, float("-inf"))
+        if SOFTCAP:
+            slope = tl.where(seen, slope, 0.0)
     return scores, slope
 
 
@@ -169,7 +179,7 @@ def tanh(x):
 @triton.jit
 def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
     """From what store_softmax kept. Never above 1, so that what stands beyond a tile's tokens stays finite."""
-    weights = tl.exp2(tl.minimum(scores - shift[:, None], 0.0))
+    weights = tl.exp2(tl.minimum(scores - shift[:, None], 0.0, propagate_nan=tl.PropagateNan.ALL))
     if KIND == "fp32":
         weights *= factor[:, None]
     return weights
@@ -177,20 +187,23 @@ def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
 
 @triton.jit
 def rounded(weights, KIND: tl.constexpr):
-    """Weights as float32 that operand() no longer changes; ties go up."""
-    if KIND == "fp32":
-        return weights
-    half: tl.constexpr = 0x8000 if KIND == "bf16" else 0x1000
-    return ((weights.to(tl.int32, bitcast=True) + half) & (-2 * half)).to(tl.float32, bitcast=True)
+    """Weights as float32, rounded as operand() rounds them; cheaper than a conversion there and back."""
+    if KIND == "bf16":
+        bits = weights.to(tl.int32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    else:
+        return operand(weights, KIND)
 
 
 @triton.jit
 def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum, KIND: tl.constexpr):
     """What softmax_weights needs of a row: [1, B, H, m], the log-sum-exp, which costs 3 bits; for float32 maximum and
     inverse sum, [2, B, H, m]. A row that saw nothing gives no weight."""
-    seen = running_sum > 0
+    seen = running_sum != 0
     some = tl.where(seen, running_sum, 1.0)
-    shift = running_max if KIND == "fp32" else running_max + tl.log2(some)
+    shift = tl.where(some == some, running_max, some)  # a NaN among scores reaches every weight of the row
+    if KIND != "fp32":
+        shift += tl.log2(some)
     tl.store(softmax_ptr + offsets, tl.where(seen, shift, float("inf")), mask=stored)
     if KIND == "fp32":
         tl.store(softmax_ptr + size + offsets, 1.0 / some, mask=stored)

@@ -51,11 +51,11 @@ class Config:
 
     def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
         """Where one side has half as many tokens again, tiles are twice as wide for it: fewer columns are empty."""
-        if self.kind != "fp32" and 2 * teacher_tokens >= 3 * student_tokens:
+        if self.widths != (32, 32) or self.kind == "fp32":
+            return self.widths  # wider ones spill
+        if 2 * teacher_tokens >= 3 * student_tokens:
             return 32, 16
-        if self.kind != "fp32" and 2 * student_tokens >= 3 * teacher_tokens:
-            return 16, 32
-        return self.widths
+        return (16, 32) if 2 * student_tokens >= 3 * teacher_tokens else self.widths
 
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""

@@ -31,7 +31,7 @@ from matt_kernels.launch import LENGTHS, row_grid, score_factors, sizes, strides
 
 @triton.jit
 def segment_vectors(
-    query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
+    query, shift, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
     value_stride, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
@@ -45,7 +45,7 @@ def segment_vectors(
         inside = load_ids(ids_ptr, tokens, stop) == segment
         key = load_vectors(key_ptr, tokens, inside, key_stride, HEAD_DIM, BLOCK_D)
         scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = tl.where(inside[None, :], softmax_weights(scores, final_max, inverse_sum, KIND), 0.0)
+        weights = tl.where(inside[None, :], softmax_weights(scores, shift, inverse_sum, KIND), 0.0)
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride, VALUE_DIM, BLOCK_DV))
         # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
         vectors = tl.dot(operand(weights, KIND), values, vectors, input_precision=PRECISION)
@@ -82,8 +82,8 @@ def aim_long_rows_kernel(
         teacher_query_ptr += batch * tq_stride_b + head * tq_stride_h
         student_query_ptr += batch * sq_stride_b + head * sq_stride_h
         outputs = batch_head * row_limit + numbers
-        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
-        student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
+        teacher_shift, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+        student_shift, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -101,14 +101,14 @@ def aim_long_rows_kernel(
             stop = tl.load(long_ptr + 4 * long_limit + number)
             teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
             teacher = segment_vectors(
-                teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
+                teacher_query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
                 teacher_stop, teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale,
                 softcap, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION,
                 PRECISION,
             )  # fmt: skip
             query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
             student = segment_vectors(
-                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -127,14 +127,15 @@ def aim_long_rows_kernel(
                     scores, slope = masked_scores(
                         query, key, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
                     )
-                    weights = softmax_weights(scores, student_max, student_inverse, KIND)
+                    weights = softmax_weights(scores, student_shift, student_inverse, KIND)
                     weights = tl.where(inside[None, :], weights, 0.0)
                     values = widen(load_vectors(student_value_ptr, tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
                     # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_N] -> [BLOCK_M, BLOCK_N]
                     products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
+                    score_gradient = operand(products * slope, KIND)
                     correction += tl.sum(products, 1)
                     # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-                    gradient = tl.dot(operand(products * slope, KIND), widen(key), gradient, input_precision=PRECISION)
+                    gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
         tl.store(loss_ptr + outputs, loss, mask=used)
         tl.store(correction_ptr + outputs, correction, mask=used)
         if GRADIENT:
@@ -186,20 +187,20 @@ def aim_long_columns_kernel(
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
         for step in range(0, blocks * group):
-            head = step // blocks
+            head = (step // blocks).to(tl.int64)
             numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
             used = numbers < row_stop
             teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
             student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
             pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
             outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
+            teacher_shift, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+            student_shift, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
             query = load_vectors(
                 teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
             )
             teacher = segment_vectors(
-                query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
+                query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
                 teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -207,7 +208,7 @@ def aim_long_columns_kernel(
                 student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
             )
             student = segment_vectors(
-                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -221,7 +222,7 @@ def aim_long_columns_kernel(
                 True, SCORE_PRECISION,
             )  # fmt: skip
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            weights = tl.exp2(tl.fma(found, factor, -student_max[None, :])) * (student_inverse * row_weights)[None, :]
+            weights = tl.exp2(tl.fma(found, factor, -student_shift[None, :])) * (student_inverse * row_weights)[None, :]
             if VALUE_GRADIENT:
                 mine = operand(tl.where(inside[:, None], weights, 0.0), KIND)
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]

@@ -103,7 +103,7 @@ def aim_forward(
     if query_needed:
         # Tokens that end no segment have no query row.
         gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
-        mean_key = gradient.new_empty(*loss.shape, query.shape[-1])
+        mean_key = loss.new_empty(*loss.shape, query.shape[-1])
     with launch.on_device(query):
         softmaxes = [
             softmax_rows(*x[:2], plan, config, scale, softcap, side=side, mean_key=keys)

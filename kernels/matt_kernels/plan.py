@@ -61,7 +61,8 @@ def make_plan(
 ) -> AimPlan:
     """The plan of a batch from ids [B, n] as aim_loss takes them."""
     most = min(teacher_segments.shape[1], student_segments.shape[1])
-    count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0)
+    # Ids that break the rules give NaN in the end; until then they must not lead out of bounds.
+    count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0, max=most)
     ids = (teacher_segments, teacher_documents), (student_segments, student_documents)
     sides = [_read_side(*x, most, count, causal, sliding_window) for x in ids]
     starts, stops = zip(*(_tiles_of_side(x) for x in sides), strict=True)
@@ -115,7 +116,7 @@ def _read_side(segments, documents, most, count, causal, window) -> _Side:
     before = segments.masked_fill(segments < 0, -1).cummax(1).values
     after = segments.masked_fill(segments < 0, length).flip(1).cummin(1).values.flip(1)
     first = torch.searchsorted(before, numbers)
-    last = torch.searchsorted(after.contiguous(), numbers, right=True) - 1
+    last = torch.searchsorted(after.contiguous(), numbers, right=True).clamp(min=1) - 1
     if documents is None:
         starts, stops = torch.zeros_like(position), torch.full_like(position, length)
     else:

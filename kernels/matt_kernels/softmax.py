@@ -12,6 +12,7 @@ from matt_kernels.attention import (
     load_vectors,
     masked_scores,
     operand,
+    seen_by_some,
     store_softmax,
     store_vectors,
     whole_blocks,
@@ -52,6 +53,7 @@ def softmax_kernel(
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     if MEAN_KEY:
         mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        rounded_sum = tl.zeros([BLOCK_M], tl.float32)
     stop = tl.max(high)
     first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
     whole = outer - inner
@@ -60,7 +62,8 @@ def softmax_kernel(
         for step in range(whole if WHOLE else blocks - whole):
             block = inner + step if WHOLE else edge(step, inner, outer)
             tokens = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
-            key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
+            inside = tokens < stop if WHOLE else seen_by_some(tokens, low, high)
+            key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
             scores, slope = masked_scores(
                 query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION, not WHOLE
             )
@@ -69,10 +72,13 @@ def softmax_kernel(
                 # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 weights = operand(weights * slope, KIND)
                 mean_key = tl.dot(weights, widen(key), mean_key * factor[:, None], input_precision=PRECISION)
+                rounded_sum = rounded_sum * factor + tl.sum(weights.to(tl.float32), 1)
     outputs = batch_head * row_limit + numbers
     store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum, KIND)
     if MEAN_KEY:
-        mean_key /= tl.where(running_sum > 0, running_sum, 1.0)[:, None]
+        # What all keys have in common must cancel in dQ: the weights that were added up have to sum to 1.
+        total = running_sum if SOFTCAP else rounded_sum
+        mean_key /= tl.where(total == 0, 1.0, total)[:, None]
         store_vectors(mean_key_ptr, outputs, mean_key, used, HEAD_DIM, BLOCK_D)
 
 
