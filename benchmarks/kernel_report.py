@@ -39,6 +39,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
+LOPSIDED = (32, 16), (16, 32)  # but these tiles, where one side is half as long again
 ROW_VERSION = 2  # part of the cache key: what compile_row returns
 KIB = 1024
 
@@ -145,6 +146,10 @@ def record_launches(case: Case, target: str) -> list[Job]:
     ):
         for metric in ("mse", "cosine"):
             run_aim(case, metric)
+        if case.dtype == "bfloat16" and not case.softcap:
+            for widths in LOPSIDED:
+                metric = "mse {}x{}".format(*widths)
+                run_aim(case, "mse", widths)
         for metric in ("star", "star cosine"):
             run_aim_star(case, "cosine" if metric == "star cosine" else "mse")
         if case.dtype == "float32":
@@ -159,7 +164,7 @@ def record_launches(case: Case, target: str) -> list[Job]:
     return list(jobs.values())
 
 
-def meta_inputs(case: Case, metric: str = "mse"):
+def meta_inputs(case: Case, metric: str = "mse", widths: tuple[int, int] | None = None):
     """(teacher, student, plan) of a model with grouped heads, laid out as [batch, tokens, heads, size]."""
     dtype, batch, lengths = getattr(torch, case.dtype), 2, LENGTHS
     sides = [
@@ -170,13 +175,13 @@ def meta_inputs(case: Case, metric: str = "mse"):
         for n in lengths
     ]
     ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in lengths]
-    widths = ops.config_for(sides[1][0], sides[1][2], metric).widths
+    widths = widths or ops.config_for(sides[1][0], sides[1][2], metric).widths
     plan = ops.aim_plan_op(*ids, None, None, *widths, "aim", True, None, "pairs")
     return *sides, list(plan), widths
 
 
-def run_aim(case: Case, metric: str) -> None:
-    teacher, student, plan, widths = meta_inputs(case, metric)
+def run_aim(case: Case, metric: str, widths: tuple[int, int] | None = None) -> None:
+    teacher, student, plan, widths = meta_inputs(case, metric, widths)
     common = *teacher, *student, plan, *widths, metric, case.head_dim**-0.5, 50.0 if case.softcap else None
     _, _, *saved = body(ops.aim_forward)(*common, True, True, True)
     multiplier = torch.empty((), dtype=torch.float32, device="meta")
