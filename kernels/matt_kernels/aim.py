@@ -19,6 +19,7 @@ import triton.language as tl
 from matt_kernels.attention import (
     COUNTS,
     LONG,
+    PADDING,
     ROWS,
     TILES,
     edge,
@@ -35,7 +36,6 @@ from matt_kernels.attention import (
     operand,
     rounded,
     same_segment,
-    seen_by_some,
     softmax_weights,
     store_vectors,
     widen,
@@ -104,7 +104,8 @@ def cosine_terms(
 @triton.jit
 def last_of_segment(rows_ptr, row_limit, ids, tokens):
     """Whether a student's token is the last one of its segment, the query of its row."""
-    return tl.load(rows_ptr + row_limit + ids, mask=ids >= 0, other=-1) == tokens
+    there = (ids >= 0) & (ids < row_limit)
+    return tl.load(rows_ptr + row_limit + ids, mask=there, other=-1) == tokens
 
 
 @triton.jit
@@ -207,8 +208,8 @@ def aim_rows_kernel(
 
             tokens = student_start + tl.arange(0, BLOCK_S)
             inside = tokens < student_stop
-            seen = inside if WHOLE else inside & seen_by_some(tokens, student_low, student_high)
-            key = load_vectors(student_key_ptr, tokens, seen, sk_stride_n, HEAD_DIM, BLOCK_D)
+            filled = inside if WHOLE else load_ids(student_ids_ptr, tokens, student_stop) > PADDING
+            key = load_vectors(student_key_ptr, tokens, inside & filled, sk_stride_n, HEAD_DIM, BLOCK_D)
             scores, slope = masked_scores(
                 student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,

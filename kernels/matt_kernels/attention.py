@@ -7,6 +7,10 @@ import triton.language as tl
 ROWS, TILES, LONG, COUNTS = tl.constexpr(12), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
 
 
+# What the plan has for tokens of no document; special tokens are -1.
+PADDING = tl.constexpr(-2)
+
+
 @triton.jit
 def load_vectors(ptr, positions, wanted, stride_n, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Rows of [n, SIZE] at `positions`, [len(positions), BLOCK], zeros where not wanted and beyond SIZE."""

@@ -34,7 +34,7 @@ class AimPlan:
     counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
     row_weights: torch.Tensor  # float32 [B, m] weight of a pair of this row, relative to the largest
     pair_weight: torch.Tensor  # float32 [] that largest weight; NaN where the ids break the rules
-    teacher_segments: torch.Tensor  # int32 [B, n_T], negative: in no segment
+    teacher_segments: torch.Tensor  # int32 [B, n_T], -1: in no segment, -2: padding
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
 
@@ -78,10 +78,16 @@ def make_plan(
         counts=torch.cat([count, tile_count, long_count], 1).int(),
         row_weights=row_weights.float(),
         pair_weight=pair_weight.masked_fill(broken, float("nan")).float(),
-        teacher_segments=teacher_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
-        student_segments=student_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
+        teacher_segments=_marked(*ids[0]),
+        student_segments=_marked(*ids[1]),
         widths=widths,
     )
+
+
+def _marked(segments, documents):
+    marked = segments.clamp(min=-1)
+    marked = marked if documents is None else marked.masked_fill(documents < 0, -2)
+    return marked.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
 
 
 def limits(lengths, widths) -> tuple[int, int]:
