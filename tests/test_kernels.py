@@ -134,9 +134,9 @@ def test_loops_without_masks(base, options, small_tiles):
     assert_close(arguments, base | documents | options)
 
 
-@pytest.mark.parametrize(("sizes", "widths"), [((4, 2), (32, 16)), ((2, 4), (16, 32)), ((2, 2), None)])
+@pytest.mark.parametrize(("sizes", "widths"), [((4, 2), (32, 16)), ((2, 4), None), ((2, 2), None)])
 @pytest.mark.parametrize("metric", ["mse", "cosine"])
-def test_the_longer_side_has_wider_tiles(metric, sizes, widths):
+def test_a_longer_teacher_has_wider_tiles(metric, sizes, widths):
     segments = [rows(segment_ids([x] * 40)) for x in sizes]
     arguments = inputs_for(*segments, dtype=torch.bfloat16, dim=16)
     _, (query, _, value), *_ = arguments

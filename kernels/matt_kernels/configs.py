@@ -50,12 +50,10 @@ class Config:
         return 2 if self.kind == "fp32" else 1
 
     def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
-        """Where one side has half as many tokens again, tiles are twice as wide for it: fewer columns are empty."""
-        if self.widths != (32, 32) or self.kind == "fp32":
-            return self.widths  # wider ones spill
-        if 2 * teacher_tokens >= 3 * student_tokens:
-            return 32, 16
-        return (16, 32) if 2 * student_tokens >= 3 * teacher_tokens else self.widths
+        """Where the teacher has half as many tokens again, tiles are narrower for the student: fewer columns are empty.
+        (Of what is narrower already, or float32, that would spill.)"""
+        lopsided = 2 * teacher_tokens >= 3 * student_tokens
+        return (32, 16) if lopsided and self.widths == (32, 32) and self.kind != "fp32" else self.widths
 
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""
@@ -101,7 +99,8 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
 # report: of all that do not spill, the one whose longest part (products, instructions, shared memory) for a score is
 # shortest. "90": where a group of four warps multiplies 64 rows at once.
 _TABLE = {
-    "softmax": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
+    "softmax": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    "softmax 90": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
     "factors": ((64, 64, 2, 1), (64, 64, 2, 1), (64, 64, 2, 1)),
     "rows": ((64, 64, 4, 2), (32, 64, 2, 2), (16, 64, 2, 2)),
     "rows 90": ((64, 64, 4, 2), (128, 64, 8, 1), (32, 64, 4, 2)),
@@ -138,8 +137,8 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     if kind != "bf16" and size > 128:
         # Twice the operands of bfloat16 again.
         found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
-    for kernel in ("rows", "columns"):
-        name = ("cosine " if metric == "cosine" else "") + kernel
+    for kernel in ("softmax", "rows", "columns"):
+        name = ("cosine " if metric == "cosine" and kernel != "softmax" else "") + kernel
         found[kernel] = found[name + " 90"] if target in WARP_GROUPS else found[name]
     found = {x: y for x, y in found.items() if x in Config.__dataclass_fields__}
     if kind != "bf16":
