@@ -121,7 +121,10 @@ WARP_GROUPS = "cuda:90", "cuda:100"
 # What spills on one target only.
 _EXCEPTIONS = {
     ("cuda:86", "softmax", 1): (64, 32, 4, 2),
+    ("cuda:86", "columns", 1): (16, 64, 2, 1),
     ("cuda:89", "softmax", 1): (64, 32, 4, 2),
+    ("cuda:89", "columns", 1): (16, 64, 2, 1),
+    ("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1),
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
     ("cuda:100", "attend", 2): (64, 64, 8, 1),
