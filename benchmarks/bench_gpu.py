@@ -289,9 +289,10 @@ def make_step(name: str, shape: Shape, device: str):
 
 def planned(shape: Shape, inputs) -> dict:
     """The widths that aim_loss itself would take."""
-    from matt_kernels.ops import config_for
+    from matt_kernels import tile_widths
 
-    return {"widths": config_for(inputs[1][0], inputs[1][2], shape.metric).widths}
+    (teacher, _, _), (query, _, value), *_ = inputs
+    return {"widths": tile_widths(query, value, shape.metric)(teacher.shape[2], query.shape[2])}
 
 
 def compiled_step(shape: Shape, inputs):

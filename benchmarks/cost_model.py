@@ -9,6 +9,8 @@ issued   multiply-adds (times 2) of all products, padding, masked rows and token
 useful   the same products on pairs (row, token it sees) at true sizes; products with factors per segment, not per tile
 floor    the longest of: products at the tensor cores' peak, exponentials (and reciprocal roots) at the special function
          units' peak, bytes at the memory's peak. Nothing overlaps between kernels, everything within one.
+issue    instructions of the main loops as compiled (kernels.json), one a cycle from each of 4 schedulers
+shared   bytes that these move to and from shared memory, 128 a cycle; without what tensor cores read there themselves
 bytes    what programs of one key head read in common counts once if that of all heads at work fits in half the L2,
          else once for every wave of programs (2 per multiprocessor), never more than if each read for itself.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import json
 import pydoc_data.topics
 import re
 import sys
@@ -72,6 +75,7 @@ GPUS = (
 # (products on tensor cores that one product takes, share of the bf16 peak)
 OPERANDS = {"bf16": (1, 1), "fp16": (1, 1), "tf32": (1, 1 / 2), "tf32x3": (3, 1 / 2), "ieee": (1, 1 / 8)}
 PROGRAMS_PER_PROCESSOR = 2
+LONG_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -106,6 +110,8 @@ class Cost:
     each: float = 0  # the same if every program reads for itself
     programs: float = 1  # of one key head
     kv_heads: int = 1  # of the whole batch
+    kernel: str = ""  # as kernels.json calls it
+    turns: float = 0  # of its main loop, all programs
 
     @property
     def products_issued(self) -> float:
@@ -134,12 +140,28 @@ class Cost:
             "memory": self.bytes(gpu) / (gpu.terabytes * 1e12),
         }
 
+    def compiled_seconds(self, gpu: Gpu, shape: Shape) -> dict[str, float]:
+        """What the main loop as compiled needs beside; nothing where it was not read (AMD, flash attention)."""
+        name = f"{self.kernel} {LONG_NAMES[shape.dtype]} d={shape.head_dim} {gpu.target.replace('cuda:', 'sm_')}"
+        row = compiled().get(name)
+        if row is None or row["loop"] is None:
+            return {}
+        cycles = self.turns * row["warps"] / (gpu.processors * gpu.gigahertz * 1e9)
+        loop = row["loop"]
+        return {"issue": cycles * loop["instructions"] / 4, "shared": cycles * loop["shared_bytes"] / 128}
+
     def floor(self, gpu: Gpu) -> float:
         return max(self.seconds(gpu).values())
 
-    def binding(self, gpu: Gpu) -> str:
-        seconds = self.seconds(gpu)
+    def binding(self, gpu: Gpu, shape: Shape | None = None) -> str:
+        seconds = self.seconds(gpu) | (self.compiled_seconds(gpu, shape) if shape else {})
         return max(seconds, key=seconds.get)
+
+
+@functools.cache
+def compiled() -> dict[str, dict]:
+    """Rows of the kernel report by name."""
+    return {x["name"]: x for x in json.loads(Path(__file__).with_name("kernels.json").read_text())}
 
 
 # What the loops of a plan do
@@ -258,14 +280,23 @@ class Case:
         return 2 if self.config.factor_kind == "bf16" else 4
 
     @property
+    def kept_size(self) -> int:
+        """Bytes of a number that is kept for backward."""
+        return 2 if self.shape.dtype == "bf16" else 4
+
+    @property
+    def sum_size(self) -> int:
+        """Bytes of what is kept of a row's softmax."""
+        return 4 * self.config.softmax_numbers
+
+    @property
     def low(self) -> int:
         """1 where the lower digits of C are kept apart."""
         return int(self.config.factor_kind == "fp32")
 
-    @property
-    def parts(self) -> int:
-        """bf16 parts of a number that is summed up over the columns of segments."""
-        return 3 if self.config.factor_kind == "fp32" else 2
+    def parts(self, *, norms: bool = False) -> int:
+        """bf16 parts of a number that is summed up over the columns of segments; norms of what gives the value."""
+        return 3 if self.config.factor_kind == "fp32" else 1 + norms
 
     @property
     def score_operand(self) -> str:
@@ -286,7 +317,7 @@ class Case:
         return Product(operand, 2 * self.shape.heads * issued, 2 * self.shape.heads * useful)
 
     def sums(self, issued: float, useful: float) -> Product:
-        return Product("bf16", 2 * self.shape.heads * self.parts * issued, 2 * self.shape.heads * useful)
+        return Product("bf16", 2 * self.shape.heads * issued, 2 * self.shape.heads * useful)
 
     def exact(self, issued: float, useful: float) -> Product:
         return Product(self.config.exact_precision, 2 * self.shape.kv_heads * issued, 2 * self.shape.kv_heads * useful)
@@ -313,12 +344,17 @@ def softmax(case: Case, side: int) -> Cost:
     vector = shape.head_dim * shape.size
     return case.cost(
         f"softmax, {('teacher', 'student')[side]}",
-        [case.score(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)],
+        [
+            case.score(scores * case.config.block_d, geometry.seen(side) * shape.head_dim),
+            *([case.loop(scores * case.config.block_d, geometry.seen(side) * shape.head_dim)] * side),  # mean key
+        ],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8),
+        private=shape.heads * rows * (vector + case.sum_size + side * shape.head_dim * 4),
         common=shape.kv_heads * keys * vector,
         each=shape.heads * passed * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="softmax mse" + " mean key" * side,
+        turns=shape.heads * turns,
     )
 
 
@@ -349,7 +385,7 @@ def small_products(case: Case, metric: str) -> tuple[float, float]:
     mixture, and the products with the Gram matrix."""
     teacher, student = case.widths
     small = case.geometry.seen_products
-    grams = 1 if metric == "mse" else 4
+    grams = 1 if metric == "mse" else 2
     return (1 + case.low) * teacher * student + grams * student * student, small(0, 1) + grams * small(1, 1)
 
 
@@ -357,8 +393,9 @@ def segment_sums(case: Case, *, columns: bool) -> tuple[float, float]:
     """The same of sums over the columns of segments, which cosine alone has: 0/1 products in bf16 parts."""
     teacher, student = case.widths
     small = case.geometry.seen_products
-    issued, useful = 4 * student * student + teacher * student, 4 * small(1, 1) + small(0, 1)
-    return (issued + student * teacher, useful + small(1, 0)) if columns else (issued, useful)
+    norms, others = 2 * student * student + teacher * student, 2 * student * student + columns * student * teacher
+    issued = case.parts(norms=not columns) * norms + case.parts() * others
+    return issued, 4 * small(1, 1) + small(0, 1) + columns * small(1, 0)
 
 
 def tile_bytes(case: Case, *, rest: bool = True) -> tuple[int, int]:
@@ -379,20 +416,21 @@ def aim_rows(case: Case, metric: str) -> Cost:
     sums = segment_sums(case, columns=False) if metric == "cosine" else (0, 0)
     token = tile_bytes(case)
     count, keys = geometry.batch * geometry.row_limit, geometry.batch * np.array(geometry.lengths)
-    gradient = 2 if shape.dtype == "bf16" else 4
     return case.cost(
         f"aim_rows, {metric}",
         [
             case.score(rows * (teacher + student) * width, sum(seen) * dim),
-            case.loop(rows * 2 * student * width, 2 * seen[1] * dim),
+            case.loop(rows * student * width, seen[1] * dim),
             case.factor(rows * (issued + teacher * teacher), useful + small(0, 0)),
             case.sums(rows * sums[0], sums[1]),
         ],
         exponentials=shape.heads * rows * (teacher + student + (2 * student if metric == "cosine" else 0)),
-        private=shape.heads * count * (2 * dim * shape.size + 16 + 8 + gradient * dim),
+        private=shape.heads * count * (dim * (2 * shape.size + case.kept_size + 4) + 2 * case.sum_size + 8),
         common=shape.kv_heads * float(keys @ token),
         each=shape.heads * float(np.dot(passed, token)),
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel=f"aim_rows {metric}",
+        turns=shape.heads * turns,
     )
 
 
@@ -411,7 +449,7 @@ def aim_columns(case: Case, metric: str) -> Cost:
     padded = -(-dim // case.config.block_v) * case.config.block_v
     product = geometry.segment_products
     count, keys = geometry.batch * geometry.row_limit, geometry.batch * np.array(geometry.lengths)
-    row = 2 * dim * shape.size + 20
+    row = 2 * (dim * shape.size + case.sum_size) + 4
     token = np.array(tile_bytes(case, rest=metric == "cosine")) + dim * shape.size + [0, 2 * dim * shape.size]
     return case.cost(
         f"aim_columns, {metric}",
@@ -431,6 +469,8 @@ def aim_columns(case: Case, metric: str) -> Cost:
         common=shape.heads * count * row,
         each=shape.heads * passed * row,
         programs=geometry.tile_count() / geometry.batch,
+        kernel=f"aim_columns {metric}",
+        turns=shape.heads * turns,
     )
 
 
@@ -444,11 +484,24 @@ def attend(case: Case, side: int) -> Cost:
         f"attend, {('teacher', 'student')[side]}",
         [case.score(scores * config.block_d, useful), case.loop(scores * config.block_dv, useful)],
         exponentials=shape.heads * (scores + turns * launch.block_m),
-        private=shape.heads * rows * (vector + 8 + 4 * shape.head_dim),
+        private=shape.heads * rows * (vector + case.sum_size + 4 * shape.head_dim),
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="attend star",
+        turns=shape.heads * turns,
     )
+
+
+def attend_distance(case: Case, metric: str) -> Cost:
+    geometry, shape, block_m = case.geometry, case.shape, case.config.attend_distance.block_m
+    rows = geometry.batch * geometry.row_limit
+    roots = geometry.batch * geometry.row_blocks(block_m) * block_m * (2 if metric == "cosine" else 0)
+    row = (8 + case.kept_size) * shape.head_dim + 12
+    return case.cost(
+        "attend_distance", [], exponentials=shape.heads * roots, private=shape.heads * rows * row,
+        programs=geometry.row_blocks(block_m) * case.group,
+    )  # fmt: skip
 
 
 def attend_rows(case: Case) -> Cost:
@@ -461,13 +514,15 @@ def attend_rows(case: Case) -> Cost:
         "attend_rows",
         [
             case.score(scores * config.block_d, useful),
-            case.loop(scores * (config.block_dv + 2 * config.block_d), 3 * useful),
+            case.loop(scores * (config.block_dv + config.block_d), 2 * useful),
         ],
         exponentials=shape.heads * scores,
-        private=shape.heads * rows * (2 * vector + 12 + 4 * shape.head_dim),
+        private=shape.heads * rows * (2 * vector + case.kept_size * shape.head_dim + case.sum_size + 4),
         common=shape.kv_heads * keys * 2 * vector,
         each=shape.heads * passed * 2 * vector,
         programs=geometry.row_blocks(launch.block_m) * case.group,
+        kernel="attend_rows star",
+        turns=shape.heads * turns,
     )
 
 
@@ -477,7 +532,7 @@ def attend_columns(case: Case) -> Cost:
     scores = turns * launch.block_m * case.widths[1]
     rows, keys = geometry.batch * geometry.row_limit, geometry.batch * geometry.lengths[1]
     vector, useful = shape.head_dim * shape.size, geometry.seen(1) * shape.head_dim
-    row = vector + 4 * shape.head_dim + 12
+    row = vector + case.kept_size * shape.head_dim + case.sum_size + 4
     return case.cost(
         "attend_columns",
         [
@@ -489,27 +544,25 @@ def attend_columns(case: Case) -> Cost:
         common=shape.heads * rows * row,
         each=shape.heads * passed * row,
         programs=geometry.tile_count() / geometry.batch,
+        kernel="attend_columns star",
+        turns=shape.heads * turns,
     )
 
 
 def torch_around(case: Case, variant: str) -> Cost:
-    """Zeroed gradients and dQ times the incoming gradient; for aim_star about ten passes over o for the distance."""
-    shape, geometry = case.shape, case.geometry
-    tokens = geometry.batch * geometry.lengths[1] * shape.head_dim
-    kept = 2 if shape.dtype == "bf16" else 4
+    """Zeroed gradients; for aim, dQ times the incoming gradient."""
+    shape = case.shape
+    tokens = case.geometry.batch * case.geometry.lengths[1] * shape.head_dim
     moved = 2 * shape.kv_heads * tokens * shape.size
-    if variant == "aim":
-        moved += shape.heads * tokens * (2 * kept + shape.size)
-    else:
-        moved += shape.heads * tokens * shape.size
-        moved += 10 * 4 * shape.heads * geometry.batch * geometry.row_limit * shape.head_dim
+    moved += shape.heads * tokens * (shape.size if variant == "aim_star" else 2 * case.kept_size + shape.size)
     return case.cost("torch around them", [], private=moved)
 
 
 def kernels(case: Case, variant: str, metric: str) -> list[Cost]:
     """Forward and backward, all three gradients wanted. Kernels of segments longer than a tile are not modelled."""
     if variant == "aim_star":
-        costs = [attend(case, 0), attend(case, 1), attend_rows(case), attend_columns(case)]
+        costs = [attend(case, 0), attend(case, 1), attend_distance(case, metric), attend_rows(case)]
+        costs.append(attend_columns(case))
     else:
         costs = [softmax(case, 0), softmax(case, 1), factors(case, rest=True), aim_rows(case, metric)]
         costs += [factors(case, rest=metric == "cosine"), aim_columns(case, metric)]
@@ -683,7 +736,7 @@ def ratio_table(segments, widths: tuple[int, int] | None) -> str:
             cells = []
             for gpu in GPUS:
                 config = choose_config(head_dim, head_dim, torch.bfloat16, metric, gpu.target)
-                plan = plan_of(segments, widths or config.widths)
+                plan = plan_of(segments, widths or config.widths_for(*(x.shape[1] for x in segments)))
                 cells.append(f"{ratio_to_flash(plan, Shape(head_dim=head_dim), gpu, variant, metric):.2f}")
             rows.append([head_dim, variant, metric, *cells])
     return table(["head_dim", "variant", "metric", *(x.name for x in GPUS)], rows)
@@ -694,7 +747,7 @@ def kernel_table(segments, shape: Shape, variant: str, metric: str, gpu: Gpu) ->
     case = case_of(plan_of(segments, config.widths, variant), shape, metric, gpu.target)
     rows = []
     for cost in [*kernels(case, variant, metric), *flash(case)]:
-        seconds = cost.seconds(gpu)
+        seconds = cost.seconds(gpu) | {"issue": None, "shared": None} | cost.compiled_seconds(gpu, shape)
         rows.append(
             [
                 cost.name,
@@ -704,12 +757,12 @@ def kernel_table(segments, shape: Shape, variant: str, metric: str, gpu: Gpu) ->
                 f"{cost.exponentials / 1e9:.2f}",
                 f"{cost.bytes(gpu) / 1e6:.0f} ({(cost.private + cost.common) / 1e6:.0f} to "
                 f"{(cost.private + max(cost.common, cost.each)) / 1e6:.0f})",
-                *(f"{x * 1e6:.0f}" for x in seconds.values()),
-                cost.binding(gpu),
+                *("-" if x is None else f"{x * 1e6:.0f}" for x in seconds.values()),
+                cost.binding(gpu, shape),
             ]
         )
     head = ["kernel", "GFLOP issued", "useful", "issued / useful", "10⁹ exponentials", "MB moved (once to each)"]
-    return table([*head, "µs products", "µs exponentials", "µs memory", "binds"], rows)
+    return table([*head, *(f"µs {x}" for x in seconds), "binds"], rows)
 
 
 def length_table(pair: Pair, shape: Shape, gpu: Gpu) -> str:

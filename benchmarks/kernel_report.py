@@ -39,7 +39,8 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
-ROW_VERSION = 1  # part of the cache key: what compile_row returns
+LOPSIDED = 32, 16  # but these tiles, where the teacher has half as many tokens again
+ROW_VERSION = 2  # part of the cache key: what compile_row returns
 KIB = 1024
 
 
@@ -77,6 +78,7 @@ class Case:
 
 CASES = [Case("bfloat16", x) for x in (64, 80, 96, 128, 256)] + [Case("bfloat16", 128, softcap=True)]
 CASES += [Case(x, y) for x in ("float16", "float32") for y in (64, 128, 256)]
+LOPSIDED_CASES = [Case("bfloat16", x) for x in (64, 128, 256)]
 FULL = [(case, target) for case in CASES for target in CARDS]
 SUBSET = [(Case("bfloat16", x), target) for x in (64, 128) for target in ("sm_80", "sm_90", "gfx942")]
 SUBSET += [(Case("float32", 64), "sm_80")]
@@ -95,7 +97,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    metric: str  # or "star" or "update": the first to launch it
+    metric: str  # or "star", "star cosine" or "update": the first to launch it
     signature: dict
     constants: dict
     attributes: dict
@@ -105,7 +107,8 @@ class Job:
     def variant(self) -> str:
         """The flags that change what a kernel does."""
         without_rest = "without rest" if self.constants.get("REST") is False else ""
-        return " ".join(x for x in (self.metric, without_rest, "softcap" if self.softcap else "") if x)
+        mean_key = "mean key" if self.constants.get("MEAN_KEY") else ""
+        return " ".join(x for x in (self.metric, without_rest, mean_key, "softcap" if self.softcap else "") if x)
 
     @property
     def name(self) -> str:
@@ -144,8 +147,11 @@ def record_launches(case: Case, target: str) -> list[Job]:
     ):
         for metric in ("mse", "cosine"):
             run_aim(case, metric)
-        metric = "star"
-        run_aim_star(case)
+        if case in LOPSIDED_CASES:
+            metric = "mse {}x{}".format(*LOPSIDED)
+            run_aim(case, "mse", LOPSIDED)
+        for metric in ("star", "star cosine"):
+            run_aim_star(case, "cosine" if metric == "star cosine" else "mse")
         if case.dtype == "float32":
             metric = "update"
             run_update(case)
@@ -158,7 +164,7 @@ def record_launches(case: Case, target: str) -> list[Job]:
     return list(jobs.values())
 
 
-def meta_inputs(case: Case, metric: str = "mse"):
+def meta_inputs(case: Case, metric: str = "mse", widths: tuple[int, int] | None = None):
     """(teacher, student, plan) of a model with grouped heads, laid out as [batch, tokens, heads, size]."""
     dtype, batch, lengths = getattr(torch, case.dtype), 2, LENGTHS
     sides = [
@@ -169,24 +175,25 @@ def meta_inputs(case: Case, metric: str = "mse"):
         for n in lengths
     ]
     ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in lengths]
-    widths = ops.config_for(sides[1][0], sides[1][2], metric).widths
+    widths = widths or ops.config_for(sides[1][0], sides[1][2], metric).widths
     plan = ops.aim_plan_op(*ids, None, None, *widths, "aim", True, None, "pairs")
     return *sides, list(plan), widths
 
 
-def run_aim(case: Case, metric: str) -> None:
-    teacher, student, plan, widths = meta_inputs(case, metric)
+def run_aim(case: Case, metric: str, widths: tuple[int, int] | None = None) -> None:
+    teacher, student, plan, widths = meta_inputs(case, metric, widths)
     common = *teacher, *student, plan, *widths, metric, case.head_dim**-0.5, 50.0 if case.softcap else None
     _, _, *saved = body(ops.aim_forward)(*common, True, True, True)
     multiplier = torch.empty((), dtype=torch.float32, device="meta")
     body(ops.aim_backward)(*common, *saved, multiplier, True, True)
 
 
-def run_aim_star(case: Case) -> None:
-    _, student, plan, widths = meta_inputs(case)
+def run_aim_star(case: Case, metric: str) -> None:
+    teacher, student, plan, widths = meta_inputs(case)
     options = case.head_dim**-0.5, 50.0 if case.softcap else None
-    output, softmax = body(ops.attend_forward)(*student, plan, *widths, 1, *options)
-    body(ops.attend_backward)(*student, plan, *widths, *options, softmax, output, True, True, True)
+    _, *saved = body(ops.attend_forward)(*teacher, *student, plan, *widths, metric, *options, True)
+    multiplier = torch.empty((), dtype=torch.float32, device="meta")
+    body(ops.attend_backward)(*student, plan, *widths, *options, *saved, multiplier, True, True, True)
 
 
 def run_update(case: Case) -> None:
@@ -282,7 +289,44 @@ def parse_sass(text: str) -> dict:
     kinds = Counter(x.split(".")[0] for x in names)
     tensor = {x: y for x, y in sorted(kinds.items()) if re.fullmatch(r"HMMA|HGMMA|UTC\w*MMA|OMMA|QMMA|DMMA", x)}
     loads = [x for x in names if x.split(".")[0] in ("LDG", "LDGSTS")]
-    return {"tensor": tensor, "wide_loads": sum(".128" in x for x in loads), "loads": len(loads)}
+    return {"tensor": tensor, "wide_loads": sum(".128" in x for x in loads), "loads": len(loads), "loop": loop_of(text)}
+
+
+def loop_of(text: str) -> dict | None:
+    """What a warp issues in one turn of the main loop, and the bytes that it moves to and from shared memory.
+
+    The main loop is the shortest of those with tensor-core instructions and exponentials: kernels have a second one,
+    with masks, for the edges of what rows see. What tensor cores read from shared memory themselves is not counted.
+    """
+    places, instructions = {}, []
+    for line in text.splitlines():
+        if label := re.match(r"\s*(\.L\w+):", line):
+            places[label[1]] = len(instructions)
+        elif found := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)", line):
+            instructions.append(found.groups())
+    jumps = [
+        (places[target[0]], place)
+        for place, (name, rest) in enumerate(instructions)
+        if name.startswith("BRA")
+        and (target := re.search(r"\.L\w+", rest))
+        and places.get(target[0], place + 1) <= place
+    ]
+    bodies = [[x for x, _ in instructions[start : stop + 1]] for start, stop in jumps]
+    bodies = [x for x in bodies if any("MMA" in y for y in x) and "MUFU.EX2" in x]
+    if not bodies:
+        return None
+    body = min(bodies, key=len)
+    return {"instructions": len(body), "shared_bytes": sum(map(_shared_bytes, body))}
+
+
+def _shared_bytes(name: str) -> int:
+    """Of one instruction of a warp."""
+    kind, *flags = name.split(".")
+    if kind == "LDSM":
+        return 128 * int(next((x for x in flags if x in ("2", "4")), 1))
+    if kind in ("LDS", "STS"):
+        return 32 * int(next((x for x in flags if x in ("64", "128")), 32)) // 8
+    return 0
 
 
 def parse_amdgcn(text: str) -> dict:
@@ -300,6 +344,7 @@ def parse_amdgcn(text: str) -> dict:
         "tensor": {"MFMA": sum(x.startswith("v_mfma") for x in names)},
         "wide_loads": sum(x.endswith("dwordx4") for x in loads),
         "loads": len(loads),
+        "loop": None,
     }
 
 
@@ -378,7 +423,7 @@ def compare(rows: list[dict], committed: list[dict]) -> list[str]:
 
 
 COLUMNS = ("kernel", "tile", "warps, stages", "registers", "spill st/ld", "stack", "shared KiB", "occupancy")
-COLUMNS += ("tensor cores", "on them", "16-byte loads")
+COLUMNS += ("tensor cores", "on them", "16-byte loads", "main loop")
 
 
 def cells(row: dict) -> list[str]:
@@ -397,6 +442,7 @@ def cells(row: dict) -> list[str]:
         " ".join(f"{y} {x}" for x, y in row["tensor"].items() if y) or "-",
         f"{row['tensor_products']}/{row['products']}",
         f"{row['wide_loads']}/{row['loads']}",
+        "{instructions}, {shared_bytes}".format(**row["loop"]) if row["loop"] else "-",
     ]
 
 
@@ -409,7 +455,8 @@ def render(rows: list[dict], command: str) -> str:
         f"`{command}`, Triton {triton.__version__}, commit {commit()}. **Nothing here ran on a GPU**: compiled code",
         "was read. Spills are bytes per thread; loads and tensor-core instructions are counted in the code, not a run;",
         "shared memory stands against what a block may have on the smallest card of the architecture; occupancy is",
-        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all.",
+        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all. `main loop`:",
+        "instructions of a warp in one turn, bytes that it moves to and from shared memory.",
         "",
         f"{len(rows)} kernels, {len(spilling)} with spills, {sum(bool(faults(x)) for x in rows)} that fail `--check`.",
     ]

@@ -31,10 +31,10 @@ def useful_by_hand(segments, metric: str) -> int:
         teacher, student = (position + 1 for position in positions)
         pairs = list(zip(sizes[0][: row + 1], sizes[1][: row + 1], strict=True))
         ts, tt, ss = (sum(x) for x in zip(*((t * s, t * t, s * s) for t, s in pairs), strict=True))
-        found += (teacher + student) * dim  # softmax
-        found += (teacher + student + 2 * student) * dim + (teacher + student + student) * dim
+        found += (teacher + student + student) * dim  # softmax, mean key
+        found += 2 * (teacher + student + student) * dim  # dQ, dK
         found += ts + tt + ts + ss + ts  # mixture, remainders; mixture, dV
-        found += 2 * ss if metric == "mse" else 2 * (8 * ss + ts) + tt + ts
+        found += 2 * ss if metric == "mse" else 2 * (6 * ss + ts) + tt + ts
     found *= SHAPE.heads
     for t, s in zip(*sizes, strict=True):
         once = (s * s + t * s + 4 * t * s) * dim + 3 * t * s * s

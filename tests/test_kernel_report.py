@@ -16,6 +16,7 @@ ROW = {
     "head_dim": 64, "target": "sm_80", "tiles": {"BLOCK_M": 64, "BLOCK_T": 32}, "warps": 4, "stages": 2,
     "shared": 16384, "tensor_columns": 0, "registers": 128, "stack": 0, "spill_stores": 0, "spill_loads": 0,
     "tensor": {"HMMA": 8}, "wide_loads": 3, "loads": 4, "products": 2, "tensor_products": 2, "occupancy": 0.25,
+    "loop": {"instructions": 100, "shared_bytes": 512},
 }  # fmt: skip
 
 PTXAS = """ptxas info    : 0 bytes gmem
@@ -67,7 +68,39 @@ def test_ptxas():
 
 def test_sass():
     found = kernel_report.parse_sass(SASS)
-    assert found == {"tensor": {"HGMMA": 1, "HMMA": 2, "UTCHMMA": 1}, "wide_loads": 2, "loads": 3}
+    assert found == {"tensor": {"HGMMA": 1, "HMMA": 2, "UTCHMMA": 1}, "wide_loads": 2, "loads": 3, "loop": None}
+
+
+LOOPS = """
+.L_x_0:
+        /*0000*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0010*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0020*/                   ISETP.GE.AND P0, PT, R2, R3, PT ;
+        /*0030*/                   MUFU.EX2 R4, R4 ;
+        /*0040*/               @P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0050*/                   LDSM.16.MT88.2 R4, [R2] ;
+        /*0060*/                   STS.64 [R2], R4 ;
+        /*0070*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*0080*/                   MUFU.EX2 R4, R4 ;
+        /*0090*/              @!P0 BRA `(.L_x_1) ;
+        /*00a0*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*00b0*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;
+        /*00c0*/               @P0 BRA `(.L_x_2) ;
+.L_x_3:
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_main_loop():
+    """Of two loops with tensor cores and exponentials the shorter one; jumps forward are none."""
+    longer = LOOPS.replace(
+        "ISETP.GE.AND P0, PT, R2, R3, PT ;", "ISETP.GE.AND P0, PT, R2, R3, PT ;\n        /*0021*/    LDS R4, [R2] ;"
+    )
+    for text in (longer, longer.replace(".L_x_0", ".L_x_9")):
+        assert kernel_report.loop_of(text) == {"instructions": 5, "shared_bytes": 256 + 256}
+    assert kernel_report.loop_of(LOOPS.replace("MUFU.EX2", "MUFU.RCP")) is None
 
 
 def test_amdgcn():
@@ -126,7 +159,7 @@ def test_render():
     assert "`the command`" in text
     assert "Nothing here ran on a GPU" in text
     assert "spiller (8)" in text
-    assert "| aim_rows mse | 64x32 | 4, 2 | 128 | - | - | 16.0/163 | 25% | 8 HMMA | 2/2 | 3/4 |" in text
+    assert "| aim_rows mse | 64x32 | 4, 2 | 128 | - | - | 16.0/163 | 25% | 8 HMMA | 2/2 | 3/4 | 100, 512 |" in text
 
 
 def test_refuses_the_interpreter():

@@ -11,6 +11,7 @@ import sys
 import matt_kernels
 import numpy as np
 import pytest
+import sanitizer
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,7 +64,9 @@ def exact(arguments, options):
 def assert_close(arguments, options, tolerance=None):
     tolerance = FLOAT32[arguments[1][0].dtype] if tolerance is None else tolerance
     for x, y in zip(found(arguments, options), exact(arguments, options), strict=True):
-        assert (x - y).norm() <= tolerance * y.norm(), (x - y).norm() / y.norm()
+        # rows that see one token have no gradient by q and k but rounding
+        rounding = 1e-7 if y.norm() < 1e-12 else 0
+        assert (x - y).norm() <= tolerance * y.norm() + rounding, (x - y).norm() / y.norm()
 
 
 def long_segments():
@@ -119,6 +122,27 @@ def test_awkward_segments(case, base, small_tiles):
 @pytest.mark.parametrize("sizes", [([300], [211]), ([90, 1, 1, 70, 2], [1, 80, 1, 75, 1]), ([3] * 70, [2] * 70)])
 def test_tiles_that_ship(base, sizes):
     assert_close(inputs_for(*(rows(segment_ids(x, specials=[0])) for x in sizes), dtype=torch.float32, dim=16), base)
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 50}, {"sliding_window": 50, "causal": False}], ids=str)
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_loops_without_masks(base, options, small_tiles):
+    """Blocks of 16 that all rows see between blocks that some see, in documents that end inside a block."""
+    segments = rows(segment_ids([1, 2] * 40)), rows(segment_ids([2, 1] * 40))
+    documents = {f"{x}_documents": (y >= 35).long() for x, y in zip(("teacher", "student"), segments, strict=True)}
+    arguments = inputs_for(*segments, dtype=torch.float32, dim=16)
+    assert_close(arguments, base | documents | options)
+
+
+@pytest.mark.parametrize(("sizes", "widths"), [((4, 2), (32, 16)), ((2, 4), None), ((2, 2), None)])
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_a_longer_teacher_has_wider_tiles(metric, sizes, widths):
+    segments = [rows(segment_ids([x] * 40)) for x in sizes]
+    arguments = inputs_for(*segments, dtype=torch.bfloat16, dim=16)
+    _, (query, _, value), *_ = arguments
+    chosen = matt_kernels.tile_widths(query, value, metric)(*(x.shape[1] for x in segments))
+    assert chosen == (widths if widths and metric == "mse" else (32, 32) if metric == "mse" else (16, 16))
+    assert_close(arguments, {"metric": metric})
 
 
 @pytest.mark.parametrize("dtype", FLOAT32)
@@ -187,6 +211,64 @@ def test_padding_content_is_never_read(small_tiles):
         results = found((teacher, spoilt, *segments), base | documents)
         assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
         assert all((x.transpose(1, 2)[padding] == 0).all() for x in results[1:])
+
+
+@pytest.mark.parametrize("content", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=str)
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_padding_between_documents_is_never_read(base, options, content):
+    segments = torch.tensor([[0, 0, 1, 1, 2, -100, -100, -100, 3, 3, 4, 5, -100, -100]])
+    documents = torch.tensor([[0] * 5 + [-1] * 3 + [1] * 4 + [-1] * 2])
+    padding = (documents == -1)[:, None, :, None]
+    teacher, student, *_ = inputs_for(segments, segments, dtype=torch.float32, dim=16)
+    options = base | options | {"teacher_documents": documents, "student_documents": documents}
+    expected = found((teacher, student, segments, segments), options)
+    spoilt = tuple(x.masked_fill(padding, content) for x in teacher)
+    wanted = tuple(x.detach().masked_fill(padding, content).requires_grad_() for x in student)
+    for x, y in zip(found((spoilt, wanted, segments, segments), options), expected, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("dtype", FLOAT32)
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_nan_reaches_the_loss(base, dtype, small_tiles):
+    """Or a gradient scaler would not see that float16 has overflown."""
+    for side, which in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2)):
+        arguments = inputs_for(*two_sides(), dtype=dtype, dim=16)
+        with torch.no_grad():
+            arguments[side][which][0, 0] = float("nan")
+        assert found(arguments, base)[0].isnan()
+
+
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+def test_what_all_keys_have_in_common_cancels(metric, small_tiles):
+    """An offset of all keys changes no weight: bfloat16 gradients must not lose their digits to it."""
+    segments = rows(segment_ids([2] * 60))[:1]
+    teacher, student, *_ = inputs_for(segments, segments, heads=1, kv_heads=1, dtype=torch.float32, dim=16)
+    sides = []
+    for side in (teacher, student):
+        query, key, value = (x.detach().clone() for x in side)
+        query[..., :8] *= 0.05  # queries hardly look where the offset is
+        key[..., :8] += 16
+        sides.append(tuple(x.bfloat16() for x in (query, key, value)))
+    teacher, student = sides
+    arguments = teacher, tuple(x.requires_grad_() for x in student), segments, segments
+    wanted = exact(arguments, {"metric": metric})
+    eager = gradients(aim_loss, arguments, {"metric": metric, "backend": "eager"})
+    for x, y, z in zip(found(arguments, {"metric": metric})[1:], eager[1:], wanted[1:], strict=True):
+        assert (x - z).norm() <= 2 * (y - z).norm()
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 100], [1, 1, 2, 2], [0, 5, 3, 1], [3, 3, 3, 3]])
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_broken_ids_give_nan_in_bounds(base, ids, monkeypatch):
+    sanitizer.install(monkeypatch)
+    segments = torch.tensor([ids])
+    arguments = inputs_for(segments, segments, dtype=torch.float32, dim=16)
+    teacher, student, *_ = arguments
+    loss = matt_kernels.aim_loss(teacher, student, segments, segments, **base)
+    loss.backward()
+    assert loss.isnan()
 
 
 # -- behaviour -----------------------------------------------------------------------------------------------------
@@ -350,8 +432,8 @@ def test_opcheck(base, small_tiles):
     torch.library.opcheck(ops.aim_plan_op, arguments, test_utils=checks)
     plan = list(ops.aim_plan_op(*arguments))
     if base["variant"] == "aim_star":
-        # the softmax it returns too is not differentiable: checked through the loss
-        torch.library.opcheck(ops.attend_forward, (*student, plan, 16, 16, 1, 0.25, None), test_utils=checks)
+        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True
+        torch.library.opcheck(ops.attend_forward, arguments, test_utils=checks)
         return
     arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True, True, True
     torch.library.opcheck(ops.aim_forward, arguments, test_utils=checks)
@@ -478,3 +560,36 @@ def test_plan_visits_every_token_once():
             assert stop[-1] == ids[side].shape[1]
             assert torch.equal(start[1:], stop[:-1])
             assert ((stop - start) <= width).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 20}, {"sliding_window": 9, "causal": False}], ids=str)
+def test_plan_knows_what_needs_no_mask(options):
+    """For each row the tiles, and for each tile the rows, that see the other whole on both sides; by brute force."""
+    generator = np.random.default_rng(1)
+    for _ in range(10):
+        count = generator.integers(2, 60)
+        ids = [rows(segment_ids(generator.integers(1, 6, count).tolist(), specials=[0, 3])) for _ in range(2)]
+        documents = [(x >= count // 2).long() for x in ids]
+        for x in documents:
+            x[:, -1] = -1 if generator.random() < 0.5 else 1
+            x[:, :] = x.cummax(1).values if x[0, -1] == 1 else torch.cat([x[:, :-1].cummax(1).values, x[:, -1:]], 1)
+        ids = [x.masked_fill(y < 0, -100) for x, y in zip(ids, documents, strict=True)]
+        if ids[0].max() != ids[1].max():
+            continue
+        given = {"teacher_documents": documents[0], "student_documents": documents[1]}
+        plan = matt_kernels.aim_plan(*ids, **given, **options, widths=(16, 16))
+        row_count, tile_count, _ = plan.counts[0].tolist()
+        found_rows, found_tiles = plan.rows[0, :, :row_count], plan.tiles[0, :, :tile_count]
+        whole = torch.ones(row_count, tile_count, dtype=torch.bool)
+        for side in (0, 1):
+            low, high = found_rows[2 + 2 * side : 4 + 2 * side]
+            start, stop = found_tiles[2 * side : 2 * side + 2]
+            whole &= (start >= low[:, None]) & (stop <= high[:, None])
+        tiles = torch.arange(tile_count)
+        numbers = torch.arange(row_count)[:, None]
+        assert torch.equal(whole, (tiles >= found_rows[10, :, None]) & (tiles < found_rows[11, :, None]))
+        assert torch.equal(whole, (numbers >= found_tiles[7]) & (numbers < found_tiles[8]))
+        for tile in range(tile_count):
+            start, stop, low, high = found_tiles[[2, 3, 9, 10], tile].tolist()
+            inside = ids[1][0, start:stop]
+            assert set(inside[inside >= 0].tolist()) <= set(range(low, high))

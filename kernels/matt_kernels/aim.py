@@ -3,13 +3,13 @@
 With the factors of factors.py, per row and segment (a_S, a_T softmax weights of the row on the segment's tokens):
 
     mse     |s_S - s_T|² = e G e' + a_T R R' a_T',  e = a_S - a_T C;  dL/da_S = 2 h,  h = G e'
-    cosine  with X² = |s_S|² + ε, Y² = |s_T|² + ε, û = a_S / X, ŵ = a_T C / Y (the sides are normalised before they are
-            subtracted, so that nothing cancels once they agree):
+    cosine  with X² = |s_S|² + ε, Y² = |s_T|² + ε, û = a_S / X, ŵ = a_T C / Y (the sides are brought to one length
+            before they are subtracted, so that nothing cancels once they agree):
             1 - cos = (|û - ŵ|²_G + a_T R R' a_T' / Y² + ε/X² + ε/Y²) / 2
             dL/da_S = h = G f',  f = ((û - ŵ) - (1 - cos) û) / X
 
 Softmax backward is dL/dz = a_S (h - D), D = Σ a_S h over all that the row sees. D is only known at the end of a row, so
-dQ keeps Σ a_S h k and Σ a_S k apart: value and dQ take a single pass, and D comes from the very numbers it corrects.
+dQ is Σ a_S h k - D Σ a_S k, and the mean key comes with the softmax: value and dQ take a single pass.
 dV_S = Σ_rows (a_S f') V_S - (a_S a_T') R, with f = e for mse and a_T / (X Y) in the place of a_T for cosine.
 """
 
@@ -19,8 +19,10 @@ import triton.language as tl
 from matt_kernels.attention import (
     COUNTS,
     LONG,
+    PADDING,
     ROWS,
     TILES,
+    edge,
     load_ids,
     load_pair_range,
     load_row,
@@ -28,8 +30,11 @@ from matt_kernels.attention import (
     load_tile,
     load_tile_range,
     load_vectors,
+    load_whole_blocks,
+    load_whole_tiles,
     masked_scores,
     operand,
+    rounded,
     same_segment,
     softmax_weights,
     store_vectors,
@@ -43,70 +48,87 @@ COSINE_EPSILON = tl.constexpr(1e-12)
 
 
 @triton.jit
-def segment_sums(x, indicator, KIND: tl.constexpr):
-    """Sums over the columns of each segment, at every column of `indicator`. x as bfloat16 parts, 16 or all 24 bits of
-    it: cheaper than tf32, and the other operand is exact."""
-    high = x.to(tl.bfloat16)
-    low = x - high.to(tl.float32)
+def segment_sums(x, same, PARTS: tl.constexpr):
+    """Sums over the columns of each segment, at every column of `same` (whether two tokens are of one segment), of as
+    many bfloat16 parts of x, 8 bits each: the other operand is exact."""
+    same = same.to(tl.float32).to(tl.bfloat16)
+    part = x.to(tl.bfloat16)
     # [BLOCK_M, BLOCK] @ [BLOCK, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-    sums = tl.dot(low.to(tl.bfloat16), indicator, tl.dot(high, indicator))
-    if KIND == "fp32":
-        rest = low - low.to(tl.bfloat16).to(tl.float32)
-        sums = tl.dot(rest.to(tl.bfloat16), indicator, sums)
+    sums = tl.dot(part, same)
+    for _ in tl.static_range(PARTS - 1):
+        x -= part.to(tl.float32)
+        part = x.to(tl.bfloat16)
+        sums = tl.dot(part, same, sums)
     return sums
 
 
 @triton.jit
-def indicator(ids, others):
-    """1 where two tokens are of the same segment."""
-    return same_segment(ids, others).to(tl.float32).to(tl.bfloat16)
-
-
-@triton.jit
 def cosine_terms(
-    weights, mixed, rest, teacher, gram, student_ids, teacher_ids, KIND: tl.constexpr, PRECISION: tl.constexpr
-):
-    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each."""
-    own = indicator(student_ids, student_ids)
+    weights, mixed, rest, gram, student_ids, teacher_ids, VALUE: tl.constexpr, KIND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each.
+
+    Differences are those of a_S and (X / Y) a_T C, exact zeros for equal sides however the compiler fuses products.
+    Rounding of X and Y shows in the VALUE; in the gradients it does not, since what it adds along a_S is taken out.
+    """
+    PARTS: tl.constexpr = 3 if KIND == "fp32" else 1
+    NORM_PARTS: tl.constexpr = 2 if VALUE and KIND != "fp32" else PARTS
+    own = same_segment(student_ids, student_ids)
+    weights, mixed = rounded(weights, KIND), operand(mixed, KIND)
     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-    unit_products = tl.dot(operand(weights, KIND), gram, input_precision=PRECISION)
-    student_squares = segment_sums(weights * unit_products, own, KIND)
-    student_inverse = tl.rsqrt(tl.maximum(student_squares, 0.0) + COSINE_EPSILON)
-    unit = weights * student_inverse
-    products = tl.dot(operand(mixed, KIND), gram, input_precision=PRECISION)
-    outside = segment_sums(rest * teacher.to(tl.float32), indicator(teacher_ids, student_ids), KIND)
-    squares = segment_sums(mixed * products, own, KIND) + outside
-    teacher_inverse = tl.rsqrt(tl.maximum(squares, 0.0) + COSINE_EPSILON)
-    change = unit - mixed * teacher_inverse
-    products = tl.dot(operand(change, KIND), gram, input_precision=PRECISION)
-    distance = segment_sums(change * products, own, KIND)
-    epsilon = COSINE_EPSILON * student_inverse * student_inverse
-    distance += (tl.maximum(outside, 0.0) + COSINE_EPSILON) * teacher_inverse * teacher_inverse
-    distance = 0.5 * (distance + epsilon)
-    f = change - distance * unit
-    h = tl.dot(operand(f, KIND), gram, input_precision=PRECISION)
-    # û' h is known: -cos ε/X². What is off comes from rounding, mostly that of `distance`: taken out once more.
-    length = student_squares * student_inverse * student_inverse
-    off = segment_sums(unit * h, own, KIND) + (1.0 - distance) * epsilon
-    off = tl.where(length > 0.5, off / tl.where(length > 0.5, length, 1.0), 0.0)
-    f -= off * unit
-    h -= off * unit_products * student_inverse
-    return distance, f * student_inverse, h * student_inverse, student_inverse * teacher_inverse
+    student_products = tl.dot(weights, gram, input_precision=PRECISION)
+    teacher_products = tl.dot(mixed, gram, input_precision=PRECISION)
+    squares = segment_sums(weights * student_products, own, NORM_PARTS)
+    student_squares = tl.maximum(squares, 0.0) + COSINE_EPSILON
+    outside = segment_sums(rest, same_segment(teacher_ids, student_ids), NORM_PARTS)
+    outside = tl.maximum(outside, 0.0) + COSINE_EPSILON
+    teacher_squares = tl.maximum(segment_sums(mixed * teacher_products, own, NORM_PARTS), 0.0) + outside
+    student_inverse, teacher_inverse = tl.rsqrt(student_squares), tl.rsqrt(teacher_squares)
+    ratio = student_squares * student_inverse * teacher_inverse
+    ratio = tl.where(student_squares == teacher_squares, 1.0, ratio)
+    f, h = weights - ratio * mixed, student_products - ratio * teacher_products
+    inverse = student_inverse * student_inverse
+    distance = (segment_sums(f * h, own, PARTS) + COSINE_EPSILON) * inverse
+    distance = 0.5 * (distance + outside * teacher_inverse * teacher_inverse)
+    f -= distance * weights
+    h -= distance * student_products
+    # a_S h is known: -cos ε. What is off comes from rounding, of `distance` and the norms: taken out.
+    off = segment_sums(weights * h, own, PARTS) + (1.0 - distance) * COSINE_EPSILON
+    off = tl.where(squares * inverse > 0.5, off * inverse, 0.0)
+    f -= off * weights
+    h -= off * student_products
+    return distance, f * inverse, h * inverse, student_inverse * teacher_inverse
 
 
 @triton.jit
-def first_of_segment(ids, BLOCK: tl.constexpr):
-    """Whether a token is the first one of its segment."""
-    places = tl.arange(0, BLOCK)
-    earlier = same_segment(ids, ids) & (places[:, None] < places[None, :])
-    return (ids >= 0) & (tl.sum(earlier.to(tl.int32), 0) == 0)
+def last_of_segment(rows_ptr, row_limit, ids, tokens):
+    """Whether a student's token is the last one of its segment, the query of its row."""
+    there = (ids >= 0) & (ids < row_limit)
+    return tl.load(rows_ptr + row_limit + ids, mask=there, other=-1) == tokens
+
+
+@triton.jit
+def hidden_pairs(pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count):
+    """How many pairs of each row are in none of the tiles that a block passes, nor of a long segment."""
+    some = first_tile < last_tile
+    low = tl.load(tiles_ptr + 9 * tile_limit + first_tile, mask=some, other=0)
+    high = tl.load(tiles_ptr + 10 * tile_limit + last_tile - 1, mask=some, other=0)
+    low = tl.minimum(tl.maximum(pair_low, low), pair_high)
+    high = tl.maximum(tl.minimum(pair_high, high), low)
+    hidden = pair_high - pair_low - (high - low)
+    for number in range(long_count):
+        segment = tl.load(long_ptr + number)
+        outside = (segment < low) | (segment >= high)
+        hidden -= ((segment >= pair_low) & (segment < pair_high) & outside).to(tl.int32)
+    return hidden
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def aim_rows_kernel(
     teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, mixture_ptr, gram_ptr, rest_ptr, low_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr,
-    teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr, gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
     heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length, scale, softcap,
@@ -131,8 +153,8 @@ def aim_rows_kernel(
     teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
     student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
     outputs = batch_head * row_limit + numbers
-    teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-    student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+    teacher_shift, teacher_factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+    student_shift, student_factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
     teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
     student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
     mixture_ptr += kv_index * teacher_length * BLOCK_S
@@ -150,79 +172,93 @@ def aim_rows_kernel(
     if GRADIENT:
         gradient_ptr += batch_head * student_length * HEAD_DIM
         gradient = load_vectors(gradient_ptr, student_row, added, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
-        mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        rounded_sum = correction
     if METRIC == "cosine":
         pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
-        hidden = pair_high - pair_low
-        for number in range(long_count):
-            segment = tl.load(long_ptr + batch * LONG * long_limit + number)
-            hidden -= ((segment >= pair_low) & (segment < pair_high)).to(tl.int32)
     first_tile, last_tile = load_tile_range(rows_ptr, numbers, used, row_limit)
-    for tile in range(first_tile, last_tile):
-        teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
-        student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
-        tokens = teacher_start + tl.arange(0, BLOCK_T)
-        inside = tokens < teacher_stop
-        key = load_vectors(teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(
-            teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
-            SCORE_PRECISION,
-        )  # fmt: skip
-        teacher = operand(softmax_weights(scores, teacher_max, teacher_inverse), FACTORS)
-        mixture = load_vectors(mixture_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-        # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK] -> [BLOCK_M, BLOCK]
-        mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
-        if FACTORS == "fp32":
-            low = load_vectors(low_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-            mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
-        rest = tl.dot(
-            teacher, load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T), input_precision=FACTOR_PRECISION
-        )
-        if METRIC == "cosine":
-            teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
+    low_tile, high_tile = load_whole_tiles(rows_ptr, numbers, used, row_limit, first_tile, last_tile)
+    whole = high_tile - low_tile
+    # First the tiles of which some row sees a part only, then the others, without masks.
+    for WHOLE in tl.static_range(2):
+        for step in range(whole if WHOLE else last_tile - first_tile - whole):
+            tile = low_tile + step if WHOLE else first_tile + edge(step, low_tile - first_tile, high_tile - first_tile)
+            teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
+            student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
+            tokens = teacher_start + tl.arange(0, BLOCK_T)
+            inside = tokens < teacher_stop
+            key = load_vectors(teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, BLOCK_D)
+            scores, _ = masked_scores(
+                teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
+                SCORE_PRECISION, not WHOLE,
+            )  # fmt: skip
+            weights = softmax_weights(scores, teacher_shift, teacher_factor, KIND)
+            teacher = operand(weights, FACTORS)
+            mixture = load_vectors(mixture_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK] -> [BLOCK_M, BLOCK]
+            mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
+            if FACTORS == "fp32":
+                low = load_vectors(low_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+                mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
+            rest = load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T)
+            rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION) * weights
+            if METRIC == "cosine":
+                teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
+            else:
+                loss += tl.sum(rest, 1)
 
-        tokens = student_start + tl.arange(0, BLOCK_S)
-        inside = tokens < student_stop
-        key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
-        scores, slope = masked_scores(
-            student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
-            SCORE_PRECISION,
-        )  # fmt: skip
-        weights = softmax_weights(scores, student_max, student_inverse)
-        student = operand(weights, FACTORS)
-        gram = load_vectors(gram_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
-        if METRIC == "mse":
-            change = student.to(tl.float32) - mixed
-            # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
-            loss += tl.sum(change * h, 1) + tl.sum(rest * teacher.to(tl.float32), 1)
-        else:
-            student_ids = load_ids(student_ids_ptr, tokens, student_stop)
-            student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
-            distance, _, h, _ = cosine_terms(
-                weights, mixed, rest, teacher, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
-            )
-            counted = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
-            counted = counted & first_of_segment(student_ids, BLOCK_S)[None, :]
-            loss += tl.sum(tl.where(counted, distance, 0.0), 1)
-            hidden -= tl.sum(counted.to(tl.int32), 1)
-        correction += tl.sum(weights * h, 1)
-        if GRADIENT:
-            # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-            key = widen(key)
-            gradient = tl.dot(operand(weights * h * slope, KIND), key, gradient, input_precision=PRECISION)
-            mean_key = tl.dot(operand(weights * slope, KIND), key, mean_key, input_precision=PRECISION)
+            tokens = student_start + tl.arange(0, BLOCK_S)
+            inside = tokens < student_stop
+            filled = inside if WHOLE else load_ids(student_ids_ptr, tokens, student_stop) > PADDING
+            key = load_vectors(student_key_ptr, tokens, inside & filled, sk_stride_n, HEAD_DIM, BLOCK_D)
+            scores, slope = masked_scores(
+                student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
+                SCORE_PRECISION, not WHOLE,
+            )  # fmt: skip
+            weights = softmax_weights(scores, student_shift, student_factor, KIND)
+            gram = load_vectors(gram_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            if METRIC == "mse":
+                change = rounded(weights, FACTORS) - mixed
+                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
+                loss += tl.sum(change * h, 1)
+            else:
+                student_ids = load_ids(student_ids_ptr, tokens, student_stop)
+                student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
+                distance, _, h, _ = cosine_terms(
+                    weights, mixed, rest, gram, student_ids, teacher_ids, True, FACTORS, FACTOR_PRECISION
+                )
+                counted = last_of_segment(rows_ptr, row_limit, student_ids, tokens)[None, :]
+                if not WHOLE:
+                    paired = (student_ids[None, :] >= pair_low[:, None]) & (student_ids[None, :] < pair_high[:, None])
+                    counted = counted & paired
+                loss += tl.sum(tl.where(counted, distance, 0.0), 1)
+            correction += tl.sum(weights * h, 1)
+            if GRADIENT:
+                score_gradient = operand(weights * h * slope, KIND)
+                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+                gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
+                if not SOFTCAP:
+                    rounded_sum += tl.sum(score_gradient.to(tl.float32), 1)
 
     stored = numbers < row_limit
     if METRIC == "cosine":
         # A pair that no tile shows is one of two zero vectors: it costs 1.
-        loss += hidden.to(tl.float32)
-    # e G e' is not negative, but its rounding can be; a NaN stays one.
-    tl.store(loss_ptr + outputs, tl.where(loss < 0, 0.0, loss), mask=stored)
+        long_ptr += batch * LONG * long_limit
+        loss += hidden_pairs(
+            pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_limit, long_ptr, long_count
+        ).to(tl.float32)
+    # e G e' is not negative, but its rounding can be. A NaN stays one: rounding by bits may have lost it.
+    broken = (teacher_shift != teacher_shift) | (student_shift != student_shift)
+    loss = tl.where(broken, float("nan"), tl.where(loss < 0, 0.0, loss))
+    correction = tl.where(broken, float("nan"), correction)
+    tl.store(loss_ptr + outputs, loss, mask=stored)
     tl.store(correction_ptr + outputs, correction, mask=stored)
     if GRADIENT:
         row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-        gradient = (gradient - correction[:, None] * mean_key) * (row_weights * gradient_scale)[:, None]
+        mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D)
+        # What all keys have in common must cancel: the sum is that of the rounded numbers, as in the mean key.
+        total = correction if SOFTCAP else rounded_sum
+        gradient = (gradient - total[:, None] * mean_key) * (row_weights * gradient_scale)[:, None]
         store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
 
@@ -248,6 +284,7 @@ def aim_columns_kernel(
     tiles_ptr += batch * TILES * tile_limit
     is_long = tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0
     if (tile < tl.load(counts_ptr + batch * COUNTS + 1)) & (is_long == 0):
+        rows_ptr += batch * ROWS * row_limit
         teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
         student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
         row_start, row_stop = tl.load(tiles_ptr + 4 * tile_limit + tile), tl.load(tiles_ptr + 5 * tile_limit + tile)
@@ -270,72 +307,81 @@ def aim_columns_kernel(
         if METRIC == "cosine":
             rest_ptr += kv_index * teacher_length * BLOCK_T
             rest_gram = load_vectors(rest_ptr, teacher_tokens, in_teacher, BLOCK_T, BLOCK_T, BLOCK_T)
-            to_teacher = same_segment(student_ids, teacher_ids) & first_of_segment(student_ids, BLOCK_S)[:, None]
-            to_teacher = to_teacher.to(tl.float32).to(tl.bfloat16)
+            to_teacher = same_segment(student_ids, teacher_ids)
+            to_teacher = to_teacher & last_of_segment(rows_ptr, row_limit, student_ids, student_tokens)[:, None]
         teacher_query_ptr += batch * tq_stride_b + kv_head * group * tq_stride_h
         student_query_ptr += batch * sq_stride_b + kv_head * group * sq_stride_h
-        rows_ptr += batch * ROWS * row_limit
 
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         own_sums = tl.zeros([BLOCK_S, BLOCK_S], tl.float32)
         across_sums = tl.zeros([BLOCK_S, BLOCK_T], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
-        for step in range(0, blocks * group):
-            head = step // blocks
-            numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-            used = numbers < row_stop
-            teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
-            student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
-            outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
-            query = load_vectors(
-                teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
-            )
-            scores, _ = masked_scores(
-                query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
-                SOFTCAP, SCORE_PRECISION,
-            )  # fmt: skip
-            teacher = operand(softmax_weights(scores, teacher_max, teacher_inverse), FACTORS)
-            # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-            mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
-            if FACTORS == "fp32":
-                mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
-            query = load_vectors(
-                student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
-            )
-            scores, slope = masked_scores(
-                query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
-                SOFTCAP, SCORE_PRECISION,
-            )  # fmt: skip
-            weights = softmax_weights(scores, student_max, student_inverse)
-            student = operand(weights, FACTORS)
-            row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            if METRIC == "mse":
-                f = operand(student.to(tl.float32) - mixed, FACTORS)
-                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
-            else:
-                rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION)
-                _, f, h, factors = cosine_terms(
-                    weights, mixed, rest, teacher, gram, student_ids, teacher_ids, FACTORS, FACTOR_PRECISION
+        low_block, high_block = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
+        whole = high_block - low_block
+        # First the blocks in which some row sees a part of the tile only, then the others, without masks.
+        for WHOLE in tl.static_range(2):
+            turns = whole if WHOLE else blocks - whole
+            for step in range(turns * group):
+                head, block = (step // turns).to(tl.int64), step % turns
+                block = low_block + block if WHOLE else edge(block, low_block, high_block)
+                numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
+                used = numbers < row_stop
+                teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
+                student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
+                outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
+                shift, factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+                query = load_vectors(
+                    teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
                 )
-                f = operand(f, KIND)
-                # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
-                factors = segment_sums(factors, to_teacher, FACTORS)
-                teacher = operand(teacher.to(tl.float32) * factors, KIND)
-            if VALUE_GRADIENT:
-                transposed = tl.trans(operand(weights * row_weights[:, None], KIND))
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
-                own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
-                across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
-            if KEY_GRADIENT:
-                correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
-                change = weights * (h - correction[:, None]) * slope * row_weights[:, None]
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
-                key_gradient = tl.dot(
-                    tl.trans(operand(change, KIND)), widen(query), key_gradient, input_precision=PRECISION
+                scores, _ = masked_scores(
+                    query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
+                    SOFTCAP, SCORE_PRECISION, not WHOLE,
+                )  # fmt: skip
+                weights = softmax_weights(scores, shift, factor, KIND)
+                teacher = operand(weights, FACTORS)
+                # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
+                if FACTORS == "fp32":
+                    mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
+                if METRIC == "cosine":
+                    rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION) * weights
+                    teacher_weights = weights
+                shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
+                query = load_vectors(
+                    student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
                 )
+                scores, slope = masked_scores(
+                    query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
+                    SOFTCAP, SCORE_PRECISION, not WHOLE,
+                )  # fmt: skip
+                weights = softmax_weights(scores, shift, factor, KIND)
+                if METRIC == "mse":
+                    f = operand(rounded(weights, FACTORS) - mixed, FACTORS)
+                    # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
+                    h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
+                else:
+                    _, f, h, factors = cosine_terms(
+                        weights, mixed, rest, gram, student_ids, teacher_ids, False, FACTORS, FACTOR_PRECISION
+                    )
+                    f = operand(f, KIND)
+                    # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]
+                    teacher = operand(
+                        teacher_weights * segment_sums(factors, to_teacher, 3 if FACTORS == "fp32" else 1), KIND
+                    )
+                row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+                weights *= row_weights[:, None]
+                if VALUE_GRADIENT:
+                    transposed = tl.trans(operand(weights, KIND))
+                    # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
+                    own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
+                    across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
+                if KEY_GRADIENT:
+                    correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
+                    change = weights * (h - correction[:, None]) * slope
+                    # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
+                    key_gradient = tl.dot(
+                        tl.trans(operand(change, KIND)), widen(query), key_gradient, input_precision=PRECISION
+                    )
 
         multiplier = tl.load(multiplier_ptr)
         if KEY_GRADIENT:
@@ -366,12 +412,15 @@ def aim_columns_kernel(
                 tl.store(value_gradient_ptr + offsets, gradient, mask=stored)
 
 
-def aim_rows(teacher, student, factors, softmaxes, plan, config, options, loss, correction, query_gradient) -> None:
-    """Adds up loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d] or None."""
+def aim_rows(
+    teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, query_gradient
+) -> None:
+    """Adds up loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d] or None. `mean_key`
+    is that of softmax_rows, None where dQ is."""
     aim_rows_kernel[row_grid(plan, student[0], config.rows.block_m)](
         *teacher[:2], *student[:2], *factors, plan.teacher_segments, plan.student_segments,
-        plan.rows, plan.tiles, plan.long, plan.counts, plan.row_weights, *softmaxes, loss, correction, query_gradient,
-        *strides(*teacher[:2], *student[:2]), *sizes(plan, teacher, student),
+        plan.rows, plan.tiles, plan.long, plan.counts, plan.row_weights, *softmaxes, mean_key, loss, correction,
+        query_gradient, *strides(*teacher[:2], *student[:2]), *sizes(plan, teacher, student),
         *score_factors(options.scale, options.softcap), options.scale,
         METRIC=options.metric, GRADIENT=query_gradient is not None, SOFTCAP=options.softcap is not None,
         BLOCK_M=config.rows.block_m, BLOCK_T=plan.widths[0], BLOCK_S=plan.widths[1],

@@ -1,37 +1,88 @@
-"""Attention outputs o[i] of the rows alone, for variant aim_star: flash attention with a row per segment."""
+"""Variant aim_star: flash attention with a row per segment, and the distance of its outputs o on the two sides.
+
+D is known before backward starts: the product of o with the derivative by it. Blocks of tokens that all rows see
+entirely need no masks: each kernel has a loop for them and one for the others.
+"""
+
+import functools
 
 import torch
 import triton
 import triton.language as tl
 
+from matt_kernels.aim import COSINE_EPSILON
 from matt_kernels.attention import (
     COUNTS,
     ROWS,
     TILES,
+    edge,
     load_row,
     load_softmax,
     load_tile,
     load_vectors,
-    masked_scores,
+    load_whole_blocks,
     operand,
-    softmax_weights,
+    seen_by_some,
     store_softmax,
     store_vectors,
+    tanh,
+    whole_blocks,
     widen,
 )
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
-from matt_kernels.softmax import online_softmax
+
+
+@triton.jit
+def logits(
+    left, right, tokens, low, high, scale, softcap,
+    SOFTCAP: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(logits, -inf where not seen; the factor that makes them scores in base 2; derivative of soft-capping)"""
+    found = tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    factor = scale
+    slope = 1.0
+    if SOFTCAP:
+        found = tanh(found * scale)
+        factor = softcap
+        slope = 1.0 - found * found
+    if EDGE:
+        found = tl.where((tokens >= low) & (tokens < high), found, float("-inf"))
+    return found, factor, slope
+
+
+@triton.jit
+def attend_block(
+    query, key_ptr, value_ptr, tokens, low, high, running_max, running_sum, output, key_stride_n, value_stride_n,
+    scale, softcap,
+    EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
+    key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+    found, factor, _ = logits(
+        query, key, tokens[None, :], low[:, None], high[:, None], scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION
+    )
+    new_max = tl.maximum(running_max, tl.max(found, 1) * factor)
+    # A row that has seen nothing yet stays at -inf: subtract 0 there.
+    finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.exp2(tl.fma(found, factor, -finite_max[:, None]))
+    decay = tl.exp2(running_max - finite_max)
+    values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
+    # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
+    output = tl.dot(operand(weights, KIND), values, output * decay[:, None], input_precision=PRECISION)
+    return new_max, running_sum * decay + tl.sum(weights, 1), output
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_kernel(
-    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, softmax_ptr, output_ptr,
+    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, output_ptr, softmax_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, scale, softcap,
     SIDE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
+    """o and softmax of one side's rows."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -44,33 +95,123 @@ def attend_kernel(
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     output = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    stop = tl.max(high)
-    for first in range(tl.min(low), stop, BLOCK_N):
-        tokens = first + tl.arange(0, BLOCK_N)
-        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights, factor, running_max, running_sum = online_softmax(scores, running_max, running_sum)
-        values = widen(load_vectors(value_ptr, tokens, tokens < stop, value_stride_n, VALUE_DIM, BLOCK_DV))
-        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
-        output = tl.dot(operand(weights, KIND), values, output * factor[:, None], input_precision=PRECISION)
-    output /= tl.where(running_sum > 0, running_sum, 1.0)[:, None]
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
+    tokens = first + tl.arange(0, BLOCK_N)
+    for step in range(inner, outer):
+        running_max, running_sum, output = attend_block(
+            query, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, running_max, running_sum, output,
+            key_stride_n, value_stride_n, scale, softcap,
+            False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+    for step in range(0, blocks - (outer - inner)):
+        running_max, running_sum, output = attend_block(
+            query, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, running_max,
+            running_sum, output, key_stride_n, value_stride_n, scale, softcap,
+            True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+    output /= tl.where(running_sum == 0, 1.0, running_sum)[:, None]
     offsets = batch_head * row_limit + numbers
     stored = numbers < row_limit
-    store_softmax(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum)
     store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
+    store_softmax(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+
+
+@triton.jit
+def unit_vectors(vectors):
+    """(unit vectors, inverse lengths), rounded: a compiler that merged the product with the difference of the sides
+    would leave something of equal ones."""
+    inverse = tl.rsqrt(tl.sum(vectors * vectors, 1) + COSINE_EPSILON)
+    return tl.where(inverse[:, None] == 0, 0.0, vectors * inverse[:, None]), inverse
+
+
+@triton.jit
+def vector_terms(student, teacher, METRIC: tl.constexpr):
+    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
+    if METRIC == "mse":
+        change = student - teacher
+        return tl.sum(change * change, 1), change
+    else:
+        unit, student_inverse = unit_vectors(student)
+        teacher_unit, teacher_inverse = unit_vectors(teacher)
+        change = unit - teacher_unit
+        epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
+        distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
+        return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def attend_distance_kernel(
+    teacher_ptr, student_ptr, counts_ptr, row_weights_ptr, loss_ptr, change_ptr, correction_ptr, heads, row_limit,
+    METRIC: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_M: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """Weighted distance of the sides' o, its derivative by the student's (half of it for mse), and D."""
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch = batch_head // heads
+    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    used = numbers < tl.load(counts_ptr + batch * COUNTS)
+    stored = numbers < row_limit
+    offsets = batch_head * row_limit + numbers
+    teacher = load_vectors(teacher_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
+    student = load_vectors(student_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
+    row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+    distance, change = vector_terms(student, teacher, METRIC)
+    tl.store(loss_ptr + offsets, distance * row_weights, mask=stored)
+    if GRADIENT:
+        change = operand(change * row_weights[:, None], KIND)
+        store_vectors(change_ptr, offsets, change, stored, VALUE_DIM, BLOCK_DV)
+        tl.store(correction_ptr + offsets, tl.sum(change.to(tl.float32) * student, 1), mask=stored)
+
+
+@triton.jit
+def score_gradient(
+    left, right, left_change, right_change, tokens, low, high, shift, inverse_sum, correction, scale, softcap,
+    SOFTCAP: tl.constexpr, EDGE: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(softmax weights, gradient of the scores), rows times tokens or the other way round."""
+    found, factor, slope = logits(left, right, tokens, low, high, scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION)
+    weights = tl.exp2(tl.fma(found, factor, -shift))
+    if KIND == "fp32":
+        weights *= inverse_sum
+    products = tl.dot(left_change, tl.trans(right_change), input_precision=PRECISION)
+    gradient = weights * (products - correction) * slope
+    if EDGE:
+        # values of padding between documents may be anything
+        gradient = tl.where(weights == 0, 0.0, gradient)
+    return weights, gradient
+
+
+@triton.jit
+def attend_rows_block(
+    query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, key_stride_n,
+    value_stride_n, scale, softcap,
+    EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
+    key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+    values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
+    _, changes = score_gradient(
+        query, key, change, values, tokens[None, :], low[:, None], high[:, None], shift[:, None], inverse_sum,
+        correction[:, None], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
+    )  # fmt: skip
+    # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+    return tl.dot(operand(changes, KIND), widen(key), gradient, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_rows_kernel(
-    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, softmax_ptr, change_ptr, correction_ptr, gradient_ptr,
+    query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, multiplier_ptr, change_ptr, softmax_ptr, correction_ptr,
+    gradient_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, student_length,
     scale, softcap, gradient_scale,
-    GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
-    KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """D and dQ, in one pass: Σ a h k and Σ a k are kept apart, as in aim.py."""
+    """dQ."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -79,39 +220,67 @@ def attend_rows_kernel(
     query_ptr += batch * query_stride_b + head * query_stride_h
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
     offsets = batch_head * row_limit + numbers
-    final_max, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size)
-    change = operand(load_vectors(change_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV), KIND)
+    shift, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size, KIND)
+    correction = tl.load(correction_ptr + offsets, mask=used, other=0.0)
+    change = load_vectors(change_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     value_ptr += batch * value_stride_b + (head // group) * value_stride_h
-    correction = tl.zeros([BLOCK_M], tl.float32)
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    stop = tl.max(high)
-    for first in range(tl.min(low), stop, BLOCK_N):
-        tokens = first + tl.arange(0, BLOCK_N)
-        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
-        scores, slope = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = softmax_weights(scores, final_max, inverse_sum)
-        values = widen(load_vectors(value_ptr, tokens, tokens < stop, value_stride_n, VALUE_DIM, BLOCK_DV))
-        # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-        products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
-        correction += tl.sum(products, 1)
-        if GRADIENT:
-            key = widen(key)
-            # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-            gradient = tl.dot(operand(products * slope, KIND), key, gradient, input_precision=PRECISION)
-            mean_key = tl.dot(operand(weights * slope, KIND), key, mean_key, input_precision=PRECISION)
-    tl.store(correction_ptr + offsets, correction, mask=numbers < row_limit)
-    if GRADIENT:
-        gradient = (gradient - correction[:, None] * mean_key) * gradient_scale
-        gradient_ptr += batch_head * student_length * HEAD_DIM
-        store_vectors(gradient_ptr, position, gradient, used, HEAD_DIM, BLOCK_D)
+    if KIND == "fp32":
+        inverse_sum = inverse_sum[:, None]
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
+    tokens = first + tl.arange(0, BLOCK_N)
+    for step in range(inner, outer):
+        gradient = attend_rows_block(
+            query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
+            gradient, key_stride_n, value_stride_n, scale, softcap,
+            False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+    for step in range(0, blocks - (outer - inner)):
+        gradient = attend_rows_block(
+            query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
+            inverse_sum, correction, gradient, key_stride_n, value_stride_n, scale, softcap,
+            True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+    gradient *= tl.load(multiplier_ptr) * gradient_scale
+    gradient_ptr += batch_head * student_length * HEAD_DIM
+    store_vectors(gradient_ptr, position, gradient, used, HEAD_DIM, BLOCK_D)
+
+
+@triton.jit
+def attend_columns_block(
+    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, tokens, numbers, row_stop, outputs,
+    key_gradient, value_gradient, query_stride_n, softmax_size, row_limit, scale, softcap,
+    EDGE: tl.constexpr, KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
+    KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    used = numbers < row_stop
+    position, low, high = load_row(rows_ptr, numbers, used, row_limit, 1)
+    shift, inverse_sum = load_softmax(softmax_ptr, outputs, used, softmax_size, KIND)
+    if KIND == "fp32":
+        inverse_sum = inverse_sum[None, :]
+    correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
+    query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    change = load_vectors(change_ptr, outputs, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
+    # tokens times rows: no transposition before the next products
+    weights, changes = score_gradient(
+        key, query, values, change, tokens[:, None], low[None, :], high[None, :], shift[None, :], inverse_sum,
+        correction[None, :], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
+    )  # fmt: skip
+    if VALUE_GRADIENT:
+        # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
+        value_gradient = tl.dot(operand(weights, KIND), change, value_gradient, input_precision=PRECISION)
+    if KEY_GRADIENT:
+        # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
+        key_gradient = tl.dot(operand(changes, KIND), widen(query), key_gradient, input_precision=PRECISION)
+    return key_gradient, value_gradient
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_columns_kernel(
-    query_ptr, key_ptr, value_ptr, rows_ptr, tiles_ptr, counts_ptr, softmax_ptr, change_ptr, correction_ptr,
-    key_gradient_ptr, value_gradient_ptr,
+    query_ptr, key_ptr, value_ptr, rows_ptr, tiles_ptr, counts_ptr, multiplier_ptr, change_ptr, softmax_ptr,
+    correction_ptr, key_gradient_ptr, value_gradient_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, tile_limit,
     student_length, scale, softcap, gradient_scale,
@@ -135,79 +304,87 @@ def attend_columns_kernel(
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
         query_ptr += batch * query_stride_b + kv_head * group * query_stride_h
         rows_ptr += batch * ROWS * row_limit
+        first_output = (batch * heads + kv_head * group) * row_limit
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
-        for step in range(0, blocks * group):
-            head = step // blocks
-            numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
-            used = numbers < row_stop
-            position, low, high = load_row(rows_ptr, numbers, used, row_limit, 1)
-            offsets = (batch * heads + kv_head * group + head) * row_limit + numbers
-            final_max, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size)
-            query = load_vectors(query_ptr + head * query_stride_h, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
-            scores, slope = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-            weights = softmax_weights(scores, final_max, inverse_sum)
-            change = operand(load_vectors(change_ptr, offsets, used, VALUE_DIM, VALUE_DIM, BLOCK_DV), KIND)
-            if VALUE_GRADIENT:
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
-                transposed = tl.trans(operand(weights, KIND))
-                value_gradient = tl.dot(transposed, change, value_gradient, input_precision=PRECISION)
-            if KEY_GRADIENT:
-                correction = tl.load(correction_ptr + offsets, mask=used, other=0.0)
-                # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                products = tl.dot(change, tl.trans(values), input_precision=PRECISION)
-                score_gradient = tl.trans(operand(weights * (products - correction[:, None]) * slope, KIND))
-                # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
-                key_gradient = tl.dot(score_gradient, widen(query), key_gradient, input_precision=PRECISION)
+        inner, outer = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
+        inside_count, edge_count = outer - inner, blocks - (outer - inner)
+        for step in range(0, inside_count * group):
+            head, block = (step // inside_count).to(tl.int64), inner + step % inside_count
+            numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
+            key_gradient, value_gradient = attend_columns_block(
+                key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
+                tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                query_stride_n, softmax_size, row_limit, scale, softcap, False, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
+                HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            )  # fmt: skip
+        for step in range(0, edge_count * group):
+            head, block = (step // edge_count).to(tl.int64), edge(step % edge_count, inner, outer)
+            numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
+            key_gradient, value_gradient = attend_columns_block(
+                key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
+                tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                query_stride_n, softmax_size, row_limit, scale, softcap, True, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
+                HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            )  # fmt: skip
+        multiplier = tl.load(multiplier_ptr)
         if KEY_GRADIENT:
             key_gradient_ptr += kv_index * student_length * HEAD_DIM
-            store_vectors(key_gradient_ptr, tokens, key_gradient * gradient_scale, inside, HEAD_DIM, BLOCK_D)
+            key_gradient *= multiplier * gradient_scale
+            store_vectors(key_gradient_ptr, tokens, key_gradient, inside, HEAD_DIM, BLOCK_D)
         if VALUE_GRADIENT:
             value_gradient_ptr += kv_index * student_length * VALUE_DIM
-            store_vectors(value_gradient_ptr, tokens, value_gradient, inside, VALUE_DIM, BLOCK_DV)
+            store_vectors(value_gradient_ptr, tokens, value_gradient * multiplier, inside, VALUE_DIM, BLOCK_DV)
 
 
-def attend(query, key, value, plan, config, options, *, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(o [B, H, m, d_v] float32, zeros beyond the rows in use; softmax as softmax_rows gives it) of one side."""
-    batch, heads = query.shape[:2]
-    row_limit = plan.rows.shape[-1]
-    softmax = torch.empty(2, batch, heads, row_limit, dtype=torch.float32, device=query.device)
-    output = torch.empty(batch, heads, row_limit, value.shape[-1], dtype=torch.float32, device=query.device)
-    attend_kernel[row_grid(plan, query, config.attend.block_m)](
-        query, key, value, plan.rows, plan.counts, softmax, output, *strides(query, key, value),
-        heads, heads // key.shape[1], batch * heads * row_limit, row_limit,
-        *score_factors(options.scale, options.softcap), SIDE=side, BLOCK_N=config.attend.block_n,
-        **_constants(query, value, config, options, config.attend),
+def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[torch.Tensor, ...]:
+    """(weighted distance [B, H, m] of each row, and for backward: its derivative by o [B, H, m, d_v], half of it for
+    mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax; D [B, H, m])."""
+    batch, heads = student[0].shape[:2]
+    rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
+    new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)
+    loss, outputs = new(rows), [new(*rows, value_dim) for _ in range(2)]
+    softmax = new(config.softmax_numbers, *rows)  # in the end the student's
+    for side, (query, key, value) in enumerate((teacher, student)):
+        attend_kernel[row_grid(plan, query, config.attend.block_m)](
+            query, key, value, plan.rows, plan.counts, outputs[side], softmax, *strides(query, key, value),
+            heads, heads // key.shape[1], loss.numel(), rows[-1], *score_factors(options.scale, options.softcap),
+            SIDE=side, BLOCK_N=config.attend.block_n, **_constants(query, value, config, options, config.attend),
+        )  # fmt: skip
+    change = correction = None
+    if gradient:
+        dtype = torch.bfloat16 if config.kind == "bf16" else torch.float32
+        change, correction = new(*rows, value_dim, dtype=dtype), new(rows)
+    launch = config.attend_distance
+    attend_distance_kernel[row_grid(plan, query, launch.block_m)](
+        *outputs, plan.counts, plan.row_weights, loss, change, correction, heads, rows[-1], METRIC=options.metric,
+        GRADIENT=gradient, BLOCK_M=launch.block_m, VALUE_DIM=value_dim, BLOCK_DV=config.block_dv, KIND=config.kind,
+        num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
-    return output, softmax
+    return loss, change, softmax, correction
 
 
-def attend_rows(query, key, value, softmax, change, plan, config, options, query_gradient) -> torch.Tensor:
-    """D [B, H, m]; writes dQ at the queries of rows unless it is None. `change` [B, H, m, d_v] is the gradient of o."""
+def attend_rows(query, key, value, kept, plan, config, options, multiplier, query_gradient) -> None:
+    """Writes dQ at the queries of rows."""
     batch, heads, length, _ = query.shape
     row_limit = plan.rows.shape[-1]
-    correction = torch.empty(batch, heads, row_limit, dtype=torch.float32, device=query.device)
     attend_rows_kernel[row_grid(plan, query, config.attend_rows.block_m)](
-        query, key, value, plan.rows, plan.counts, softmax, change, correction, query_gradient,
+        query, key, value, plan.rows, plan.counts, multiplier, *kept, query_gradient,
         *strides(query, key, value), heads, heads // key.shape[1], batch * heads * row_limit, row_limit, length,
-        *score_factors(options.scale, options.softcap), options.scale,
-        GRADIENT=query_gradient is not None, BLOCK_N=config.attend_rows.block_n,
+        *score_factors(options.scale, options.softcap), options.scale, BLOCK_N=config.attend_rows.block_n,
         **_constants(query, value, config, options, config.attend_rows),
     )  # fmt: skip
-    return correction
 
 
-def attend_columns(
-    query, key, value, softmax, change, correction, plan, config, options, key_gradient, value_gradient
-) -> None:
+def attend_columns(query, key, value, kept, plan, config, options, multiplier, key_gradient, value_gradient) -> None:
     """Writes dK and dV of all tokens in tiles; None for those not needed."""
     batch, heads, length, _ = query.shape
     row_limit = plan.rows.shape[-1]
     attend_columns_kernel[tile_grid(plan, key)](
-        query, key, value, plan.rows, plan.tiles, plan.counts, softmax, change, correction, key_gradient,
-        value_gradient, *strides(query, key, value), heads, heads // key.shape[1], batch * heads * row_limit,
-        row_limit, plan.tiles.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
+        query, key, value, plan.rows, plan.tiles, plan.counts, multiplier, *kept, key_gradient, value_gradient,
+        *strides(query, key, value), heads, heads // key.shape[1], batch * heads * row_limit, row_limit,
+        plan.tiles.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
         KEY_GRADIENT=key_gradient is not None, VALUE_GRADIENT=value_gradient is not None, BLOCK_S=plan.widths[1],
         **_constants(query, value, config, options, config.attend_columns),
     )  # fmt: skip

@@ -4,7 +4,11 @@ import triton
 import triton.language as tl
 
 # Fields of the plan's rows, tiles and long segments by number; see plan.py.
-ROWS, TILES, LONG, COUNTS = tl.constexpr(10), tl.constexpr(7), tl.constexpr(5), tl.constexpr(3)
+ROWS, TILES, LONG, COUNTS = tl.constexpr(12), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
+
+
+# What the plan has for tokens of no document; special tokens are -1.
+PADDING = tl.constexpr(-2)
 
 
 @triton.jit
@@ -42,6 +46,55 @@ def load_tile_range(rows_ptr, numbers, used, row_limit):
     low = tl.load(rows_ptr + 6 * row_limit + numbers, mask=used, other=2147483647)
     high = tl.load(rows_ptr + 7 * row_limit + numbers, mask=used, other=0)
     return tl.min(low), tl.max(high)
+
+
+@triton.jit
+def whole_blocks(low, high, used, BLOCK_N: tl.constexpr):
+    """(first token that some row sees, blocks from there, first block that all rows see whole, where these stop)"""
+    first = tl.min(low)
+    blocks = tl.cdiv(tl.maximum(tl.max(high) - first, 0), BLOCK_N)
+    inner = tl.cdiv(tl.maximum(tl.max(tl.where(used, low, 0)) - first, 0), BLOCK_N)
+    outer = (tl.min(tl.where(used, high, 2147483647)) - first) // BLOCK_N
+    inner, outer = within(inner, outer, 0, blocks)
+    return first, blocks, inner, outer
+
+
+@triton.jit
+def seen_by_some(tokens, low, high):
+    """Whether some row sees a token: padding between documents may hold anything."""
+    seen = (tokens[None, :] >= low[:, None]) & (tokens[None, :] < high[:, None])
+    return tl.max(seen.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def edge(step, inner, outer):
+    """Those before inner and those from outer on, numbered in one row."""
+    return step + tl.where(step < inner, 0, outer - inner)
+
+
+@triton.jit
+def load_whole_tiles(rows_ptr, numbers, used, row_limit, first, stop):
+    """Of the tiles from `first` to `stop` those that all rows of a block see whole."""
+    low = tl.max(tl.load(rows_ptr + 10 * row_limit + numbers, mask=used, other=0))
+    high = tl.min(tl.load(rows_ptr + 11 * row_limit + numbers, mask=used, other=2147483647))
+    return within(low, high, first, stop)
+
+
+@triton.jit
+def load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M: tl.constexpr):
+    """Of the blocks of rows from row_start to row_stop those in which all rows see the whole tile."""
+    low = tl.load(tiles_ptr + 7 * tile_limit + tile)
+    high = tl.load(tiles_ptr + 8 * tile_limit + tile)
+    # The last block may have fewer rows.
+    high = tl.where(high >= row_stop, row_stop - row_start + BLOCK_M - 1, high - row_start) // BLOCK_M
+    return within(tl.cdiv(tl.maximum(low - row_start, 0), BLOCK_M), high, 0, tl.cdiv(row_stop - row_start, BLOCK_M))
+
+
+@triton.jit
+def within(low, high, first, stop):
+    """The part of [low, high) in [first, stop), never negative in length."""
+    low = tl.minimum(tl.maximum(low, first), tl.maximum(first, stop))
+    return low, tl.minimum(tl.maximum(low, high), tl.maximum(low, stop))
 
 
 @triton.jit
@@ -93,24 +146,28 @@ def operand(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
-    """(scores in base 2 with -inf where a row does not see a token, derivative of soft-capping)."""
+def masked_scores(
+    query, key, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr = True,
+):  # fmt: skip
+    """(scores in base 2 with -inf where a row does not see a token, derivative of soft-capping).
+
+    Without MASKED every row must see every token up to `stop`; zeros from there on are scored as if they were seen.
+    """
     # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK] -> [BLOCK_M, BLOCK]
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-    return mask_scores(scores, tokens, stop, low, high, scale, softcap, SOFTCAP)
-
-
-@triton.jit
-def mask_scores(products, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr):
-    scores = products * scale
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     slope = 1.0
     if SOFTCAP:
         # scale is that of plain logits over the cap here; the base changes after the cap
         capped = tanh(scores)
         slope = 1.0 - capped * capped
         scores = capped * softcap
-    seen = (tokens[None, :] >= low[:, None]) & (tokens[None, :] < tl.minimum(high, stop)[:, None])
-    return tl.where(seen, scores, float("-inf")), slope
+    if MASKED:
+        seen = (tokens[None, :] >= low[:, None]) & (tokens[None, :] < tl.minimum(high, stop)[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+        if SOFTCAP:
+            slope = tl.where(seen, slope, 0.0)
+    return scores, slope
 
 
 @triton.jit
@@ -124,21 +181,42 @@ def tanh(x):
 
 
 @triton.jit
-def softmax_weights(scores, final_max, inverse_sum):
-    """From what store_softmax kept; a log-sum-exp would cost 3 bits."""
-    return tl.exp2(scores - final_max[:, None]) * inverse_sum[:, None]
+def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
+    """From what store_softmax kept. Never above 1, so that what stands beyond a tile's tokens stays finite."""
+    weights = tl.exp2(tl.minimum(scores - shift[:, None], 0.0, propagate_nan=tl.PropagateNan.ALL))
+    if KIND == "fp32":
+        weights *= factor[:, None]
+    return weights
 
 
 @triton.jit
-def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum):
-    """[2, B, H, m]: maximum and inverse sum; a row that saw nothing gets (0, 0)."""
-    seen = running_sum > 0
-    tl.store(softmax_ptr + offsets, tl.where(seen, running_max, 0.0), mask=stored)
-    inverse = tl.where(seen, 1.0 / tl.where(seen, running_sum, 1.0), 0.0)
-    tl.store(softmax_ptr + size + offsets, inverse, mask=stored)
+def rounded(weights, KIND: tl.constexpr):
+    """Weights as float32, rounded as operand() rounds them; cheaper than a conversion there and back."""
+    if KIND == "bf16":
+        bits = weights.to(tl.int32, bitcast=True)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    else:
+        return operand(weights, KIND)
 
 
 @triton.jit
-def load_softmax(softmax_ptr, offsets, used, size):
-    final_max = tl.load(softmax_ptr + offsets, mask=used, other=0.0)
-    return final_max, tl.load(softmax_ptr + size + offsets, mask=used, other=0.0)
+def store_softmax(softmax_ptr, offsets, stored, size, running_max, running_sum, KIND: tl.constexpr):
+    """What softmax_weights needs of a row: [1, B, H, m], the log-sum-exp, which costs 3 bits; for float32 maximum and
+    inverse sum, [2, B, H, m]. A row that saw nothing gives no weight."""
+    seen = running_sum != 0
+    some = tl.where(seen, running_sum, 1.0)
+    shift = tl.where(some == some, running_max, some)  # a NaN among scores reaches every weight of the row
+    if KIND != "fp32":
+        shift += tl.log2(some)
+    tl.store(softmax_ptr + offsets, tl.where(seen, shift, float("inf")), mask=stored)
+    if KIND == "fp32":
+        tl.store(softmax_ptr + size + offsets, 1.0 / some, mask=stored)
+
+
+@triton.jit
+def load_softmax(softmax_ptr, offsets, used, size, KIND: tl.constexpr):
+    shift = tl.load(softmax_ptr + offsets, mask=used, other=float("inf"))
+    if KIND == "fp32":
+        return shift, tl.load(softmax_ptr + size + offsets, mask=used, other=0.0)
+    else:
+        return shift, tl.full(shift.shape, 1.0, tl.float32)

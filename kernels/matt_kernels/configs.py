@@ -23,7 +23,7 @@ class Launch:
 class Config:
     """Shapes and options of all kernels for one head dimension, dtype and target."""
 
-    widths: tuple[int, int]  # most teacher and student tokens of a tile
+    widths: tuple[int, int]  # most teacher and student tokens of a tile where the sides are about as long
     block_d: int  # head dimension of queries and keys, padded
     block_dv: int  # head dimension of values, padded
     block_v: int  # slice of the values that factors and dV work on at a time
@@ -39,9 +39,21 @@ class Config:
     columns: Launch
     long_rows: Launch
     long_columns: Launch
-    attend: Launch  # aim_star forward
+    attend: Launch  # aim_star's o of one side
+    attend_distance: Launch
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
+
+    @property
+    def softmax_numbers(self) -> int:
+        """What is kept of a row's softmax: see attention.store_softmax."""
+        return 2 if self.kind == "fp32" else 1
+
+    def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
+        """Where the teacher has half as many tokens again, tiles are narrower for the student: fewer columns are empty.
+        (Of what is narrower already, or float32, that would spill.)"""
+        lopsided = 2 * teacher_tokens >= 3 * student_tokens
+        return (32, 16) if lopsided and self.widths == (32, 32) and self.kind != "fp32" else self.widths
 
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""
@@ -67,7 +79,8 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     small = size > 128 and target in ("cuda:86", "cuda:89", "cuda:120")
     precision = {"bf16": half, "tf32": half, "fp32": "ieee" if small else exact}
     return Config(
-        widths=(16, 16) if kind == "fp32" and size > 64 else (32, 32),
+        # The cosine has many products with the factors, which wide tiles make deeper.
+        widths=(16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32),
         block_d=block_d,
         block_dv=block_dv,
         # The factors' float32 products fill the registers: with wider slices they spill.
@@ -82,25 +95,47 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     )
 
 
-# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. On NVIDIA eight warps form some
-# products of so few rows twice: they are for what would spill with four.
+# block_m, block_n, warps, stages of bfloat16 at head dimensions up to 64, 128 and 256. Chosen by the main loops of the
+# report: of all that do not spill, the one whose longest part (products, instructions, shared memory) for a score is
+# shortest. "90": where a group of four warps multiplies 64 rows at once.
 _TABLE = {
-    "softmax": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
+    "softmax": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    "softmax 90": ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
     "factors": ((64, 64, 2, 1), (64, 64, 2, 1), (64, 64, 2, 1)),
-    "rows": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
-    "columns": ((64, 64, 4, 2), (32, 64, 4, 2), (16, 64, 4, 2)),
-    "cosine": ((16, 64, 4, 1), (16, 64, 4, 1), (16, 64, 8, 1)),  # rows and columns
+    "rows": ((64, 64, 4, 2), (32, 64, 2, 2), (16, 64, 2, 2)),
+    "rows 90": ((64, 64, 4, 2), (128, 64, 8, 1), (32, 64, 4, 2)),
+    "columns": ((32, 64, 2, 2), (16, 64, 2, 2), (32, 64, 4, 1)),
+    "columns 90": ((64, 64, 4, 2), (64, 64, 4, 1), (32, 64, 4, 2)),
+    "cosine rows": ((64, 64, 4, 1), (32, 64, 2, 1), (16, 64, 2, 1)),
+    "cosine rows 90": ((64, 64, 4, 1), (128, 64, 8, 1), (16, 64, 2, 1)),
+    "cosine columns": ((32, 64, 2, 1), (32, 64, 2, 1), (16, 64, 2, 1)),
+    "cosine columns 90": ((64, 64, 4, 1), (64, 64, 4, 1), (16, 64, 2, 1)),
     "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
-    "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 32, 8, 1)),
-    "attend": ((64, 32, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1)),
-    "attend_rows": ((32, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1)),
-    "attend_columns": ((32, 64, 4, 2), (16, 64, 8, 1), (16, 64, 8, 1)),
+    "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
+    "attend": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 1)),
+    "attend_distance": ((32, 32, 4, 1), (16, 32, 4, 1), (8, 32, 4, 1)),
+    "attend_rows": ((64, 32, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1)),
+    "attend_columns": ((64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 1)),
 }
+WARP_GROUPS = "cuda:90", "cuda:100"
 # What spills on one target only.
 _EXCEPTIONS = {
-    ("cuda:90", "rows", 0): (64, 64, 8, 2),
-    ("cuda:120", "cosine", 1): (16, 64, 8, 1),
-    ("cuda:120", "attend", 1): (64, 32, 4, 1),
+    ("cuda:86", "softmax", 1): (64, 32, 4, 2),
+    ("cuda:86", "columns", 1): (16, 64, 2, 1),
+    ("cuda:89", "softmax", 1): (64, 32, 4, 2),
+    ("cuda:89", "columns", 1): (16, 64, 2, 1),
+    ("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1),
+    ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
+    ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
+    ("cuda:100", "attend", 2): (64, 64, 8, 1),
+    ("cuda:120", "softmax", 1): (32, 64, 4, 2),
+    ("cuda:120", "softmax", 2): (64, 32, 8, 2),
+    ("cuda:120", "rows", 1): (16, 64, 2, 2),
+    ("cuda:120", "rows", 2): (32, 64, 4, 2),
+    ("cuda:120", "attend", 1): (64, 64, 8, 2),
+    ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
+    ("hip", "columns", 2): (16, 64, 4, 1),
+    ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
 
 
@@ -108,9 +143,15 @@ def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launc
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
     found = {x: Launch(*_EXCEPTIONS.get((target, x, place), y[place])) for x, y in _TABLE.items()}
-    cosine = found.pop("cosine")
-    if metric == "cosine":
-        found |= {"rows": cosine, "columns": cosine}
+    if kind != "bf16" and size > 128:
+        # Twice the operands of bfloat16 again.
+        found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
+    for kernel in ("softmax", "rows", "columns"):
+        name = ("cosine " if metric == "cosine" and kernel != "softmax" else "") + kernel
+        found[kernel] = found[name + " 90"] if target in WARP_GROUPS else found[name]
+    found = {x: y for x, y in found.items() if x in Config.__dataclass_fields__}
+    if kind != "bf16":
+        found = {x: y if x == "factors" else replace(y, warps=max(y.warps, 4)) for x, y in found.items()}
     if kind == "fp32":
         # Three products each, of operands twice the size: what fits into the shared memory of the smallest cards.
         block = 16 if size > 64 else 32

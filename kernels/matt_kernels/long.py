@@ -8,7 +8,7 @@ and gradients comes from these. Without a long segment every program ends at onc
 import triton
 import triton.language as tl
 
-from matt_kernels.aim import COSINE_EPSILON
+from matt_kernels.attend import logits, vector_terms
 from matt_kernels.attention import (
     COUNTS,
     LONG,
@@ -31,7 +31,7 @@ from matt_kernels.launch import LENGTHS, row_grid, score_factors, sizes, strides
 
 @triton.jit
 def segment_vectors(
-    query, final_max, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
+    query, shift, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
     value_stride, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
@@ -45,26 +45,11 @@ def segment_vectors(
         inside = load_ids(ids_ptr, tokens, stop) == segment
         key = load_vectors(key_ptr, tokens, inside, key_stride, HEAD_DIM, BLOCK_D)
         scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
-        weights = tl.where(inside[None, :], softmax_weights(scores, final_max, inverse_sum), 0.0)
+        weights = tl.where(inside[None, :], softmax_weights(scores, shift, inverse_sum, KIND), 0.0)
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride, VALUE_DIM, BLOCK_DV))
         # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
         vectors = tl.dot(operand(weights, KIND), values, vectors, input_precision=PRECISION)
     return vectors
-
-
-@triton.jit
-def vector_terms(student, teacher, METRIC: tl.constexpr):
-    """(distance of a pair, derivative of it by s_S; half of that for mse)."""
-    change = student - teacher
-    if METRIC == "mse":
-        return tl.sum(change * change, 1), change
-    student_inverse = tl.rsqrt(tl.sum(student * student, 1) + COSINE_EPSILON)
-    teacher_inverse = tl.rsqrt(tl.sum(teacher * teacher, 1) + COSINE_EPSILON)
-    unit = student * student_inverse[:, None]
-    change = unit - teacher * teacher_inverse[:, None]
-    epsilons = student_inverse * student_inverse + teacher_inverse * teacher_inverse
-    distance = 0.5 * (tl.sum(change * change, 1) + COSINE_EPSILON * epsilons)
-    return distance, (change - distance[:, None] * unit) * student_inverse[:, None]
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -97,8 +82,8 @@ def aim_long_rows_kernel(
         teacher_query_ptr += batch * tq_stride_b + head * tq_stride_h
         student_query_ptr += batch * sq_stride_b + head * sq_stride_h
         outputs = batch_head * row_limit + numbers
-        teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-        student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+        teacher_shift, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+        student_shift, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
         teacher_key_ptr += batch * tk_stride_b + kv_head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -116,14 +101,14 @@ def aim_long_rows_kernel(
             stop = tl.load(long_ptr + 4 * long_limit + number)
             teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
             teacher = segment_vectors(
-                teacher_query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
+                teacher_query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
                 teacher_stop, teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale,
                 softcap, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION,
                 PRECISION,
             )  # fmt: skip
             query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
             student = segment_vectors(
-                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -142,13 +127,15 @@ def aim_long_rows_kernel(
                     scores, slope = masked_scores(
                         query, key, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
                     )
-                    weights = tl.where(inside[None, :], softmax_weights(scores, student_max, student_inverse), 0.0)
+                    weights = softmax_weights(scores, student_shift, student_inverse, KIND)
+                    weights = tl.where(inside[None, :], weights, 0.0)
                     values = widen(load_vectors(student_value_ptr, tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
                     # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_N] -> [BLOCK_M, BLOCK_N]
                     products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
+                    score_gradient = operand(products * slope, KIND)
                     correction += tl.sum(products, 1)
                     # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-                    gradient = tl.dot(operand(products * slope, KIND), widen(key), gradient, input_precision=PRECISION)
+                    gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
         tl.store(loss_ptr + outputs, loss, mask=used)
         tl.store(correction_ptr + outputs, correction, mask=used)
         if GRADIENT:
@@ -200,20 +187,20 @@ def aim_long_columns_kernel(
         value_gradient = tl.zeros([BLOCK_S, BLOCK_DV], tl.float32)
         blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
         for step in range(0, blocks * group):
-            head = step // blocks
+            head = (step // blocks).to(tl.int64)
             numbers = row_start + (step % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
             used = numbers < row_stop
             teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
             student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
             pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
             outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-            teacher_max, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size)
-            student_max, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size)
+            teacher_shift, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
+            student_shift, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
             query = load_vectors(
                 teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
             )
             teacher = segment_vectors(
-                query, teacher_max, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
+                query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
                 teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -221,7 +208,7 @@ def aim_long_columns_kernel(
                 student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
             )
             student = segment_vectors(
-                query, student_max, student_inverse, student_low, student_high, segment, start, stop,
+                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -229,21 +216,23 @@ def aim_long_columns_kernel(
             paired = (segment >= pair_low) & (segment < pair_high)
             change = operand(tl.where(paired[:, None], change, 0.0), KIND)
             key = load_vectors(student_key_ptr, own_tokens, in_tile, sk_stride_n, HEAD_DIM, BLOCK_D)
-            scores, slope = masked_scores(
-                query, key, own_tokens, tile_stop, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
-            )
+            # tokens times rows: no transposition before the products that follow
+            found, factor, slope = logits(
+                key, query, own_tokens[:, None], student_low[None, :], student_high[None, :], scale, softcap, SOFTCAP,
+                True, SCORE_PRECISION,
+            )  # fmt: skip
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
-            weights = softmax_weights(scores, student_max, student_inverse) * row_weights[:, None]
+            weights = tl.exp2(tl.fma(found, factor, -student_shift[None, :])) * (student_inverse * row_weights)[None, :]
             if VALUE_GRADIENT:
-                transposed = tl.trans(operand(tl.where(inside[None, :], weights, 0.0), KIND))
+                mine = operand(tl.where(inside[:, None], weights, 0.0), KIND)
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
-                value_gradient = tl.dot(transposed, change, value_gradient, input_precision=PRECISION)
+                value_gradient = tl.dot(mine, change, value_gradient, input_precision=PRECISION)
             if KEY_GRADIENT:
                 correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
                 values = widen(load_vectors(student_value_ptr, own_tokens, inside, sv_stride_n, VALUE_DIM, BLOCK_DV))
-                # [BLOCK_M, BLOCK_DV] @ [BLOCK_DV, BLOCK_S] -> [BLOCK_M, BLOCK_S]
-                products = tl.dot(change, tl.trans(values), input_precision=PRECISION)
-                score_gradient = tl.trans(operand(weights * (products - correction[:, None]) * slope, KIND))
+                # [BLOCK_S, BLOCK_DV] @ [BLOCK_DV, BLOCK_M] -> [BLOCK_S, BLOCK_M]
+                products = tl.dot(values, tl.trans(change), input_precision=PRECISION)
+                score_gradient = operand(weights * (products - correction[None, :]) * slope, KIND)
                 # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
                 key_gradient = tl.dot(score_gradient, widen(query), key_gradient, input_precision=PRECISION)
         multiplier = tl.load(multiplier_ptr)

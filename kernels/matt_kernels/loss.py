@@ -1,6 +1,7 @@
 """aim_loss on Triton kernels, usable without the rest of matt-fast."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from triton import knobs
@@ -13,7 +14,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
 LARGEST_HEAD_DIM = 256
 INTERPRETED = knobs.runtime.interpret
-COSINE_EPSILON = 1e-12
 
 
 def aim_plan(
@@ -31,7 +31,7 @@ def aim_plan(
     """What the kernels need to know about a batch's ids, on the ids' device and without synchronisation.
 
     Arguments as in aim_loss, which makes the plan itself unless it is given one, for instance from the data workers.
-    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; (32, 32) suits text.
+    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; `tile_widths` says what suits.
     """
     _check_options(variant=variant, reduction=reduction)
     _check_ids(teacher_segments, student_segments, teacher_documents, student_documents)
@@ -77,7 +77,7 @@ def aim_loss(
         variant: "aim" compares the part of attention outputs that comes from each segment, "aim_star" all of it.
         metric: "mse" or "cosine", torch.nn.functional.cosine_embedding_loss with its epsilon.
         reduction: "pairs", the mean over all pairs of the batch, or "documents", the mean over documents of each one's.
-        scale: factor on q·k, by default 1 / sqrt(d).
+        scale: factor on q·k, above 0, by default 1 / sqrt(d).
         sliding_window: token p sees t when 0 <= p - t < window; without `causal` when |p - t| <= window.
         softcap: logits become softcap * tanh(logits / softcap).
         causal: False for encoders.
@@ -97,14 +97,15 @@ def aim_loss(
     """
     _check_options(variant=variant, metric=metric, reduction=reduction)
     _check_tensors(teacher, student)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0; got {softcap}")
+    for name, x in (("scale", scale), ("softcap", softcap)):
+        if x is not None and not x > 0:
+            raise ValueError(f"{name} must be above 0; got {x}")
     query, _, value = student
     if plan is None:
         plan = aim_plan(
             teacher_segments, student_segments, teacher_documents=teacher_documents,
             student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
-            causal=causal, widths=tile_widths(query, value, metric),
+            causal=causal, widths=tile_widths(query, value, metric)(teacher[0].shape[2], query.shape[2]),
         )  # fmt: skip
     for name, segments, side in (
         ("teacher", plan.teacher_segments, teacher),
@@ -121,29 +122,16 @@ def aim_loss(
     student = tuple(_with_unit_stride(x) for x in student)
     teacher = tuple(_with_unit_stride(x.detach()) for x in teacher)
     shared = list(plan.tensors()), *plan.widths
-    if variant == "aim_star":
-        outputs = [attend_forward(*x, *shared, side, scale, softcap)[0] for side, x in enumerate((teacher, student))]
-        return _mean_distance(*outputs, plan, metric)
     needed = [torch.is_grad_enabled() and x.requires_grad for x in student]
+    if variant == "aim_star":
+        return attend_forward(*teacher, *student, *shared, metric, scale, softcap, any(needed))[0]
     return aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
 
 
-def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> tuple[int, int]:
-    """What aim_loss passes to aim_plan as `widths` for tensors like these."""
-    return config_for(query, value, metric).widths
-
-
-def _mean_distance(teacher: torch.Tensor, student: torch.Tensor, plan: AimPlan, metric: str) -> torch.Tensor:
-    """Of o [B, H, m, d_v]; rows that are not in use weigh nothing."""
-    if metric == "mse":
-        distances = (student - teacher).square().mean(-1)
-    else:
-        # 1 - cos from the difference of the normalised sides: it keeps its digits once they agree
-        sides = [(x.square().sum(-1) + COSINE_EPSILON).rsqrt() for x in (teacher, student)]
-        change = student * sides[1][..., None] - teacher * sides[0][..., None]
-        epsilons = COSINE_EPSILON * (sides[0].square() + sides[1].square())
-        distances = 0.5 * (change.square().sum(-1) + epsilons)
-    return (distances.mean(1) * plan.row_weights).sum() * plan.pair_weight
+def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> Callable[[int, int], tuple[int, int]]:
+    """For tensors like these: a function of the lengths of teacher and student rows that gives the `widths` with which
+    aim_loss itself calls aim_plan. It holds no tensor."""
+    return config_for(query, value, metric).widths_for
 
 
 def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:

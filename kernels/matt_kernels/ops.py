@@ -2,7 +2,7 @@
 
 aim_plan                          ids -> the tensors of a plan
 aim_forward, aim_backward         variant aim: loss with dQ, then dK and dV
-attend_forward, attend_backward   variant aim_star: o of the rows, whose distance plain torch takes
+attend_forward, attend_backward   variant aim_star: loss, then dQ, dK and dV
 update_rows                       AdamW on some rows of a table, in place
 """
 
@@ -99,17 +99,19 @@ def aim_forward(
     row_limit = plan.rows.shape[-1]
     loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
     correction = torch.empty_like(loss)
-    gradient = None
+    gradient = mean_key = None
     if query_needed:
         # Tokens that end no segment have no query row.
         gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
+        mean_key = loss.new_empty(*loss.shape, query.shape[-1])
     with launch.on_device(query):
         softmaxes = [
-            softmax_rows(x[0], x[1], plan, config, scale, softcap, side=i) for i, x in enumerate((teacher, student))
+            softmax_rows(*x[:2], plan, config, scale, softcap, side=side, mean_key=keys)
+            for side, (x, keys) in enumerate(((teacher, None), (student, mean_key)))
         ]
         factors = aim_factors(teacher_value, value, plan, config, rest=True)
         aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
-        aim_rows(teacher, student, factors, softmaxes, plan, config, options, loss, correction, gradient)
+        aim_rows(teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient)
     total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
     total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
     outputs = [gradient, *softmaxes, correction]
@@ -125,7 +127,8 @@ def _(
 ):  # fmt: skip
     new = query.new_empty
     rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
-    softmax = (2, *rows) if key_needed or value_needed else (0,)
+    numbers = config_for(query, value, metric).softmax_numbers
+    softmax = (numbers, *rows) if key_needed or value_needed else (0,)
     gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
     return (
         new((), dtype=torch.float32),
@@ -198,67 +201,81 @@ register_autograd(aim_forward, _differentiate_aim, setup_context=_save_aim)
 
 @custom_op("matt_kernels::attend_forward", mutates_args=())
 def attend_forward(
-    query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], teacher_width: int, student_width: int,
-    side: int, scale: float, softcap: float | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(o [B, H, m, d_v] float32, softmax [2, B, H, m]) of the rows on one side, 0 the teacher's, 1 the student's."""
+    teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
+    plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
+    gradient_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
+    config, options = config_for(query, value, "mse"), Options(scale, softcap, metric)
     with launch.on_device(query):
-        return attend(query, key, value, plan, config_for(query, value, "mse"), Options(scale, softcap), side=side)
+        teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
+        loss, *kept = attend(teacher, student, plan, config, options, gradient=gradient_needed)
+    total = loss.sum(dtype=torch.float64) * (plan.pair_weight.double() * factor(metric, query, value))
+    empty = (query.new_empty(0, dtype=torch.float32) for _ in kept)
+    return total.float(), *(x if gradient_needed else nothing for x, nothing in zip(kept, empty, strict=True))
 
 
 @attend_forward.register_fake
-def _(query, key, value, plan, teacher_width, student_width, side, scale, softcap):
-    rows = *query.shape[:2], plan[0].shape[-1]
-    output = query.new_empty((*rows, value.shape[-1]), dtype=torch.float32)
-    return output, query.new_empty((2, *rows), dtype=torch.float32)
+def _(
+    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
+    softcap, gradient_needed,
+):  # fmt: skip
+    new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
+    shapes = [(*rows, value.shape[-1]), (config_for(query, value, "mse").softmax_numbers, *rows), rows]
+    dtypes = gradient_dtype(query), torch.float32, torch.float32
+    kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
+    kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]
+    return new((), dtype=torch.float32), *kept
 
 
 @custom_op("matt_kernels::attend_backward", mutates_args=())
 def attend_backward(
     query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], teacher_width: int, student_width: int,
-    scale: float, softcap: float | None, softmax: Tensor, change: Tensor, query_needed: bool, key_needed: bool,
-    value_needed: bool,
+    scale: float, softcap: float | None, change: Tensor, softmax: Tensor, correction: Tensor, multiplier: Tensor,
+    query_needed: bool, key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dQ, dK, dV) of the student's rows for the gradient `change` of o; empty where not needed."""
+    """(dQ, dK, dV) of the student; empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
     config, options = config_for(query, value, "mse"), Options(scale, softcap)
     needed = query_needed, key_needed, value_needed
+    # Tokens that end no segment have no query row; padding is in no tile.
     gradients = [
         torch.zeros(x.shape, dtype=x.dtype, device=x.device) if wanted else None
         for x, wanted in zip((query, key, value), needed, strict=True)
     ]
-    inputs = query, key, value, softmax, change.contiguous()
-    correction = None
+    inputs = query, key, value, (change, softmax, correction), plan, config, options, multiplier
     with launch.on_device(query):
-        if query_needed or key_needed:
-            correction = attend_rows(*inputs, plan, config, options, gradients[0])
+        if query_needed:
+            attend_rows(*inputs, gradients[0])
         if key_needed or value_needed:
-            attend_columns(*inputs, correction, plan, config, options, *gradients[1:])
+            attend_columns(*inputs, *gradients[1:])
     return tuple(query.new_empty(0) if x is None else x for x in gradients)
 
 
 @attend_backward.register_fake
 def _(
-    query, key, value, plan, teacher_width, student_width, scale, softcap, softmax, change, query_needed, key_needed,
-    value_needed,
+    query, key, value, plan, teacher_width, student_width, scale, softcap, change, softmax, correction, multiplier,
+    query_needed, key_needed, value_needed,
 ):  # fmt: skip
     sides = (query, query_needed), (key, key_needed), (value, value_needed)
     return tuple(x.new_empty(x.shape) if needed else query.new_empty(0) for x, needed in sides)
 
 
 def _save_attend(ctx, inputs, output):
-    query, key, value, plan, teacher_width, student_width, _, scale, softcap = inputs
-    ctx.save_for_backward(query, key, value, *plan, output[1])
+    *_, query, key, value, plan, teacher_width, student_width, metric, scale, softcap, _ = inputs
+    ctx.save_for_backward(query, key, value, *plan, *output[1:])
     ctx.options = teacher_width, student_width, scale, softcap
+    ctx.factor = factor(metric, query, value) * (2 if metric == "mse" else 1)
 
 
-def _differentiate_attend(ctx, change, _):
-    *inputs, softmax = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:3]
-    found = attend_backward(*inputs[:3], inputs[3:], *ctx.options, softmax, change, *needed)
+def _differentiate_attend(ctx, output_gradient, *_):
+    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:6]
+    plan = saved[3:11]
+    multiplier = output_gradient.float() * plan[5] * ctx.factor
+    found = attend_backward(*saved[:3], plan, *ctx.options, *saved[11:], multiplier, *needed)
     found = [x if wanted else None for x, wanted in zip(found, needed, strict=True)]
-    return *found, [None] * 8, *[None] * 5
+    return None, None, None, *found, [None] * 8, *[None] * 6
 
 
 register_autograd(attend_forward, _differentiate_attend, setup_context=_save_attend)

@@ -10,8 +10,9 @@ import torch
 
 # Fields of AimPlan.rows and AimPlan.tiles, in order; the kernels read them by number.
 ROW_FIELDS = ("teacher_query", "student_query", "teacher_low", "teacher_high", "student_low", "student_high")
-ROW_FIELDS += ("tile_low", "tile_high", "pair_low", "pair_high")
+ROW_FIELDS += ("tile_low", "tile_high", "pair_low", "pair_high", "whole_tile_low", "whole_tile_high")
 TILE_FIELDS = ("teacher_start", "teacher_stop", "student_start", "student_stop", "row_low", "row_high", "long")
+TILE_FIELDS += ("whole_row_low", "whole_row_high", "segment_low", "segment_high")
 LONG_FIELDS = ("segment", "teacher_start", "teacher_stop", "student_start", "student_stop")
 
 
@@ -20,19 +21,20 @@ class AimPlan:
     """Rows, tiles and weights of one batch. Unused entries are empty ranges; `counts` says how many are used.
 
     A row is a segment's query: the last token of the segment on each side, and the interval of tokens it sees there
-    (documents, causality and sliding windows are intervals), the tiles that hold these, and the segments it forms pairs
-    with. A tile is a range of tokens on each side that holds whole
-    segments, so that both sides of a segment meet in it; a segment longer than a tile is cut into tiles of its own,
-    flagged with its place in `long` (others -1).
+    (documents, causality and sliding windows are intervals), the tiles that hold these, the segments it forms pairs
+    with, and the tiles of which it sees every token on both sides. A tile is a range of tokens on each side that holds
+    whole segments, so that both sides of a segment meet in it, with the rows that see some and all of it and the range
+    of its segments; a segment longer than a tile is cut into tiles of its own, flagged with its place in `long`
+    (others -1).
     """
 
-    rows: torch.Tensor  # int32 [B, 10, m]
-    tiles: torch.Tensor  # int32 [B, 7, most tiles]
+    rows: torch.Tensor  # int32 [B, 12, m]
+    tiles: torch.Tensor  # int32 [B, 11, most tiles]
     long: torch.Tensor  # int32 [B, 5, most long segments]
     counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
     row_weights: torch.Tensor  # float32 [B, m] weight of a pair of this row, relative to the largest
     pair_weight: torch.Tensor  # float32 [] that largest weight; NaN where the ids break the rules
-    teacher_segments: torch.Tensor  # int32 [B, n_T], negative: in no segment
+    teacher_segments: torch.Tensor  # int32 [B, n_T], -1: in no segment, -2: padding
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
 
@@ -59,7 +61,8 @@ def make_plan(
 ) -> AimPlan:
     """The plan of a batch from ids [B, n] as aim_loss takes them."""
     most = min(teacher_segments.shape[1], student_segments.shape[1])
-    count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0)
+    # Ids that break the rules give NaN in the end; until then they must not lead out of bounds.
+    count = (student_segments.amax(1, keepdim=True) + 1).clamp(min=0, max=most)
     ids = (teacher_segments, teacher_documents), (student_segments, student_documents)
     sides = [_read_side(*x, most, count, causal, sliding_window) for x in ids]
     starts, stops = zip(*(_tiles_of_side(x) for x in sides), strict=True)
@@ -75,10 +78,16 @@ def make_plan(
         counts=torch.cat([count, tile_count, long_count], 1).int(),
         row_weights=row_weights.float(),
         pair_weight=pair_weight.masked_fill(broken, float("nan")).float(),
-        teacher_segments=teacher_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
-        student_segments=student_segments.to(torch.int32, copy=True, memory_format=torch.contiguous_format),
+        teacher_segments=_marked(*ids[0]),
+        student_segments=_marked(*ids[1]),
         widths=widths,
     )
+
+
+def _marked(segments, documents):
+    marked = segments.clamp(min=-1)
+    marked = marked if documents is None else marked.masked_fill(documents < 0, -2)
+    return marked.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
 
 
 def limits(lengths, widths) -> tuple[int, int]:
@@ -113,7 +122,7 @@ def _read_side(segments, documents, most, count, causal, window) -> _Side:
     before = segments.masked_fill(segments < 0, -1).cummax(1).values
     after = segments.masked_fill(segments < 0, length).flip(1).cummin(1).values.flip(1)
     first = torch.searchsorted(before, numbers)
-    last = torch.searchsorted(after.contiguous(), numbers, right=True) - 1
+    last = torch.searchsorted(after.contiguous(), numbers, right=True).clamp(min=1) - 1
     if documents is None:
         starts, stops = torch.zeros_like(position), torch.full_like(position, length)
     else:
@@ -194,25 +203,31 @@ def _pack(starts, stops, count, lengths, widths):
     place = segment.clamp(max=most - 1)
     bounds_of_long = [x.gather(1, place) for pair in zip(starts, stops, strict=True) for x in pair]
     long = torch.stack([segment, *bounds_of_long], 1)
-    return [*bounds, tile_long], long, ends[:, -1:], is_long.sum(1, keepdim=True)
+    return [*bounds, tile_long, opener, closer + 1], long, ends[:, -1:], is_long.sum(1, keepdim=True)
 
 
 def _meet(sides, tiles, count, pairs):
-    """Tiles each row sees, rows that see each tile."""
-    *bounds, tile_long = tiles
+    """Tiles each row sees, some and all of their tokens; rows that see each tile so."""
+    *bounds, tile_long, segment_low, segment_high = tiles
     teacher, student = sides
-    lows, highs = [], []
-    for side, start, stop in ((teacher, *bounds[:2]), (student, *bounds[2:])):
-        lows.append(torch.searchsorted(stop.contiguous(), side.low.contiguous(), right=True))
-        highs.append(torch.searchsorted(start.contiguous(), side.high.contiguous()))
-    tile_low = torch.minimum(*lows).masked_fill(~student.used, bounds[0].shape[1])
-    tile_high = torch.maximum(*highs).masked_fill(~student.used, 0)
+    starts, stops = ([x.contiguous() for x in bounds[first::2]] for first in (0, 1))
+    lows, highs = ([x.low.contiguous() for x in sides], [x.high.contiguous() for x in sides])
+
+    def ends(sorted_values, values, *, right: bool, of):
+        found = (torch.searchsorted(x, y, right=right) for x, y in zip(sorted_values, values, strict=True))
+        return of(*found)
+
+    most_tiles = starts[0].shape[1]
+    tile_low = ends(stops, lows, right=True, of=torch.minimum).masked_fill(~student.used, most_tiles)
+    tile_high = ends(starts, highs, right=False, of=torch.maximum).masked_fill(~student.used, 0)
+    whole_tiles = ends(starts, lows, right=False, of=torch.maximum), ends(stops, highs, right=True, of=torch.minimum)
     # Only what the student sees has a gradient.
-    row_low = torch.searchsorted(student.high.contiguous(), bounds[2].contiguous(), right=True)
-    row_high = torch.minimum(torch.searchsorted(student.low.contiguous(), bounds[3].contiguous()), count)
+    row_low = torch.searchsorted(highs[1], starts[1], right=True)
+    row_high = torch.minimum(torch.searchsorted(lows[1], stops[1]), count)
+    whole_rows = ends(highs, stops, right=False, of=torch.maximum), ends(lows, starts, right=True, of=torch.minimum)
     fields_of_rows = teacher.last, student.last, teacher.low, teacher.high, student.low, student.high
-    rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs], 1)
-    return rows, torch.stack([*bounds, row_low, row_high, tile_long], 1)
+    rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs, *whole_tiles], 1)
+    return rows, torch.stack([*bounds, row_low, row_high, tile_long, *whole_rows, segment_low, segment_high], 1)
 
 
 def _pairs(side: _Side, count, causal):

@@ -1,10 +1,23 @@
-"""The softmax of every row, kept as maximum and inverse sum: one pass over the keys of a side."""
+"""The softmax of every row, and the mean of the keys under it, which dQ needs: one pass over the keys of a side."""
 
 import torch
 import triton
 import triton.language as tl
 
-from matt_kernels.attention import COUNTS, ROWS, load_row, load_vectors, masked_scores, store_softmax
+from matt_kernels.attention import (
+    COUNTS,
+    ROWS,
+    edge,
+    load_row,
+    load_vectors,
+    masked_scores,
+    operand,
+    seen_by_some,
+    store_softmax,
+    store_vectors,
+    whole_blocks,
+    widen,
+)
 from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
 
 
@@ -21,11 +34,12 @@ def online_softmax(scores, running_max, running_sum):
 
 @triton.jit(do_not_specialize=LENGTHS)
 def softmax_kernel(
-    query_ptr, key_ptr, rows_ptr, counts_ptr, softmax_ptr,
+    query_ptr, key_ptr, rows_ptr, counts_ptr, softmax_ptr, mean_key_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     heads, group, softmax_size, row_limit, scale, softcap,
-    SIDE: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    SIDE: tl.constexpr, MEAN_KEY: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
@@ -37,26 +51,50 @@ def softmax_kernel(
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
+    if MEAN_KEY:
+        mean_key = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        rounded_sum = tl.zeros([BLOCK_M], tl.float32)
     stop = tl.max(high)
-    for first in range(tl.min(low), stop, BLOCK_N):
-        tokens = first + tl.arange(0, BLOCK_N)
-        key = load_vectors(key_ptr, tokens, tokens < stop, key_stride_n, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, PRECISION)
-        _, _, running_max, running_sum = online_softmax(scores, running_max, running_sum)
+    first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
+    whole = outer - inner
+    # First the blocks of which some row sees a part only, then the others, without masks.
+    for WHOLE in tl.static_range(2):
+        for step in range(whole if WHOLE else blocks - whole):
+            block = inner + step if WHOLE else edge(step, inner, outer)
+            tokens = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
+            inside = tokens < stop if WHOLE else seen_by_some(tokens, low, high)
+            key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+            scores, slope = masked_scores(
+                query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION, not WHOLE
+            )
+            weights, factor, running_max, running_sum = online_softmax(scores, running_max, running_sum)
+            if MEAN_KEY:
+                # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+                weights = operand(weights * slope, KIND)
+                mean_key = tl.dot(weights, widen(key), mean_key * factor[:, None], input_precision=PRECISION)
+                rounded_sum = rounded_sum * factor + tl.sum(weights.to(tl.float32), 1)
     outputs = batch_head * row_limit + numbers
-    store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum)
+    store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum, KIND)
+    if MEAN_KEY:
+        # What all keys have in common must cancel in dQ: the weights that were added up have to sum to 1.
+        total = running_sum if SOFTCAP else rounded_sum
+        mean_key /= tl.where(total == 0, 1.0, total)[:, None]
+        store_vectors(mean_key_ptr, outputs, mean_key, used, HEAD_DIM, BLOCK_D)
 
 
-def softmax_rows(query, key, plan, config, scale, softcap, *, side: int) -> torch.Tensor:
-    """[2, B, H, m] float32: maximum of the scores in base 2 and inverse sum of every row; side 0 teacher, 1 student."""
+def softmax_rows(query, key, plan, config, scale, softcap, *, side: int, mean_key=None) -> torch.Tensor:
+    """[1 or 2, B, H, m] float32 as store_softmax has it; side 0 teacher, 1 student. Writes `mean_key`, [B, H, m, d], if
+    there is one: Σ a k of every row in use, times the derivative of soft-capping."""
     batch, heads, _, head_dim = query.shape
     row_limit = plan.rows.shape[-1]
-    softmax = torch.empty(2, batch, heads, row_limit, dtype=torch.float32, device=query.device)
+    softmax = query.new_empty(config.softmax_numbers, batch, heads, row_limit, dtype=torch.float32)
     softmax_kernel[row_grid(plan, query, config.softmax.block_m)](
-        query, key, plan.rows, plan.counts, softmax, *strides(query, key),
+        query, key, plan.rows, plan.counts, softmax, mean_key, *strides(query, key),
         heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),
-        SIDE=side, SOFTCAP=softcap is not None, BLOCK_M=config.softmax.block_m, BLOCK_N=config.softmax.block_n,
-        HEAD_DIM=head_dim, BLOCK_D=config.block_d, PRECISION=config.score_precision,
+        SIDE=side, MEAN_KEY=mean_key is not None, SOFTCAP=softcap is not None,
+        BLOCK_M=config.softmax.block_m, BLOCK_N=config.softmax.block_n,
+        HEAD_DIM=head_dim, BLOCK_D=config.block_d, KIND=config.kind, SCORE_PRECISION=config.score_precision,
+        PRECISION=config.product_precision,
         num_warps=config.softmax.warps, num_stages=config.softmax.stages,
     )  # fmt: skip
     return softmax

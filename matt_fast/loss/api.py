@@ -195,14 +195,15 @@ def tile_planner(
     if student[0].dtype == torch.float64:
         raise TypeError("backend='triton' takes float32, bfloat16 or float16; got float64: use backend='torch'")
     query, _, value = student
-    return partial(
-        matt_kernels.aim_plan,
-        variant=variant,
-        reduction=reduction,
-        sliding_window=sliding_window,
-        causal=causal,
-        widths=matt_kernels.tile_widths(query, value, metric),
-    )
+    options = {"variant": variant, "reduction": reduction, "sliding_window": sliding_window, "causal": causal}
+    return partial(_plan_tiles, matt_kernels.tile_widths(query, value, metric), options)
+
+
+def _plan_tiles(choose_widths, options, teacher_segments, student_segments, **documents):
+    import matt_kernels
+
+    widths = choose_widths(teacher_segments.shape[1], student_segments.shape[1])
+    return matt_kernels.aim_plan(teacher_segments, student_segments, **documents, **options, widths=widths)
 
 
 def _runs_kernels(student: Tensors, backend: str) -> bool:
