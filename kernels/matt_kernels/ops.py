@@ -50,6 +50,11 @@ def gradient_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
+def softmax_numbers(x: Tensor) -> int:
+    """Config.softmax_numbers, for fakes: their sizes may be symbols, which no config has."""
+    return 2 if x.dtype == torch.float32 else 1
+
+
 def factor(metric: str, query: Tensor, value: Tensor) -> float:
     """What one unit of a row's loss weighs before pair_weight: the mean over heads, and over d_v for mse."""
     return 1 / (query.shape[1] * (value.shape[-1] if metric == "mse" else 1))
@@ -127,8 +132,7 @@ def _(
 ):  # fmt: skip
     new = query.new_empty
     rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
-    numbers = config_for(query, value, metric).softmax_numbers
-    softmax = (numbers, *rows) if key_needed or value_needed else (0,)
+    softmax = (softmax_numbers(query), *rows) if key_needed or value_needed else (0,)
     gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
     return (
         new((), dtype=torch.float32),
@@ -222,7 +226,7 @@ def _(
     softcap, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = [(*rows, value.shape[-1]), (config_for(query, value, "mse").softmax_numbers, *rows), rows]
+    shapes = [(*rows, value.shape[-1]), (softmax_numbers(query), *rows), rows]
     dtypes = gradient_dtype(query), torch.float32, torch.float32
     kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
     kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]
