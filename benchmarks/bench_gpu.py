@@ -292,7 +292,7 @@ def planned(shape: Shape, inputs) -> dict:
     from matt_kernels import tile_widths
 
     (teacher, _, _), (query, _, value), *_ = inputs
-    return {"widths": tile_widths(query, value, shape.metric)(teacher.shape[2], query.shape[2])}
+    return {"widths": tile_widths(query, value, shape.variant, shape.metric)(teacher.shape[2], query.shape[2])}
 
 
 def compiled_step(shape: Shape, inputs):

@@ -23,6 +23,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated
 from unittest import mock
@@ -39,7 +40,6 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
-LOPSIDED = 32, 16  # but these tiles, where the teacher has half as many tokens again
 ROW_VERSION = 2  # part of the cache key: what compile_row returns
 KIB = 1024
 
@@ -78,7 +78,6 @@ class Case:
 
 CASES = [Case("bfloat16", x) for x in (64, 80, 96, 128, 256)] + [Case("bfloat16", 128, softcap=True)]
 CASES += [Case(x, y) for x in ("float16", "float32") for y in (64, 128, 256)]
-LOPSIDED_CASES = [Case("bfloat16", x) for x in (64, 128, 256)]
 FULL = [(case, target) for case in CASES for target in CARDS]
 SUBSET = [(Case("bfloat16", x), target) for x in (64, 128) for target in ("sm_80", "sm_90", "gfx942")]
 SUBSET += [(Case("float32", 64), "sm_80")]
@@ -97,7 +96,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    metric: str  # or "star", "star cosine" or "update": the first to launch it
+    loss: str  # the first to launch it: the metric, "star" or "star cosine" (and tiles, if others), or "update"
     signature: dict
     constants: dict
     attributes: dict
@@ -108,7 +107,7 @@ class Job:
         """The flags that change what a kernel does."""
         without_rest = "without rest" if self.constants.get("REST") is False else ""
         mean_key = "mean key" if self.constants.get("MEAN_KEY") else ""
-        return " ".join(x for x in (self.metric, without_rest, mean_key, "softcap" if self.softcap else "") if x)
+        return " ".join(x for x in (self.loss, without_rest, mean_key, "softcap" if self.softcap else "") if x)
 
     @property
     def name(self) -> str:
@@ -139,21 +138,21 @@ def record_launches(case: Case, target: str) -> list[Job]:
     launches = []
 
     def record(kernel, *args, grid, warmup, **kwargs):
-        launches.append((metric, kernel, args, kwargs))
+        launches.append((label, kernel, args, kwargs))
 
     with (
         mock.patch.object(JITFunction, "run", record),
         mock.patch.object(configs, "target_of", return_value=config_target(target)),
     ):
-        for metric in ("mse", "cosine"):
-            run_aim(case, metric)
-        if case in LOPSIDED_CASES:
-            metric = "mse {}x{}".format(*LOPSIDED)
-            run_aim(case, "mse", LOPSIDED)
-        for metric in ("star", "star cosine"):
-            run_aim_star(case, "cosine" if metric == "star cosine" else "mse")
+        for (variant, run), metric in product((("aim", run_aim), ("aim_star", run_aim_star)), ("mse", "cosine")):
+            query = meta_inputs(case)[1][0]
+            config = ops.config_for(query, query, variant, metric)
+            loss = metric if variant == "aim" else "star" if metric == "mse" else "star cosine"
+            for widths in dict.fromkeys((config.widths, config.lopsided)):
+                label = loss if widths == config.widths else "{} {}x{}".format(loss, *widths)
+                run(case, metric, widths)
         if case.dtype == "float32":
-            metric = "update"
+            label = "update"
             run_update(case)
     jobs = {}
     for launch in launches:
@@ -164,7 +163,7 @@ def record_launches(case: Case, target: str) -> list[Job]:
     return list(jobs.values())
 
 
-def meta_inputs(case: Case, metric: str = "mse", widths: tuple[int, int] | None = None):
+def meta_inputs(case: Case, widths: tuple[int, int] = (16, 16)):
     """(teacher, student, plan) of a model with grouped heads, laid out as [batch, tokens, heads, size]."""
     dtype, batch, lengths = getattr(torch, case.dtype), 2, LENGTHS
     sides = [
@@ -175,21 +174,20 @@ def meta_inputs(case: Case, metric: str = "mse", widths: tuple[int, int] | None 
         for n in lengths
     ]
     ids = [torch.empty(batch, n, dtype=torch.int64, device="meta") for n in lengths]
-    widths = widths or ops.config_for(sides[1][0], sides[1][2], metric).widths
     plan = ops.aim_plan_op(*ids, None, None, *widths, "aim", True, None, "pairs")
-    return *sides, list(plan), widths
+    return *sides, list(plan)
 
 
-def run_aim(case: Case, metric: str, widths: tuple[int, int] | None = None) -> None:
-    teacher, student, plan, widths = meta_inputs(case, metric, widths)
+def run_aim(case: Case, metric: str, widths: tuple[int, int]) -> None:
+    teacher, student, plan = meta_inputs(case, widths)
     common = *teacher, *student, plan, *widths, metric, case.head_dim**-0.5, 50.0 if case.softcap else None
     _, _, *saved = body(ops.aim_forward)(*common, True, True, True)
     multiplier = torch.empty((), dtype=torch.float32, device="meta")
     body(ops.aim_backward)(*common, *saved, multiplier, True, True)
 
 
-def run_aim_star(case: Case, metric: str) -> None:
-    teacher, student, plan, widths = meta_inputs(case)
+def run_aim_star(case: Case, metric: str, widths: tuple[int, int]) -> None:
+    teacher, student, plan = meta_inputs(case, widths)
     options = case.head_dim**-0.5, 50.0 if case.softcap else None
     _, *saved = body(ops.attend_forward)(*teacher, *student, plan, *widths, metric, *options, True)
     multiplier = torch.empty((), dtype=torch.float32, device="meta")
@@ -208,7 +206,7 @@ def body(op):
     return op._init_fn
 
 
-def make_job(case: Case, target: str, metric: str, kernel: JITFunction, args, kwargs) -> Job:
+def make_job(case: Case, target: str, label: str, kernel: JITFunction, args, kwargs) -> Job:
     """Specialised by Triton's own rules: 16-byte alignment, ones and None as constants."""
     backend = make_backend(gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -216,7 +214,7 @@ def make_job(case: Case, target: str, metric: str, kernel: JITFunction, args, kw
     _, signature, constants, attributes = kernel._pack_args(backend, kwargs, bound, specialization, options)
     constants = {kernel.arg_names[path[0]]: value for path, value in constants.items()}
     return Job(
-        kernel.__module__, kernel.__name__, target, **asdict(case), metric=metric, signature=signature,
+        kernel.__module__, kernel.__name__, target, **asdict(case), loss=label, signature=signature,
         constants=constants, attributes=attributes, options=options,
     )  # fmt: skip
 

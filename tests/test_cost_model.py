@@ -11,7 +11,10 @@ from matt_kernels.configs import choose_config
 from test_loss import inputs_for, packed, rows, segment_ids, two_sides
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from cost_model import GPUS, LOSSES, Shape, case_of, flash, kernels, ratio_to_flash, total, update_cost, waste
+from cost_model import LOSSES
+from costs.gpus import GPUS, Shape
+from costs.kernels import case_of, flash, kernels, ratio_to_flash, total, waste
+from costs.update import update_cost
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="counts in the interpreter")
 SHAPE = Shape(heads=4, kv_heads=2, head_dim=16, dtype="fp32")

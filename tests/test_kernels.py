@@ -135,14 +135,15 @@ def test_loops_without_masks(base, options, small_tiles):
 
 
 @pytest.mark.parametrize(("sizes", "widths"), [((4, 2), (32, 16)), ((2, 4), None), ((2, 2), None)])
-@pytest.mark.parametrize("metric", ["mse", "cosine"])
-def test_a_longer_teacher_has_wider_tiles(metric, sizes, widths):
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_a_longer_teacher_has_wider_tiles(base, sizes, widths):
     segments = [rows(segment_ids([x] * 40)) for x in sizes]
     arguments = inputs_for(*segments, dtype=torch.bfloat16, dim=16)
     _, (query, _, value), *_ = arguments
-    chosen = matt_kernels.tile_widths(query, value, metric)(*(x.shape[1] for x in segments))
-    assert chosen == (widths if widths and metric == "mse" else (32, 32) if metric == "mse" else (16, 16))
-    assert_close(arguments, {"metric": metric})
+    chosen = matt_kernels.tile_widths(query, value, **base)(*(x.shape[1] for x in segments))
+    narrow = base == {"variant": "aim", "metric": "cosine"}  # aim_star has no factors
+    assert chosen == (widths or ((16, 16) if narrow else (32, 32)))
+    assert_close(arguments, base)
 
 
 @pytest.mark.parametrize("dtype", FLOAT32)
@@ -454,11 +455,11 @@ def test_compiles_without_a_graph_break(base, dynamic, small_tiles):
 def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     monkeypatch.setattr(ops, "TUNED", {})
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
-    plain = ops.config_for(student[0], student[2], "mse")
+    plain = ops.config_for(student[0], student[2], "aim", "mse")
     tried = []
 
     def measure(step):
-        config = ops.config_for(student[0], student[2], "mse")
+        config = ops.config_for(student[0], student[2], "aim", "mse")
         if len(tried) == 3:
             step()
         tried.append(config)
@@ -471,9 +472,31 @@ def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     assert (found.softmax, found.widths) == (plain.softmax, plain.widths)
     assert len(set(map(repr, tried))) == len(tried)
     longer = torch.zeros(3, 2, 999, 16)
-    assert ops.config_for(longer, longer, "mse") == found
-    assert ops.config_for(longer, longer, "cosine") != found
-    assert ops.config_for(longer.half(), longer.half(), "mse") != found
+    assert ops.config_for(longer, longer, "aim", "mse") == found
+    assert ops.config_for(longer, longer, "aim", "cosine") != found
+    assert ops.config_for(longer.half(), longer.half(), "aim", "mse") != found
+
+
+def test_autotune_of_aim_star_is_what_both_metrics_launch(monkeypatch):
+    monkeypatch.setattr(ops, "TUNED", {})
+    arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    launched = []
+    plain = ops.attend_rows
+    monkeypatch.setattr(ops, "attend_rows", lambda *a: (launched.append(a[5].attend_rows), plain(*a)))
+
+    def measure(step):
+        step()
+        return 2.0 - (launched[-1].block_m == 32 and launched[-1].warps == 8)
+
+    options = {"variant": "aim_star", "metric": "cosine"}
+    with monkeypatch.context() as few:
+        for name, values in (("BLOCKS_M", (32,)), ("WARPS", (8,)), ("STAGES", (1,))):
+            few.setattr(tune, name, values)
+        best = matt_kernels.autotune(*arguments, measure=measure, **options)
+    assert (best.attend_rows.block_m, best.attend_rows.warps) == (32, 8)
+    for metric in ("mse", "cosine"):
+        assert_close(arguments, {"variant": "aim_star", "metric": metric})
+        assert launched[-1] == best.attend_rows
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

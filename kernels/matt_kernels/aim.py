@@ -62,18 +62,23 @@ def segment_sums(x, same, PARTS: tl.constexpr):
     return sums
 
 
+@triton.constexpr_function
+def norm_parts(VALUE: tl.constexpr, KIND: tl.constexpr):
+    """bfloat16 parts in sums of squares: their rounding shows in the VALUE, in the gradients it is taken out."""
+    return 3 if KIND == "fp32" else 2 if VALUE else 1
+
+
 @triton.jit
 def cosine_terms(
-    weights, mixed, rest, gram, student_ids, teacher_ids, VALUE: tl.constexpr, KIND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each.
+    weights, mixed, outside, gram, student_ids, VALUE: tl.constexpr, KIND: tl.constexpr, PRECISION: tl.constexpr
+):
+    """(1 - cos, f, h, 1 / (X Y)) at every student token of a tile, [BLOCK_M, BLOCK_S] each; `outside` is the segment's
+    a_T R R' a_T'.
 
     Differences are those of a_S and (X / Y) a_T C, exact zeros for equal sides however the compiler fuses products.
-    Rounding of X and Y shows in the VALUE; in the gradients it does not, since what it adds along a_S is taken out.
     """
     PARTS: tl.constexpr = 3 if KIND == "fp32" else 1
-    NORM_PARTS: tl.constexpr = 2 if VALUE and KIND != "fp32" else PARTS
+    NORM_PARTS: tl.constexpr = norm_parts(VALUE, KIND)
     own = same_segment(student_ids, student_ids)
     weights, mixed = rounded(weights, KIND), operand(mixed, KIND)
     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
@@ -81,7 +86,6 @@ def cosine_terms(
     teacher_products = tl.dot(mixed, gram, input_precision=PRECISION)
     squares = segment_sums(weights * student_products, own, NORM_PARTS)
     student_squares = tl.maximum(squares, 0.0) + COSINE_EPSILON
-    outside = segment_sums(rest, same_segment(teacher_ids, student_ids), NORM_PARTS)
     outside = tl.maximum(outside, 0.0) + COSINE_EPSILON
     teacher_squares = tl.maximum(segment_sums(mixed * teacher_products, own, NORM_PARTS), 0.0) + outside
     student_inverse, teacher_inverse = tl.rsqrt(student_squares), tl.rsqrt(teacher_squares)
@@ -201,15 +205,20 @@ def aim_rows_kernel(
                 mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
             rest = load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T)
             rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION) * weights
-            if METRIC == "cosine":
-                teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
-            else:
+            if METRIC == "mse":
                 loss += tl.sum(rest, 1)
+            else:
+                teacher_ids = load_ids(teacher_ids_ptr, tokens, teacher_stop)
 
             tokens = student_start + tl.arange(0, BLOCK_S)
             inside = tokens < student_stop
             filled = inside if WHOLE else load_ids(student_ids_ptr, tokens, student_stop) > PADDING
             key = load_vectors(student_key_ptr, tokens, inside & filled, sk_stride_n, HEAD_DIM, BLOCK_D)
+            if METRIC == "cosine":
+                student_ids = load_ids(student_ids_ptr, tokens, student_stop)
+                student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
+                shared = same_segment(teacher_ids, student_ids)
+                outside = segment_sums(rest, shared, norm_parts(True, FACTORS))
             scores, slope = masked_scores(
                 student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,
@@ -222,10 +231,8 @@ def aim_rows_kernel(
                 h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
                 loss += tl.sum(change * h, 1)
             else:
-                student_ids = load_ids(student_ids_ptr, tokens, student_stop)
-                student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
                 distance, _, h, _ = cosine_terms(
-                    weights, mixed, rest, gram, student_ids, teacher_ids, True, FACTORS, FACTOR_PRECISION
+                    weights, mixed, outside, gram, student_ids, True, FACTORS, FACTOR_PRECISION
                 )
                 counted = last_of_segment(rows_ptr, row_limit, student_ids, tokens)[None, :]
                 if not WHOLE:
@@ -345,6 +352,8 @@ def aim_columns_kernel(
                     mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
                 if METRIC == "cosine":
                     rest = tl.dot(teacher, rest_gram, input_precision=FACTOR_PRECISION) * weights
+                    shared = same_segment(teacher_ids, student_ids)
+                    outside = segment_sums(rest, shared, norm_parts(False, FACTORS))
                     teacher_weights = weights
                 shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
                 query = load_vectors(
@@ -361,7 +370,7 @@ def aim_columns_kernel(
                     h = tl.dot(f, gram, input_precision=FACTOR_PRECISION)
                 else:
                     _, f, h, factors = cosine_terms(
-                        weights, mixed, rest, gram, student_ids, teacher_ids, False, FACTORS, FACTOR_PRECISION
+                        weights, mixed, outside, gram, student_ids, False, FACTORS, FACTOR_PRECISION
                     )
                     f = operand(f, KIND)
                     # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_T] -> [BLOCK_M, BLOCK_T]

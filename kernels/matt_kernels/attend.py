@@ -29,7 +29,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
+from matt_kernels.launch import LENGTHS, row_grid, score_factors, softmax_numbers, strides, tile_grid
 
 
 @triton.jit
@@ -345,7 +345,7 @@ def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[
     rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
     new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)
     loss, outputs = new(rows), [new(*rows, value_dim) for _ in range(2)]
-    softmax = new(config.softmax_numbers, *rows)  # in the end the student's
+    softmax = new(softmax_numbers(student[0]), *rows)  # in the end the student's
     for side, (query, key, value) in enumerate((teacher, student)):
         attend_kernel[row_grid(plan, query, config.attend.block_m)](
             query, key, value, plan.rows, plan.counts, outputs[side], softmax, *strides(query, key, value),

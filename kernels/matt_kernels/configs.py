@@ -24,6 +24,7 @@ class Config:
     """Shapes and options of all kernels for one head dimension, dtype and target."""
 
     widths: tuple[int, int]  # most teacher and student tokens of a tile where the sides are about as long
+    lopsided: tuple[int, int]  # the same where the teacher has half as many tokens again: fewer columns are empty
     block_d: int  # head dimension of queries and keys, padded
     block_dv: int  # head dimension of values, padded
     block_v: int  # slice of the values that factors and dV work on at a time
@@ -44,21 +45,14 @@ class Config:
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
-    @property
-    def softmax_numbers(self) -> int:
-        """What is kept of a row's softmax: see attention.store_softmax."""
-        return 2 if self.kind == "fp32" else 1
-
     def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
-        """Where the teacher has half as many tokens again, tiles are narrower for the student: fewer columns are empty.
-        (Of what is narrower already, or float32, that would spill.)"""
-        lopsided = 2 * teacher_tokens >= 3 * student_tokens
-        return (32, 16) if lopsided and self.widths == (32, 32) and self.kind != "fp32" else self.widths
+        """The widths of tiles of rows of these lengths."""
+        return self.lopsided if 2 * teacher_tokens >= 3 * student_tokens else self.widths
 
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""
         launches = {x: replace(y, block_m=block, block_n=block) for x, y in vars(self).items() if isinstance(y, Launch)}
-        return replace(self, widths=(block, block), block_v=16, **launches)
+        return replace(self, widths=(block, block), lopsided=(block, block), block_v=16, **launches)
 
 
 def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str, target: str) -> Config:
@@ -78,9 +72,13 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     # The three products of tf32x3 do not fit beside each other into the shared memory of these cards at 256.
     small = size > 128 and target in ("cuda:86", "cuda:89", "cuda:120")
     precision = {"bf16": half, "tf32": half, "fp32": "ieee" if small else exact}
+    # The cosine has many products with the factors, which wide tiles make deeper.
+    widths = (16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32)
+    # Others spill in wider tiles for the teacher.
+    lopsided = metric == "mse" and kind != "fp32" or kind == "bf16" and size <= 64
     return Config(
-        # The cosine has many products with the factors, which wide tiles make deeper.
-        widths=(16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32),
+        widths=widths,
+        lopsided=(32, 16) if lopsided else widths,
         block_d=block_d,
         block_dv=block_dv,
         # The factors' float32 products fill the registers: with wider slices they spill.
@@ -91,7 +89,7 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
         factor_kind=factor_kind,
         factor_precision=precision[factor_kind],
         exact_precision=exact,
-        **_launches(kind, metric, size, target),
+        **_launches(kind, metric, size, target, padded=min(head_dim, value_dim) < size),
     )
 
 
@@ -124,7 +122,6 @@ _EXCEPTIONS = {
     ("cuda:86", "columns", 1): (16, 64, 2, 1),
     ("cuda:89", "softmax", 1): (64, 32, 4, 2),
     ("cuda:89", "columns", 1): (16, 64, 2, 1),
-    ("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1),
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
     ("cuda:100", "attend", 2): (64, 64, 8, 1),
@@ -137,12 +134,15 @@ _EXCEPTIONS = {
     ("hip", "columns", 2): (16, 64, 4, 1),
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
+# Only where heads are narrower than their blocks, or not bfloat16.
+_EXCEPTIONS_PADDED = {("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1)}
 
 
-def _launches(kind: str, metric: str, size: int, target: str) -> dict[str, Launch]:
+def _launches(kind: str, metric: str, size: int, target: str, *, padded: bool) -> dict[str, Launch]:
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
-    found = {x: Launch(*_EXCEPTIONS.get((target, x, place), y[place])) for x, y in _TABLE.items()}
+    exceptions = _EXCEPTIONS | (_EXCEPTIONS_PADDED if padded or kind != "bf16" else {})
+    found = {x: Launch(*exceptions.get((target, x, place), y[place])) for x, y in _TABLE.items()}
     if kind != "bf16" and size > 128:
         # Twice the operands of bfloat16 again.
         found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}

@@ -44,6 +44,11 @@ def score_factors(scale: float, softcap: float | None) -> tuple[float, float]:
     return (scale * LOG2_E, 1.0) if softcap is None else (scale / softcap, softcap * LOG2_E)
 
 
+def softmax_numbers(x: torch.Tensor) -> int:
+    """What is kept of a row's softmax of inputs like x: see attention.store_softmax."""
+    return 2 if x.dtype == torch.float32 else 1
+
+
 def on_device(x: torch.Tensor):
     """Triton launches on the current CUDA device: make it the tensors' own."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

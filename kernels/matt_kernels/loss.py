@@ -105,7 +105,7 @@ def aim_loss(
         plan = aim_plan(
             teacher_segments, student_segments, teacher_documents=teacher_documents,
             student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
-            causal=causal, widths=tile_widths(query, value, metric)(teacher[0].shape[2], query.shape[2]),
+            causal=causal, widths=tile_widths(query, value, variant, metric)(teacher[0].shape[2], query.shape[2]),
         )  # fmt: skip
     for name, segments, side in (
         ("teacher", plan.teacher_segments, teacher),
@@ -128,10 +128,13 @@ def aim_loss(
     return aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
 
 
-def tile_widths(query: torch.Tensor, value: torch.Tensor, metric: str) -> Callable[[int, int], tuple[int, int]]:
+def tile_widths(
+    query: torch.Tensor, value: torch.Tensor, variant: str = "aim", metric: str = "mse"
+) -> Callable[[int, int], tuple[int, int]]:
     """For tensors like these: a function of the lengths of teacher and student rows that gives the `widths` with which
     aim_loss itself calls aim_plan. It holds no tensor."""
-    return config_for(query, value, metric).widths_for
+    _check_options(variant=variant, metric=metric)
+    return config_for(query, value, variant, metric).widths_for
 
 
 def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:

@@ -35,24 +35,20 @@ class Options:
 TUNED: dict[tuple, configs.Config] = {}
 
 
-def config_key(query: Tensor, value: Tensor, metric: str) -> tuple:
-    """What a config depends on: no length."""
+def config_key(query: Tensor, value: Tensor, variant: str, metric: str) -> tuple:
+    """What a config depends on: no length, and for aim_star, which has no factors, no metric."""
+    metric = metric if variant == "aim" else "mse"
     return query.shape[-1], value.shape[-1], query.dtype, metric, configs.target_of(query.device)
 
 
-def config_for(query: Tensor, value: Tensor, metric: str) -> configs.Config:
-    key = config_key(query, value, metric)
+def config_for(query: Tensor, value: Tensor, variant: str, metric: str) -> configs.Config:
+    key = config_key(query, value, variant, metric)
     return TUNED[key] if key in TUNED else configs.choose_config(*key)
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
     """What is kept until backward multiplies: float16 would lose gradients that a gradient scaler is to lift."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-
-
-def softmax_numbers(x: Tensor) -> int:
-    """Config.softmax_numbers, for fakes: their sizes may be symbols, which no config has."""
-    return 2 if x.dtype == torch.float32 else 1
 
 
 def factor(metric: str, query: Tensor, value: Tensor) -> float:
@@ -99,7 +95,7 @@ def aim_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, metric), Options(scale, softcap, metric)
+    config, options = config_for(query, value, "aim", metric), Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     row_limit = plan.rows.shape[-1]
     loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
@@ -132,7 +128,7 @@ def _(
 ):  # fmt: skip
     new = query.new_empty
     rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
-    softmax = (softmax_numbers(query), *rows) if key_needed or value_needed else (0,)
+    softmax = (launch.softmax_numbers(query), *rows) if key_needed or value_needed else (0,)
     gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
     return (
         new((), dtype=torch.float32),
@@ -151,7 +147,7 @@ def aim_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dK, dV); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, metric), Options(scale, softcap, metric)
+    config, options = config_for(query, value, "aim", metric), Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     # Padding and documents without a segment are in no tile.
     gradients = [
@@ -211,7 +207,7 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "mse"), Options(scale, softcap, metric)
+    config, options = config_for(query, value, "aim_star", "mse"), Options(scale, softcap, metric)
     with launch.on_device(query):
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
         loss, *kept = attend(teacher, student, plan, config, options, gradient=gradient_needed)
@@ -226,7 +222,7 @@ def _(
     softcap, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = [(*rows, value.shape[-1]), (softmax_numbers(query), *rows), rows]
+    shapes = [(*rows, value.shape[-1]), (launch.softmax_numbers(query), *rows), rows]
     dtypes = gradient_dtype(query), torch.float32, torch.float32
     kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
     kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]
@@ -241,7 +237,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dQ, dK, dV) of the student; empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "mse"), Options(scale, softcap)
+    config, options = config_for(query, value, "aim_star", "mse"), Options(scale, softcap)
     needed = query_needed, key_needed, value_needed
     # Tokens that end no segment have no query row; padding is in no tile.
     gradients = [

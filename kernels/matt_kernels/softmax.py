@@ -18,7 +18,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
+from matt_kernels.launch import LENGTHS, row_grid, score_factors, softmax_numbers, strides
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def softmax_rows(query, key, plan, config, scale, softcap, *, side: int, mean_ke
     there is one: Σ a k of every row in use, times the derivative of soft-capping."""
     batch, heads, _, head_dim = query.shape
     row_limit = plan.rows.shape[-1]
-    softmax = query.new_empty(config.softmax_numbers, batch, heads, row_limit, dtype=torch.float32)
+    softmax = query.new_empty(softmax_numbers(query), batch, heads, row_limit, dtype=torch.float32)
     softmax_kernel[row_grid(plan, query, config.softmax.block_m)](
         query, key, plan.rows, plan.counts, softmax, mean_key, *strides(query, key),
         heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),

@@ -41,8 +41,8 @@ def autotune(
         The config, also for the printing: its fields are those of matt_kernels.configs.
     """
     student = tuple(x.detach().requires_grad_() for x in student)
-    key = ops.config_key(student[0], student[2], metric)
-    best = ops.config_for(student[0], student[2], metric)
+    kind = student[0], student[2], variant, metric
+    key, best = ops.config_key(*kind), ops.config_for(*kind)
 
     def step() -> None:
         segments = teacher_segments, student_segments

@@ -196,7 +196,7 @@ def tile_planner(
         raise TypeError("backend='triton' takes float32, bfloat16 or float16; got float64: use backend='torch'")
     query, _, value = student
     options = {"variant": variant, "reduction": reduction, "sliding_window": sliding_window, "causal": causal}
-    return partial(_plan_tiles, matt_kernels.tile_widths(query, value, metric), options)
+    return partial(_plan_tiles, matt_kernels.tile_widths(query, value, variant, metric), options)
 
 
 def _plan_tiles(choose_widths, options, teacher_segments, student_segments, **documents):
