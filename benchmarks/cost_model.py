@@ -24,12 +24,12 @@ sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from costs.gpus import DTYPES, GPUS, Gpu, Shape
-from costs.kernels import case_of, flash, kernels, ratio_to_flash, total, waste
+from costs.gpus import GPUS, Gpu, Shape
+from costs.kernels import case_of, config_of, flash, kernels, ratio_to_flash, total, waste
 from costs.texts import PAIRS, Pair
 from costs.update import UPDATE_BYTES, update_cost
 from matt_kernels import AimPlan, aim_plan
-from matt_kernels.configs import choose_config
+from matt_kernels.configs import is_lopsided
 
 LENGTH = 4096
 WIDTHS = ((16, 16), (16, 32), (32, 16), (32, 32), (64, 64))
@@ -64,8 +64,8 @@ def text_table(texts: dict[str, list[torch.Tensor]]) -> str:
 
 def plan_as_shipped(segments: list[torch.Tensor], shape: Shape, variant: str, metric: str, target: str) -> AimPlan:
     """In the tiles that configs.py has for texts of these lengths."""
-    config = choose_config(shape.head_dim, shape.head_dim, DTYPES[shape.dtype], metric, target)
-    return plan_of(segments, config.widths_for(*(x.shape[1] for x in segments)), variant)
+    lopsided = is_lopsided(*(x.shape[1] for x in segments))
+    return plan_of(segments, config_of(shape, metric, target, lopsided=lopsided).widths, variant)
 
 
 def waste_table(texts, shape: Shape, gpu: Gpu) -> str:

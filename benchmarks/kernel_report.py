@@ -146,10 +146,10 @@ def record_launches(case: Case, target: str) -> list[Job]:
     ):
         for (variant, run), metric in product((("aim", run_aim), ("aim_star", run_aim_star)), ("mse", "cosine")):
             query = meta_inputs(case)[1][0]
-            config = ops.config_for(query, query, variant, metric)
             loss = metric if variant == "aim" else "star" if metric == "mse" else "star cosine"
-            for widths in dict.fromkeys((config.widths, config.lopsided)):
-                label = loss if widths == config.widths else "{} {}x{}".format(loss, *widths)
+            for lopsided in (False, True):
+                widths = ops.config_for(query, query, variant, metric, lopsided).widths
+                label = "{} {}x{}".format(loss, *widths) if widths[0] > widths[1] else loss
                 run(case, metric, widths)
         if case.dtype == "float32":
             label = "update"

@@ -43,7 +43,7 @@ class Case:
     @property
     def other_tiles(self) -> str:
         """What the kernel report adds to the name of a kernel for lopsided texts."""
-        return "" if self.widths == self.config.widths else " {}x{}".format(*self.widths)
+        return " {}x{}".format(*self.widths) if self.widths[0] > self.widths[1] else ""
 
     @property
     def low(self) -> int:
@@ -86,9 +86,13 @@ class Case:
         return Cost(name, products, kv_heads=self.key_heads, **rest)
 
 
-def case_of(plan: AimPlan, shape: Shape, metric: str, target: str, config: Config | None = None) -> Case:
+def config_of(shape: Shape, metric: str, target: str, *, lopsided: bool) -> Config:
+    return choose_config(shape.head_dim, shape.head_dim, DTYPES[shape.dtype], metric, lopsided, target)
+
+
+def case_of(plan: AimPlan, shape: Shape, metric: str, target: str) -> Case:
     """As the launchers choose it; the tiles are the plan's."""
-    config = config or choose_config(shape.head_dim, shape.head_dim, DTYPES[shape.dtype], metric, target)
+    config = config_of(shape, metric, target, lopsided=plan.widths[0] > plan.widths[1])
     return Case(Geometry(plan), shape, config, plan.widths)
 
 
@@ -363,8 +367,6 @@ def waste(costs: list[Cost]) -> float:
     return sum(x.flops for x in costs) / sum(x.useful for x in costs)
 
 
-def ratio_to_flash(
-    plan: AimPlan, shape: Shape, gpu: Gpu, variant: str, metric: str, config: Config | None = None
-) -> float:
-    case = case_of(plan, shape, metric, gpu.target, config)
+def ratio_to_flash(plan: AimPlan, shape: Shape, gpu: Gpu, variant: str, metric: str) -> float:
+    case = case_of(plan, shape, metric, gpu.target)
     return total(kernels(case, variant, metric), gpu) / total(flash(case), gpu)

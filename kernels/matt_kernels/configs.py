@@ -23,8 +23,7 @@ class Launch:
 class Config:
     """Shapes and options of all kernels for one head dimension, dtype and target."""
 
-    widths: tuple[int, int]  # most teacher and student tokens of a tile where the sides are about as long
-    lopsided: tuple[int, int]  # the same where the teacher has half as many tokens again: fewer columns are empty
+    widths: tuple[int, int]  # most teacher and student tokens of a tile
     block_d: int  # head dimension of queries and keys, padded
     block_dv: int  # head dimension of values, padded
     block_v: int  # slice of the values that factors and dV work on at a time
@@ -45,17 +44,20 @@ class Config:
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
-    def widths_for(self, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
-        """The widths of tiles of rows of these lengths."""
-        return self.lopsided if 2 * teacher_tokens >= 3 * student_tokens else self.widths
-
     def with_blocks(self, block: int) -> "Config":
         """The same with blocks and tiles of one size, for tests on small inputs."""
         launches = {x: replace(y, block_m=block, block_n=block) for x, y in vars(self).items() if isinstance(y, Launch)}
-        return replace(self, widths=(block, block), lopsided=(block, block), block_v=16, **launches)
+        return replace(self, widths=(block, block), block_v=16, **launches)
 
 
-def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str, target: str) -> Config:
+def is_lopsided(teacher_tokens: int, student_tokens: int) -> bool:
+    """Whether the teacher has half as many tokens again: narrower tiles for the student leave fewer columns empty."""
+    return 2 * teacher_tokens >= 3 * student_tokens
+
+
+def choose_config(
+    head_dim: int, value_dim: int, dtype: torch.dtype, metric: str, lopsided: bool, target: str
+) -> Config:
     """`target` is "cuda:90"-like: backend and compute capability, "hip" or "cpu" (the interpreter).
 
     bfloat16 keeps bfloat16 operands, as flash attention does. float16 does not hold the small weights and gradients of
@@ -75,10 +77,9 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
     # The cosine has many products with the factors, which wide tiles make deeper.
     widths = (16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32)
     # Others spill in wider tiles for the teacher.
-    lopsided = metric == "mse" and kind != "fp32" or kind == "bf16" and size <= 64
+    lopsided &= (metric == "mse" and kind != "fp32") or (kind == "bf16" and size <= 128)
     return Config(
-        widths=widths,
-        lopsided=(32, 16) if lopsided else widths,
+        widths=(32, 16) if lopsided else widths,
         block_d=block_d,
         block_dv=block_dv,
         # The factors' float32 products fill the registers: with wider slices they spill.
@@ -89,7 +90,7 @@ def choose_config(head_dim: int, value_dim: int, dtype: torch.dtype, metric: str
         factor_kind=factor_kind,
         factor_precision=precision[factor_kind],
         exact_precision=exact,
-        **_launches(kind, metric, size, target, padded=min(head_dim, value_dim) < size),
+        **_launches(kind, metric, size, target, lopsided=lopsided, padded=min(head_dim, value_dim) < size),
     )
 
 
@@ -108,6 +109,10 @@ _TABLE = {
     "cosine rows 90": ((64, 64, 4, 1), (128, 64, 8, 1), (16, 64, 2, 1)),
     "cosine columns": ((32, 64, 2, 1), (32, 64, 2, 1), (16, 64, 2, 1)),
     "cosine columns 90": ((64, 64, 4, 1), (64, 64, 4, 1), (16, 64, 2, 1)),
+    "lopsided cosine rows": ((64, 64, 4, 1), (16, 64, 2, 1), (16, 64, 2, 1)),
+    "lopsided cosine rows 90": ((64, 64, 4, 1), (128, 64, 8, 1), (16, 64, 2, 1)),
+    "lopsided cosine columns": ((32, 64, 2, 1), (16, 64, 2, 1), (16, 64, 2, 1)),
+    "lopsided cosine columns 90": ((64, 64, 4, 1), (16, 64, 2, 1), (16, 64, 2, 1)),
     "long_rows": ((32, 32, 4, 1), (32, 32, 4, 1), (16, 32, 4, 1)),
     "long_columns": ((32, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 1)),
     "attend": ((64, 64, 4, 2), (128, 32, 8, 2), (64, 32, 8, 1)),
@@ -124,6 +129,7 @@ _EXCEPTIONS = {
     ("cuda:89", "columns", 1): (16, 64, 2, 1),
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
+    ("cuda:100", "lopsided cosine rows 90", 1): (16, 64, 2, 1),
     ("cuda:100", "attend", 2): (64, 64, 8, 1),
     ("cuda:120", "softmax", 1): (32, 64, 4, 2),
     ("cuda:120", "softmax", 2): (64, 32, 8, 2),
@@ -135,10 +141,13 @@ _EXCEPTIONS = {
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
 # Only where heads are narrower than their blocks, or not bfloat16.
-_EXCEPTIONS_PADDED = {("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1)}
+_EXCEPTIONS_PADDED = {
+    ("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1),
+    ("cuda:90", "lopsided cosine rows 90", 1): (16, 64, 2, 1),
+}
 
 
-def _launches(kind: str, metric: str, size: int, target: str, *, padded: bool) -> dict[str, Launch]:
+def _launches(kind: str, metric: str, size: int, target: str, *, lopsided: bool, padded: bool) -> dict[str, Launch]:
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
     exceptions = _EXCEPTIONS | (_EXCEPTIONS_PADDED if padded or kind != "bf16" else {})
@@ -147,7 +156,8 @@ def _launches(kind: str, metric: str, size: int, target: str, *, padded: bool) -
         # Twice the operands of bfloat16 again.
         found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
     for kernel in ("softmax", "rows", "columns"):
-        name = ("cosine " if metric == "cosine" and kernel != "softmax" else "") + kernel
+        cosine = "lopsided cosine " if lopsided else "cosine "
+        name = (cosine if metric == "cosine" and kernel != "softmax" else "") + kernel
         found[kernel] = found[name + " 90"] if target in WARP_GROUPS else found[name]
     found = {x: y for x, y in found.items() if x in Config.__dataclass_fields__}
     if kind != "bf16":

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from triton import knobs
 
+from matt_kernels.configs import is_lopsided
 from matt_kernels.ops import aim_forward, aim_plan_op, attend_forward, config_for
 from matt_kernels.plan import AimPlan
 
@@ -134,7 +136,12 @@ def tile_widths(
     """For tensors like these: a function of the lengths of teacher and student rows that gives the `widths` with which
     aim_loss itself calls aim_plan. It holds no tensor."""
     _check_options(variant=variant, metric=metric)
-    return config_for(query, value, variant, metric).widths_for
+    kind = query, value, variant, metric
+    return partial(_choose_widths, *(config_for(*kind, lopsided).widths for lopsided in (False, True)))
+
+
+def _choose_widths(widths, lopsided_widths, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:
+    return lopsided_widths if is_lopsided(teacher_tokens, student_tokens) else widths
 
 
 def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:

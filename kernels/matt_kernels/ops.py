@@ -35,14 +35,14 @@ class Options:
 TUNED: dict[tuple, configs.Config] = {}
 
 
-def config_key(query: Tensor, value: Tensor, variant: str, metric: str) -> tuple:
+def config_key(query: Tensor, value: Tensor, variant: str, metric: str, lopsided: bool) -> tuple:
     """What a config depends on: no length, and for aim_star, which has no factors, no metric."""
     metric = metric if variant == "aim" else "mse"
-    return query.shape[-1], value.shape[-1], query.dtype, metric, configs.target_of(query.device)
+    return query.shape[-1], value.shape[-1], query.dtype, metric, lopsided, configs.target_of(query.device)
 
 
-def config_for(query: Tensor, value: Tensor, variant: str, metric: str) -> configs.Config:
-    key = config_key(query, value, variant, metric)
+def config_for(query: Tensor, value: Tensor, variant: str, metric: str, lopsided: bool) -> configs.Config:
+    key = config_key(query, value, variant, metric, lopsided)
     return TUNED[key] if key in TUNED else configs.choose_config(*key)
 
 
@@ -95,7 +95,8 @@ def aim_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "aim", metric), Options(scale, softcap, metric)
+    config = config_for(query, value, "aim", metric, teacher_width > student_width)
+    options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     row_limit = plan.rows.shape[-1]
     loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
@@ -147,7 +148,8 @@ def aim_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dK, dV); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "aim", metric), Options(scale, softcap, metric)
+    config = config_for(query, value, "aim", metric, teacher_width > student_width)
+    options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     # Padding and documents without a segment are in no tile.
     gradients = [
@@ -207,7 +209,8 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "aim_star", "mse"), Options(scale, softcap, metric)
+    config = config_for(query, value, "aim_star", metric, teacher_width > student_width)
+    options = Options(scale, softcap, metric)
     with launch.on_device(query):
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
         loss, *kept = attend(teacher, student, plan, config, options, gradient=gradient_needed)
@@ -237,7 +240,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dQ, dK, dV) of the student; empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config, options = config_for(query, value, "aim_star", "mse"), Options(scale, softcap)
+    config = config_for(query, value, "aim_star", "mse", teacher_width > student_width)
+    options = Options(scale, softcap)
     needed = query_needed, key_needed, value_needed
     # Tokens that end no segment have no query row; padding is in no tile.
     gradients = [

@@ -9,7 +9,7 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
 from matt_kernels import ops
-from matt_kernels.configs import Config, Launch
+from matt_kernels.configs import Config, Launch, is_lopsided
 from matt_kernels.loss import Tensors, aim_loss
 
 KERNELS = {
@@ -34,14 +34,16 @@ def autotune(
     the other, and lets this process use the fastest from then on.
 
     Arguments as in aim_loss; take a batch of the size you train on. What is found holds for all inputs of the same head
-    dimensions, dtype, metric and device model, whatever their lengths. Shapes that do not compile for lack of registers
+    dimensions, dtype, metric and device model, whatever their lengths, as long as the teacher's side has (or has not)
+    half as many tokens again as the student's. Shapes that do not compile for lack of registers
     or shared memory are passed over. `measure` gives the milliseconds of a call.
 
     Returns:
         The config, also for the printing: its fields are those of matt_kernels.configs.
     """
     student = tuple(x.detach().requires_grad_() for x in student)
-    kind = student[0], student[2], variant, metric
+    lopsided = is_lopsided(teacher[0].shape[2], student[0].shape[2])
+    kind = student[0], student[2], variant, metric, lopsided
     key, best = ops.config_key(*kind), ops.config_for(*kind)
 
     def step() -> None:
