@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Tokens of 500 consecutive segments of German text: tekken, and a new tokenizer of 24k (see cost_model.py).
+# Tokens of 500 consecutive segments of German text: tekken, and a new tokenizer of 24k (see costs/texts.py).
 TEACHER_SIZES = (
     "1121111112211111112111111111111111211111111121111111111111211111111111111111111111411111111111111111"
     "1111121111111111312115112122211151111111111111111111122111111221221111311121131111211111331111111221"
