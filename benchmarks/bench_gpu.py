@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--dry-run", action="store_true")
     add("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.output is None:
+    if options.output is None and not options.work:
         options.output = Path(__file__).with_name("GPU.md")
         if dry:
             options.output = Path(tempfile.mkdtemp(prefix="bench-gpu-"), "DRY_RUN.md")
@@ -91,7 +92,9 @@ def main() -> None:
         print(f"{len(records)}/{len(tasks)} {Shape(**task['shape'])} {task['step']}: {found}", flush=True)
 
     supervise(tasks, options, on_result)
-    print(options.output)
+    checks = (x.get("checks", [{"passed": False}]) for x in records if x["task"]["step"] == "check")
+    verdicts = Counter(x["passed"] for found in checks for x in found)
+    print(f"correctness: {verdicts[True]} passed, {verdicts[False]} FAILED; {options.output}")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ def make_step(name: str, shape: Shape, device: str):
     prepared = None
     if name.startswith("triton"):
         ids = [x.to(device) for x in segments]
-        plan = matt_kernels.aim_plan(*ids, variant=shape.variant, **planned(shape, inputs)) if "plan" in name else None
-        prepared = ids, plan
+        prepared = ids, plan_of(shape, inputs, ids) if "plan" in name else None
 
     def step():
         torch.autograd.grad(loss_of(name, shape, inputs, prepared), student)
@@ -40,12 +39,11 @@ def make_step(name: str, shape: Shape, device: str):
     return step
 
 
-def planned(shape: Shape, inputs) -> dict:
-    """The widths that aim_loss itself would take."""
-    from matt_kernels import tile_widths
-
+def plan_of(shape: Shape, inputs, ids) -> matt_kernels.AimPlan:
+    """The one that aim_loss itself would make."""
     (teacher, _, _), (query, _, value), *_ = inputs
-    return {"widths": tile_widths(query, value, shape.variant, shape.metric)(teacher.shape[2], query.shape[2])}
+    widths = matt_kernels.tile_widths(query, value, shape.variant, shape.metric)(teacher.shape[2], query.shape[2])
+    return matt_kernels.aim_plan(*ids, variant=shape.variant, widths=widths)
 
 
 def compiled_step(shape: Shape, inputs):
