@@ -7,6 +7,7 @@ take every path.
 import os
 import subprocess
 import sys
+from itertools import product
 
 import matt_kernels
 import numpy as np
@@ -30,6 +31,7 @@ from test_loss import (
     text_like,
     two_sides,
 )
+from triton.runtime.interpreter import InterpreterBuilder
 
 from matt_fast.loss import aim_loss
 
@@ -232,13 +234,32 @@ def test_padding_between_documents_is_never_read(base, options, content):
 
 @pytest.mark.parametrize("dtype", FLOAT32)
 @pytest.mark.parametrize("base", GRID, ids=str)
-def test_nan_reaches_the_loss(base, dtype, small_tiles):
-    """Or a gradient scaler would not see that float16 has overflown."""
-    for side, which in ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2)):
+def test_nan_reaches_the_loss(base, dtype, small_tiles, monkeypatch):
+    """Or a gradient scaler would not see that float16 has overflown. NaNs of a GPU have other bits than numpy's."""
+    create_dot = InterpreterBuilder.create_dot
+
+    def like_a_gpu(self, *operands):
+        result = create_dot(self, *operands)
+        result.data = result.data.copy()
+        result.data.view(np.uint32)[np.isnan(result.data)] = 0x7FFFFFFF
+        return result
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", like_a_gpu)
+    for (side, which), broken in product(product((0, 1), range(3)), ("nan", "inf")):
         arguments = inputs_for(*two_sides(), dtype=dtype, dim=16)
         with torch.no_grad():
-            arguments[side][which][0, 0] = float("nan")
+            arguments[side][which][0, 0] = float(broken)
         assert found(arguments, base)[0].isnan()
+
+
+@pytest.mark.parametrize("base", GRID, ids=str)
+@pytest.mark.parametrize("size", [1e-10, 1e-20, 1e-21, 1e-23])
+def test_values_whose_squares_float32_does_not_hold(size, base, small_tiles):
+    arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    with torch.no_grad():
+        for side in arguments[:2]:
+            side[2][:, :, 3:9] *= size
+    assert_close(arguments, base, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["mse", "cosine"])
@@ -497,6 +518,24 @@ def test_autotune_of_aim_star_is_what_both_metrics_launch(monkeypatch):
     for metric in ("mse", "cosine"):
         assert_close(arguments, {"variant": "aim_star", "metric": metric})
         assert launched[-1] == best.attend_rows
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ((8, 0), "80"), ((8, 6), "86"), ((8, 7), "80"), ((8, 9), "89"), ((9, 0), "90"), ((10, 0), "100"),
+        ((10, 3), "100"), ((11, 0), "100"), ((12, 0), "120"), ((12, 1), "120"),
+    ],
+)  # fmt: skip
+def test_every_device_has_the_configs_of_its_family(capability, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert configs.target_of(torch.device("cuda", 0)) == f"cuda:{name}"
+
+
+def test_devices_without_the_tensor_cores(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(ValueError, match=r"compute capability 8\.0 or newer; got 7\.5 on cuda:0"):
+        configs.target_of(torch.device("cuda", 0))
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

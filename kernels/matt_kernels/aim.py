@@ -62,6 +62,12 @@ def segment_sums(x, same, PARTS: tl.constexpr):
     return sums
 
 
+@triton.jit
+def positive(x):
+    """Not below 0, where rounding of a square has put it; NaN stays."""
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
 @triton.constexpr_function
 def norm_parts(VALUE: tl.constexpr, KIND: tl.constexpr):
     """bfloat16 parts in sums of squares: their rounding shows in the VALUE, in the gradients it is taken out."""
@@ -85,9 +91,9 @@ def cosine_terms(
     student_products = tl.dot(weights, gram, input_precision=PRECISION)
     teacher_products = tl.dot(mixed, gram, input_precision=PRECISION)
     squares = segment_sums(weights * student_products, own, NORM_PARTS)
-    student_squares = tl.maximum(squares, 0.0) + COSINE_EPSILON
-    outside = tl.maximum(outside, 0.0) + COSINE_EPSILON
-    teacher_squares = tl.maximum(segment_sums(mixed * teacher_products, own, NORM_PARTS), 0.0) + outside
+    student_squares = positive(squares) + COSINE_EPSILON
+    outside = positive(outside) + COSINE_EPSILON
+    teacher_squares = positive(segment_sums(mixed * teacher_products, own, NORM_PARTS)) + outside
     student_inverse, teacher_inverse = tl.rsqrt(student_squares), tl.rsqrt(teacher_squares)
     ratio = student_squares * student_inverse * teacher_inverse
     ratio = tl.where(student_squares == teacher_squares, 1.0, ratio)

@@ -180,11 +180,23 @@ def row_launch(hidden: int) -> Launch:
     return Launch(block_m=1, block_n=min(1024, max(256, triton.next_power_of_2(hidden))), warps=4, stages=1)
 
 
+OLDEST = 8, 0
+
+
 def target_of(device: torch.device) -> str:
-    """What choose_config calls the device that tensors live on."""
+    """What choose_config calls the device that tensors live on: that of its family.
+
+    Raises:
+        ValueError: an NVIDIA GPU older than Ampere.
+    """
     if device.type != "cuda":
         return "cpu"
     if torch.version.hip:
         return "hip"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"cuda:{major}{minor}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST:
+        wanted, found = (".".join(map(str, x)) for x in (OLDEST, capability))
+        raise ValueError(f"the Triton kernels need compute capability {wanted} or newer; got {found} on {device}")
+    # Orin has the shared memory of the A100, Thor (11.0) the tensor cores of the B200.
+    families = (12, 0, 120), (10, 0, 100), (9, 0, 90), (8, 9, 89), (8, 7, 80), (8, 6, 86), (8, 0, 80)
+    return f"cuda:{next(name for *oldest, name in families if capability >= tuple(oldest))}"

@@ -19,6 +19,8 @@ from matt_kernels.launch import LENGTHS, strides, tile_grid
 
 # A value that adds less than this (squared, of the longest one of its segment) to the span of the others adds rounding.
 DEPENDENT = tl.constexpr(4e-6)
+# Below it a square has no inverse in float32.
+SMALLEST = tl.constexpr(1e-37)
 
 
 @triton.jit
@@ -28,6 +30,12 @@ def load_slice(value_ptr, tokens, ids, stride_n, first, VALUE_DIM: tl.constexpr,
     offsets = tokens.to(tl.int64)[:, None] * stride_n + columns[None, :]
     mask = (ids >= 0)[:, None] & (columns < VALUE_DIM)[None, :]
     return tl.load(value_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def stored(x, KIND: tl.constexpr):
+    """As operand() has it, but a NaN stays one, of whatever bits: what a value had reaches the loss."""
+    return tl.where(x == x, operand(x, KIND), float("nan"))
 
 
 @triton.jit
@@ -56,7 +64,7 @@ def invert_by_segment(gram, ids, BLOCK: tl.constexpr):
         # gram is zero between segments: at most one chosen column or row per segment reaches these sums
         column = tl.sum(tl.where(column_chosen[None, :], gram, 0.0), 1)
         row = tl.sum(tl.where(row_chosen[:, None], gram, 0.0), 0)
-        kept = (pivot > DEPENDENT * longest) & (longest > 0)
+        kept = pivot > tl.maximum(DEPENDENT * longest, SMALLEST)
         inverse = tl.where(kept, 1.0 / tl.where(kept, pivot, 1.0), 0.0)
         swept = tl.where(column_chosen[None, :], 1.0, -row[None, :]) * (column * inverse)[:, None]
         rest = tl.where(column_chosen[None, :] & same, 0.0, gram)
@@ -146,10 +154,10 @@ def aim_factors_kernel(
 
         student_columns = tl.arange(0, BLOCK_S)[None, :]
         rows = (kv_index * student_length + student_tokens)[:, None] * BLOCK_S + student_columns
-        tl.store(gram_ptr + rows, operand(gram, KIND), mask=(student_tokens < student_stop)[:, None])
+        tl.store(gram_ptr + rows, stored(gram, KIND), mask=(student_tokens < student_stop)[:, None])
         in_teacher = (teacher_tokens < teacher_stop)[:, None]
         rows = (kv_index * teacher_length + teacher_tokens)[:, None]
-        tl.store(mixture_ptr + rows * BLOCK_S + student_columns, operand(mixture, KIND), mask=in_teacher)
+        tl.store(mixture_ptr + rows * BLOCK_S + student_columns, stored(mixture, KIND), mask=in_teacher)
         if LOW:
             tl.store(low_ptr + rows * BLOCK_S + student_columns, low, mask=in_teacher)
         if REST:
@@ -165,7 +173,7 @@ def aim_factors_kernel(
                 rest = tl.dot(left, tl.trans(left), rest, input_precision=EXACT)
             rest = tl.where(same_segment(teacher_ids, teacher_ids), rest, 0.0)
             teacher_columns = tl.arange(0, BLOCK_T)[None, :]
-            tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, operand(rest, KIND), mask=in_teacher)
+            tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher)
 
 
 def aim_factors(teacher_value, student_value, plan, config, *, rest: bool) -> tuple[torch.Tensor | None, ...]:

@@ -208,8 +208,12 @@ def _plan_tiles(choose_widths, options, teacher_segments, student_segments, **do
 
 def _runs_kernels(student: Tensors, backend: str) -> bool:
     query, _, value = student
+    if backend != "auto":
+        return backend == "triton"
     fits = query.is_cuda and query.dtype != torch.float64 and max(query.shape[-1], value.shape[-1]) <= 256
-    return backend == "triton" or (backend == "auto" and fits and find_spec("triton") is not None)
+    # Older GPUs have no tensor cores for bfloat16 and tf32.
+    fits = fits and (torch.version.hip is not None or torch.cuda.get_device_capability(query.device) >= (8, 0))
+    return fits and find_spec("triton") is not None
 
 
 def _triton_loss(
