@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from matt_kernels import aim_loss, aim_plan
-from matt_kernels.configs import choose_config
+from matt_kernels.configs import Problem, choose_config
 from test_loss import inputs_for, packed, rows, segment_ids, two_sides
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -107,7 +107,7 @@ def test_issued_is_what_the_kernels_multiply(monkeypatch, variant, metric, case,
     shape = Shape(arguments[0][0].shape[1], arguments[0][1].shape[1], 24, dtype)
     options = options | {"variant": variant}
     flops, exponentials = counted(monkeypatch, arguments, metric=metric, **options)
-    config = choose_config(24, 24, precision, metric, False, "cpu")
+    config = choose_config(Problem(24, 24, precision, metric, "cpu"))
     plan = aim_plan(*arguments[2:], widths=config.widths, **options)
     costs = kernels(case_of(plan, shape, metric, "cpu"), variant, metric)
     assert sum(flops.values()) == sum(x.products_issued for x in costs)

@@ -476,11 +476,11 @@ def test_compiles_without_a_graph_break(base, dynamic, small_tiles):
 def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     monkeypatch.setattr(ops, "TUNED", {})
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
-    plain = ops.config_for(student[0], student[2], "aim", "mse", False)
+    plain = ops.config_for(student[0], student[2], "aim", "mse")
     tried = []
 
     def measure(step):
-        config = ops.config_for(student[0], student[2], "aim", "mse", False)
+        config = ops.config_for(student[0], student[2], "aim", "mse")
         if len(tried) == 3:
             step()
         tried.append(config)
@@ -493,9 +493,9 @@ def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     assert (found.softmax, found.widths) == (plain.softmax, plain.widths)
     assert len(set(map(repr, tried))) == len(tried)
     longer = torch.zeros(3, 2, 999, 16)
-    assert ops.config_for(longer, longer, "aim", "mse", False) == found
-    assert ops.config_for(longer, longer, "aim", "cosine", False) != found
-    assert ops.config_for(longer.half(), longer.half(), "aim", "mse", False) != found
+    assert ops.config_for(longer, longer, "aim", "mse") == found
+    assert ops.config_for(longer, longer, "aim", "cosine") != found
+    assert ops.config_for(longer.half(), longer.half(), "aim", "mse") != found
 
 
 def test_autotune_of_aim_star_is_what_both_metrics_launch(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 from costs.geometry import Geometry
 from costs.gpus import DTYPES, Cost, Gpu, Product, Shape
 from matt_kernels import AimPlan
-from matt_kernels.configs import Config, choose_config
+from matt_kernels.configs import Config, Problem, choose_config
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Case:
 
 
 def config_of(shape: Shape, metric: str, target: str, *, lopsided: bool) -> Config:
-    return choose_config(shape.head_dim, shape.head_dim, DTYPES[shape.dtype], metric, lopsided, target)
+    return choose_config(Problem(shape.head_dim, shape.head_dim, DTYPES[shape.dtype], metric, target, lopsided))
 
 
 def case_of(plan: AimPlan, shape: Shape, metric: str, target: str) -> Case:

@@ -55,17 +55,29 @@ def is_lopsided(teacher_tokens: int, student_tokens: int) -> bool:
     return 2 * teacher_tokens >= 3 * student_tokens
 
 
-def choose_config(
-    head_dim: int, value_dim: int, dtype: torch.dtype, metric: str, lopsided: bool, target: str
-) -> Config:
-    """`target` is "cuda:90"-like: backend and compute capability, "hip" or "cpu" (the interpreter).
+@dataclass(frozen=True)
+class Problem:
+    """What a config depends on: no length."""
+
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    metric: str  # "mse" for aim_star, which has no factors
+    target: str  # "cuda:90"-like: backend and compute capability, "hip" or "cpu" (the interpreter)
+    lopsided: bool = False
+    softcap: bool = False
+
+
+def choose_config(problem: Problem) -> Config:
+    """Precisions, tiles and launches.
 
     bfloat16 keeps bfloat16 operands, as flash attention does. float16 does not hold the small weights and gradients of
     long rows, so its loops use tf32, which has the same 11 bits. float32 uses three tf32 products. The cosine's norms
     need the next better kind: rounding of a single weight does not average out over a vector as in the plain formula.
     """
-    block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (head_dim, value_dim))
-    kind = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "fp32"}[dtype]
+    metric, target = problem.metric, problem.target
+    block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (problem.head_dim, problem.value_dim))
+    kind = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "fp32"}[problem.dtype]
     exact = "tf32x3" if target.startswith("cuda") else "ieee"
     half = "tf32" if target.startswith("cuda") else "ieee"
     better = {"bf16": "tf32", "tf32": "fp32", "fp32": "fp32"}
@@ -77,7 +89,10 @@ def choose_config(
     # The cosine has many products with the factors, which wide tiles make deeper.
     widths = (16, 16) if metric == "cosine" or (kind == "fp32" and size > 64) else (32, 32)
     # Others spill in wider tiles for the teacher.
-    lopsided &= (metric == "mse" and kind != "fp32") or (kind == "bf16" and size <= 128)
+    fits = kind != "fp32" if metric == "mse" else kind == "bf16" and size <= 128
+    lopsided = problem.lopsided and fits
+    # What needs more registers.
+    needs = {"softcap": problem.softcap, "padded": min(problem.head_dim, problem.value_dim) < size or kind != "bf16"}
     return Config(
         widths=(32, 16) if lopsided else widths,
         block_d=block_d,
@@ -90,7 +105,7 @@ def choose_config(
         factor_kind=factor_kind,
         factor_precision=precision[factor_kind],
         exact_precision=exact,
-        **_launches(kind, metric, size, target, lopsided=lopsided, padded=min(head_dim, value_dim) < size),
+        **_launches(kind, metric, size, target, lopsided, [x for x, y in needs.items() if y]),
     )
 
 
@@ -121,12 +136,15 @@ _TABLE = {
     "attend_columns": ((64, 64, 4, 2), (32, 64, 4, 2), (32, 64, 4, 1)),
 }
 WARP_GROUPS = "cuda:90", "cuda:100"
-# What spills on one target only.
+# What spills on one target only; "padded": only where heads are narrower than their blocks, or not bfloat16.
 _EXCEPTIONS = {
     ("cuda:86", "softmax", 1): (64, 32, 4, 2),
     ("cuda:86", "columns", 1): (16, 64, 2, 1),
     ("cuda:89", "softmax", 1): (64, 32, 4, 2),
     ("cuda:89", "columns", 1): (16, 64, 2, 1),
+    ("cuda:90", "columns 90, softcap", 2): (32, 64, 4, 1),
+    ("cuda:90", "cosine rows 90, padded", 1): (16, 64, 2, 1),
+    ("cuda:90", "lopsided cosine rows 90, padded", 1): (16, 64, 2, 1),
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
     ("cuda:100", "lopsided cosine rows 90", 1): (16, 64, 2, 1),
@@ -137,29 +155,30 @@ _EXCEPTIONS = {
     ("cuda:120", "rows", 2): (32, 64, 4, 2),
     ("cuda:120", "attend", 1): (64, 64, 8, 2),
     ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
+    ("cuda:120", "lopsided columns, softcap", 2): (16, 64, 4, 2),
     ("hip", "columns", 2): (16, 64, 4, 1),
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
-# Only where heads are narrower than their blocks, or not bfloat16.
-_EXCEPTIONS_PADDED = {
-    ("cuda:90", "cosine rows 90", 1): (16, 64, 2, 1),
-    ("cuda:90", "lopsided cosine rows 90", 1): (16, 64, 2, 1),
-}
 
 
-def _launches(kind: str, metric: str, size: int, target: str, *, lopsided: bool, padded: bool) -> dict[str, Launch]:
+def _launch(name: str, target: str, place: int, needs: list[str]) -> Launch:
+    """`name` as in the table; what it has not for lopsided texts is as for others."""
+    plain = name if name in _TABLE else name.removeprefix("lopsided ")
+    special = (_EXCEPTIONS.get((target, x, place)) for x in (*(f"{name}, {need}" for need in needs), plain))
+    return Launch(*next(filter(None, special), _TABLE[plain][place]))
+
+
+def _launches(kind: str, metric: str, size: int, target: str, lopsided: bool, needs: list[str]) -> dict[str, Launch]:
     # Operands of four bytes take the registers of the next size.
     place = min((size > 64) + (size > 128) + (kind != "bf16"), 2)
-    exceptions = _EXCEPTIONS | (_EXCEPTIONS_PADDED if padded or kind != "bf16" else {})
-    found = {x: Launch(*exceptions.get((target, x, place), y[place])) for x, y in _TABLE.items()}
+    loops = "lopsided " * lopsided + "cosine " * (metric == "cosine")
+    group = " 90" * (target in WARP_GROUPS)
+    names = {x: x for x in _TABLE if x in Config.__dataclass_fields__}
+    names |= {"softmax": f"softmax{group}", "rows": f"{loops}rows{group}", "columns": f"{loops}columns{group}"}
+    found = {x: _launch(y, target, place, needs) for x, y in names.items()}
     if kind != "bf16" and size > 128:
         # Twice the operands of bfloat16 again.
         found |= {"attend_rows": Launch(16, 32, 4, 1), "attend_columns": Launch(16, 64, 8, 1)}
-    for kernel in ("softmax", "rows", "columns"):
-        cosine = "lopsided cosine " if lopsided else "cosine "
-        name = (cosine if metric == "cosine" and kernel != "softmax" else "") + kernel
-        found[kernel] = found[name + " 90"] if target in WARP_GROUPS else found[name]
-    found = {x: y for x, y in found.items() if x in Config.__dataclass_fields__}
     if kind != "bf16":
         found = {x: y if x == "factors" else replace(y, warps=max(y.warps, 4)) for x, y in found.items()}
     if kind == "fp32":

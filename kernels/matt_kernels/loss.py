@@ -137,7 +137,7 @@ def tile_widths(
     aim_loss itself calls aim_plan. It holds no tensor."""
     _check_options(variant=variant, metric=metric)
     kind = query, value, variant, metric
-    return partial(_choose_widths, *(config_for(*kind, lopsided).widths for lopsided in (False, True)))
+    return partial(_choose_widths, *(config_for(*kind, lopsided=x).widths for x in (False, True)))
 
 
 def _choose_widths(widths, lopsided_widths, teacher_tokens: int, student_tokens: int) -> tuple[int, int]:

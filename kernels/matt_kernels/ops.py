@@ -31,19 +31,27 @@ class Options:
     metric: str = "mse"
 
 
-# What autotune found in this process, by config_key.
-TUNED: dict[tuple, configs.Config] = {}
+# What autotune found in this process.
+TUNED: dict[configs.Problem, configs.Config] = {}
 
 
-def config_key(query: Tensor, value: Tensor, variant: str, metric: str, lopsided: bool) -> tuple:
-    """What a config depends on: no length, and for aim_star, which has no factors, no metric."""
+def problem_of(
+    query: Tensor, value: Tensor, variant: str, metric: str, *, lopsided: bool = False, softcap: bool = False
+) -> configs.Problem:
     metric = metric if variant == "aim" else "mse"
-    return query.shape[-1], value.shape[-1], query.dtype, metric, lopsided, configs.target_of(query.device)
+    target = configs.target_of(query.device)
+    return configs.Problem(query.shape[-1], value.shape[-1], query.dtype, metric, target, lopsided, softcap)
 
 
-def config_for(query: Tensor, value: Tensor, variant: str, metric: str, lopsided: bool) -> configs.Config:
-    key = config_key(query, value, variant, metric, lopsided)
-    return TUNED[key] if key in TUNED else configs.choose_config(*key)
+def config_for(*tensors_and_options, **flags) -> configs.Config:
+    """The tuned or the chosen one; arguments as in problem_of."""
+    problem = problem_of(*tensors_and_options, **flags)
+    return TUNED[problem] if problem in TUNED else configs.choose_config(problem)
+
+
+def _config_of(query: Tensor, value: Tensor, variant: str, metric: str, plan: AimPlan, softcap: float | None):
+    lopsided = plan.widths[0] > plan.widths[1]
+    return config_for(query, value, variant, metric, lopsided=lopsided, softcap=softcap is not None)
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
@@ -95,7 +103,7 @@ def aim_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config = config_for(query, value, "aim", metric, teacher_width > student_width)
+    config = _config_of(query, value, "aim", metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     row_limit = plan.rows.shape[-1]
@@ -148,7 +156,7 @@ def aim_backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dK, dV); empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config = config_for(query, value, "aim", metric, teacher_width > student_width)
+    config = _config_of(query, value, "aim", metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     # Padding and documents without a segment are in no tile.
@@ -209,7 +217,7 @@ def attend_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config = config_for(query, value, "aim_star", metric, teacher_width > student_width)
+    config = _config_of(query, value, "aim_star", metric, plan, softcap)
     options = Options(scale, softcap, metric)
     with launch.on_device(query):
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
@@ -240,7 +248,7 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dQ, dK, dV) of the student; empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width))
-    config = config_for(query, value, "aim_star", "mse", teacher_width > student_width)
+    config = _config_of(query, value, "aim_star", "mse", plan, softcap)
     options = Options(scale, softcap)
     needed = query_needed, key_needed, value_needed
     # Tokens that end no segment have no query row; padding is in no tile.

@@ -34,17 +34,18 @@ def autotune(
     the other, and lets this process use the fastest from then on.
 
     Arguments as in aim_loss; take a batch of the size you train on. What is found holds for all inputs of the same head
-    dimensions, dtype, metric and device model, whatever their lengths, as long as the teacher's side has (or has not)
-    half as many tokens again as the student's. Shapes that do not compile for lack of registers
-    or shared memory are passed over. `measure` gives the milliseconds of a call.
+    dimensions, dtype, metric and device model, with or without soft-capping, whatever their lengths, as long as the
+    teacher's side has (or has not) half as many tokens again as the student's. Shapes that do not compile for lack of
+    registers or shared memory are passed over. `measure` gives the milliseconds of a call.
 
     Returns:
         The config, also for the printing: its fields are those of matt_kernels.configs.
     """
     student = tuple(x.detach().requires_grad_() for x in student)
-    lopsided = is_lopsided(teacher[0].shape[2], student[0].shape[2])
-    kind = student[0], student[2], variant, metric, lopsided
-    key, best = ops.config_key(*kind), ops.config_for(*kind)
+    flags = {"lopsided": is_lopsided(teacher[0].shape[2], student[0].shape[2])}
+    flags["softcap"] = options.get("softcap") is not None
+    kind = student[0], student[2], variant, metric
+    key, best = ops.problem_of(*kind, **flags), ops.config_for(*kind, **flags)
 
     def step() -> None:
         segments = teacher_segments, student_segments
