@@ -17,8 +17,10 @@ import triton.language as tl
 from matt_kernels.attention import COUNTS, TILES, load_ids, load_tile, operand, same_segment
 from matt_kernels.launch import LENGTHS, strides, tile_grid
 
-# A value that adds less than this (squared, of the longest one of its segment) to the span of the others adds rounding.
-DEPENDENT = tl.constexpr(4e-6)
+# A value that adds less than this (squared, of the longest one of its segment) to the span of the others is left to the
+# remainders: as small a part of it as this is then lost, and C, whose entries are as large as this is small, loses as
+# much to its own rounding. Below the last one the pivots themselves are rounding.
+DEPENDENT_BF16, DEPENDENT_TF32, DEPENDENT_FP32 = tl.constexpr(2e-3), tl.constexpr(2.5e-4), tl.constexpr(4e-6)
 # Below it a square has no inverse in float32.
 SMALLEST = tl.constexpr(1e-37)
 
@@ -39,12 +41,13 @@ def stored(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def invert_by_segment(gram, ids, BLOCK: tl.constexpr):
+def invert_by_segment(gram, ids, BLOCK: tl.constexpr, KIND: tl.constexpr):
     """Inverse of a Gram matrix of segments, block by block; values that depend on others of their segment get zeros.
 
     The sweep operator on all segments at once, the longest remaining value of each first: no products, all in
-    registers. Pivoting keeps rounding of the diagonal at that of its largest entry, far below DEPENDENT.
+    registers. Pivoting keeps rounding of the diagonal at that of its largest entry, far below what is dependent.
     """
+    DEPENDENT: tl.constexpr = DEPENDENT_BF16 if KIND == "bf16" else DEPENDENT_TF32 if KIND == "tf32" else DEPENDENT_FP32
     places = tl.arange(0, BLOCK)
     same = same_segment(ids, ids)
     diagonal = places[:, None] == places[None, :]
@@ -125,7 +128,7 @@ def aim_factors_kernel(
             gram = tl.dot(student, transposed, gram, input_precision=EXACT)
             products = tl.dot(teacher, transposed, products, input_precision=EXACT)
         gram = tl.where(same_segment(student_ids, student_ids), gram, 0.0)
-        inverse = invert_by_segment(gram, student_ids, BLOCK_S)
+        inverse = invert_by_segment(gram, student_ids, BLOCK_S, KIND)
         # [BLOCK_T, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_T, BLOCK_S]
         mixture = tl.dot(tl.where(across, products, 0.0), inverse, input_precision=EXACT)
         # Corrected by what is left: orthogonal to rounding, however ill-conditioned the Gram matrix. Where 24 bits of
