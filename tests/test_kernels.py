@@ -7,6 +7,7 @@ take every path.
 import os
 import subprocess
 import sys
+from itertools import product
 
 import matt_kernels
 import numpy as np
@@ -327,6 +328,19 @@ def test_scaled_no_grad_and_detached_teacher(small_tiles):
             assert torch.equal(aim_loss(teacher, student, *segments, **base, backend="triton"), loss)
 
 
+@pytest.mark.parametrize("needed", [x for x in product((False, True), repeat=3) if any(x)], ids=str)
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_second_derivatives_are_refused(base, needed, small_tiles):
+    teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    student = tuple(x.detach().requires_grad_(wanted) for x, wanted in zip(student, needed, strict=True))
+    wanted = [x for x in student if x.requires_grad]
+    loss = aim_loss(teacher, student, *segments, **base, backend="triton")
+    first = torch.autograd.grad(loss, wanted, create_graph=True)
+    for gradient, x in zip(first, wanted, strict=True):
+        with pytest.raises(RuntimeError, match=r"matt_kernels\.\w+_backward.* no autograd formula"):
+            torch.autograd.grad(gradient.square().sum(), x, retain_graph=True)
+
+
 def test_float16_gradients_survive_a_gradient_scaler(small_tiles):
     arguments = inputs_for(*two_sides(), dtype=torch.float16, dim=16)
     for base in GRID:
@@ -433,11 +447,23 @@ def test_opcheck(base, small_tiles):
     torch.library.opcheck(ops.aim_plan_op, arguments, test_utils=checks)
     plan = list(ops.aim_plan_op(*arguments))
     if base["variant"] == "aim_star":
-        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True
-        torch.library.opcheck(ops.attend_forward, arguments, test_utils=checks)
+        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None
+        torch.library.opcheck(ops.attend_forward, (*arguments, True), test_utils=checks)
+        student = [x.detach() for x in student]
+        kept = [x.detach() for x in ops.attend_forward(*arguments, True)[1:]]
+        arguments = *student, plan, 16, 16, 0.25, None, *kept, torch.ones(())
+        for needed in ((True, True, True), (True, False, False), (False, True, False)):
+            torch.library.opcheck(ops.attend_backward, (*arguments, *needed), test_utils=checks)
         return
-    arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True, True, True
-    torch.library.opcheck(ops.aim_forward, arguments, test_utils=checks)
+    arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None
+    torch.library.opcheck(ops.aim_forward, (*arguments, True, True, True), test_utils=checks)
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    _, gradient, *kept = ops.aim_forward(*arguments, True, True, True)
+    for dtype in (torch.float32, torch.float16):
+        torch.library.opcheck(ops.aim_query_backward, (gradient, torch.ones(()), dtype), test_utils=checks)
+    for needed in ((True, True), (True, False), (False, True)):
+        arguments_of = *arguments, *kept, torch.ones(()), *needed
+        torch.library.opcheck(ops.aim_backward, arguments_of, test_utils=checks)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -1,9 +1,12 @@
 """Custom ops: what torch.compile, autograd and opcheck see. Each calls launchers and nothing else.
 
 aim_plan                          ids -> the tensors of a plan
-aim_forward, aim_backward         variant aim: loss with dQ, then dK and dV
+aim_forward                       variant aim: loss with dQ for a unit of it
+aim_query_backward, aim_backward  variant aim: dQ; dK and dV
 attend_forward, attend_backward   variant aim_star: loss, then dQ, dK and dV
 update_rows                       AdamW on some rows of a table, in place
+
+The backward ops have no autograd formula: a second derivative raises a RuntimeError that names the op.
 """
 
 from dataclasses import dataclass
@@ -139,6 +142,17 @@ def _(
     )
 
 
+@custom_op("matt_kernels::aim_query_backward", mutates_args=())
+def aim_query_backward(gradient: Tensor, multiplier: Tensor, dtype: torch.dtype) -> Tensor:
+    """dQ. An op of its own since torch would differentiate a product as if what forward kept were a constant."""
+    return (gradient * multiplier).to(dtype)
+
+
+@aim_query_backward.register_fake
+def _(gradient, multiplier, dtype):
+    return torch.empty_like(gradient, dtype=dtype)
+
+
 @custom_op("matt_kernels::aim_backward", mutates_args=())
 def aim_backward(
     teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
@@ -189,7 +203,7 @@ def _save_aim(ctx, inputs, output):
 def _differentiate_aim(ctx, output_gradient, *_):
     gradient, pair_weight, *saved = ctx.saved_tensors
     multiplier = output_gradient.float() * pair_weight * ctx.factor
-    query_gradient = (gradient * multiplier).to(ctx.query_dtype) if len(gradient.shape) > 1 else None
+    query_gradient = aim_query_backward(gradient, multiplier, ctx.query_dtype) if len(gradient.shape) > 1 else None
     others = [None, None]
     if any(ctx.needed):
         tensors, plan, rest = saved[:6], saved[6:14], saved[14:]
