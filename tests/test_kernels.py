@@ -7,6 +7,7 @@ take every path.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 
 import matt_kernels
@@ -478,6 +479,19 @@ def test_compiles_without_a_graph_break(base, dynamic, small_tiles):
         torch.testing.assert_close(x, y)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_plan_and_options_compile_without_a_graph_break(dynamic, small_tiles):
+    teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    torch.compiler.reset()
+    compiled = torch.compile(matt_kernels.aim_loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    plan = matt_kernels.aim_plan(*segments, sliding_window=3, causal=False, widths=(16, 16))
+    options = {"scale": 0.3, "softcap": 2.0}
+    wanted = matt_kernels.aim_loss(teacher, student, plan=plan, **options)
+    torch.testing.assert_close(compiled(teacher, student, plan=plan, **options), wanted)
+    options |= {"sliding_window": 3, "causal": False}
+    torch.testing.assert_close(compiled(teacher, student, *segments, **options), wanted)
+
+
 def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     monkeypatch.setattr(ops, "TUNED", {})
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
@@ -550,6 +564,8 @@ def bad_calls():
     names = dict(
         zip(("teacher", "student", "teacher_segments", "student_segments"), (teacher, student, *segments), strict=True)
     )
+    plan = matt_kernels.aim_plan(*segments, widths=(16, 16))
+    other = matt_kernels.aim_plan(segments[0][:, 1:], segments[1])
     changes = {
         "double": ({"student": tuple(x.double() for x in student)}, TypeError, "float32, bfloat16 or float16"),
         "mixed": ({"student": (q.half(), k, v)}, TypeError, "dtype of student q"),
@@ -559,11 +575,37 @@ def bad_calls():
         "heads": ({"teacher": (q[:, :1], k, v)}, ValueError, "q must agree but in n"),
         "ids": ({"student_segments": segments[1][:, 1:]}, ValueError, "student_segments must have shape"),
         "ids kind": ({"student_segments": segments[1].float()}, TypeError, "student_segments must be an int64"),
+        "no ids": ({"teacher_segments": None}, TypeError, "teacher_segments must be an int64 .* got NoneType"),
+        "one side's ids": ({"student_segments": None}, TypeError, "student_segments must be an int64 .* got NoneType"),
+        "no student": ({"student": None}, TypeError, r"student must be a tuple \(q, k, v\) .* got NoneType"),
+        "rows of ids": ({"student_segments": segments[1][:1]}, ValueError, "student_segments must have batch size"),
+        "empty ids": ({"teacher_segments": segments[0][:, :0]}, ValueError, r"teacher_segments .* got \(2, 0\)"),
+        "ids elsewhere": ({"student_segments": segments[1].to("meta")}, ValueError, "got 2 and meta"),
         "documents": ({"teacher_documents": segments[0]}, ValueError, "given together"),
+        "documents' shape": (
+            {"teacher_documents": segments[0][:, :2], "student_documents": segments[1]}, ValueError,
+            r"teacher_documents must have shape .* got \(2, 2\)",
+        ),
         "variant": ({"variant": "x"}, ValueError, "variant must be one of 'aim', 'aim_star'; got 'x'"),
         "softcap": ({"softcap": 0.0}, ValueError, "softcap must be above 0"),
+        "softcap kind": ({"softcap": "a"}, TypeError, "softcap must be a number or None; got str"),
+        "softcap inf": ({"softcap": float("inf")}, ValueError, "softcap must be above 0 and finite; got inf"),
+        "scale nan": ({"scale": float("nan")}, ValueError, "scale must be above 0 and finite; got nan"),
+        "scale kind": ({"scale": torch.ones(())}, TypeError, "scale must be a number or None; got Tensor"),
         "window": ({"sliding_window": 0}, ValueError, "sliding_window must be at least 1"),
-    }
+        "window float": ({"sliding_window": 3.0}, TypeError, "sliding_window must be an int or None; got float"),
+        "window bool": ({"sliding_window": True}, TypeError, "sliding_window must be an int or None; got bool"),
+        "causal": ({"causal": "yes"}, TypeError, "causal must be a bool; got str"),
+        "plan kind": ({"plan": "x"}, TypeError, "plan must be an AimPlan, .* got str"),
+        "plan's variant": ({"plan": plan, "variant": "aim_star"}, ValueError, "variant .* 'aim_star'; got .* 'aim'"),
+        "plan elsewhere": ({"plan": plan.to("meta")}, ValueError, "plan must be on .* cpu; got rows on meta"),
+        "half a plan elsewhere": (
+            {"plan": replace(plan, long=plan.long.to("meta"))}, ValueError, "plan must be on .* cpu; got long on meta",
+        ),
+        "cut plan": ({"plan": replace(plan, rows=plan.rows[..., 1:])}, ValueError, "plan: rows must have shape"),
+        "plan's dtypes": ({"plan": replace(plan, counts=plan.counts.long())}, ValueError, "got .* torch.int64"),
+        "another batch's plan": ({"plan": other}, ValueError, "teacher_segments must have shape"),
+    }  # fmt: skip
     return {name: (names | change, error, message) for name, (change, error, message) in changes.items()}
 
 
@@ -572,6 +614,14 @@ def test_errors(case):
     arguments, error, message = bad_calls()[case]
     with pytest.raises(error, match=message):
         matt_kernels.aim_loss(**arguments)
+
+
+@pytest.mark.parametrize("widths", [(16.0, 16.0), (16, 16, 16), 16, "ab", None, (8, 16)], ids=str)
+def test_widths_are_two_ints(widths):
+    ids = torch.arange(3)[None]
+    error, message = (ValueError, "powers of 2") if widths == (8, 16) else (TypeError, "two ints")
+    with pytest.raises(error, match=f"widths must be {message}"):
+        matt_kernels.aim_plan(ids, ids, widths=widths)
 
 
 def test_cpu_without_the_interpreter():

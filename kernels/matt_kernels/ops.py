@@ -19,7 +19,7 @@ from matt_kernels.aim import aim_columns, aim_rows
 from matt_kernels.attend import attend, attend_columns, attend_rows
 from matt_kernels.factors import aim_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
-from matt_kernels.plan import LONG_FIELDS, ROW_FIELDS, TILE_FIELDS, AimPlan, limits, make_plan
+from matt_kernels.plan import AimPlan, layout, make_plan
 from matt_kernels.rows import adamw_rows
 from matt_kernels.softmax import softmax_rows
 
@@ -78,16 +78,8 @@ def _(
     causal, sliding_window, reduction,
 ):  # fmt: skip
     batch, *lengths = *teacher_segments.shape, student_segments.shape[1]
-    rows = torch.sym_min(*lengths)
-    tiles, long = limits(lengths, (teacher_width, student_width))
-    integers = (len(ROW_FIELDS), rows), (len(TILE_FIELDS), tiles), (len(LONG_FIELDS), long), (3,)
-    new = teacher_segments.new_empty
-    return (
-        *(new((batch, *x), dtype=torch.int32) for x in integers),
-        new((batch, rows), dtype=torch.float32),
-        new((), dtype=torch.float32),
-        *(new((batch, x), dtype=torch.int32) for x in lengths),
-    )
+    shapes = layout(batch, lengths, (teacher_width, student_width))
+    return tuple(teacher_segments.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
 
 
 @custom_op("matt_kernels::aim_forward", mutates_args=())
@@ -97,7 +89,7 @@ def aim_forward(
     query_needed: bool, key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
     config = config_for(query, value, "aim", metric, teacher_width > student_width)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
@@ -161,7 +153,7 @@ def aim_backward(
     value_needed: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dK, dV); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
     config = config_for(query, value, "aim", metric, teacher_width > student_width)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
@@ -222,7 +214,7 @@ def attend_forward(
     gradient_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
     config = config_for(query, value, "aim_star", metric, teacher_width > student_width)
     options = Options(scale, softcap, metric)
     with launch.on_device(query):
@@ -253,7 +245,7 @@ def attend_backward(
     query_needed: bool, key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dQ, dK, dV) of the student; empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
     config = config_for(query, value, "aim_star", "mse", teacher_width > student_width)
     options = Options(scale, softcap)
     needed = query_needed, key_needed, value_needed

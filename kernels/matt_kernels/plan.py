@@ -37,14 +37,18 @@ class AimPlan:
     teacher_segments: torch.Tensor  # int32 [B, n_T], -1: in no segment, -2: padding
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
+    variant: str  # of the loss
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All but `widths`, in order."""
-        return tuple(getattr(self, x.name) for x in fields(self) if x.name != "widths")
+        """All but `widths` and `variant`, in order."""
+        return tuple(getattr(self, x) for x in TENSORS)
 
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
         """The same plan on another device."""
-        return AimPlan(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()), self.widths)
+        return AimPlan(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()), self.widths, self.variant)
+
+
+TENSORS = tuple(x.name for x in fields(AimPlan))[:-2]
 
 
 def make_plan(
@@ -81,6 +85,7 @@ def make_plan(
         teacher_segments=_marked(*ids[0]),
         student_segments=_marked(*ids[1]),
         widths=widths,
+        variant=variant,
     )
 
 
@@ -95,6 +100,19 @@ def limits(lengths, widths) -> tuple[int, int]:
     # Two neighbouring tiles hold more than one width of tokens on some side, a long segment one tile per width.
     tiles = 3 * sum(-(-x // y) for x, y in zip(lengths, widths, strict=True)) + 2
     return tiles, sum(x // (y + 1) for x, y in zip(lengths, widths, strict=True)) + 1
+
+
+def layout(batch: int, lengths, widths) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of AimPlan.tensors()."""
+    rows = torch.sym_min(*lengths)
+    tiles, long = limits(lengths, widths)
+    integers = (len(ROW_FIELDS), rows), (len(TILE_FIELDS), tiles), (len(LONG_FIELDS), long), (3,)
+    return [
+        *(((batch, *x), torch.int32) for x in integers),
+        ((batch, rows), torch.float32),
+        ((), torch.float32),
+        *(((batch, x), torch.int32) for x in lengths),
+    ]
 
 
 @dataclass(frozen=True)
