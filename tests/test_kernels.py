@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sanitizer
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from matt_kernels import configs, ops, tune
 from test_loss import (
@@ -33,7 +33,7 @@ from test_loss import (
     two_sides,
 )
 
-from matt_fast.loss import aim_loss
+from matt_fast.loss import aim_loss, api
 
 FLOAT32 = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 
@@ -555,6 +555,79 @@ def test_ids_that_break_the_rules_on_the_device_give_nan(small_tiles):
             assert matt_kernels.aim_loss(teacher, student, teacher_segments, ids, **base).isnan()
         documents = {"teacher_documents": torch.zeros_like(teacher_segments), "student_documents": split}
         assert matt_kernels.aim_loss(teacher, student, teacher_segments, student_segments, **documents, **base).isnan()
+
+
+@pytest.mark.parametrize(
+    ("ids", "documents", "breaks"),
+    [
+        ([0, 0, 1, 2, 2, -100], [0, 0, 0, 1, 1, -1], False),
+        ([0, 0, 1, 2, 2, -100], [7, 7, 7, 3, 3, -1], False),
+        ([0, 0, 1, -100, 2, 2], [0, 0, 0, -1, 1, 1], False),
+        ([-100, 0, 0, -100, 1, 1], [4, 5, 5, 6, 8, 8], False),
+        ([0, 0, 1, 2, 2, 3], [0, 0, 0, 0, -1, -1], True),
+        ([0, 0, 1, 1, 2, 3], [0, 0, 0, 1, 1, 1], True),
+        ([0, 0, 1, -100, 2, 2], [0, 0, 0, -1, 0, 0], True),
+        ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 0, 0], True),
+        ([0, 0, 1, 1, -100, 2], [0, 0, 0, 0, -2, 1], True),
+    ],
+    ids=str,
+)
+def test_documents_that_break_the_rules_give_nan(ids, documents, breaks, monkeypatch):
+    sanitizer.install(monkeypatch)
+    ids, documents = torch.tensor([ids]), torch.tensor([documents])
+    given = {"teacher_documents": documents, "student_documents": documents}
+    teacher, student, *_ = inputs_for(ids, ids, dtype=torch.float32, dim=16)
+    for base in GRID:
+        loss = matt_kernels.aim_loss(teacher, student, ids, ids, **given, **base)
+        loss.backward()
+        assert loss.isnan() == breaks
+
+
+@st.composite
+def ids_that_may_break_the_rules(draw):
+    """[segments, documents] of both sides: one row by the rules, then some tokens changed."""
+    counts = draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    names = draw(st.permutations(range(5)))
+    found = []
+    for _ in range(2):
+        segments, documents, next_segment = [], [], 0
+        for name, count in zip(names, counts, strict=False):
+            lengths = draw(st.lists(st.integers(1, 2), min_size=count, max_size=count))
+            specials = [-100] * draw(st.integers(0 if count else 1, 2))
+            padding = draw(st.integers(0, 2))
+            tokens = [next_segment + i for i, length in enumerate(lengths) for _ in range(length)] + specials
+            segments += [*tokens, *[-100] * padding]
+            documents += [*[name] * len(tokens), *[-1] * padding]
+            next_segment += count
+        found.append([segments, documents])
+    for values, low, high in ((0, -1, 4), (1, -2, 5)):
+        for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
+            row = draw(st.sampled_from(found))[values]
+            value = draw(st.integers(low, high))
+            row[draw(st.integers(0, len(row) - 1))] = -100 if values == 0 and value < 0 else value
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids_that_may_break_the_rules(), st.booleans())
+def test_both_checks_of_ids_agree(sides, with_documents):
+    (teacher_segments, teacher_documents), (student_segments, student_documents) = (
+        [torch.tensor([x]) for x in side] for side in sides
+    )
+    documents = {"teacher_documents": teacher_documents, "student_documents": student_documents}
+    documents = documents if with_documents else dict.fromkeys(documents)
+    ids = {"teacher_segments": teacher_segments, "student_segments": student_segments} | documents
+    try:
+        api._find_segments(ids)
+        breaks = False
+    except ValueError:
+        breaks = True
+    event("breaks the rules" if breaks else "by the rules")
+    for variant, reduction in product(("aim", "aim_star"), ("pairs", "documents")):
+        plan = matt_kernels.aim_plan(
+            teacher_segments, student_segments, **documents, variant=variant, reduction=reduction
+        )
+        assert plan.pair_weight.isfinite() != breaks
 
 
 def bad_calls():

@@ -73,7 +73,9 @@ def aim_loss(
             row, the same m on both sides, negative for tokens in no segment. Checked on the device, without waiting for
             it: ids that break the rules, or a batch without a segment, give NaN.
         teacher_documents, student_documents: integers [B, n], both or neither: the document of each token of packed or
-            padded rows, -1 for padding. Nothing is seen across documents; padding is neither seen nor counted.
+            padded rows, -1 for padding. A document is contiguous, no segment lies in two or in padding, and both sides
+            have the same documents in the same order with the same segments: checked as ids are. Nothing is seen across
+            documents; padding is neither seen nor counted.
         variant: "aim" compares the part of attention outputs that comes from each segment, "aim_star" all of it.
         metric: "mse" or "cosine", torch.nn.functional.cosine_embedding_loss with its epsilon.
         reduction: "pairs", the mean over all pairs of the batch, or "documents", the mean over documents of each one's.

@@ -73,7 +73,9 @@ def make_plan(
     tiles, long, tile_count, long_count = _pack(starts, stops, count, [x.length for x in sides], widths)
     pairs = _pairs(sides[1], count, causal)
     row_weights, pair_weight = _weights(sides[1], *pairs, variant, causal, reduction)
-    broken = _broken(sides, count, teacher_segments, student_segments)
+    broken = _broken(sides, count, (teacher_segments, student_segments))
+    if teacher_documents is not None:
+        broken = broken | _broken_documents(sides, *zip(*ids, strict=True))
     rows, tiles = _meet(sides, tiles, count, pairs[0])
     return AimPlan(
         rows=rows.int(),
@@ -273,8 +275,8 @@ def _weights(side: _Side, pairs, place, size, variant, causal, reduction):
     return weights / largest, largest / side.opens.sum().clamp(min=1)
 
 
-def _broken(sides, count, *segments):
-    """Whether ids are not 0..m-1 in order with the same m in every document of both sides, or there is none at all."""
+def _broken(sides, count, segments):
+    """Whether ids are not 0..m-1 in order with the same m on both sides, or there is none at all."""
     broken = count.sum() == 0
     for ids in segments:
         ids = ids.long()
@@ -283,5 +285,22 @@ def _broken(sides, count, *segments):
         broken = (
             broken | ((ids >= 0) & (ids != reached)).any() | (steps > 1).any() | (reached[:, -1:] + 1 != count).any()
         )
-    teacher, student = sides
-    return broken | ((teacher.opens != student.opens) & student.used).any()
+    return broken
+
+
+def _broken_documents(sides, segments, documents):
+    """Whether there are ids in padding, documents below -1, segments in two documents, documents in two places, or
+    documents and their numbers of segments that are not the same on both sides."""
+    size = max(x.shape[1] for x in documents)
+    broken, names, owners = [], [], []
+    for side, ids, document in zip(sides, segments, (x.long() for x in documents), strict=True):
+        broken += [(ids >= 0) & (document < 0), document < -1, side.first < side.document_start]
+        opens = document >= 0
+        opens[:, 1:] &= document[:, 1:] != document[:, :-1]
+        place = (opens.cumsum(1) - 1).masked_fill(~opens, size)
+        names.append(document.new_full((len(document), size + 1), -1).scatter(1, place, document)[:, :size])
+        ordered = names[-1].sort(1).values
+        broken.append((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))
+        owners.append(document.gather(1, side.last.clamp(max=side.length - 1)))
+    broken += [names[0] != names[1], (owners[0] != owners[1]) & sides[1].used]
+    return torch.stack([x.any() for x in broken]).any()
