@@ -641,6 +641,7 @@ def bad_calls():
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
     q, k, v = student
     wide = tuple(torch.zeros(*x.shape[:3], 264) for x in student)
+    many = tuple(torch.zeros(1).expand(2, 32768, 1, 16) for _ in student)
     names = dict(
         zip(("teacher", "student", "teacher_segments", "student_segments"), (teacher, student, *segments), strict=True)
     )
@@ -652,6 +653,7 @@ def bad_calls():
         "tuple": ({"student": (q, k)}, TypeError, "three tensors"),
         "groups": ({"student": (q, k.repeat(1, 3, 1, 1), v.repeat(1, 3, 1, 1))}, ValueError, "multiple of H_kv"),
         "wide": ({"student": wide, "teacher": wide}, ValueError, "at most 256"),
+        "many heads": ({"student": many, "teacher": many}, ValueError, r"q: .* at most 65535; got \(2, 32768, 1, 16\)"),
         "heads": ({"teacher": (q[:, :1], k, v)}, ValueError, "q must agree but in n"),
         "ids": ({"student_segments": segments[1][:, 1:]}, ValueError, "student_segments must have shape"),
         "ids kind": ({"student_segments": segments[1].float()}, TypeError, "student_segments must be an int64"),

@@ -15,6 +15,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
 LARGEST_HEAD_DIM = 256
+MOST_HEADS = 65_535  # of a batch: they are the y axis of CUDA's grid
 INTERPRETED = knobs.runtime.interpret
 
 
@@ -67,7 +68,7 @@ def aim_loss(
 
     Args:
         teacher: (q [B, H, n_T, d], k [B, H_kv, n_T, d], v [B, H_kv, n_T, d_v]), after rotary embedding and any norm, as
-            attention receives them; H a multiple of H_kv, d and d_v at most 256. Detached.
+            attention receives them; H a multiple of H_kv, d and d_v at most 256, B * H at most 65535. Detached.
         student: the same with n_S tokens. Gradients flow to those that require one, the others cost nothing.
         teacher_segments, student_segments: integers [B, n_T] and [B, n_S] on the same device: 0..m-1 in order in every
             row, the same m on both sides, negative for tokens in no segment. Checked on the device, without waiting for
@@ -235,6 +236,8 @@ def _check_tensors(teacher: Tensors, student: Tensors) -> None:
     for name, x, y in zip("qkv", teacher, student, strict=True):
         if (x.shape[:2], x.shape[3]) != (y.shape[:2], y.shape[3]):
             raise ValueError(f"teacher and student {name} must agree but in n; got {tuple(x.shape)}, {tuple(y.shape)}")
+    if query.shape[0] * query.shape[1] > MOST_HEADS:
+        raise ValueError(f"q: batch size times heads must be at most {MOST_HEADS}; got {tuple(query.shape)}")
     if query.device.type not in ("cuda", "meta") and not INTERPRETED:
         raise ValueError(
             f"the Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1 set before Python starts for a (slow) "
