@@ -384,6 +384,18 @@ def test_a_plan_from_elsewhere(small_tiles):
     assert torch.equal(loss, aim_loss(teacher, student, *segments, **options))
 
 
+def test_a_plan_is_pinned_by_a_data_loader(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *_: (pinned.append(x), x.clone())[1])
+    plan = matt_kernels.aim_plan(*two_sides(), variant="aim_star", widths=(16, 32))
+    batch = torch.utils.data._utils.pin_memory.pin_memory({"plans": [plan]})
+    copy = batch["plans"][0]
+    assert isinstance(copy, matt_kernels.AimPlan)
+    assert (copy.widths, copy.variant) == (plan.widths, plan.variant)
+    assert all(x is y for x, y in zip(pinned, plan.tensors(), strict=True))
+    assert all(torch.equal(x, y) and x is not y for x, y in zip(copy.tensors(), plan.tensors(), strict=True))
+
+
 # -- memory, synchronisation, compilation --------------------------------------------------------------------------
 
 

@@ -44,8 +44,16 @@ class AimPlan:
         return tuple(getattr(self, x) for x in TENSORS)
 
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
-        """The same plan on another device."""
-        return AimPlan(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()), self.widths, self.variant)
+        """The same plan on another device; from pinned memory, and with `non_blocking`, the CPU does not wait."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "AimPlan":
+        """The same plan in pinned memory. torch's DataLoader calls it for a plan in a batch when its own `pin_memory`
+        is set."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function) -> "AimPlan":
+        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant)
 
 
 TENSORS = tuple(x.name for x in fields(AimPlan))[:-2]
