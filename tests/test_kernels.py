@@ -7,6 +7,7 @@ take every path.
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import product
 
@@ -32,6 +33,7 @@ from test_loss import (
     text_like,
     two_sides,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from matt_fast.loss import aim_loss, api
 
@@ -420,35 +422,72 @@ def test_memory_is_linear(base):
     assert single[1] / lengths[1] <= 1.05 * single[0] / lengths[0]
 
 
+def forbidden(*_, **__):
+    raise AssertionError("a copy to the CPU")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at torch operations, also inside our ops, that make the CPU wait for a GPU. Counts the others."""
+
+    WAIT = ("local_scalar_dense", "item", "nonzero", "unique", "masked_select", "is_nonzero", "equal.", "bincount")
+    WAIT += ("repeat_interleave.Tensor", "allclose", "argwhere")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        namespace, name = str(function).split(".", 1)
+        self.seen[name] += 1
+        if namespace == "matt_kernels":
+            op = name.removesuffix(".default")
+            with self:
+                return getattr(ops, "aim_plan_op" if op == "aim_plan" else op)._init_fn(*arguments, **(options or {}))
+        assert not name.lstrip("_").startswith(self.WAIT), function
+        masks = arguments[1] if name.lstrip("_").startswith(("index.", "index_put")) else ()
+        assert not any(x is not None and x.dtype == torch.bool for x in masks), function
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: range(x[0].long()),
+    ],
+)
+def test_what_waits_is_found(wait):
+    with NoWaiting(), pytest.raises(AssertionError):
+        wait(torch.arange(3.0))
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize("base", GRID, ids=str)
-def test_never_waits_for_the_device(base, monkeypatch, small_tiles):
-    """No .item(), .tolist(), .cpu(), .numpy(), bool() or nonzero() between ids on the device and the gradients."""
+def test_never_waits_for_the_device(base, with_documents, monkeypatch, small_tiles):
+    """Between ids on the device and the gradients."""
+    monkeypatch.setattr(configs.triton.runtime.interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    for name in ("cpu", "numpy", "tolist"):  # no torch operation where the tensor is on the CPU already
+        monkeypatch.setattr(torch.Tensor, name, forbidden)
     *segments, documents = packed()
+    documents = documents if with_documents else {}
     teacher, student, *_ = inputs_for(*segments, dtype=torch.float32, dim=16)
-    plan_for = matt_kernels.aim_plan
-
-    def forbidden(name):
-        def raises(*_, **__):
-            raise AssertionError(f"Tensor.{name} waits for the device")
-
-        return raises
-
-    launch = configs.triton.runtime.interpreter.GridExecutor.__call__
-
-    def launched(*arguments, **options):
-        with monkeypatch.context() as allowed:
-            for name, original in originals.items():
-                allowed.setattr(torch.Tensor, name, original)
-            return launch(*arguments, **options)
-
-    names = "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__index__", "nonzero", "__len__"
-    originals = {name: getattr(torch.Tensor, name) for name in names[:-1]}
-    monkeypatch.setattr(configs.triton.runtime.interpreter.GridExecutor, "__call__", launched)
-    for name in originals:
-        monkeypatch.setattr(torch.Tensor, name, forbidden(name))
-    plan = plan_for(*segments, **documents, variant=base["variant"], widths=(16, 16))
-    loss = matt_kernels.aim_loss(teacher, student, plan=plan, **base)
-    torch.autograd.grad(loss, student)
+    for reduction, sliding_window, causal in product(("pairs", "documents"), (None, 3), (True, False)):
+        options = base | documents | {"reduction": reduction, "sliding_window": sliding_window, "causal": causal}
+        for softcap, needed in ((None, student), (2.0, student[:1]), (None, student[1:])):
+            for x in student:
+                x.requires_grad_(any(x is y for y in needed))
+            with NoWaiting() as mode:
+                loss = matt_kernels.aim_loss(teacher, student, *segments, **options, softcap=softcap)
+                torch.autograd.grad(loss, needed)
+            assert mode.seen["aim_plan.default"] == 1
+            assert mode.seen["searchsorted.Tensor"] > 1  # inside it
+            assert sum(x for name, x in mode.seen.items() if "_backward" in name) >= 1
 
 
 @pytest.mark.parametrize("base", GRID, ids=str)
