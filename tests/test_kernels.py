@@ -7,6 +7,8 @@ take every path.
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import matt_kernels
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import sanitizer
 import torch
-from hypothesis import given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from matt_kernels import configs, ops, tune
 from test_loss import (
@@ -31,9 +33,10 @@ from test_loss import (
     text_like,
     two_sides,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.interpreter import InterpreterBuilder
 
-from matt_fast.loss import aim_loss
+from matt_fast.loss import aim_loss, api
 
 FLOAT32 = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}
 
@@ -348,6 +351,19 @@ def test_scaled_no_grad_and_detached_teacher(small_tiles):
             assert torch.equal(aim_loss(teacher, student, *segments, **base, backend="triton"), loss)
 
 
+@pytest.mark.parametrize("needed", [x for x in product((False, True), repeat=3) if any(x)], ids=str)
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_second_derivatives_are_refused(base, needed, small_tiles):
+    teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    student = tuple(x.detach().requires_grad_(wanted) for x, wanted in zip(student, needed, strict=True))
+    wanted = [x for x in student if x.requires_grad]
+    loss = aim_loss(teacher, student, *segments, **base, backend="triton")
+    first = torch.autograd.grad(loss, wanted, create_graph=True)
+    for gradient, x in zip(first, wanted, strict=True):
+        with pytest.raises(RuntimeError, match=r"matt_kernels\.\w+_backward.* no autograd formula"):
+            torch.autograd.grad(gradient.square().sum(), x, retain_graph=True)
+
+
 def test_float16_gradients_survive_a_gradient_scaler(small_tiles):
     arguments = inputs_for(*two_sides(), dtype=torch.float16, dim=16)
     for base in GRID:
@@ -390,6 +406,18 @@ def test_a_plan_from_elsewhere(small_tiles):
     assert torch.equal(loss, aim_loss(teacher, student, *segments, **options))
 
 
+def test_a_plan_is_pinned_by_a_data_loader(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x, *_: (pinned.append(x), x.clone())[1])
+    plan = matt_kernels.aim_plan(*two_sides(), variant="aim_star", widths=(16, 32))
+    batch = torch.utils.data._utils.pin_memory.pin_memory({"plans": [plan]})
+    copy = batch["plans"][0]
+    assert isinstance(copy, matt_kernels.AimPlan)
+    assert (copy.widths, copy.variant) == (plan.widths, plan.variant)
+    assert all(x is y for x, y in zip(pinned, plan.tensors(), strict=True))
+    assert all(torch.equal(x, y) and x is not y for x, y in zip(copy.tensors(), plan.tensors(), strict=True))
+
+
 # -- memory, synchronisation, compilation --------------------------------------------------------------------------
 
 
@@ -414,35 +442,72 @@ def test_memory_is_linear(base):
     assert single[1] / lengths[1] <= 1.05 * single[0] / lengths[0]
 
 
+def forbidden(*_, **__):
+    raise AssertionError("a copy to the CPU")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at torch operations, also inside our ops, that make the CPU wait for a GPU. Counts the others."""
+
+    WAIT = ("local_scalar_dense", "item", "nonzero", "unique", "masked_select", "is_nonzero", "equal.", "bincount")
+    WAIT += ("repeat_interleave.Tensor", "allclose", "argwhere")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        namespace, name = str(function).split(".", 1)
+        self.seen[name] += 1
+        if namespace == "matt_kernels":
+            op = name.removesuffix(".default")
+            with self:
+                return getattr(ops, "aim_plan_op" if op == "aim_plan" else op)._init_fn(*arguments, **(options or {}))
+        assert not name.lstrip("_").startswith(self.WAIT), function
+        masks = arguments[1] if name.lstrip("_").startswith(("index.", "index_put")) else ()
+        assert not any(x is not None and x.dtype == torch.bool for x in masks), function
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: x.nonzero(),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: range(x[0].long()),
+    ],
+)
+def test_what_waits_is_found(wait):
+    with NoWaiting(), pytest.raises(AssertionError):
+        wait(torch.arange(3.0))
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
 @pytest.mark.parametrize("base", GRID, ids=str)
-def test_never_waits_for_the_device(base, monkeypatch, small_tiles):
-    """No .item(), .tolist(), .cpu(), .numpy(), bool() or nonzero() between ids on the device and the gradients."""
+def test_never_waits_for_the_device(base, with_documents, monkeypatch, small_tiles):
+    """Between ids on the device and the gradients."""
+    monkeypatch.setattr(configs.triton.runtime.interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    for name in ("cpu", "numpy", "tolist"):  # no torch operation where the tensor is on the CPU already
+        monkeypatch.setattr(torch.Tensor, name, forbidden)
     *segments, documents = packed()
+    documents = documents if with_documents else {}
     teacher, student, *_ = inputs_for(*segments, dtype=torch.float32, dim=16)
-    plan_for = matt_kernels.aim_plan
-
-    def forbidden(name):
-        def raises(*_, **__):
-            raise AssertionError(f"Tensor.{name} waits for the device")
-
-        return raises
-
-    launch = configs.triton.runtime.interpreter.GridExecutor.__call__
-
-    def launched(*arguments, **options):
-        with monkeypatch.context() as allowed:
-            for name, original in originals.items():
-                allowed.setattr(torch.Tensor, name, original)
-            return launch(*arguments, **options)
-
-    names = "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__index__", "nonzero", "__len__"
-    originals = {name: getattr(torch.Tensor, name) for name in names[:-1]}
-    monkeypatch.setattr(configs.triton.runtime.interpreter.GridExecutor, "__call__", launched)
-    for name in originals:
-        monkeypatch.setattr(torch.Tensor, name, forbidden(name))
-    plan = plan_for(*segments, **documents, variant=base["variant"], widths=(16, 16))
-    loss = matt_kernels.aim_loss(teacher, student, plan=plan, **base)
-    torch.autograd.grad(loss, student)
+    for reduction, sliding_window, causal in product(("pairs", "documents"), (None, 3), (True, False)):
+        options = base | documents | {"reduction": reduction, "sliding_window": sliding_window, "causal": causal}
+        for softcap, needed in ((None, student), (2.0, student[:1]), (None, student[1:])):
+            for x in student:
+                x.requires_grad_(any(x is y for y in needed))
+            with NoWaiting() as mode:
+                loss = matt_kernels.aim_loss(teacher, student, *segments, **options, softcap=softcap)
+                torch.autograd.grad(loss, needed)
+            assert mode.seen["aim_plan.default"] == 1
+            assert mode.seen["searchsorted.Tensor"] > 1  # inside it
+            assert sum(x for name, x in mode.seen.items() if "_backward" in name) >= 1
 
 
 @pytest.mark.parametrize("base", GRID, ids=str)
@@ -454,11 +519,23 @@ def test_opcheck(base, small_tiles):
     torch.library.opcheck(ops.aim_plan_op, arguments, test_utils=checks)
     plan = list(ops.aim_plan_op(*arguments))
     if base["variant"] == "aim_star":
-        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True
-        torch.library.opcheck(ops.attend_forward, arguments, test_utils=checks)
+        arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None
+        torch.library.opcheck(ops.attend_forward, (*arguments, True), test_utils=checks)
+        student = [x.detach() for x in student]
+        kept = [x.detach() for x in ops.attend_forward(*arguments, True)[1:]]
+        arguments = *student, plan, 16, 16, 0.25, None, *kept, torch.ones(())
+        for needed in ((True, True, True), (True, False, False), (False, True, False)):
+            torch.library.opcheck(ops.attend_backward, (*arguments, *needed), test_utils=checks)
         return
-    arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None, True, True, True
-    torch.library.opcheck(ops.aim_forward, arguments, test_utils=checks)
+    arguments = *teacher, *student, plan, 16, 16, base["metric"], 0.25, None
+    torch.library.opcheck(ops.aim_forward, (*arguments, True, True, True), test_utils=checks)
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    _, gradient, *kept = ops.aim_forward(*arguments, True, True, True)
+    for dtype in (torch.float32, torch.float16):
+        torch.library.opcheck(ops.aim_query_backward, (gradient, torch.ones(()), dtype), test_utils=checks)
+    for needed in ((True, True), (True, False), (False, True)):
+        arguments_of = *arguments, *kept, torch.ones(()), *needed
+        torch.library.opcheck(ops.aim_backward, arguments_of, test_utils=checks)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -471,6 +548,19 @@ def test_compiles_without_a_graph_break(base, dynamic, small_tiles):
     results = loss.detach(), *torch.autograd.grad(loss, arguments[1])
     for x, y in zip(results, found(arguments, base), strict=True):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_plan_and_options_compile_without_a_graph_break(dynamic, small_tiles):
+    teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    torch.compiler.reset()
+    compiled = torch.compile(matt_kernels.aim_loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    plan = matt_kernels.aim_plan(*segments, sliding_window=3, causal=False, widths=(16, 16))
+    options = {"scale": 0.3, "softcap": 2.0}
+    wanted = matt_kernels.aim_loss(teacher, student, plan=plan, **options)
+    torch.testing.assert_close(compiled(teacher, student, plan=plan, **options), wanted)
+    options |= {"sliding_window": 3, "causal": False}
+    torch.testing.assert_close(compiled(teacher, student, *segments, **options), wanted)
 
 
 def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
@@ -556,27 +646,137 @@ def test_ids_that_break_the_rules_on_the_device_give_nan(small_tiles):
         assert matt_kernels.aim_loss(teacher, student, teacher_segments, student_segments, **documents, **base).isnan()
 
 
+@pytest.mark.parametrize(
+    ("ids", "documents", "breaks"),
+    [
+        ([0, 0, 1, 2, 2, -100], [0, 0, 0, 1, 1, -1], False),
+        ([0, 0, 1, 2, 2, -100], [7, 7, 7, 3, 3, -1], False),
+        ([0, 0, 1, -100, 2, 2], [0, 0, 0, -1, 1, 1], False),
+        ([-100, 0, 0, -100, 1, 1], [4, 5, 5, 6, 8, 8], False),
+        ([0, 0, 1, 2, 2, 3], [0, 0, 0, 0, -1, -1], True),
+        ([0, 0, 1, 1, 2, 3], [0, 0, 0, 1, 1, 1], True),
+        ([0, 0, 1, -100, 2, 2], [0, 0, 0, -1, 0, 0], True),
+        ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 0, 0], True),
+        ([0, 0, 1, 1, -100, 2], [0, 0, 0, 0, -2, 1], True),
+    ],
+    ids=str,
+)
+def test_documents_that_break_the_rules_give_nan(ids, documents, breaks, monkeypatch):
+    sanitizer.install(monkeypatch)
+    ids, documents = torch.tensor([ids]), torch.tensor([documents])
+    given = {"teacher_documents": documents, "student_documents": documents}
+    teacher, student, *_ = inputs_for(ids, ids, dtype=torch.float32, dim=16)
+    for base in GRID:
+        loss = matt_kernels.aim_loss(teacher, student, ids, ids, **given, **base)
+        loss.backward()
+        assert loss.isnan() == breaks
+
+
+@st.composite
+def ids_that_may_break_the_rules(draw):
+    """[segments, documents] of both sides: one row by the rules, then tokens changed, on one side or on both alike."""
+    counts = draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
+    names = draw(st.permutations(range(5)))
+    found = []
+    for side_counts in (counts, draw(st.sampled_from((counts, counts, counts[::-1])))):
+        segments, documents, next_segment = [], [], 0
+        for name, count in zip(names, side_counts, strict=False):
+            lengths = draw(st.lists(st.integers(1, 2), min_size=count, max_size=count))
+            specials = [-100] * draw(st.integers(0 if count else 1, 2))
+            padding = draw(st.integers(0, 2))
+            tokens = [next_segment + i for i, length in enumerate(lengths) for _ in range(length)] + specials
+            segments += [*tokens, *[-100] * padding]
+            documents += [*[name] * len(tokens), *[-1] * padding]
+            next_segment += count
+        found.append([segments, documents])
+    found = found[:1] * 2 if draw(st.booleans()) else found
+    for values, low, high in ((0, -1, 4), (1, -2, 5)):
+        for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
+            row = draw(st.sampled_from(found))[values]
+            value = draw(st.integers(low, high))
+            row[draw(st.integers(0, len(row) - 1))] = -100 if values == 0 and value < 0 else value
+    return found
+
+
+@settings(max_examples=500, deadline=None)
+@given(ids_that_may_break_the_rules(), st.booleans())
+@example([[[0, -100], [0, 1]], [[0, -100], [0, 0]]], True)
+@example([[[0, 1, 2], [0, 1, 1]], [[0, 1, 2], [0, 0, 1]]], True)
+@example([[[0, 1], [0, -1]]] * 2, True)
+@example([[[0, -100], [0, -2]]] * 2, True)
+@example([[[0, 0], [0, 1]]] * 2, True)
+@example([[[0, -100, 1], [0, -1, 0]]] * 2, True)
+def test_both_checks_of_ids_agree(sides, with_documents):
+    (teacher_segments, teacher_documents), (student_segments, student_documents) = (
+        [torch.tensor([x]) for x in side] for side in sides
+    )
+    documents = {"teacher_documents": teacher_documents, "student_documents": student_documents}
+    documents = documents if with_documents else dict.fromkeys(documents)
+    ids = {"teacher_segments": teacher_segments, "student_segments": student_segments} | documents
+    try:
+        api._find_segments(ids)
+        breaks = False
+    except ValueError:
+        breaks = True
+    event("breaks the rules" if breaks else "by the rules")
+    for variant, reduction in product(("aim", "aim_star"), ("pairs", "documents")):
+        plan = matt_kernels.aim_plan(
+            teacher_segments, student_segments, **documents, variant=variant, reduction=reduction
+        )
+        assert plan.pair_weight.isfinite() != breaks
+
+
 def bad_calls():
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
     q, k, v = student
     wide = tuple(torch.zeros(*x.shape[:3], 264) for x in student)
+    many = tuple(torch.zeros(1).expand(2, 32768, 1, 16) for _ in student)
     names = dict(
         zip(("teacher", "student", "teacher_segments", "student_segments"), (teacher, student, *segments), strict=True)
     )
+    plan = matt_kernels.aim_plan(*segments, widths=(16, 16))
+    other = matt_kernels.aim_plan(segments[0][:, 1:], segments[1])
     changes = {
         "double": ({"student": tuple(x.double() for x in student)}, TypeError, "float32, bfloat16 or float16"),
         "mixed": ({"student": (q.half(), k, v)}, TypeError, "dtype of student q"),
         "tuple": ({"student": (q, k)}, TypeError, "three tensors"),
         "groups": ({"student": (q, k.repeat(1, 3, 1, 1), v.repeat(1, 3, 1, 1))}, ValueError, "multiple of H_kv"),
         "wide": ({"student": wide, "teacher": wide}, ValueError, "at most 256"),
+        "many heads": ({"student": many, "teacher": many}, ValueError, r"q: .* at most 65535; got \(2, 32768, 1, 16\)"),
         "heads": ({"teacher": (q[:, :1], k, v)}, ValueError, "q must agree but in n"),
         "ids": ({"student_segments": segments[1][:, 1:]}, ValueError, "student_segments must have shape"),
         "ids kind": ({"student_segments": segments[1].float()}, TypeError, "student_segments must be an int64"),
+        "no ids": ({"teacher_segments": None}, TypeError, "teacher_segments must be an int64 .* got NoneType"),
+        "one side's ids": ({"student_segments": None}, TypeError, "student_segments must be an int64 .* got NoneType"),
+        "no student": ({"student": None}, TypeError, r"student must be a tuple \(q, k, v\) .* got NoneType"),
+        "rows of ids": ({"student_segments": segments[1][:1]}, ValueError, "student_segments must have batch size"),
+        "empty ids": ({"teacher_segments": segments[0][:, :0]}, ValueError, r"teacher_segments .* got \(2, 0\)"),
+        "ids elsewhere": ({"student_segments": segments[1].to("meta")}, ValueError, "got 2 and meta"),
         "documents": ({"teacher_documents": segments[0]}, ValueError, "given together"),
+        "documents' shape": (
+            {"teacher_documents": segments[0][:, :2], "student_documents": segments[1]}, ValueError,
+            r"teacher_documents must have shape .* got \(2, 2\)",
+        ),
         "variant": ({"variant": "x"}, ValueError, "variant must be one of 'aim', 'aim_star'; got 'x'"),
         "softcap": ({"softcap": 0.0}, ValueError, "softcap must be above 0"),
+        "softcap kind": ({"softcap": "a"}, TypeError, "softcap must be a number or None; got str"),
+        "softcap inf": ({"softcap": float("inf")}, ValueError, "softcap must be above 0 and finite; got inf"),
+        "scale nan": ({"scale": float("nan")}, ValueError, "scale must be above 0 and finite; got nan"),
+        "scale kind": ({"scale": torch.ones(())}, TypeError, "scale must be a number or None; got Tensor"),
         "window": ({"sliding_window": 0}, ValueError, "sliding_window must be at least 1"),
-    }
+        "window float": ({"sliding_window": 3.0}, TypeError, "sliding_window must be an int or None; got float"),
+        "window bool": ({"sliding_window": True}, TypeError, "sliding_window must be an int or None; got bool"),
+        "causal": ({"causal": "yes"}, TypeError, "causal must be a bool; got str"),
+        "plan kind": ({"plan": "x"}, TypeError, "plan must be an AimPlan, .* got str"),
+        "plan's variant": ({"plan": plan, "variant": "aim_star"}, ValueError, "variant .* 'aim_star'; got .* 'aim'"),
+        "plan elsewhere": ({"plan": plan.to("meta")}, ValueError, "plan must be on .* cpu; got rows on meta"),
+        "half a plan elsewhere": (
+            {"plan": replace(plan, long=plan.long.to("meta"))}, ValueError, "plan must be on .* cpu; got long on meta",
+        ),
+        "cut plan": ({"plan": replace(plan, rows=plan.rows[..., 1:])}, ValueError, "plan: rows must have shape"),
+        "plan's dtypes": ({"plan": replace(plan, counts=plan.counts.long())}, ValueError, "got .* torch.int64"),
+        "another batch's plan": ({"plan": other}, ValueError, "teacher_segments must have shape"),
+    }  # fmt: skip
     return {name: (names | change, error, message) for name, (change, error, message) in changes.items()}
 
 
@@ -585,6 +785,14 @@ def test_errors(case):
     arguments, error, message = bad_calls()[case]
     with pytest.raises(error, match=message):
         matt_kernels.aim_loss(**arguments)
+
+
+@pytest.mark.parametrize("widths", [(16.0, 16.0), (16, 16, 16), 16, "ab", None, (8, 16)], ids=str)
+def test_widths_are_two_ints(widths):
+    ids = torch.arange(3)[None]
+    error, message = (ValueError, "powers of 2") if widths == (8, 16) else (TypeError, "two ints")
+    with pytest.raises(error, match=f"widths must be {message}"):
+        matt_kernels.aim_plan(ids, ids, widths=widths)
 
 
 def test_cpu_without_the_interpreter():

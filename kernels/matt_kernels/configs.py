@@ -143,6 +143,7 @@ _EXCEPTIONS = {
     ("cuda:89", "softmax", 1): (64, 32, 4, 2),
     ("cuda:89", "columns", 1): (16, 64, 2, 1),
     ("cuda:90", "columns 90, softcap", 2): (32, 64, 4, 1),
+    ("cuda:90", "lopsided attend_columns", 0): (128, 64, 8, 2),
     ("cuda:90", "cosine rows 90, padded", 1): (16, 64, 2, 1),
     ("cuda:90", "lopsided cosine rows 90, padded", 1): (16, 64, 2, 1),
     ("cuda:100", "columns 90", 1): (64, 64, 8, 1),
@@ -164,7 +165,7 @@ _EXCEPTIONS = {
 def _launch(name: str, target: str, place: int, needs: list[str]) -> Launch:
     """`name` as in the table; what it has not for lopsided texts is as for others."""
     plain = name if name in _TABLE else name.removeprefix("lopsided ")
-    special = (_EXCEPTIONS.get((target, x, place)) for x in (*(f"{name}, {need}" for need in needs), plain))
+    special = (_EXCEPTIONS.get((target, x, place)) for x in (*(f"{name}, {need}" for need in needs), name, plain))
     return Launch(*next(filter(None, special), _TABLE[plain][place]))
 
 
@@ -174,6 +175,7 @@ def _launches(kind: str, metric: str, size: int, target: str, lopsided: bool, ne
     loops = "lopsided " * lopsided + "cosine " * (metric == "cosine")
     group = " 90" * (target in WARP_GROUPS)
     names = {x: x for x in _TABLE if x in Config.__dataclass_fields__}
+    names["attend_columns"] = "lopsided " * lopsided + "attend_columns"
     names |= {"softmax": f"softmax{group}", "rows": f"{loops}rows{group}", "columns": f"{loops}columns{group}"}
     found = {x: _launch(y, target, place, needs) for x, y in names.items()}
     if kind != "bf16" and size > 128:

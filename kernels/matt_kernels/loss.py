@@ -9,12 +9,13 @@ from triton import knobs
 
 from matt_kernels.configs import is_lopsided
 from matt_kernels.ops import aim_forward, aim_plan_op, attend_forward, config_for
-from matt_kernels.plan import AimPlan
+from matt_kernels.plan import TENSORS, AimPlan, layout
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
 LARGEST_HEAD_DIM = 256
+MOST_HEADS = 65_535  # of a batch: they are the y axis of CUDA's grid
 INTERPRETED = knobs.runtime.interpret
 
 
@@ -37,15 +38,13 @@ def aim_plan(
     """
     _check_options(variant=variant, reduction=reduction)
     _check_ids(teacher_segments, student_segments, teacher_documents, student_documents)
-    if sliding_window is not None and sliding_window < 1:
-        raise ValueError(f"sliding_window must be at least 1; got {sliding_window}")
-    if any(width not in (16, 32, 64, 128) for width in widths):
-        raise ValueError(f"widths must be powers of 2 from 16 to 128; got {widths}")
+    _check_visibility(sliding_window, causal)
+    _check_widths(widths)
     tensors = aim_plan_op(
         teacher_segments, student_segments, teacher_documents, student_documents, *widths, variant, causal,
         sliding_window, reduction,
     )  # fmt: skip
-    return AimPlan(*tensors, tuple(widths))
+    return AimPlan(*tensors, tuple(widths), variant)
 
 
 def aim_loss(
@@ -69,13 +68,15 @@ def aim_loss(
 
     Args:
         teacher: (q [B, H, n_T, d], k [B, H_kv, n_T, d], v [B, H_kv, n_T, d_v]), after rotary embedding and any norm, as
-            attention receives them; H a multiple of H_kv, d and d_v at most 256. Detached.
+            attention receives them; H a multiple of H_kv, d and d_v at most 256, B * H at most 65535. Detached.
         student: the same with n_S tokens. Gradients flow to those that require one, the others cost nothing.
         teacher_segments, student_segments: integers [B, n_T] and [B, n_S] on the same device: 0..m-1 in order in every
             row, the same m on both sides, negative for tokens in no segment. Checked on the device, without waiting for
             it: ids that break the rules, or a batch without a segment, give NaN.
         teacher_documents, student_documents: integers [B, n], both or neither: the document of each token of packed or
-            padded rows, -1 for padding. Nothing is seen across documents; padding is neither seen nor counted.
+            padded rows, -1 for padding. A document is contiguous, no segment lies in two or in padding, and both sides
+            have the same documents in the same order with the same segments: checked as ids are. Nothing is seen across
+            documents; padding is neither seen nor counted.
         variant: "aim" compares the part of attention outputs that comes from each segment, "aim_star" all of it.
         metric: "mse" or "cosine", torch.nn.functional.cosine_embedding_loss with its epsilon.
         reduction: "pairs", the mean over all pairs of the batch, or "documents", the mean over documents of each one's.
@@ -94,14 +95,12 @@ def aim_loss(
         Scalar, float32. Differentiable once.
 
     Raises:
-        TypeError: a tensor of another kind or dtype.
-        ValueError: shapes, devices or options that do not fit.
+        TypeError: an argument of another kind or dtype.
+        ValueError: shapes, devices, options or a plan that do not fit.
     """
     _check_options(variant=variant, metric=metric, reduction=reduction)
     _check_tensors(teacher, student)
-    for name, x in (("scale", scale), ("softcap", softcap)):
-        if x is not None and not x > 0:
-            raise ValueError(f"{name} must be above 0; got {x}")
+    _check_factors(scale=scale, softcap=softcap)
     query, _, value = student
     if plan is None:
         plan = aim_plan(
@@ -109,6 +108,8 @@ def aim_loss(
             student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
             causal=causal, widths=tile_widths(query, value, variant, metric)(teacher[0].shape[2], query.shape[2]),
         )  # fmt: skip
+    else:
+        _check_plan(plan, variant, query.device)
     for name, segments, side in (
         ("teacher", plan.teacher_segments, teacher),
         ("student", plan.student_segments, student),
@@ -155,20 +156,66 @@ def _check_options(**chosen) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}; got {value!r}")
 
 
+def _check_factors(**factors) -> None:
+    for name, value in factors.items():
+        if value is None:
+            continue
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number or None; got {type(value).__name__}")
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be above 0 and finite; got {value}")
+
+
+def _check_visibility(sliding_window, causal) -> None:
+    if sliding_window is not None:
+        if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
+            raise TypeError(f"sliding_window must be an int or None; got {type(sliding_window).__name__}")
+        if sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1; got {sliding_window}")
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal must be a bool; got {type(causal).__name__}")
+
+
+def _check_widths(widths) -> None:
+    pair = isinstance(widths, tuple | list) and len(widths) == 2
+    if not pair or not all(isinstance(x, int) for x in widths):
+        raise TypeError(f"widths must be two ints; got {widths!r}")
+    if any(x not in (16, 32, 64, 128) for x in widths):
+        raise ValueError(f"widths must be powers of 2 from 16 to 128; got {widths}")
+
+
 def _check_ids(teacher_segments, student_segments, teacher_documents, student_documents) -> None:
     if (teacher_documents is None) != (student_documents is None):
         raise ValueError("teacher_documents and student_documents must be given together or not at all; got one")
-    sides = ("teacher", teacher_segments, teacher_documents), ("student", student_segments, student_documents)
-    for side, segments, documents in sides:
-        for name, x in ((f"{side}_segments", segments), (f"{side}_documents", documents)):
-            if x is None and x is documents:
-                continue
-            if not isinstance(x, torch.Tensor) or x.dtype not in (torch.int64, torch.int32):
-                raise TypeError(f"{name} must be an int64 or int32 tensor; got {getattr(x, 'dtype', type(x).__name__)}")
-            if x.ndim != 2 or x.shape != segments.shape or x.device != teacher_segments.device:
-                raise ValueError(
-                    f"{name} must have the shape [B, n] and device of its side; got {tuple(x.shape)}, {x.device}"
-                )
+    segments = {"teacher_segments": teacher_segments, "student_segments": student_segments}
+    documents = {"teacher_documents": teacher_documents, "student_documents": student_documents}
+    for name, x in (segments | ({} if teacher_documents is None else documents)).items():
+        if not isinstance(x, torch.Tensor) or x.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} must be an int64 or int32 tensor; got {getattr(x, 'dtype', type(x).__name__)}")
+        side = teacher_segments if name.startswith("teacher") else student_segments
+        if x.ndim != 2 or 0 in x.shape or x.shape != side.shape:
+            raise ValueError(
+                f"{name} must have shape [B, n], that of its side, and no dimension of 0; got {tuple(x.shape)}"
+            )
+        if x.shape[0] != teacher_segments.shape[0] or x.device != teacher_segments.device:
+            raise ValueError(
+                f"{name} must have batch size and device of teacher_segments, {teacher_segments.shape[0]} and "
+                f"{teacher_segments.device}; got {x.shape[0]} and {x.device}"
+            )
+
+
+def _check_plan(plan, variant: str, device: torch.device) -> None:
+    if not isinstance(plan, AimPlan):
+        raise TypeError(f"plan must be an AimPlan, as aim_plan makes it, or None; got {type(plan).__name__}")
+    if plan.variant != variant:
+        raise ValueError(f"plan must be made for the variant of the loss, {variant!r}; got one for {plan.variant!r}")
+    batch, *lengths = *plan.teacher_segments.shape, plan.student_segments.shape[-1]
+    wanted = layout(batch, lengths, plan.widths)
+    for name, x, (shape, dtype) in zip(TENSORS, plan.tensors(), wanted, strict=True):
+        if x.device != device:
+            raise ValueError(f"plan must be on the device of student q, {device}; got {name} on {x.device}")
+        if tuple(x.shape) != shape or x.dtype != dtype:
+            raise ValueError(f"plan: {name} must have shape {shape} and {dtype}; got {tuple(x.shape)} and {x.dtype}")
 
 
 def _check_tensors(teacher: Tensors, student: Tensors) -> None:
@@ -189,6 +236,8 @@ def _check_tensors(teacher: Tensors, student: Tensors) -> None:
     for name, x, y in zip("qkv", teacher, student, strict=True):
         if (x.shape[:2], x.shape[3]) != (y.shape[:2], y.shape[3]):
             raise ValueError(f"teacher and student {name} must agree but in n; got {tuple(x.shape)}, {tuple(y.shape)}")
+    if query.shape[0] * query.shape[1] > MOST_HEADS:
+        raise ValueError(f"q: batch size times heads must be at most {MOST_HEADS}; got {tuple(query.shape)}")
     if query.device.type not in ("cuda", "meta") and not INTERPRETED:
         raise ValueError(
             f"the Triton kernels need tensors on a GPU, or TRITON_INTERPRET=1 set before Python starts for a (slow) "

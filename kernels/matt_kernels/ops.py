@@ -1,9 +1,12 @@
 """Custom ops: what torch.compile, autograd and opcheck see. Each calls launchers and nothing else.
 
 aim_plan                          ids -> the tensors of a plan
-aim_forward, aim_backward         variant aim: loss with dQ, then dK and dV
+aim_forward                       variant aim: loss with dQ for a unit of it
+aim_query_backward, aim_backward  variant aim: dQ; dK and dV
 attend_forward, attend_backward   variant aim_star: loss, then dQ, dK and dV
 update_rows                       AdamW on some rows of a table, in place
+
+The backward ops have no autograd formula: a second derivative raises a RuntimeError that names the op.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from matt_kernels.aim import aim_columns, aim_rows
 from matt_kernels.attend import attend, attend_columns, attend_rows
 from matt_kernels.factors import aim_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
-from matt_kernels.plan import LONG_FIELDS, ROW_FIELDS, TILE_FIELDS, AimPlan, limits, make_plan
+from matt_kernels.plan import AimPlan, layout, make_plan
 from matt_kernels.rows import adamw_rows
 from matt_kernels.softmax import softmax_rows
 
@@ -49,9 +52,9 @@ def config_for(*tensors_and_options, **flags) -> configs.Config:
     return TUNED[problem] if problem in TUNED else configs.choose_config(problem)
 
 
-def _config_of(query: Tensor, value: Tensor, variant: str, metric: str, plan: AimPlan, softcap: float | None):
+def _config_of(query: Tensor, value: Tensor, metric: str, plan: AimPlan, softcap: float | None) -> configs.Config:
     lopsided = plan.widths[0] > plan.widths[1]
-    return config_for(query, value, variant, metric, lopsided=lopsided, softcap=softcap is not None)
+    return config_for(query, value, plan.variant, metric, lopsided=lopsided, softcap=softcap is not None)
 
 
 def gradient_dtype(x: Tensor) -> torch.dtype:
@@ -83,16 +86,8 @@ def _(
     causal, sliding_window, reduction,
 ):  # fmt: skip
     batch, *lengths = *teacher_segments.shape, student_segments.shape[1]
-    rows = torch.sym_min(*lengths)
-    tiles, long = limits(lengths, (teacher_width, student_width))
-    integers = (len(ROW_FIELDS), rows), (len(TILE_FIELDS), tiles), (len(LONG_FIELDS), long), (3,)
-    new = teacher_segments.new_empty
-    return (
-        *(new((batch, *x), dtype=torch.int32) for x in integers),
-        new((batch, rows), dtype=torch.float32),
-        new((), dtype=torch.float32),
-        *(new((batch, x), dtype=torch.int32) for x in lengths),
-    )
+    shapes = layout(batch, lengths, (teacher_width, student_width))
+    return tuple(teacher_segments.new_empty(shape, dtype=dtype) for shape, dtype in shapes)
 
 
 @custom_op("matt_kernels::aim_forward", mutates_args=())
@@ -102,8 +97,8 @@ def aim_forward(
     query_needed: bool, key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
-    config = _config_of(query, value, "aim", metric, plan, softcap)
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
+    config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     row_limit = plan.rows.shape[-1]
@@ -147,6 +142,17 @@ def _(
     )
 
 
+@custom_op("matt_kernels::aim_query_backward", mutates_args=())
+def aim_query_backward(gradient: Tensor, multiplier: Tensor, dtype: torch.dtype) -> Tensor:
+    """dQ. An op of its own since torch would differentiate a product as if what forward kept were a constant."""
+    return (gradient * multiplier).to(dtype)
+
+
+@aim_query_backward.register_fake
+def _(gradient, multiplier, dtype):
+    return torch.empty_like(gradient, dtype=dtype)
+
+
 @custom_op("matt_kernels::aim_backward", mutates_args=())
 def aim_backward(
     teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
@@ -155,8 +161,8 @@ def aim_backward(
     value_needed: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dK, dV); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
-    config = _config_of(query, value, "aim", metric, plan, softcap)
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
+    config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
     # Padding and documents without a segment are in no tile.
@@ -197,7 +203,7 @@ def _save_aim(ctx, inputs, output):
 def _differentiate_aim(ctx, output_gradient, *_):
     gradient, pair_weight, *saved = ctx.saved_tensors
     multiplier = output_gradient.float() * pair_weight * ctx.factor
-    query_gradient = (gradient * multiplier).to(ctx.query_dtype) if len(gradient.shape) > 1 else None
+    query_gradient = aim_query_backward(gradient, multiplier, ctx.query_dtype) if len(gradient.shape) > 1 else None
     others = [None, None]
     if any(ctx.needed):
         tensors, plan, rest = saved[:6], saved[6:14], saved[14:]
@@ -216,8 +222,8 @@ def attend_forward(
     gradient_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
-    config = _config_of(query, value, "aim_star", metric, plan, softcap)
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
+    config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     with launch.on_device(query):
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
@@ -247,8 +253,8 @@ def attend_backward(
     query_needed: bool, key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(dQ, dK, dV) of the student; empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width))
-    config = _config_of(query, value, "aim_star", "mse", plan, softcap)
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
+    config = _config_of(query, value, "mse", plan, softcap)
     options = Options(scale, softcap)
     needed = query_needed, key_needed, value_needed
     # Tokens that end no segment have no query row; padding is in no tile.

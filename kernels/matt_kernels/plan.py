@@ -37,14 +37,26 @@ class AimPlan:
     teacher_segments: torch.Tensor  # int32 [B, n_T], -1: in no segment, -2: padding
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
+    variant: str  # of the loss
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All but `widths`, in order."""
-        return tuple(getattr(self, x.name) for x in fields(self) if x.name != "widths")
+        """All but `widths` and `variant`, in order."""
+        return tuple(getattr(self, x) for x in TENSORS)
 
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
-        """The same plan on another device."""
-        return AimPlan(*(x.to(device, non_blocking=non_blocking) for x in self.tensors()), self.widths)
+        """The same plan on another device; from pinned memory, and with `non_blocking`, the CPU does not wait."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "AimPlan":
+        """The same plan in pinned memory. torch's DataLoader calls it for a plan in a batch when its own `pin_memory`
+        is set."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function) -> "AimPlan":
+        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant)
+
+
+TENSORS = tuple(x.name for x in fields(AimPlan))[:-2]
 
 
 def make_plan(
@@ -69,7 +81,9 @@ def make_plan(
     tiles, long, tile_count, long_count = _pack(starts, stops, count, [x.length for x in sides], widths)
     pairs = _pairs(sides[1], count, causal)
     row_weights, pair_weight = _weights(sides[1], *pairs, variant, causal, reduction)
-    broken = _broken(sides, count, teacher_segments, student_segments)
+    broken = _broken(sides, count, (teacher_segments, student_segments))
+    if teacher_documents is not None:
+        broken = broken | _broken_documents(sides, *zip(*ids, strict=True))
     rows, tiles = _meet(sides, tiles, count, pairs[0])
     return AimPlan(
         rows=rows.int(),
@@ -81,6 +95,7 @@ def make_plan(
         teacher_segments=_marked(*ids[0]),
         student_segments=_marked(*ids[1]),
         widths=widths,
+        variant=variant,
     )
 
 
@@ -95,6 +110,19 @@ def limits(lengths, widths) -> tuple[int, int]:
     # Two neighbouring tiles hold more than one width of tokens on some side, a long segment one tile per width.
     tiles = 3 * sum(-(-x // y) for x, y in zip(lengths, widths, strict=True)) + 2
     return tiles, sum(x // (y + 1) for x, y in zip(lengths, widths, strict=True)) + 1
+
+
+def layout(batch: int, lengths, widths) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of AimPlan.tensors()."""
+    rows = torch.sym_min(*lengths)
+    tiles, long = limits(lengths, widths)
+    integers = (len(ROW_FIELDS), rows), (len(TILE_FIELDS), tiles), (len(LONG_FIELDS), long), (3,)
+    return [
+        *(((batch, *x), torch.int32) for x in integers),
+        ((batch, rows), torch.float32),
+        ((), torch.float32),
+        *(((batch, x), torch.int32) for x in lengths),
+    ]
 
 
 @dataclass(frozen=True)
@@ -255,8 +283,8 @@ def _weights(side: _Side, pairs, place, size, variant, causal, reduction):
     return weights / largest, largest / side.opens.sum().clamp(min=1)
 
 
-def _broken(sides, count, *segments):
-    """Whether ids are not 0..m-1 in order with the same m in every document of both sides, or there is none at all."""
+def _broken(sides, count, segments):
+    """Whether ids are not 0..m-1 in order with the same m on both sides, or there is none at all."""
     broken = count.sum() == 0
     for ids in segments:
         ids = ids.long()
@@ -265,5 +293,22 @@ def _broken(sides, count, *segments):
         broken = (
             broken | ((ids >= 0) & (ids != reached)).any() | (steps > 1).any() | (reached[:, -1:] + 1 != count).any()
         )
-    teacher, student = sides
-    return broken | ((teacher.opens != student.opens) & student.used).any()
+    return broken
+
+
+def _broken_documents(sides, segments, documents):
+    """Whether there are ids in padding, documents below -1, segments in two documents, documents in two places, or
+    documents and their numbers of segments that are not the same on both sides."""
+    size = max(x.shape[1] for x in documents)
+    broken, names, owners = [], [], []
+    for side, ids, document in zip(sides, segments, (x.long() for x in documents), strict=True):
+        broken += [(ids >= 0) & (document < 0), document < -1, side.first < side.document_start]
+        opens = document >= 0
+        opens[:, 1:] &= document[:, 1:] != document[:, :-1]
+        place = (opens.cumsum(1) - 1).masked_fill(~opens, size)
+        names.append(document.new_full((len(document), size + 1), -1).scatter(1, place, document)[:, :size])
+        ordered = names[-1].sort(1).values
+        broken.append((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))
+        owners.append(document.gather(1, side.last.clamp(max=side.length - 1)))
+    broken += [names[0] != names[1], (owners[0] != owners[1]) & sides[1].used]
+    return torch.stack([x.any() for x in broken]).any()
