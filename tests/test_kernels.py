@@ -19,6 +19,7 @@ import torch
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from matt_kernels import configs, ops, tune
+from matt_kernels import loss as loss_module
 from test_loss import (
     AWKWARD,
     GRID,
@@ -157,6 +158,19 @@ def test_head_dimensions(dim, value_dim, dtype, small_tiles):
     arguments = inputs_for(*(x[:1] for x in two_sides()), dtype=dtype, dim=dim, value_dim=value_dim)
     for base in GRID:
         assert_close(arguments, base)
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(20, 24), (72, 72), (100, 64)])
+@pytest.mark.parametrize("name", ["aim_forward", "attend_forward"])
+def test_kernels_see_multiples_of_16_alone(name, dim, value_dim, monkeypatch, small_tiles):
+    """Or strides would tell Triton another thing at another length."""
+    seen = []
+    original = getattr(loss_module, name)
+    monkeypatch.setattr(loss_module, name, lambda *x: (seen.extend(x[:6]), original(*x))[1])
+    arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=dim, value_dim=value_dim)
+    assert_close(arguments, {"variant": "aim" if name == "aim_forward" else "aim_star"})
+    for x in seen:
+        assert all(y % 16 == 0 for y in x.stride()[:3])
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (3, 1), (1, 1)])

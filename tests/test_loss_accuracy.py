@@ -71,6 +71,30 @@ def test_error_is_at_most_twice_eagers(variant, metric, noise, dtype):
         assert (found <= 2 * eager + torch.finfo(torch.float32).eps / 4).all(), (name, eager, found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("metric", ["mse", "cosine"])
+@pytest.mark.parametrize("difference", [0.1, 0.03, 0.01, 1e-3])
+def test_equal_tokens_in_a_segment(difference, metric, dtype):
+    """Runs of equal tokens have values that hardly differ; every fourth pair of tokens here."""
+    ids = torch.arange(16).repeat_interleave(2)[None]
+    squares = np.zeros((len(ENGINES), 4))
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        teacher, student = ([torch.randn(1, x, 32, 64, generator=generator) for x in (2, 1, 1)] for _ in range(2))
+        for _, _, values in (teacher, student):
+            noise = torch.randn(values[:, :, 1::8].shape, generator=generator)
+            values[:, :, 1::8] = values[:, :, ::8] + difference * noise
+        teacher, student = ([x.to(dtype) for x in side] for side in (teacher, student))
+        exact = results(torch.float64, "eager", teacher, student, ids, ids, metric=metric)
+        for engine, backend in enumerate(ENGINES):
+            found = results(dtype, backend, teacher, student, ids, ids, metric=metric)
+            squares[engine] += [float((x - y).norm() / y.norm()) ** 2 for x, y in zip(found, exact, strict=True)]
+    eager, *engines = np.sqrt(squares / 4)
+    for value, *gradients in engines:
+        assert value <= max(2 * eager[0], torch.finfo(dtype).eps)
+        assert (np.array(gradients) <= 2 * eager[1:]).all(), (eager, gradients)
+
+
 @pytest.mark.parametrize("noise", [1e-3, 1e-5])
 def test_float64_keeps_its_digits_near_convergence(noise):
     inputs = draw(torch.float64, noise, 0)

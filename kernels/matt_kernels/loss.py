@@ -88,6 +88,8 @@ def aim_loss(
             must be that of the loss.
 
     Tensors are float32, bfloat16 or float16, all the same, on a GPU (or anywhere with TRITON_INTERPRET=1); any strides.
+    Kernels are compiled once for all lengths, and once more where the teacher has half as many tokens again as the
+    student. Head dimensions that are no multiples of 16 are copied into such.
     Sums are in float32; float32 inputs never meet a single tf32 product. Memory is linear in the numbers of tokens; the
     README states the constants.
 
@@ -122,13 +124,16 @@ def aim_loss(
             )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     softcap = None if softcap is None else float(softcap)
-    student = tuple(_with_unit_stride(x) for x in student)
-    teacher = tuple(_with_unit_stride(x.detach()) for x in teacher)
+    student = tuple(_aligned(x) for x in student)
+    teacher = tuple(_aligned(x.detach()) for x in teacher)
     shared = list(plan.tensors()), *plan.widths
     needed = [torch.is_grad_enabled() and x.requires_grad for x in student]
     if variant == "aim_star":
-        return attend_forward(*teacher, *student, *shared, metric, scale, softcap, any(needed))[0]
-    return aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
+        loss = attend_forward(*teacher, *student, *shared, metric, scale, softcap, any(needed))[0]
+    else:
+        loss = aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
+    padded, size = student[2].shape[-1], value.shape[-1]
+    return loss * (padded / size) if metric == "mse" and padded != size else loss
 
 
 def tile_widths(
@@ -145,8 +150,12 @@ def _choose_widths(widths, lopsided_widths, teacher_tokens: int, student_tokens:
     return lopsided_widths if is_lopsided(teacher_tokens, student_tokens) else widths
 
 
-def _with_unit_stride(x: torch.Tensor) -> torch.Tensor:
-    """The kernels take any stride but the last one's."""
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """The kernels take any stride but the last one's. Head dimensions get zeros up to a multiple of 16: Triton compiles
+    for whether strides are multiples of it, which would depend on the length otherwise."""
+    missing = -x.shape[-1] % 16
+    if missing:
+        return torch.nn.functional.pad(x, (0, missing))
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
