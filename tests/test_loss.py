@@ -241,6 +241,15 @@ def test_real_blocks_and_long_segments_equal_eager(base, sizes):
         assert_same(gradients(aim_loss, arguments, base | options | {"backend": "torch"}), expected)
 
 
+@pytest.mark.parametrize("base", GRID, ids=str)
+def test_more_tokens_than_dimensions_in_a_segment(base):
+    for sizes in (([3, 4, 1, 1, 1, 3], [1] * 6), ([1] * 6, [3, 4, 1, 1, 1, 3]), ([4, 6], [5, 4])):
+        arguments = inputs_for(*(rows(segment_ids(x)) for x in sizes), heads=1)
+        options = base | {"causal": False}
+        expected = gradients(brute_force, arguments, options)
+        assert_same(gradients(aim_loss, arguments, options | {"backend": "torch"}), expected)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_segmentation(data):

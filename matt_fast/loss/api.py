@@ -68,7 +68,8 @@ def aim_loss(
         causal: False for encoders: all tokens of the document are visible, and all (i, j) are pairs.
         backend: "eager" is the definition, n × n × d per head; "torch" gives the same in memory linear in n; "triton"
             does in fused kernels (matt_kernels): a GPU, head dimensions up to 256, no float64, traced by torch.compile;
-            on a CPU only with TRITON_INTERPRET=1, slowly. "auto" takes "triton" where it can on a GPU, else "torch".
+            on a CPU only with TRITON_INTERPRET=1, slowly. "auto" takes "triton" where it can on a GPU, of NVIDIA's
+            those from Ampere (compute capability 8.0) on, else "torch".
         plan: for "triton" only: what `tile_planner` makes of the same ids and options, ahead of the step; on the GPU.
 
     Inputs may be float64, float32, bfloat16 or float16, also mixed, contiguous or not, inside autocast or not (it does
@@ -254,8 +255,8 @@ def _check_options(chosen: dict, scale, sliding_window, softcap, causal) -> None
         if value is not None and not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number or None; got {type(value).__name__}")
     for name, value in (("scale", scale), ("softcap", softcap)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0; got {value}")
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be above 0 and finite; got {value}")
     if sliding_window is not None:
         if isinstance(sliding_window, bool) or not isinstance(sliding_window, int):
             raise TypeError(f"sliding_window must be an int or None; got {type(sliding_window).__name__}")

@@ -151,6 +151,9 @@ def _segment_basis(teacher_values, student_values, teacher_segments, student_seg
     noise = (1e-14 if exact else 1e-8) * teacher_values.norm(dim=-1, keepdim=True)
     rest.mul_(rest.norm(dim=-1, keepdim=True) > noise)
     rest_basis, outside = _orthonormal(rest, teacher_same, exact)
+    if exact:
+        # Those of the factorisation lose half of the digits of dependent vectors.
+        outside = (rest @ rest_basis.mT).mul_(teacher_same)
     coordinates, basis = torch.cat((shared, outside), -1), torch.cat((student_basis, rest_basis), -2)
     return tuple(x.to(dtype) for x in (own, coordinates, basis))
 
