@@ -456,6 +456,30 @@ def test_memory_is_linear(base):
     assert single[1] / lengths[1] <= 1.05 * single[0] / lengths[0]
 
 
+KEPT = {torch.bfloat16: (2, 12, 8), torch.float16: (4, 12, 8), torch.float32: (4, 20, 12)}
+
+
+@pytest.mark.parametrize("dtype", KEPT)
+@pytest.mark.parametrize("variant", ["aim", "aim_star"])
+def test_what_is_kept_for_backward(variant, dtype):
+    """The constants of the README, per token and query head: of a number, of a row for aim and for aim_star."""
+    number, of_aim, of_star = KEPT[dtype]
+    heads, dim = 4, 16
+    teacher, student, *segments = inputs_for(*text_like(50), heads=heads, kv_heads=2, dim=dim, dtype=dtype)
+    plan = matt_kernels.aim_plan(*segments, variant=variant)
+    given = {x.data_ptr() for x in (*teacher, *student, *plan.tensors())}
+    kept = {}
+    hook = torch.autograd.graph.saved_tensors_hooks(lambda x: kept.update({x.data_ptr(): x.nbytes}) or x, lambda x: x)
+    with hook:
+        matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant)
+    kept = sum(size for place, size in kept.items() if place not in given)
+    student_tokens, rows_of = segments[1].numel(), min(x.numel() for x in segments)
+    if variant == "aim":
+        assert kept == heads * (student_tokens * number * dim + rows_of * of_aim)
+    else:
+        assert kept == heads * rows_of * (number * dim + of_star)
+
+
 def forbidden(*_, **__):
     raise AssertionError("a copy to the CPU")
 
