@@ -138,8 +138,11 @@ _TABLE = {
 WARP_GROUPS = "cuda:90", "cuda:100"
 # What spills on one target only; "padded": only where heads are narrower than their blocks, or not bfloat16.
 _EXCEPTIONS = {
+    ("cuda:80", "softmax, softcap", 0): (64, 64, 4, 1),
+    ("cuda:86", "softmax, softcap", 0): (64, 64, 4, 1),
     ("cuda:86", "softmax", 1): (64, 32, 4, 2),
     ("cuda:86", "columns", 1): (16, 64, 2, 1),
+    ("cuda:89", "softmax, softcap", 0): (64, 64, 4, 1),
     ("cuda:89", "softmax", 1): (64, 32, 4, 2),
     ("cuda:89", "columns", 1): (16, 64, 2, 1),
     ("cuda:90", "columns 90, softcap", 2): (32, 64, 4, 1),
@@ -150,13 +153,14 @@ _EXCEPTIONS = {
     ("cuda:100", "cosine columns 90", 1): (32, 64, 2, 1),
     ("cuda:100", "lopsided cosine rows 90", 1): (16, 64, 2, 1),
     ("cuda:100", "attend", 2): (64, 64, 8, 1),
+    ("cuda:120", "softmax, softcap", 0): (128, 64, 8, 2),
     ("cuda:120", "softmax", 1): (32, 64, 4, 2),
     ("cuda:120", "softmax", 2): (64, 32, 8, 2),
     ("cuda:120", "rows", 1): (16, 64, 2, 2),
     ("cuda:120", "rows", 2): (32, 64, 4, 2),
     ("cuda:120", "attend", 1): (64, 64, 8, 2),
     ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
-    ("cuda:120", "lopsided columns, softcap", 2): (16, 64, 4, 2),
+    ("cuda:120", "lopsided columns", 2): (16, 64, 4, 2),
     ("hip", "columns", 2): (16, 64, 4, 1),
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
 }
