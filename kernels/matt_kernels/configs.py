@@ -160,6 +160,7 @@ _EXCEPTIONS = {
     ("cuda:120", "rows", 2): (32, 64, 4, 2),
     ("cuda:120", "attend", 1): (64, 64, 8, 2),
     ("cuda:120", "cosine rows", 1): (16, 64, 2, 1),
+    ("cuda:120", "lopsided attend_columns, softcap", 1): (32, 64, 4, 1),
     ("cuda:120", "lopsided columns", 2): (16, 64, 4, 2),
     ("hip", "columns", 2): (16, 64, 4, 1),
     ("hip", "attend_columns", 2): (16, 64, 4, 1),
