@@ -626,9 +626,12 @@ def test_autotune_keeps_the_fastest_for_every_length(monkeypatch):
     assert ops.config_for(longer.half(), longer.half(), "aim", "mse") != found
 
 
-def test_autotune_of_aim_star_is_what_both_metrics_launch(monkeypatch):
+@pytest.mark.parametrize("sizes", [([1, 2, 3], [1, 3, 2]), ([4, 4, 4], [1, 2, 1])])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autotune_of_aim_star_is_what_both_metrics_launch(dtype, sizes, monkeypatch):
+    """Also where the teacher has more tokens, whether tiles are others for it or not, and of any head dimension."""
     monkeypatch.setattr(ops, "TUNED", {})
-    arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
+    arguments = inputs_for(*(rows(segment_ids(x)) for x in sizes), dtype=dtype, dim=20)
     launched = []
     plain = ops.attend_rows
     monkeypatch.setattr(ops, "attend_rows", lambda *a: (launched.append(a[5].attend_rows), plain(*a)))

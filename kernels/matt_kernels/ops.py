@@ -41,9 +41,10 @@ TUNED: dict[configs.Problem, configs.Config] = {}
 def problem_of(
     query: Tensor, value: Tensor, variant: str, metric: str, *, lopsided: bool = False, softcap: bool = False
 ) -> configs.Problem:
+    """Head dimensions in multiples of 16, which aim_loss makes of others."""
     metric = metric if variant == "aim" else "mse"
-    target = configs.target_of(query.device)
-    return configs.Problem(query.shape[-1], value.shape[-1], query.dtype, metric, target, lopsided, softcap)
+    sizes = (-(-x.shape[-1] // 16) * 16 for x in (query, value))
+    return configs.Problem(*sizes, query.dtype, metric, configs.target_of(query.device), lopsided, softcap)
 
 
 def config_for(*tensors_and_options, **flags) -> configs.Config:

@@ -9,8 +9,8 @@ from triton.runtime.errors import OutOfResources
 from triton.testing import do_bench
 
 from matt_kernels import ops
-from matt_kernels.configs import Config, Launch, is_lopsided
-from matt_kernels.loss import Tensors, aim_loss
+from matt_kernels.configs import Config, Launch
+from matt_kernels.loss import Tensors, aim_loss, tile_widths
 
 KERNELS = {
     "aim": ("softmax", "factors", "rows", "columns"),
@@ -42,9 +42,9 @@ def autotune(
         The config, also for the printing: its fields are those of matt_kernels.configs.
     """
     student = tuple(x.detach().requires_grad_() for x in student)
-    flags = {"lopsided": is_lopsided(teacher[0].shape[2], student[0].shape[2])}
-    flags["softcap"] = options.get("softcap") is not None
     kind = student[0], student[2], variant, metric
+    widths = tile_widths(*kind)(teacher[0].shape[2], student[0].shape[2])
+    flags = {"lopsided": widths[0] > widths[1], "softcap": options.get("softcap") is not None}
     key, best = ops.problem_of(*kind, **flags), ops.config_for(*kind, **flags)
 
     def step() -> None:
