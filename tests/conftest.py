@@ -16,3 +16,24 @@ def setting(tmp_path, request, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     return prepared(request.param)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every element of an uninitialised buffer must be written before it is read."""
+    from test_loss import _poison
+
+    for name in ("empty", "empty_like"):
+        original = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, _original=original, **k: _poison(_original(*a, **k)))
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: _poison(new_empty(*a, **k)))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles and blocks of 16 in the kernels, so that small inputs take every path."""
+    from matt_kernels import configs
+
+    chosen = configs.choose_config
+    monkeypatch.setattr(configs, "choose_config", lambda *a: chosen(*a).with_blocks(16))

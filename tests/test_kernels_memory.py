@@ -5,8 +5,8 @@ import sanitizer
 import torch
 import triton
 import triton.language as tl
+from kernel_checks import long_segments
 from matt_kernels import configs
-from test_kernels import long_segments
 from test_loss import GRID, gradients, inputs_for, packed, two_sides
 from triton.runtime.errors import InterpreterError
 
