@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from matt_fast.embeddings import BatchRows
-from matt_fast.head import Head
+from matt_fast.model.embeddings import BatchRows
+from matt_fast.model.head import Head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_loss import allocations

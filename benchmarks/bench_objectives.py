@@ -22,16 +22,18 @@ from german_text import german_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from matt_fast import TrainingOptions, export
-from matt_fast.data import Side, read_documents
-from matt_fast.evaluation import evaluate
+from matt_fast import TrainingOptions
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import Side
+from matt_fast.data.documents import read_documents
+from matt_fast.data.stream import AlignedBatches
+from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import Rows, initial_rows
-from matt_fast.objectives import trains_output
-from matt_fast.recipe import make_student
-from matt_fast.stream import AlignedBatches
-from matt_fast.teacher import Teacher
-from matt_fast.training import Progress, freeze, train
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe import export
+from matt_fast.recipe.transfer import make_student
+from matt_fast.training.loop import Progress, freeze, train
+from matt_fast.training.objectives import trains_output
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart  # isort: skip

@@ -25,17 +25,18 @@ from accelerate import Accelerator
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPTNeoXConfig, Qwen3Config
 
 from matt_fast import TrainingOptions
-from matt_fast.batches import Batch, Chunk, collate
-from matt_fast.capture import layer_config
-from matt_fast.data import Side, make_chunks, read_documents
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
-from matt_fast.memory import peak_memory, reset_peak_memory
-from matt_fast.objectives import trains_output
-from matt_fast.planning import plan
-from matt_fast.recipe import DTYPES, make_student
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze, train
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.capture import layer_config
+from matt_fast.model.teacher import Teacher
+from matt_fast.planning.plan import plan
+from matt_fast.recipe.transfer import DTYPES, make_student
+from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import trains_output
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

@@ -16,7 +16,7 @@ import pytest
 import torch
 from machine import CLOCK
 
-from matt_fast.embeddings import RowAdamW
+from matt_fast.model.embeddings import RowAdamW
 
 ROWS, WIDTH, LR = 128_000, 576, 1e-3
 CPU = "cpu"

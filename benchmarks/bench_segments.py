@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from machine import CLOCK
 
-from matt_fast.segments import align_segments, align_segments_batch
+from matt_fast.alignment.segments import align_segments, align_segments_batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_tokenizers import REAL_TOKENIZERS, standard_library

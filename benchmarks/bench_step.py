@@ -25,13 +25,15 @@ import reference_step
 import torch
 from accelerate import Accelerator
 
-from matt_fast import TrainingOptions, objectives, training
-from matt_fast.data import Side
+from matt_fast import TrainingOptions
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import Side
+from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import initial_rows
-from matt_fast.recipe import make_student
-from matt_fast.stream import AlignedBatches
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.transfer import make_student
+from matt_fast.training import loop as training
+from matt_fast.training import objectives
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

@@ -21,15 +21,15 @@ from accelerate import Accelerator
 from bench_plan import full_batch
 
 from matt_fast import TrainingOptions, transfer
-from matt_fast.data import read_documents
-from matt_fast.evaluation import evaluate
-from matt_fast.frozen import load_frozen
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.documents import read_documents
+from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import initial_rows
-from matt_fast.planning import plan
-from matt_fast.recipe import DTYPES, make_student
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze, train
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
+from matt_fast.planning.plan import plan
+from matt_fast.recipe.transfer import DTYPES, make_student
+from matt_fast.training.frozen import load_frozen
+from matt_fast.training.loop import freeze, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from matt_fast.memory import peak_memory, reset_peak_memory
+from matt_fast.support.memory import peak_memory, reset_peak_memory
 
 
 def added_mebibytes(step: Callable[[], object], device: str = "cpu") -> float:

@@ -32,16 +32,19 @@ from accelerate import Accelerator
 from pytest_benchmark.utils import get_commit_info
 from torch import nn
 
-from matt_fast import TrainingOptions, aim_loss, export, objectives
-from matt_fast.batches import Batch, collate
-from matt_fast.capture import capture, decoder_layers
-from matt_fast.data import Side, make_chunks, read_documents
+from matt_fast import TrainingOptions, aim_loss
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.batches import Batch, collate
+from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
-from matt_fast.memory import peak_memory, reset_peak_memory
-from matt_fast.recipe import make_student
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze, train
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.capture import capture, decoder_layers
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe import export
+from matt_fast.recipe.transfer import make_student
+from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.training import objectives
+from matt_fast.training.loop import freeze, train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

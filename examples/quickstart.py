@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import matt_fast
-from matt_fast.display import ProgressDisplay, print_result
-from matt_fast.teacher import only_errors
+from matt_fast.cli.display import ProgressDisplay, print_result
+from matt_fast.model.teacher import only_errors
 
 CACHE = Path(os.environ.get("MATT_FAST_CACHE", Path.home() / ".cache" / "matt-fast"))
 OUTPUT = Path("quickstart-output")

@@ -3,49 +3,50 @@
 The names below are imported when they are first used: `aim_loss` alone needs torch and NumPy only.
 """
 
-from importlib import import_module
 from importlib.metadata import version
+
+from matt_fast.support.lazy import lazy_names
 
 _WHERE = {
     "AIMLoss": "matt_fast.loss",
-    "AttentionInputs": "matt_fast.capture",
+    "AttentionInputs": "matt_fast.model.capture",
     "GPTNeoXForAIM": "matt_fast.modeling",
     "Gemma3ForAIM": "matt_fast.modeling",
     "LlamaForAIM": "matt_fast.modeling",
-    "MATT": "matt_fast.matt",
-    "MATTConfig": "matt_fast.matt_config",
-    "MATTOutput": "matt_fast.matt",
+    "MATT": "matt_fast.reference.matt",
+    "MATTConfig": "matt_fast.reference.config",
+    "MATTOutput": "matt_fast.reference.matt",
     "MistralForAIM": "matt_fast.modeling",
     "PartlyFrozenEmbeddings": "matt_fast.modeling",
     "PreTrainedModelForAIM": "matt_fast.modeling",
     "Qwen3ForAIM": "matt_fast.modeling",
-    "TrainingOptions": "matt_fast.options",
-    "TransferResult": "matt_fast.result",
+    "TrainingOptions": "matt_fast.training.options",
+    "TransferResult": "matt_fast.recipe.result",
     "aim_impl": "matt_fast.modeling.aim",
     "aim_loss": "matt_fast.loss",
     "aim_star_impl": "matt_fast.modeling.aim",
-    "align_segments": "matt_fast.segments",
-    "align_segments_batch": "matt_fast.segments",
-    "capture_attention": "matt_fast.capture",
-    "compare_initializers": "matt_fast.comparison",
-    "evaluate": "matt_fast.evaluation",
+    "align_segments": "matt_fast.alignment.segments",
+    "align_segments_batch": "matt_fast.alignment.segments",
+    "capture_attention": "matt_fast.model.capture",
+    "compare_initializers": "matt_fast.recipe.comparison",
+    "evaluate": "matt_fast.evaluation.bits_per_byte",
     "initialize": "matt_fast.initializers",
-    "layer_config": "matt_fast.capture",
-    "match_tokens": "matt_fast.vocabulary",
-    "plan": "matt_fast.planning",
-    "sweep_layers": "matt_fast.sweep",
-    "transfer": "matt_fast.recipe",
+    "layer_config": "matt_fast.model.capture",
+    "match_tokens": "matt_fast.alignment.vocabulary",
+    "plan": "matt_fast.planning.plan",
+    "sweep_layers": "matt_fast.recipe.sweep",
+    "transfer": "matt_fast.recipe.transfer",
 }
 
 __all__ = list(_WHERE)
+
+_lazy = lazy_names(__name__, _WHERE)
 
 
 def __getattr__(name: str):
     if name == "__version__":
         return version("matt-fast")
-    if name not in _WHERE:
-        raise AttributeError(f"module 'matt_fast' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return _lazy(name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,5 @@
 """`python -m matt_fast`, and so `accelerate launch -m matt_fast`."""
 
-from matt_fast.cli import app
+from matt_fast.cli.app import app
 
 app()

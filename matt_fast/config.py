@@ -1,5 +1,5 @@
 """Where the reference library has `MATTConfig`."""
 
-from matt_fast.matt_config import MATTConfig
+from matt_fast.reference.config import MATTConfig
 
 __all__ = ["MATTConfig"]

@@ -5,7 +5,7 @@ from test_head import table
 from test_loss import allocations
 from torch.nn.functional import cross_entropy
 
-from matt_fast.head import Head
+from matt_fast.model.head import Head
 
 ROUNDING = 32 * torch.finfo(torch.float32).eps  # of the largest number of a result; sums have up to 37 terms
 torch.manual_seed(0)

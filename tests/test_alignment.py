@@ -8,10 +8,10 @@ import torch
 from scipy.special import digamma
 from translations import WORDS, sentences, student_id, two_vocabularies
 
+from matt_fast.data.parallel import read_pairs
 from matt_fast.initializers import alignment
 from matt_fast.initializers.alignment import align, encode
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
-from matt_fast.parallel import read_pairs
 
 
 def random_pairs(number, seed=0):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from real_tokenizers import REAL_TOKENIZERS
 from tiny import TEXTS, byte_level, new_tokenizer
 
-from matt_fast.batches import Chunk, collate
-from matt_fast.data import Side, make_chunks, read_documents
-from matt_fast.segments import align_segments
-from matt_fast.stream import AlignedBatches
+from matt_fast.alignment.segments import align_segments
+from matt_fast.data.batches import Chunk, collate
+from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.documents import read_documents
+from matt_fast.data.stream import AlignedBatches
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
 STUDENT = new_tokenizer()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from matt_fast.embeddings import EmbeddingTable, RowAdamW, embed
+from matt_fast.model.embeddings import EmbeddingTable, RowAdamW, embed
 
 HIDDEN = 5
 

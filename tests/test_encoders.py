@@ -20,15 +20,15 @@ from transformers import (
 from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, evaluate, transfer
-from matt_fast.batches import collate
-from matt_fast.cli import app
-from matt_fast.data import Side, make_chunks
+from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
+from matt_fast.cli.app import app
+from matt_fast.data.batches import collate
+from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
-from matt_fast.objectives import losses
-from matt_fast.recipe import make_student
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze
-from matt_fast.vocabulary import VocabularyPair, match_tokens
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.transfer import make_student
+from matt_fast.training.loop import freeze
+from matt_fast.training.objectives import losses
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 CONFIGS = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEXTS, byte_level, new_tokenizer
 
-from matt_fast.evaluation import cut_pieces, evaluate
+from matt_fast.evaluation.bits_per_byte import cut_pieces, evaluate
 
 
 class BigramModel:

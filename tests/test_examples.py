@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainingArguments
 
 from matt_fast import aim_loss, align_segments, capture_attention
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import initial_rows
 from matt_fast.initializers.omp import apply, omp_coefficients
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import aligned_batches

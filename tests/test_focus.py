@@ -14,6 +14,7 @@ from tiny import TEXTS, byte_level, new_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import focus
 from matt_fast.initializers.focus import (
     Coefficients,
@@ -24,7 +25,6 @@ from matt_fast.initializers.focus import (
     sparsemax,
     sparsemax_coefficients,
 )
-from matt_fast.vocabulary import VocabularyPair
 
 SMALL = {"dim": 8, "min_count": 2}
 

@@ -13,13 +13,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, frozen, transfer
-from matt_fast.capture import capture, decoder_layers
-from matt_fast.cli import app
-from matt_fast.frozen import load_frozen
-from matt_fast.simulation import FullRows, Memory, fused_attention
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze
+from matt_fast import TrainingOptions, transfer
+from matt_fast.cli.app import app
+from matt_fast.model.capture import capture, decoder_layers
+from matt_fast.model.teacher import Teacher
+from matt_fast.planning.simulation import FullRows, Memory, fused_attention
+from matt_fast.training import frozen
+from matt_fast.training.frozen import load_frozen
+from matt_fast.training.loop import freeze
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -190,10 +191,10 @@ def test_the_peak_of_a_process_falls(tmp_path):
     program = f"""
 import sys, psutil, torch
 from matt_fast import TrainingOptions
-from matt_fast.capture import capture
-from matt_fast.frozen import load_frozen
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze
+from matt_fast.model.capture import capture
+from matt_fast.training.frozen import load_frozen
+from matt_fast.model.teacher import Teacher
+from matt_fast.training.loop import freeze
 cpu = torch.device("cpu")
 options = TrainingOptions(checkpointing=True, offload=sys.argv[1] or None)
 source = Teacher({str(tmp_path / "teacher")!r})

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
-from matt_fast import head as head_module
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.head import Head, logit_rule
+from matt_fast.model import head as head_module
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.head import Head, logit_rule
 
 SIZES = {
     "vocab_size": 37,

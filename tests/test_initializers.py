@@ -7,12 +7,12 @@ from safetensors.torch import save_file
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from matt_fast.alignment.vocabulary import Match, VocabularyPair
 from matt_fast.initializers import METHODS, initial_rows, initialize
 from matt_fast.initializers.focus import fasttext_vectors
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import Match, VocabularyPair
+from matt_fast.model.teacher import Teacher
 
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 MATCHES = {1: Match(5, "bytes"), 4: Match(0, "role")}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 
 from matt_fast import TrainingOptions, transfer
-from matt_fast.embeddings import RowAdamW
+from matt_fast.model.embeddings import RowAdamW
 
 ROWS = 7
 
@@ -207,7 +207,7 @@ def test_errors(case):
 def test_cpu_without_the_interpreter():
     program = """
 import torch
-from matt_fast.embeddings import RowAdamW
+from matt_fast.model.embeddings import RowAdamW
 side = RowAdamW(torch.zeros(3, 4), 0.1)
 assert not side.fused
 side.step(torch.tensor([1]), torch.ones(1, 4))

@@ -25,12 +25,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from matt_fast import MATT, MATTConfig, MATTOutput
-from matt_fast.batches import collate
-from matt_fast.data import Side, make_chunks
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.head import Head
-from matt_fast.matt_data import batches
-from matt_fast.objectives import next_token
+from matt_fast.data.batches import collate
+from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.head import Head
+from matt_fast.reference.data import batches
+from matt_fast.training.objectives import next_token
 
 HAS_GPU = torch.cuda.is_available()
 
@@ -200,7 +200,7 @@ def losses_of(setting, caplog, **settings) -> list[float]:
     usual = matt.config
     matt.config = MATTConfig(**{**vars(usual), "log_every_n_steps": 1, **settings})
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="matt_fast.matt"):
+    with caplog.at_level(logging.INFO, logger="matt_fast.reference.matt"):
         torch.manual_seed(0)
         student = architecture.from_pretrained(folder, n_layers=2, with_ntp=matt.config.with_ntp)
         try:
@@ -270,7 +270,7 @@ def test_two_processes_prepare_once_and_train_the_same_rows(setting, tmp_path):
 
 def test_wandb(setting, caplog, tmp_path, monkeypatch):
     """A module of that name that writes down what it is told; without one, an error that names the package."""
-    monkeypatch.setattr("matt_fast.matt.find_spec", lambda name: None)
+    monkeypatch.setattr("matt_fast.reference.matt.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="use_wandb: wandb is missing: pip install wandb"):
         losses_of(setting, caplog, use_wandb=True)
     monkeypatch.undo()

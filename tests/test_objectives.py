@@ -11,16 +11,18 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
-from matt_fast import TrainingOptions, aim_loss, capture, capture_attention, objectives
-from matt_fast.batches import Batch, collate
-from matt_fast.data import Side, make_chunks
+from matt_fast import TrainingOptions, aim_loss, capture_attention
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.batches import Batch, collate
+from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
-from matt_fast.objectives import combine, losses
-from matt_fast.options import OBJECTIVES
-from matt_fast.recipe import make_student
-from matt_fast.teacher import Teacher
-from matt_fast.training import freeze, train
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model import capture
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.transfer import make_student
+from matt_fast.training import objectives
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import combine, losses
+from matt_fast.training.options import OBJECTIVES
 
 LAYERS = 2
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

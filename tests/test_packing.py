@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from matt_fast import TrainingOptions
-from matt_fast.batches import Chunk, collate, pack
-from matt_fast.capture import capture
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.head import Head, logit_rule
-from matt_fast.objectives import Student, losses, plan_ahead
-from matt_fast.options import OBJECTIVES
-from matt_fast.training import freeze
+from matt_fast.data.batches import Chunk, collate, pack
+from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.head import Head, logit_rule
+from matt_fast.training.loop import freeze
+from matt_fast.training.objectives import Student, losses, plan_ahead
+from matt_fast.training.options import OBJECTIVES
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 GROUPED = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}

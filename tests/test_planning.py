@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, ModernBertConfig
 from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, plan
-from matt_fast.batches import Chunk, collate
-from matt_fast.capture import capture
-from matt_fast.cli import app
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.head import Head
-from matt_fast.objectives import Student, trains_output
-from matt_fast.planning import GIB, _largest
-from matt_fast.simulation import FullRows, Vocabulary, fused_attention, simulate
-from matt_fast.training import freeze, train
+from matt_fast.cli.app import app
+from matt_fast.data.batches import Chunk, collate
+from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.head import Head
+from matt_fast.planning.plan import GIB, _largest
+from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import Student, trains_output
 
 LAYERS, LENGTH, BATCH = 3, 60, 2
 OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]

@@ -13,9 +13,10 @@ import torch
 from tiny import TEXTS, byte_level, new_tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from matt_fast.data import Side, make_chunks, read_documents
-from matt_fast.prepared import prepare_once, read_prepared
-from matt_fast.stream import AlignedBatches
+from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.documents import read_documents
+from matt_fast.data.prepared import prepare_once, read_prepared
+from matt_fast.data.stream import AlignedBatches
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
 STUDENT = new_tokenizer()

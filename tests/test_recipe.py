@@ -13,14 +13,15 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, sweep, sweep_layers, transfer
-from matt_fast.cli import app
-from matt_fast.display import print_result
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.export import keep_chat_template
-from matt_fast.objectives import Student, losses
-from matt_fast.training import freeze
-from matt_fast.vocabulary import match_tokens
+from matt_fast import TrainingOptions, sweep_layers, transfer
+from matt_fast.alignment.vocabulary import match_tokens
+from matt_fast.cli.app import app
+from matt_fast.cli.display import print_result
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.recipe import sweep
+from matt_fast.recipe.export import keep_chat_template
+from matt_fast.training.loop import freeze
+from matt_fast.training.objectives import Student, losses
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 GEMMA = Gemma3TextConfig(
@@ -207,9 +208,9 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     """Two micro-batches through one set of rows give the mean of their gradients."""
     from collections import Counter
 
-    from matt_fast.data import Side
-    from matt_fast.stream import AlignedBatches
-    from matt_fast.teacher import Teacher
+    from matt_fast.data.chunks import Side
+    from matt_fast.data.stream import AlignedBatches
+    from matt_fast.model.teacher import Teacher
 
     arguments, teacher_tokenizer = job
     trunk = Teacher(arguments["model"]).load(torch.float32, 2).get_decoder()

@@ -8,12 +8,12 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
-from matt_fast.cli import app
-from matt_fast.display import OUTLIERS, report_lines
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.cli.app import app
+from matt_fast.cli.display import OUTLIERS, report_lines
 from matt_fast.initializers import INITS, initial_rows
 from matt_fast.initializers.report import InitReport, Outlier
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PAIRS = [(text.splitlines()[0], text.splitlines()[0]) for text in TEXTS]

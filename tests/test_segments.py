@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_tokenizers import REAL_TOKENIZERS, standard_library
 
-from matt_fast import segments
-from matt_fast.segments import align_segments, align_segments_batch
+from matt_fast.alignment import segments
+from matt_fast.alignment.segments import align_segments, align_segments_batch
 
 PAIRS = list(itertools.combinations(REAL_TOKENIZERS, 2))
 

@@ -17,15 +17,15 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast import export
-from matt_fast.head import logit_rule
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import boundary, contextual, initial_rows, states
 from matt_fast.initializers.boundary import BoundaryStates, boundary_rows, boundary_states, tied_rows
 from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.initializers.states import text_loss
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.head import logit_rule
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe import export
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 CONFIGS = {

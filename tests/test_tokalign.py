@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny import TEXTS, byte_level, new_tokenizer
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import tokalign
 from matt_fast.initializers.focus import TokenVectors
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
-from matt_fast.vocabulary import VocabularyPair
 
 
 def plain_information(texts, tokenizer, window, min_count):

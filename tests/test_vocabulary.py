@@ -8,7 +8,7 @@ from real_tokenizers import REAL_TOKENIZERS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from matt_fast.vocabulary import (
+from matt_fast.alignment.vocabulary import (
     Token,
     VocabularyPair,
     check_fast,

@@ -9,6 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from tiny import new_tokenizer, save_tiny_model
 from translations import WORDS, sentences, student_id, two_vocabularies
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import initial_rows, wechsel
 from matt_fast.initializers.wechsel import (
     WordVectors,
@@ -18,8 +19,7 @@ from matt_fast.initializers.wechsel import (
     train_word_vectors,
     wechsel_mixtures,
 )
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
 
 PAIRS = sentences(300)
 SMALL = {"dim": 8, "epochs": 1}

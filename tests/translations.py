@@ -4,7 +4,7 @@ import random
 
 from tiny import byte_level
 
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.alignment.vocabulary import VocabularyPair
 
 WORDS = {
     "house": "Haus",

@@ -8,12 +8,12 @@ from accelerate import Accelerator
 from tiny import new_tokenizer
 from transformers import AutoTokenizer
 
-from matt_fast.data import Side
-from matt_fast.embeddings import EmbeddingTable
-from matt_fast.objectives import Student
-from matt_fast.stream import AlignedBatches
-from matt_fast.teacher import Teacher
-from matt_fast.training import TrainingOptions, freeze, train
+from matt_fast.data.chunks import Side
+from matt_fast.data.stream import AlignedBatches
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.teacher import Teacher
+from matt_fast.training.loop import TrainingOptions, freeze, train
+from matt_fast.training.objectives import Student
 
 STEPS = 4
 

@@ -13,7 +13,7 @@ import torch
 from real_tokenizers import REAL_TOKENIZERS, cached, standard_library
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from matt_fast.segments import align_segments
+from matt_fast.alignment.segments import align_segments
 
 
 def man_pages(language: str) -> list[str]:

@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from matt_fast.embeddings import RowAdamW
+from matt_fast.model.embeddings import RowAdamW
 
 UPDATE_BYTES = 28  # of a row's element by adamw_rows_kernel: reads row, gradient and both moments, writes all but one
 

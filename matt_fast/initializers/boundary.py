@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from matt_fast.capture import capture
-from matt_fast.head import head_logits, logit_rule
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.spelled import SpelledText
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.capture import capture
+from matt_fast.model.head import head_logits, logit_rule
 
 N_STATES = 4096
 STRETCH = 256  # student tokens read at a time

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from matt_fast.capture import capture
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.spelled import Occurrences
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.capture import capture
 
 CONTEXTS = 1  # of a token, at most
 WIDTH = 24  # teacher tokens before a token

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.vocabulary import VocabularyPair, check_fast, vocabulary_rows
+from matt_fast.alignment.vocabulary import VocabularyPair, check_fast, vocabulary_rows
 
 FIRST_TOP = 64  # largest scores looked at first; four times as many where the support may reach beyond them
 TOP_BYTES = 64  # temporary memory of each of these, float64 sums and masks included

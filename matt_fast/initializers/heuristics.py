@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from matt_fast.vocabulary import Match
+from matt_fast.alignment.vocabulary import Match
 
 METHODS = ("mean", "length-mean", "random", "zero")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from matt_fast.alignment.vocabulary import Token, VocabularyPair
 from matt_fast.initializers.focus import Coefficients, apply
-from matt_fast.vocabulary import Token, VocabularyPair
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.omp import SparseCoefficients, outliers
-from matt_fast.vocabulary import VocabularyPair
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.focus import apply as focus_apply
 from matt_fast.initializers.focus import fasttext_vectors, focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
@@ -20,8 +21,7 @@ from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
-from matt_fast.teacher import Teacher
-from matt_fast.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
 
 INITS = (*METHODS, "contextual", "focus", "omp", "omp-self", "wechsel", "transtokenizers", "tokalign")
 INIT_HEADS = ("same", "boundary")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matt_fast.vocabulary import VocabularyPair, start_of_text
+from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 
 MAX_CHARACTERS = 1 << 25  # of text that is read, at most
 TOGETHER = 256  # documents tokenised at a time

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.alignment.vocabulary import VocabularyPair, check_fast, token_bytes, vocabulary_rows
 from matt_fast.initializers.alignment import encode
 from matt_fast.initializers.focus import TokenVectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
-from matt_fast.vocabulary import VocabularyPair, check_fast, token_bytes, vocabulary_rows
 
 TOGETHER = 256  # documents counted at a time
 SWEEPS = 5  # of the subspace iteration

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.alignment import align, encode
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
-from matt_fast.vocabulary import VocabularyPair
 
 
 def transtokenizer_mixtures(

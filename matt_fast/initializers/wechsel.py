@@ -14,10 +14,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from matt_fast.alignment.vocabulary import Token, VocabularyPair, vocabulary_rows
 from matt_fast.initializers.alignment import align, encode
 from matt_fast.initializers.focus import fasttext_vectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
-from matt_fast.vocabulary import Token, VocabularyPair, vocabulary_rows
 
 WORD = r"\w+|[^\w\s]"
 UNKNOWN = "<unknown>"

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from matt_fast.capture import capture, decoder_layers, layer_config
-from matt_fast.checks import check_type
+from matt_fast.model.capture import capture, decoder_layers, layer_config
+from matt_fast.model.teacher import only_errors
 from matt_fast.modeling.embeddings import Gemma3TextScaledPartlyFrozenWordEmbedding, PartlyFrozenEmbeddings
-from matt_fast.teacher import only_errors
+from matt_fast.support.checks import check_type
 
 # Arguments of from_pretrained that configuration and weights both need.
 HUB = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")

@@ -1,0 +1,14 @@
+"""Texts: read, cut into aligned chunks, made into batches."""
+
+from matt_fast.support.lazy import lazy_names
+
+_WHERE = {
+    "AlignedBatches": "matt_fast.data.stream",
+    "Side": "matt_fast.data.chunks",
+    "make_chunks": "matt_fast.data.chunks",
+    "read_documents": "matt_fast.data.documents",
+    "read_pairs": "matt_fast.data.parallel",
+}
+
+__all__ = list(_WHERE)
+__getattr__ = lazy_names(__name__, _WHERE)

@@ -1,0 +1,111 @@
+"""Texts into aligned chunks: tokenise with both tokenizers, cut at segment boundaries."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from matt_fast.alignment.segments import SPECIAL, align_segments_batch
+from matt_fast.alignment.vocabulary import special_affixes
+from matt_fast.data.batches import Chunk
+
+MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
+TOKENISE_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Side:
+    """One tokenizer's part of the data: how it tokenises, and how many tokens of it a chunk may hold."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    rows: int  # of the embedding: no id may reach it
+    max_length: int  # tokens of a chunk, special ones included
+
+
+def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
+    """Cut documents into chunks that both sides can hold, at segment boundaries (paper, Appendix B).
+
+    Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments.
+
+    Args:
+        documents: texts.
+        teacher, student: the two sides.
+        skipped: counts what is left out, by reason; updated in place.
+
+    Raises:
+        ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
+    """
+    sides = (teacher, student)
+    affixes = [special_affixes(side.tokenizer) for side in sides]
+    limits = []
+    for side, (prefix, suffix) in zip(sides, affixes, strict=True):
+        limits.append(side.max_length - len(prefix) - len(suffix))
+        if limits[-1] < 1:
+            raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
+    pieces = (piece for document in documents for piece in _bounded_pieces(document, skipped))
+    while together := list(itertools.islice(pieces, TOKENISE_TOGETHER)):
+        encoded = [side.tokenizer(together, add_special_tokens=False, return_offsets_mapping=True) for side in sides]
+        offsets = [[np.array(o, np.int64).reshape(-1, 2) for o in part["offset_mapping"]] for part in encoded]
+        segments = align_segments_batch(*offsets)
+        for row in range(len(together)):
+            ids = [np.array(part["input_ids"][row], np.int64) for part in encoded]
+            for side, side_ids in zip(sides, ids, strict=True):
+                _check_ids(side, side_ids)
+            yield from _cut(ids, [part[row] for part in segments], limits, affixes, skipped)
+
+
+def _bounded_pieces(document: str, skipped: Counter) -> Iterator[str]:
+    """The document itself, or, where it is very long, pieces of it that end with a line."""
+    if not document or document.isspace():
+        skipped["documents without text"] += 1
+        return
+    start = 0
+    while start < len(document):
+        end = min(start + MAX_CHARACTERS, len(document))
+        if end < len(document):
+            end = document.rfind("\n", start, end) + 1 or end
+        yield document[start:end]
+        start = end
+
+
+def _check_ids(side: Side, ids: NDArray[np.int64]) -> None:
+    if len(ids) and ids.max() >= side.rows:
+        token = side.tokenizer.convert_ids_to_tokens(int(ids.max()))
+        raise ValueError(
+            f"{side.name} tokenizer: wanted ids below the {side.rows} embedding rows, got {ids.max()} ({token!r})"
+        )
+
+
+def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
+    """Greedy: each chunk takes as many whole segments as fit on both sides."""
+    n_segments = max(int(part.max(initial=-1)) for part in segments) + 1
+    if n_segments == 0:
+        skipped["documents without a common boundary"] += 1
+        return
+    # ends[side][k]: tokens of that side in the first k segments
+    ends = [np.searchsorted(part, np.arange(n_segments + 1)) for part in segments]
+    first = 0
+    while first < n_segments:
+        last = min(
+            int(np.searchsorted(end, end[first] + limit, side="right")) - 1
+            for end, limit in zip(ends, limits, strict=True)
+        )
+        if last <= first:
+            skipped["segments longer than a chunk"] += 1
+            first += 1
+            continue
+        cut_ids, cut_segments = [], []
+        for side in range(2):
+            inside = slice(ends[side][first], ends[side][last])
+            prefix, suffix = affixes[side]
+            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]).astype(np.int64))
+            cut_segments.append(
+                np.pad(segments[side][inside] - first, (len(prefix), len(suffix)), constant_values=SPECIAL)
+            )
+        yield Chunk(*cut_ids, *cut_segments)
+        first = last

@@ -1,0 +1,11 @@
+"""What a model is worth on held-out text."""
+
+from matt_fast.support.lazy import lazy_names
+
+_WHERE = {
+    "Evaluation": "matt_fast.evaluation.bits_per_byte",
+    "evaluate": "matt_fast.evaluation.bits_per_byte",
+}
+
+__all__ = list(_WHERE)
+__getattr__ = lazy_names(__name__, _WHERE)

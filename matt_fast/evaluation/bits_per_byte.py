@@ -1,0 +1,134 @@
+"""Bits per byte of held-out text: the one figure that compares models with different tokenizers."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from matt_fast.alignment.vocabulary import special_affixes, start_of_text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attributes:
+    bits_per_byte: negative log2-likelihood of the text, per UTF-8 byte of it.
+    bytes_per_token: UTF-8 bytes of the text per token.
+    n_bytes, n_tokens: of the text scored.
+    piece_bytes: each piece of the text, at most.
+    masked: whether the likelihood is a masked language model's pseudo-likelihood.
+    """
+
+    bits_per_byte: float
+    bytes_per_token: float
+    n_bytes: int
+    n_tokens: int
+    piece_bytes: int
+    masked: bool
+
+
+PIECE_BYTES = 2048
+MASKED_PIECE_BYTES = 480  # an encoder with 512 positions holds as many bytes, whatever its tokens are
+MASKED_AT_ONCE = 7  # every seventh token: about the 15% that masked language models are trained with
+
+
+@torch.inference_mode()
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Iterable[str],
+    *,
+    piece_bytes: int | None = None,
+    max_pieces: int | None = None,
+    masked: bool = False,
+) -> Evaluation:
+    """Score documents under a language model.
+
+    Documents are cut into pieces of at most `piece_bytes` bytes, at line ends where there are any. The pieces are the
+    same for every tokenizer, and each is scored with nothing but itself as context, so that figures of different
+    tokenizers compare. Every token is scored once.
+
+    * A causal model predicts each token from those before it: the first one given the tokenizer's own special tokens
+      in front of a text, else its bos token, else its eos token.
+    * A masked model predicts each token from those around it (pseudo-likelihood): in seven passes, each with every
+      seventh token masked. These figures compare with each other only: pieces of a word tell each other.
+
+    Args:
+        model: gives logits [B, n, vocabulary].
+        tokenizer: the model's own.
+        documents: texts.
+        piece_bytes: UTF-8 bytes of a piece, at most; 2,048 if None, 480 for a masked model.
+        max_pieces: stop after so many pieces.
+        masked: whether `model` is a masked language model.
+
+    Raises:
+        ValueError: there is no text; the tokenizer has neither a bos nor an eos token, or no mask token; an id has no
+            logit.
+    """
+    if piece_bytes is None:
+        piece_bytes = MASKED_PIECE_BYTES if masked else PIECE_BYTES
+    score = _masked_nats if masked else _causal_nats
+    nats, n_bytes, n_tokens = 0.0, 0, 0
+    for index, piece in enumerate(cut_pieces(documents, piece_bytes)):
+        if index == max_pieces:
+            break
+        ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        rows = model.get_input_embeddings().weight.shape[0]
+        if max(ids) >= rows:
+            raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
+        nats += score(model, tokenizer, ids)
+        n_bytes += len(piece.encode())
+        n_tokens += len(ids)
+    if n_tokens == 0:
+        raise ValueError("documents: wanted text to score, got none")
+    return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens, piece_bytes, masked)
+
+
+def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+    prefix = start_of_text(tokenizer)
+    if not prefix:
+        raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
+    input_ids = torch.tensor([prefix + ids], device=model.device)
+    logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
+    return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="sum").item()
+
+
+def _masked_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+    if tokenizer.mask_token_id is None:
+        raise ValueError("tokenizer: wanted a mask token to score text under a masked language model, got none")
+    prefix, suffix = special_affixes(tokenizer)
+    targets = torch.tensor(prefix + ids + suffix, device=model.device)
+    position = torch.arange(len(targets), device=model.device) - len(prefix)
+    in_text = (position >= 0) & (position < len(ids))
+    passes = torch.arange(min(MASKED_AT_ONCE, len(ids)), device=model.device)
+    hidden = in_text & (position % MASKED_AT_ONCE == passes[:, None])
+    logits = model(input_ids=targets.where(~hidden, tokenizer.mask_token_id)).logits[hidden]
+    expected = targets.expand_as(hidden)[hidden]
+    return torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
+
+
+def cut_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[str]:
+    """Cut texts into pieces of at most `piece_bytes` UTF-8 bytes, at line ends where possible, else between characters.
+
+    Joined again, the pieces of a document are the document. Pieces of white space only are left out.
+
+    Raises:
+        ValueError: `piece_bytes` is below 4, the longest character.
+    """
+    if piece_bytes < 4:
+        raise ValueError(f"piece_bytes: wanted at least 4, got {piece_bytes}")
+    for document in documents:
+        data = document.encode()
+        start = 0
+        while start < len(data):
+            end = min(start + piece_bytes, len(data))
+            if end < len(data):
+                line_end = data.rfind(b"\n", start, end) + 1
+                while end > start and data[end] & 0xC0 == 0x80:  # inside a character
+                    end -= 1
+                end = line_end or end
+            piece = data[start:end].decode()
+            if not piece.isspace():
+                yield piece
+            start = end

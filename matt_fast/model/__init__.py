@@ -1,0 +1,1 @@
+"""A pretrained model: loaded, looked into while it runs, given other rows."""

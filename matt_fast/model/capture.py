@@ -1,0 +1,397 @@
+"""Capture what passes inside a model, and stop the forward pass when all that was asked for has been seen.
+
+Attention states are caught in every model that goes through transformers' attention interface: an attention function is
+registered under a name of its own, the model is switched to it for the call, and at the target layers it keeps what it
+was given. Other layers run the implementation the caller asks for. Hidden states are caught by hooks. Nothing is
+specific to an architecture.
+"""
+
+import contextvars
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from matt_fast.model.packed import Packing, attend_by_document, find_packing, restarted_positions
+
+# What an attention function may be given that changes the softmax in a way the AIM loss does not model.
+UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What one layer's attention function received (paper §3.2, eq. 1 and 2).
+
+    Attributes:
+        query: [B, H, n, d], after rotary embedding and query/key normalisation, in the model's dtype.
+        key: [B, H_kv, n, d], likewise.
+        value: [B, H_kv, n, d_v].
+        scale: factor on the logits.
+        sliding_window: as `aim_loss` takes it: with `causal` the number of keys a query sees, itself included,
+            otherwise the largest distance to a key that it sees; None without a window.
+        softcap: bound of the tanh soft-capping of the logits; None without.
+        causal: whether a query sees only keys at or before its own position.
+        documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None when every row
+            is one document without padding.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    causal: bool
+    documents: torch.Tensor | None
+
+    @property
+    def states(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(query, key, value), the form that `aim_loss` takes."""
+        return self.query, self.key, self.value
+
+
+@dataclass
+class Capture:
+    """What one forward pass gave, see `capture`.
+
+    Attributes:
+        attention: layer index -> what its attention function received.
+        hidden: [B, n, hidden], the residual stream behind the layer asked for; None if none was.
+        head_input: [B, n, hidden], what the output head received, after the last normalisation; None if not asked for.
+    """
+
+    attention: dict[int, AttentionInputs] = field(default_factory=dict)
+    hidden: torch.Tensor | None = None
+    head_input: torch.Tensor | None = None
+
+
+class _Complete(BaseException):
+    """Ends the forward pass; a BaseException, which no `except Exception` on the way swallows."""
+
+
+@dataclass
+class _Recorder:
+    """What is still to be seen in the running forward pass, and what has been seen."""
+
+    documents: torch.Tensor | None
+    packing: Packing | None
+    missing: set
+    attended: set[int] = field(default_factory=set)  # layers that called their attention function
+    result: Capture = field(default_factory=Capture)
+
+    def seen(self, what) -> None:
+        self.missing.discard(what)
+        if not self.missing:
+            raise _Complete
+
+
+_recorder: contextvars.ContextVar[_Recorder] = contextvars.ContextVar("recorder")
+
+
+def capture(
+    model: PreTrainedModel,
+    *,
+    attention: Iterable[int] = (),
+    hidden: int | None = None,
+    head: bool = False,
+    attn_implementation: str | None = None,
+    documents: torch.Tensor | None = None,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    **inputs,
+) -> Capture:
+    """Run `model` until everything asked for has been seen, and return it; nothing behind it is computed.
+
+    Gradients flow from the result to the inputs (`inputs_embeds`, say) as in an ordinary forward pass.
+
+    Args:
+        model: a transformers model whose attention goes through the attention interface.
+        attention: indices of layers, counted from 0, whose attention inputs are wanted.
+        hidden: index of the layer whose output (the residual stream behind it) is wanted.
+        head: whether the input of the output head is wanted.
+        attn_implementation: what the layers run, as for `from_pretrained`: "sdpa", "eager", "flash_attention_2" or
+            another registered name; what the model was loaded with if None.
+        documents: [B, n] int64, for rows that hold several documents: the document of each token, -1 for padding; best
+            on the CPU, where it is read. Positions start again at each document, and attention runs on one at a time.
+        checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
+            left as they are.
+        compiled: run layers through torch.compile, but for those in `attention`; not for rows of several documents.
+        **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
+            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n]; positions that start again say
+            the same as `documents`.
+
+    Raises:
+        ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
+            interface, or has attention of a kind that the AIM loss does not describe; the model has no head; packed
+            documents would see each other, or are to be compiled.
+    """
+    attention = set(attention)
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    for layer in sorted(attention | ({hidden} - {None})):
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer: wanted an index from 0 to {depth - 1} for this model, got {layer}")
+    if inputs.get("attention_mask") is not None and inputs["attention_mask"].ndim != 2:
+        shape = tuple(inputs["attention_mask"].shape)
+        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs.setdefault("use_cache", False)
+    wanted = attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
+    if not wanted:
+        raise ValueError("capture: wanted attention, hidden or head, got none of them")
+    packing = None if documents is None else find_packing(documents)
+    if documents is None:
+        documents = _documents(inputs.get("attention_mask"), inputs.get("position_ids"))
+        if inputs.get("attention_mask") is None and documents is not None and documents.any():
+            packing = find_packing(documents)
+    else:
+        _check_packed(model, documents, inputs)
+        device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
+        inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
+    if packing is not None and compiled:
+        raise ValueError(
+            "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
+            "attention runs on one document at a time, and layers would be compiled anew for those of each batch"
+        )
+    recorder = _Recorder(documents, packing, wanted)
+
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    with ExitStack() as hooks:
+        if hidden is not None:
+            hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
+        if head:
+            hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
+        if checkpointing:  # hooks behind a layer's modules, as of weights that wait elsewhere, run in backward too
+            hooks.enter_context(set_checkpoint_early_stop(False))
+        implementation = _register(attn_implementation or previous)
+        changed = decoder_layers(model) if checkpointing or compiled else ()
+        for layer in (x for index, x in enumerate(changed) if index not in attention):
+            forward = functools.partial(_compiled(type(layer).forward), layer) if compiled else layer.forward
+            if checkpointing:
+                again = functools.partial(_forward_again, model, implementation, recorder, forward)
+                forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = forward
+            hooks.callback(delattr, layer, "forward")
+        model.set_attn_implementation(implementation)
+        try:
+            model(**inputs)
+        except _Complete:
+            if packing is not None:
+                reached = depth if head else 1 + max(attention | ({hidden} - {None}))
+                _check_all_attended(model, recorder, reached)
+            return recorder.result
+        finally:
+            _recorder.reset(token)
+            model.set_attn_implementation(previous)
+    layers = sorted(recorder.missing - {"hidden", "head"})
+    if not layers:
+        raise ValueError(f"model: {type(model).__name__} never called {' and '.join(sorted(recorder.missing))}")
+    raise ValueError(
+        f"model: layer {layers[0]} of {type(model).__name__} never called its attention function through transformers' "
+        "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
+        "attention; choose another layer or model"
+    )
+
+
+def capture_attention(
+    model: PreTrainedModel, layer: int, *, attn_implementation: str | None = None, **inputs
+) -> AttentionInputs:
+    """Run `model` up to the attention of one layer and return the states that this attention receives.
+
+    The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
+    Arguments and errors are those of `capture`.
+    """
+    return capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs).attention[layer]
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The list of the model's transformer layers.
+
+    Raises:
+        ValueError: the model has no list with as many modules as its configuration has layers.
+    """
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for root in (decoder, model):
+        for module in (root or model).modules():
+            if isinstance(module, nn.ModuleList) and len(module) == depth:
+                return module
+    raise ValueError(f"model: {type(model).__name__} has no list of {depth} layers")
+
+
+def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
+    """A copy of `config` with the first `n_layers` layers only.
+
+    A model loaded with it holds, reads from disk and moves to the device nothing above them. Fields with one entry per
+    layer (layer types, window patterns) are shortened with it.
+
+    Raises:
+        ValueError: `n_layers` is not between 1 and the depth of the model.
+    """
+    shortened = copy.deepcopy(config)
+    text_config = shortened.get_text_config(decoder=True)
+    depth = text_config.num_hidden_layers
+    if not 1 <= n_layers <= depth:
+        raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {n_layers}")
+    for name, value in vars(text_config).items():
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(text_config, name, value[:n_layers])
+    text_config.num_hidden_layers = n_layers
+    return shortened
+
+
+@functools.cache
+def _register(base: str) -> str:
+    """Register the capturing twin of an attention implementation and its mask; return its name."""
+    name = f"matt_fast_{base}"
+    if base != "eager" and base not in AttentionInterface._global_mapping:
+        known = ", ".join(sorted(AttentionInterface._global_mapping))
+        raise ValueError(f"attn_implementation: wanted eager or one of {known}; got {base!r}")
+    AttentionInterface.register(name, functools.partial(_attention, base))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, base))
+    return name
+
+
+def _mask(base: str, *arguments, **options):
+    """The registered mask function: packed rows get none, `_attention` takes them apart."""
+    if _recorder.get().packing is not None:
+        return None
+    return ALL_MASK_ATTENTION_FUNCTIONS[base](*arguments, **options)
+
+
+@functools.cache
+def _compiled(forward: Callable) -> Callable:
+    """One compiled function for all layers of a kind and all lengths."""
+    return torch.compile(forward, dynamic=True)
+
+
+def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
+    """The registered attention function: keep the inputs of the target layers, delegate the work."""
+    attention = _base_attention(base, module)
+    if torch.compiler.is_compiling():  # neither layers to capture nor packed rows are ever compiled
+        return attention(module, query, key, value, attention_mask, **kwargs)
+    recorder, layer = _recorder.get(), module.layer_idx
+    recorder.attended.add(layer)
+    arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
+    if layer in recorder.missing:
+        recorder.result.attention[layer] = _attention_inputs(arguments, recorder.documents, layer)
+        recorder.seen(layer)
+    if recorder.packing is None:
+        return attention(module, query, key, value, attention_mask, **kwargs)
+    given = _attention_inputs(arguments, recorder.documents, layer)
+    return attend_by_document(
+        attention,
+        ALL_MASK_ATTENTION_FUNCTIONS[base],
+        module,
+        given.states,
+        recorder.packing,
+        causal=given.causal,
+        sliding_window=given.sliding_window,
+        options={name: value for name, value in kwargs.items() if name != "position_ids"},
+    )
+
+
+def _forward_again(model, implementation: str, recorder: _Recorder, forward, *arguments, **options):
+    """A layer's forward, in the pass itself and, under the attention that the pass had, once more in backward."""
+    if _recorder.get(None) is recorder:
+        return forward(*arguments, **options)
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    model.set_attn_implementation(implementation)
+    try:
+        return forward(*arguments, **options)
+    finally:
+        _recorder.reset(token)
+        model.set_attn_implementation(previous)
+
+
+def _keep_hidden(module, arguments, output) -> None:
+    recorder = _recorder.get()
+    recorder.result.hidden = output[0] if isinstance(output, tuple) else output
+    recorder.seen("hidden")
+
+
+def _keep_head_input(module, arguments) -> None:
+    recorder = _recorder.get()
+    (recorder.result.head_input,) = arguments
+    recorder.seen("head")
+
+
+def _head_of(model: PreTrainedModel) -> nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model: wanted a model with an output head, got {type(model).__name__}")
+    return head
+
+
+def _base_attention(base: str, module) -> Callable:
+    if base == "eager":  # every modelling file has its own; the interface does not list them
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return AttentionInterface._global_mapping[base]
+
+
+def _attention_inputs(arguments: dict, documents: torch.Tensor | None, layer: int) -> AttentionInputs:
+    module, query = arguments["module"], arguments["query"]
+    for name in UNSUPPORTED_ATTENTION_ARGUMENTS:
+        if arguments.get(name) is not None:
+            raise ValueError(f"layer: the attention of layer {layer} uses {name}, which the AIM loss does not describe")
+    layer_types = getattr(module.config, "layer_types", None)
+    if layer_types is not None and layer_types[layer] not in ("full_attention", "sliding_attention"):
+        raise ValueError(
+            f"layer: wanted a layer with full or sliding attention, but layer {layer} has {layer_types[layer]}"
+        )
+    scale = arguments.get("scaling")
+    causal = arguments.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    window = arguments.get("sliding_window")
+    if window is not None and not causal:
+        window -= 1  # attention functions are given the first distance that is hidden (as flash attention takes it)
+    return AttentionInputs(
+        query=query,
+        key=arguments["key"],
+        value=arguments["value"],
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        sliding_window=window,
+        softcap=arguments.get("softcap"),
+        causal=causal,
+        documents=documents,
+    )
+
+
+def _check_packed(model: PreTrainedModel, documents: torch.Tensor, inputs: dict) -> None:
+    for name in ("attention_mask", "position_ids"):
+        if inputs.get(name) is not None:
+            raise ValueError(f"documents: wanted no {name} beside it, got both")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"documents: wanted a model that takes position_ids, got {type(model).__name__}")
+    shape = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).shape[:2]
+    if documents.shape != shape:
+        raise ValueError(f"documents: wanted shape [B, n] = {tuple(shape)}, got {tuple(documents.shape)}")
+
+
+def _check_all_attended(model: PreTrainedModel, recorder: _Recorder, reached: int) -> None:
+    other = sorted(set(range(reached)) - recorder.attended)
+    if other:
+        raise ValueError(
+            f"documents: layer {other[0]} of {type(model).__name__} has no softmax attention: packed documents would "
+            "see each other there; use rows of one document"
+        )
+
+
+def _documents(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Document ids from padding or from positions that start again, as transformers' own mask reads them."""
+    if attention_mask is not None:
+        return attention_mask.to(torch.int64) - 1
+    if position_ids is None:
+        return None
+    step = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    return (step != 1).cumsum(-1)

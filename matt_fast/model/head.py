@@ -1,0 +1,149 @@
+"""The output side of the student: next-token losses over a large vocabulary that never hold all logits at once."""
+
+from importlib.util import find_spec
+
+import torch
+from transformers import PreTrainedModel
+
+from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import BatchRows
+
+LOGITS_AT_ONCE = 1 << 24  # float32 logits of a chunk of tokens: 64 MiB
+
+
+class Head:
+    """The student's output head: all its rows as they stand, and how the model makes logits of them.
+
+    Args:
+        weight: [student rows, hidden] in the model's dtype; `update` changes it in place.
+        bias: [student rows], or None. It is used as it is, not trained.
+        scale: factor on the logits.
+        softcap: bound of their tanh soft-capping, applied after the factor; None without.
+        fused: make the softmax and its gradient in liger-kernel's kernel. If None: where it is installed and `weight`
+            is on a CUDA device.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        fused: bool | None = None,
+    ):
+        self.weight, self.bias, self.scale, self.softcap = weight, bias, scale, softcap
+        if fused is None:
+            fused = weight.is_cuda and find_spec("liger_kernel") is not None
+        self.fused = fused
+
+    @torch.no_grad()
+    def update(self, ids: torch.Tensor, rows: torch.Tensor) -> None:
+        """Take over trained rows: [r] int64 and [r, hidden]."""
+        self.weight[ids] = rows.to(self.weight.dtype)
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor, rows: BatchRows) -> torch.Tensor:
+        """Mean cross-entropy of `targets` ([N] int64) given the head's input `hidden` ([N, hidden]), in nats.
+
+        The softmax is over the whole vocabulary. Gradients flow to `hidden` and to `rows.trainable`, whose values the
+        head must have (see `update`); the rows of tokens that do not occur in the step get none.
+        """
+        return _ChunkedCrossEntropy.apply(
+            hidden,
+            self.weight,
+            self.bias,
+            rows.trainable,
+            rows.ids[rows.positions],
+            targets,
+            self.scale,
+            self.softcap,
+            _liger_loss_and_gradient if self.fused else _loss_and_gradient,
+        )
+
+
+def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
+    """The factor and soft-capping that `model` applies to its head's output: arguments of `Head`.
+
+    What the configuration says is checked against the logits that the model gives for a few tokens.
+
+    Raises:
+        ValueError: the model makes its logits in a way that these two do not describe.
+    """
+    config = model.config.get_text_config(decoder=True)
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    rule = {"scale": float(scale), "softcap": getattr(config, "final_logit_softcapping", None)}
+    head = model.get_output_embeddings()
+    ids = torch.arange(min(8, len(head.weight)), device=model.device)[None]
+    with torch.no_grad():
+        hidden = capture(model, head=True, input_ids=ids)
+        ours = head_logits(hidden.head_input[0], head.weight, getattr(head, "bias", None), **rule)
+        theirs = model(input_ids=ids).logits[0].float()
+    tolerance = 1e-3 if theirs.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05
+    if not torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
+        raise ValueError(
+            f"objective: {type(model).__name__} does something to its logits beyond a factor and soft-capping; "
+            "objectives that train output rows cannot describe it"
+        )
+    return rule
+
+
+def head_logits(hidden, weight, bias, scale, softcap) -> torch.Tensor:
+    """Logits, float32 or wider, of the head's input [N, hidden] by a head of `weight` and `bias`, see `Head`."""
+    logits = hidden @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        logits += bias
+    if scale != 1.0:
+        logits *= scale
+    return logits if softcap is None else softcap * (logits / softcap).tanh_()
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the cross-entropies of `targets` ([n] int64), and its gradient in place of `logits` ([n, rows])."""
+    target = targets[:, None]
+    logits -= logits.logsumexp(-1, keepdim=True)
+    loss = -logits.gather(1, target).sum()
+    gradient = logits.exp_()
+    return loss, gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1))
+
+
+def _liger_loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same in one kernel. Liger's fused linear loss has a gradient for the whole table or for none of its rows."""
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    logits.requires_grad_()  # or it makes no gradient
+    loss, *_, gradient = cross_entropy_forward(logits, targets.contiguous(), None, -100, 0.0, 0.0, "sum", None, False)
+    return loss, gradient.detach()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Forward makes the gradients too, a chunk of tokens at a time; backward multiplies them by the loss's own."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap, loss_and_gradient):
+        chunk = max(1, min(len(hidden), LOGITS_AT_ONCE // len(weight)))
+        needs_hidden, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+        loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
+        row_gradient = torch.zeros_like(trained) if needs_rows else None
+        for start in range(0, len(hidden), chunk):
+            part, target = hidden[start : start + chunk], targets[start : start + chunk]
+            logits = head_logits(part, weight, bias, scale, softcap)
+            slope = scale / len(hidden)
+            if softcap is not None:
+                slope = (logits / softcap).square_().neg_().add_(1).mul_(slope)
+            part_loss, gradient = loss_and_gradient(logits, target)
+            loss += part_loss
+            # From here on: the loss's gradient with respect to the head's output.
+            gradient = gradient.mul_(slope).to(weight.dtype)
+            if needs_hidden:
+                hidden_gradient[start : start + chunk] = gradient @ weight
+            if needs_rows:
+                row_gradient += (gradient[:, trained_ids].T @ part).to(row_gradient.dtype)
+        ctx.save_for_backward(hidden_gradient, row_gradient)
+        return loss / len(hidden)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, loss_gradient):
+        hidden, rows = (None if x is None else x * loss_gradient.to(x.dtype) for x in ctx.saved_tensors)
+        return hidden, None, None, rows, None, None, None, None, None

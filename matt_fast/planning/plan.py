@@ -1,0 +1,188 @@
+"""What a transfer will take, from configuration files and tokenizers alone: memory by part, work, and what fits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.model.teacher import Teacher
+from matt_fast.planning.simulation import Step, Vocabulary, simulate
+from matt_fast.recipe.transfer import DTYPES
+from matt_fast.training.frozen import outline_frozen
+from matt_fast.training.loop import freeze
+from matt_fast.training.objectives import trains_output
+from matt_fast.training.options import TrainingOptions
+
+GIB = 1 << 30
+CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Options of the command line, the peak in bytes that a step has with them, and whether that fits."""
+
+    options: str
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training step will take.
+
+    Attributes:
+        n_layers: the target layer, counted from 1.
+        rows, trainable: of the new vocabulary, and those of them that are trained.
+        step: peak memory by part, and multiplications and additions.
+        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`.
+        largest_batch: rows that fit at this length, likewise.
+        remedies: if the step does not fit, what to turn on, and what it then takes.
+    """
+
+    n_layers: int
+    rows: int
+    trainable: int
+    step: Step
+    longest: int | None = None
+    largest_batch: int | None = None
+    remedies: tuple[Remedy, ...] = ()
+
+
+def plan(
+    model: str | Path,
+    tokenizer: str | Path,
+    *,
+    length: int = 512,
+    batch_size: int = 4,
+    n_layers: int | None = None,
+    training: TrainingOptions | None = None,
+    precision: str = "bf16",
+    freeze_shared: bool = True,
+    device: str = "cuda",
+    vram: int | None = None,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """Predict what a training step of `transfer` will take; no weights are read, and no data.
+
+    Counted are the tensors in use at once where both sides have full rows of one document and every token has a row of
+    its own: real batches take a little less, packed ones about as much, or less. What a device's driver and libraries
+    keep for themselves comes on top, as does what the allocator cannot use (on a GPU together 1 to 2 GiB).
+
+    Args:
+        model, tokenizer: folders or hub names; of the model its configuration and tokenizer are read.
+        length, batch_size: tokens of a chunk on either side, and chunks.
+        n_layers: the target layer; a third of the depth if None.
+        training: see `TrainingOptions`.
+        precision: of the frozen weights: "no" (float32) or "bf16".
+        freeze_shared: as in `transfer`.
+        device: "cuda" or "cpu": where backend "auto" of the loss will run.
+        vram: bytes that may be in use; if given, what fits into them is searched.
+        trust_remote_code: let the repositories run code of their own.
+
+    Raises:
+        ValueError: an argument does not fit; `vram` is too small for a single token.
+    """
+    training = training or TrainingOptions()
+    for name, value in (("length", length), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: wanted at least 1, got {value}")
+    for name, value, choices in (("precision", precision, DTYPES), ("device", device, ("cuda", "cpu"))):
+        if value not in choices:
+            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {value!r}")
+    source = Teacher(model, trust_remote_code=trust_remote_code)
+    n_layers = max(1, round(source.depth / 3)) if n_layers is None else n_layers
+    if not 1 <= n_layers <= source.depth:
+        raise ValueError(f"n_layers: wanted 1 to {source.depth} for this model, got {n_layers}")
+    if training.backend == "auto":
+        on_gpu = device == "cuda" and find_spec("triton") is not None
+        training = replace(training, backend="triton" if on_gpu else "torch")
+    with_head = trains_output(training.objectives())
+    if with_head and source.masked:
+        raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
+
+    @cache
+    def outline(precision: str, quantization: str | None, offload: str | None) -> PreTrainedModel:
+        loaded = source.outline(DTYPES[precision], None if with_head else n_layers)
+        loaded = loaded if with_head else source.trunk(loaded)
+        freeze(loaded)
+        outline_frozen(loaded, quantization, offload, device)
+        return loaded
+
+    trunk = outline(precision, None, None)
+    rows = len(trunk.get_input_embeddings().weight)
+    pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
+    shared = len(pair.matches) if freeze_shared else 0
+    vocabulary = Vocabulary(pair.rows, pair.rows - shared)
+
+    def run(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
+        options = replace(training, **changes)
+        model = outline(precision, options.quantization, options.offload)
+        return simulate(model, vocabulary, length, batch_size, n_layers, options)
+
+    step = run()
+    found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, step)
+    if vram is None:
+        return found
+    keeps_layers = "aim-all-layers" in training.objectives()
+    last_resorts: list[tuple[list[str], dict]] = []  # the one costs accuracy, the other time; one at a time
+    if training.quantization is None and training.offload is None and not training.compile:
+        last_resorts.append((["--quantization 4bit"], {"quantization": "4bit"}))
+        if not keeps_layers:
+            place = "cpu" if device == "cuda" else "disk"
+            names = [] if training.checkpointing else ["--checkpointing"]
+            last_resorts.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
+    least = run(length=1, batch_size=1)
+    if least.peak > vram:
+        peaks = ((" ".join(names), run(length=1, batch_size=1, **options).peak) for names, options in last_resorts)
+        raise ValueError(
+            f"vram: wanted at least {least.peak / GIB:.2f} GiB, which a single token takes "
+            f"({least.parts['frozen weights'] / GIB:.2f} of them for frozen weights), got {vram / GIB:.2f}"
+            + "".join(f"; with {name} it takes {peak / GIB:.2f}" for name, peak in peaks)
+        )
+    text_config = source.config.get_text_config(decoder=True)
+    limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+    longest = _largest(lambda n: run(length=n).peak, vram, limit, CLOSE_ENOUGH)
+    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, 1 << 16, CLOSE_ENOUGH)
+    found = replace(found, longest=longest, largest_batch=largest_batch)
+    if step.peak <= vram:
+        return found
+    changes: list[tuple[list[str], dict]] = []
+    if batch_size > 1:
+        smaller = max(1, largest_batch)
+        accumulation = training.accumulation * -(-batch_size // smaller)
+        name = f"--batch-size {smaller} --accumulation {accumulation}"
+        changes.append(([name], {"batch_size": smaller, "accumulation": accumulation}))
+    if not training.checkpointing and not keeps_layers:
+        changes.append((["--checkpointing"], {"checkpointing": True}))
+    if precision == "no":
+        changes.append((["--precision bf16"], {"precision": "bf16"}))
+    single = [*changes, *last_resorts]
+    together = [changes] if len(changes) > 1 else []
+    together += [[*changes, last] for last in last_resorts if changes]
+    peaks = []
+    for choice in [*([x] for x in single), *together]:
+        if choice in together and any(peak <= vram for _, peak in peaks):
+            break
+        names = dict.fromkeys(name for names, _ in choice for name in names)
+        peaks.append((" ".join(names), run(**{key: x for _, options in choice for key, x in options.items()}).peak))
+    if longest:
+        peaks.append((f"--max-length {longest}", run(length=longest).peak))
+    return replace(found, remedies=tuple(Remedy(name, peak, peak <= vram) for name, peak in peaks))
+
+
+def _largest(peak: Callable[[int], int], allowed: int, limit: int, parts: int) -> int:
+    """The largest count up to `limit` whose peak is allowed, to within one of `parts` parts; 0 if none is."""
+    low, high = 0, 1
+    while high <= limit and peak(high) <= allowed:
+        low, high = high, high * 2
+    if low * 2 > limit and peak(limit) <= allowed:
+        return limit
+    high = min(high, limit)
+    while high - low > max(1, low // parts):
+        middle = (low + high) // 2
+        low, high = (middle, high) if peak(middle) <= allowed else (low, middle)
+    return low

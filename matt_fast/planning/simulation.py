@@ -1,0 +1,265 @@
+"""One training step without weights, data or a device: what is in memory at its peak, and how much it multiplies.
+
+The step's own code runs on PyTorch's meta device, where tensors have shapes and no contents, on any architecture that
+a transfer takes. Every new storage is counted until it is freed, so what autograd keeps, and what is only passing
+through, comes from the code itself.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.model.embeddings import BatchRows, RowAdamW
+from matt_fast.model.head import Head
+from matt_fast.training.objectives import (
+    Pass,
+    StepRows,
+    combine,
+    losses_of,
+    plan_ahead,
+    student_pass,
+    teacher_pass,
+    trains_output,
+)
+from matt_fast.training.options import TrainingOptions
+
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+PARTS = ("frozen weights", "new rows, moments", "rows of the batch", "teacher", "student", "loss", "backward", "update")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step takes.
+
+    Attributes:
+        parts: bytes in memory at the step's peak, by the part of the step that made them; names as in `PARTS`.
+        flops: multiplications and additions of its matrix products and attention, masked pairs of attention included;
+            without those of the Triton kernels.
+    """
+
+    parts: dict[str, int]
+    flops: int
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How many rows there are: all of the student's, and those of them that are trained."""
+
+    rows: int
+    trainable: int
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of every storage made inside it until the storage is freed, and the products.
+
+    Attributes:
+        part: what new storages are counted under.
+        peak: bytes by part when most were in use.
+        flops: multiplications and additions.
+    """
+
+    def __init__(self, part: str):
+        super().__init__()
+        self.part, self.peak, self.flops = part, Counter(), 0
+        self._counted: set[int] = set()
+        self._by_part: Counter = Counter()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage, once."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if tensor.device.type != "meta" or key in self._counted:
+            return
+        self._counted.add(key)
+        weakref.finalize(storage, self._free, key, self.part, size).atexit = False
+        self._by_part[self.part] += size
+        if self._by_part.total() > self.peak.total():
+            self.peak = self._by_part.copy()
+
+    def workspace(self, size: int) -> None:
+        """Count bytes that something takes and gives back at once."""
+        self._by_part[self.part] += size
+        if self._by_part.total() > self.peak.total():
+            self.peak = self._by_part.copy()
+        self._by_part[self.part] -= size
+
+    def _free(self, key: int, part: str, size: int) -> None:
+        self._counted.discard(key)
+        self._by_part[part] -= size
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.add(leaf)
+        count = FLOPS.get(function._overloadpacket)
+        if count is not None:
+            self.flops += count(*arguments, **(options or {}), out_val=result)
+        return result
+
+
+class FullRows(TorchFunctionMode):
+    """The meta device has no answer to what a model asks of its masks: is every token seen, is every row one document.
+    With full rows it is yes."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is torch.Tensor.__bool__ and arguments[0].is_meta:
+            return True
+        return function(*arguments, **(options or {}))
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Let scaled_dot_product_attention take its fused kernel, as on a CPU or GPU; the meta device has only the plain
+    formula. A mode for torch functions would not reach the layers that backward runs again."""
+    plain = F.scaled_dot_product_attention
+
+    def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
+        if not query.is_meta or query.shape[-1] != value.shape[-1]:
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
+        return ATTENTION(query, key, value, is_causal=is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+    F.scaled_dot_product_attention = fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+@contextmanager
+def shapes_only(model: PreTrainedModel) -> Iterator[None]:
+    """Say so where a model asks for values."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be planned without its weights, since what it computes depends on "
+            f"their values: {error}"
+        ) from error
+
+
+def _attention_flops(query, key, value, *rest, out_val=None, **options) -> int:
+    key_shape, value_shape = ((*query.shape[:2], *x.shape[2:]) for x in (key, value))
+    return sdpa_flop_count(query.shape, key_shape, value_shape)
+
+
+def _attention_backward_flops(gradient, query, key, value, *rest, out_val=None, **options) -> int:
+    key_shape, value_shape = ((*query.shape[:2], *x.shape[2:]) for x in (key, value))
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key_shape, value_shape)
+
+
+FLOPS: dict[object, Callable] = {
+    **flop_registry,
+    ATTENTION: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def simulate(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    length: int,
+    batch_size: int,
+    n_layers: int,
+    options: TrainingOptions,
+) -> Step:
+    """One training step with full rows on both sides and every token a new one: no batch of this shape takes more.
+
+    Args:
+        model: on the meta device, frozen, as `train` takes it.
+        vocabulary: how many rows there are.
+        length, batch_size: tokens of a row on either side, and rows.
+        n_layers: the target layer, counted from 1.
+        options: see `TrainingOptions`; the backend is "torch", "triton" or "eager".
+
+    Raises:
+        ValueError: the model looks at the values of its tensors, as a mixture of experts may.
+    """
+    with FullRows(), fused_attention(), shapes_only(model):
+        planned = plan_ahead(model, n_layers, options)(_batch(length, batch_size))
+    memory = Memory("frozen weights")
+    for tensor in (*model.parameters(), *model.buffers()):
+        memory.add(tensor)
+    with FullRows(), fused_attention(), memory:
+        memory.part = "new rows, moments"
+        optimizers, head = _tables(model, vocabulary, options)
+        memory.part = "rows of the batch"
+        batch = planned.to(model.device)
+        rows = _rows(model, vocabulary, batch.tokens * options.accumulation, optimizers)
+        batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
+        for _ in range(batches):
+            with shapes_only(model):
+                loss = _loss(model, rows, head, batch, n_layers, options, memory)
+            memory.part = "backward"
+            if loss.requires_grad:
+                loss.backward()
+        memory.part = "update"
+        for optimizer, part in zip(optimizers, rows.by_table, strict=True):
+            gradient = torch.zeros_like(part.trainable) if part.trainable.grad is None else part.trainable.grad
+            gradient.norm()
+            optimizer.step(part.slots, gradient)
+    return Step({name: memory.peak[name] for name in PARTS}, memory.flops * options.accumulation // batches)
+
+
+def _batch(length: int, batch_size: int) -> Batch:
+    """Every other segment has two tokens: between the 1.3 and 1.6 tokens of a segment that real tokenizers give."""
+    segments = np.arange(length) * 2 // 3
+    ids = np.arange(batch_size * length).reshape(batch_size, length)
+    return collate([[Chunk(row, row, segments, segments)] for row in ids], Counter())
+
+
+def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOptions):
+    """The trainable rows with their moments, one optimizer for each table, and the head where an objective needs it."""
+    weight = model.get_input_embeddings().weight
+    with_head = trains_output(options.objectives())
+    tied = not with_head or model.get_output_embeddings().weight is weight
+    tables = [weight.new_empty(vocabulary.trainable, weight.shape[1], dtype=torch.float32) for _ in range(2 - tied)]
+    chosen = {"moments": options.moments, "backend": options.backend}
+    optimizers = [RowAdamW(table, options.lr, **chosen) for table in tables]
+    return optimizers, Head(weight.new_empty(vocabulary.rows, weight.shape[1]), fused=False) if with_head else None
+
+
+def _rows(model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizers: list[RowAdamW]) -> StepRows:
+    weight = model.get_input_embeddings().weight
+    sizes = min(vocabulary.rows, tokens), min(vocabulary.trainable, tokens)
+    parts = []
+    for optimizer in optimizers:
+        ids, places, slots = (torch.empty(sizes[i], dtype=torch.int64, device="meta") for i in (0, 1, 1))
+        leaf = optimizer.table[slots].requires_grad_()
+        parts.append(BatchRows(ids, weight.new_empty(sizes[0], weight.shape[1]), leaf, places, slots))
+    return StepRows(parts[0], parts[-1])
+
+
+def _loss(model, rows, head, batch, n_layers, options, memory: Memory) -> torch.Tensor:
+    """As `losses` and `combine`, part by part; what the passes captured is free afterwards."""
+    memory.part = "teacher"
+    teacher = teacher_pass(model, batch, n_layers, options)
+    memory.part = "student"
+    student = student_pass(model, rows, batch, n_layers, options)
+    memory.part = "loss"
+    if options.backend == "triton" and teacher.attention:
+        memory.workspace(_kernel_workspace(*next(iter(teacher.attention.values())).states[:2]))
+    return combine(losses_of(Pass(batch, teacher, student, rows, head, n_layers, options)))
+
+
+def _kernel_workspace(query: torch.Tensor, key: torch.Tensor) -> int:
+    """What a pass of the Triton kernels takes and gives back, as the README has it: bytes of a token and key head."""
+    return key.shape[:3].numel() * (128 + 64 if query.dtype == torch.bfloat16 else 384 + 128)

@@ -1,0 +1,92 @@
+"""The model card that a transfer leaves beside the model: what was done, and what was measured."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from matt_fast.recipe.result import TransferResult
+from matt_fast.training.loop import Progress
+from matt_fast.training.options import TrainingOptions
+
+STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
+
+
+def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
+    """(what, bits per byte, bytes per token) for each evaluation, as text."""
+    return [
+        (STAGE_NAMES[name], f"{evaluation.bits_per_byte:.4f}", f"{evaluation.bytes_per_token:.3f}")
+        for name, evaluation in result.evaluations.items()
+    ]
+
+
+def skipped_lines(progress: Progress) -> list[str]:
+    """What training left out: parts of the data, and steps in which no trainable row occurred."""
+    skipped = dict(progress.skipped)
+    if progress.steps_without_new_tokens:
+        skipped["steps without new tokens"] = progress.steps_without_new_tokens
+    return [f"{count:,} {reason}" for reason, count in skipped.items()]
+
+
+def model_card(
+    result: TransferResult,
+    model: str | Path,
+    data: str | Path,
+    init: str,
+    freeze_shared: bool,
+    training: TrainingOptions,
+) -> str:
+    """Markdown with the metadata that the Hugging Face hub reads.
+
+    Folders of this machine are named by their last part only.
+    """
+    base = Path(model).resolve().name if Path(model).exists() else str(model)
+    source = Path(data).name if Path(data).exists() else str(data)
+    progress = result.progress
+    lines = [
+        "---",
+        "library_name: transformers",
+        *([] if Path(model).exists() else [f"base_model: {base}"]),
+        "tags:",
+        "- tokenizer-transfer",
+        "- matt-fast",
+        "---",
+        "",
+        f"# {base} with a new tokenizer",
+        "",
+        f"Made with matt-fast {version('matt-fast')}: the tokenizer of `{base}` was replaced, and the embeddings of "
+        f"the new tokens were trained ({training.objective}) so that the model with them does what it did before "
+        "(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). All other weights are those of the original model.",
+        "",
+        "## Vocabulary",
+        "",
+        f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
+        + (", unchanged." if freeze_shared else ", trained further."),
+        f"- {result.new} tokens are new. `{init}` made the first rows of {result.report.initialized}; "
+        f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
+        "all rows, as the original's tokens cannot spell them.",
+        f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
+        "started. `token_provenance.jsonl` tells it for each token.",
+        "",
+        "## Training",
+        "",
+        f"- {len(progress.losses)} steps, {progress.tokens} tokens from `{source}`, {progress.seconds:.0f} s.",
+        f"- The target layer was layer {result.n_layers} (counted from 1).",
+        *(f"- {name}: {value}" for name, value in asdict(training).items()),
+    ]
+    if progress.losses:
+        lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
+    lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
+    if result.evaluations:
+        scored = next(iter(result.evaluations.values()))
+        lines += [
+            "",
+            "## Held-out text",
+            "",
+            f"{scored.n_bytes} bytes, in pieces of at most {scored.piece_bytes:,} bytes, each scored on its own"
+            + (", by pseudo-likelihood (every seventh token masked)." if scored.masked else "."),
+            "",
+            "| | bits per byte | bytes per token |",
+            "|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in evaluation_rows(result)),
+        ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,102 @@
+"""Several initialisers side by side: what a new tokenizer costs before any training."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.documents import read_documents
+from matt_fast.data.parallel import read_pairs
+from matt_fast.evaluation.bits_per_byte import evaluate
+from matt_fast.initializers import InitReport, initial_rows
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe import export
+from matt_fast.support.memory import peak_memory, reset_peak_memory
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What one initialiser gave.
+
+    Attributes:
+        init: its name, or the path of ready rows.
+        bits_per_byte: of the held-out text under the model with the new tokenizer, untrained.
+        seconds: that making the rows took.
+        memory: bytes in use at most while making them; of the accelerator if there is one, else of the process.
+        report: where the rows came from.
+    """
+
+    init: str
+    bits_per_byte: float
+    seconds: float
+    memory: int
+    report: InitReport
+
+
+def compare_initializers(
+    model: str | Path,
+    tokenizer: str | Path,
+    eval_data: str | Path,
+    inits: Iterable[str],
+    *,
+    data: str | Path | None = None,
+    init_head: str = "same",
+    donor: str | Path | None = None,
+    parallel: str | Path | None = None,
+    eval_pieces: int = 40,
+    split: str = "train",
+    text_field: str = "text",
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_result: Callable[[Initialised], None] = lambda result: None,
+    on_progress: Callable[[str, int, int], None] = lambda init, done, total: None,
+) -> tuple[float, list[Initialised]]:
+    """Initialise the same model for the same tokenizer in several ways and score each on the same text.
+
+    Args:
+        model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
+            trust_remote_code, allow_pickle: as in `transfer`.
+        inits: what `transfer` takes as `init`.
+        on_result: called with each result.
+        on_progress: called with the initialiser, the rows that it has made, and their number; see `initial_rows`.
+
+    Returns:
+        Bits per byte of the original model, and the results in the order of `inits`.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
+    """
+    options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    device = Accelerator().device
+    teacher = Teacher(model, **options)
+    texts = None if data is None else read_documents(data, split=split, text_field=text_field)
+    pairs = None if parallel is None else read_pairs(parallel)
+    held_out = read_documents(eval_data, split=split, text_field=text_field)
+
+    def bits(scored, its_tokenizer) -> float:
+        scored.to(device)
+        return evaluate(scored, its_tokenizer, held_out, max_pieces=eval_pieces, masked=teacher.masked).bits_per_byte
+
+    original = teacher.load(torch.float32)
+    rows = len(original.get_input_embeddings().weight)
+    vocabulary = VocabularyPair(teacher.load_tokenizer(), teacher.load_tokenizer(tokenizer), rows)
+    baseline = bits(original, vocabulary.teacher)
+    results = []
+    for init in inits:
+        reset_peak_memory(device)
+        begin = time.perf_counter()
+        given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+        given["on_progress"] = partial(on_progress, str(init))
+        start = initial_rows(original, vocabulary, init, seed, **given, **options)
+        seconds, memory = time.perf_counter() - begin, peak_memory(device)
+        changed = teacher.load(torch.float32)
+        export.replace_vocabulary(changed, start)
+        results.append(Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report))
+        on_result(results[-1])
+    return baseline, results

@@ -1,0 +1,429 @@
+"""The reference library's interface: a script written for it runs with `from matt_fast import MATT, MATTConfig`.
+
+A thin layer over the recipe's own parts. What differs: documents are cut into chunks where the reference truncates,
+tokens are matched by their bytes, frozen embeddings combine with `with_ntp`, and a mismatch is an error.
+"""
+
+import json
+import logging
+import math
+import os
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import set_seed
+from datasets import Dataset, load_from_disk
+from rich.console import Console
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from matt_fast.alignment.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
+from matt_fast.cli.display import ProgressDisplay
+from matt_fast.data.chunks import Side
+from matt_fast.data.documents import check_text_column
+from matt_fast.data.prepared import HIGHEST_IDS, data_key, prepare
+from matt_fast.model.embeddings import EmbeddingTable, embed
+from matt_fast.model.head import Head, logit_rule
+from matt_fast.modeling.base import PreTrainedModelForAIM
+from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
+from matt_fast.reference.config import PRECISIONS, MATTConfig
+from matt_fast.reference.data import batches
+from matt_fast.support.checks import check_type
+from matt_fast.training.loop import Progress, freeze, train
+from matt_fast.training.objectives import Student
+from matt_fast.training.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
+
+
+class MATTOutput(torch.Tensor):
+    """What `MATT.train` returns: the learned input embeddings, with the output embeddings beside them.
+
+    It is the tensor of the input embeddings itself, so that both of the reference library's conventions work:
+    `output.apply_to(model)`, and `model.get_input_embeddings().weight.data.copy_(output)`.
+
+    Attributes:
+        input_embeddings: [student rows, dim], on the CPU.
+        output_embeddings: [student rows, dim], the head's; None unless trained with `with_ntp`.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
+
+    def __new__(cls, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
+        return input_embeddings.detach().as_subclass(cls)
+
+    def __init__(self, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
+        self.input_embeddings, self.output_embeddings = input_embeddings.detach(), output_embeddings
+
+    def __deepcopy__(self, memo) -> "MATTOutput":
+        return MATTOutput(*(None if x is None else x.clone() for x in (self.input_embeddings, self.output_embeddings)))
+
+    def apply_to(self, model: PreTrainedModel) -> None:
+        """Copy the learned embeddings into a whole model, in place.
+
+        Raises:
+            ValueError: one of the model's tables has another shape, or it has one table and two were learned; nothing
+                has been changed then.
+        """
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        tables = [("input", embedding, self.input_embeddings)]
+        if self.output_embeddings is not None and head is not None:
+            tables.append(("output", head, self.output_embeddings))
+        for name, module, rows in tables:
+            if module.weight.shape != rows.shape:
+                raise ValueError(
+                    f"model: wanted {name} embeddings of shape {tuple(rows.shape)}, got {tuple(module.weight.shape)}; "
+                    "resize_token_embeddings first"
+                )
+        if len(tables) == 2 and head.weight is embedding.weight and not torch.equal(tables[0][2], tables[1][2]):
+            raise ValueError(
+                "model: wanted one whose output head has rows of its own, got one where it is tied to the input "
+                "embeddings: it cannot hold both tables that were learned"
+            )
+        with torch.no_grad():
+            for _, module, rows in tables:
+                module.weight.copy_(rows)
+
+
+class MATT:
+    """Model-Aware Tokenizer Transfer with the reference library's calls: prepare_dataset, then train.
+
+    Args:
+        config: see `MATTConfig`.
+        teacher_tokenizer, student_tokenizer: fast tokenizers, the original one and the new one.
+
+    Attributes:
+        dataset_path: folder of the prepared data (a `datasets.Dataset` on disk); None before `prepare_dataset`.
+        progress: of the last training, see `matt_fast.training.loop.Progress`; None before.
+
+    Raises:
+        TypeError: `config` is no MATTConfig, or a tokenizer not a fast one.
+    """
+
+    def __init__(
+        self,
+        config: MATTConfig,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+        student_tokenizer: PreTrainedTokenizerBase,
+    ):
+        check_type("config", config, MATTConfig)
+        for name, tokenizer in (("teacher_tokenizer", teacher_tokenizer), ("student_tokenizer", student_tokenizer)):
+            check_fast(tokenizer, name)
+        self.config = config
+        self.teacher_tokenizer, self.student_tokenizer = teacher_tokenizer, student_tokenizer
+        self.dataset_path: str | None = None
+        self.progress: Progress | None = None
+
+    def prepare_dataset(
+        self,
+        dataset: Dataset,
+        max_length: int,
+        dataset_output_dir: str | Path | None = None,
+        text_column_name: str = "text",
+        force_reprocess: bool = False,
+        batch_size: int = 1000,
+        num_proc: int | None = None,
+    ) -> None:
+        """Tokenise with both tokenizers, align, cut into chunks, and keep the result on disk.
+
+        What is kept is found again by the data, both tokenizers and the length; documents are cut at segment boundaries
+        where the reference library truncates them.
+
+        Args:
+            dataset: documents, one a row.
+            max_length: tokens of a chunk, at most, on either side.
+            dataset_output_dir: folder to keep it in; the configuration's if None.
+            text_column_name: the column that holds the text.
+            force_reprocess: make it anew even if it is there.
+            batch_size: documents that a process takes at a time.
+            num_proc: processes; all cores if None.
+
+        Raises:
+            TypeError: `dataset` is not a `datasets.Dataset`.
+            ValueError: no such column, or one that holds no texts; no text; a `max_length` that special tokens fill.
+        """
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"dataset: wanted a datasets.Dataset (not a stream or a dict), got {type(dataset).__name__}"
+            )
+        if text_column_name not in dataset.column_names:
+            raise ValueError(
+                f"text_column_name: wanted one of the columns {dataset.column_names}, got {text_column_name!r}"
+            )
+        check_text_column(dataset, text_column_name, "text_column_name")
+        tokenizers = (self.teacher_tokenizer, self.student_tokenizer)
+        digest = data_key(dataset, text_column_name, tokenizers, max_length)
+        folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
+        state = PartialState(cpu=self.config.accelerator == "cpu")
+        with state.main_process_first():  # the others find it made
+            if not folder.exists() or (force_reprocess and state.is_main_process):
+                sides = tuple(
+                    Side(name, tokenizer, vocabulary_rows(token_bytes(tokenizer)), max_length)
+                    for name, tokenizer in zip(("teacher", "student"), tokenizers, strict=True)
+                )
+                options = {
+                    "batch_size": batch_size,
+                    "num_proc": min(num_proc or os.cpu_count() or 1, len(dataset)) or None,
+                    "fn_kwargs": {"sides": sides, "column": text_column_name},
+                    "new_fingerprint": digest,
+                }
+                prepare(dataset, folder, **options)
+        self.dataset_path = str(folder)
+
+    def prepare_frozen_embeddings_mask(self) -> torch.Tensor:
+        """[student tokens] bool: True where the teacher has the same token, byte for byte or by its role."""
+        mask = torch.zeros(len(self.student_tokenizer), dtype=torch.bool)
+        shared = match_tokens(self.student_tokenizer, self.teacher_tokenizer)
+        mask[[i for i in shared if i < len(mask)]] = True  # ids may have gaps
+        logger.info("%d of %d tokens are shared", int(mask.sum()), len(mask))
+        return mask
+
+    def train(self, teacher_model: PreTrainedModelForAIM, student_model: PreTrainedModelForAIM, **kwargs) -> MATTOutput:
+        """Train the student's embeddings on the prepared data; `student_model` has them afterwards, too.
+
+        Args:
+            teacher_model, student_model: of the classes of `matt_fast.modeling`, with the same `n_layers`.
+            **kwargs: the reference library hands them to Lightning's Trainer; there is none here, so none is accepted.
+
+        Raises:
+            RuntimeError: `prepare_dataset` was not called.
+            TypeError: a model of another class, or any further argument.
+            ImportError: the configuration wants wandb, which is not installed.
+            ValueError: models, configuration and data that do not fit together.
+            FloatingPointError: the loss became NaN or infinite.
+        """
+        if self.dataset_path is None:
+            raise RuntimeError(
+                "prepare_dataset: wanted it to be called before train, e.g. matt.prepare_dataset(data, 512)"
+            )
+        if kwargs:
+            raise TypeError(f"train: arguments for Lightning's Trainer have no meaning here, got {', '.join(kwargs)}")
+        config = replace(self.config)  # checked again: someone may have changed it
+        self._check_models(teacher_model, student_model)
+        set_seed(config.seed)
+        accelerator = _accelerator(config)
+        data = load_from_disk(self.dataset_path).with_format("numpy")
+        options = _options(config, len(data), accelerator.num_processes)
+        for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
+            _place(side, name, PRECISIONS[config.precision], accelerator.device)
+        student = _student(student_model)
+        checkpoints = _Checkpoints(config, student, accelerator)
+
+        display = ProgressDisplay(Console(quiet=not accelerator.is_main_process), options.steps)
+
+        def on_step(progress: Progress) -> None:
+            display.on_step(progress)
+            last = progress.step == options.steps
+            if last or progress.step % config.log_every_n_steps == 0:
+                lr = options.lr_at(progress.step)
+                logger.info("step %d: loss %.6g, lr %.3g, %s", progress.step, progress.loss, lr, progress.parts)
+                accelerator.log({"loss": progress.loss, "lr": lr, **progress.parts}, step=progress.step)
+            if last or progress.step % config.save_every_n_steps == 0:
+                checkpoints.save(progress)
+
+        passes = batches(data, config, accelerator)
+        models = teacher_model.trunk, student_model.trunk
+        try:
+            with display:
+                self.progress, _ = train(
+                    *models, student, passes, student_model.n_layers, options, accelerator, on_step
+                )
+        finally:
+            passes.close()
+            _write_back(student, student_model)
+        for tracker in accelerator.trackers:  # end_training would end the process group, too
+            tracker.finish()
+        output = student.tables[-1].weight().cpu() if config.with_ntp else None
+        return MATTOutput(student.input.weight().cpu(), output)
+
+    def _check_models(self, teacher_model, student_model) -> None:
+        for name, model in (("teacher_model", teacher_model), ("student_model", student_model)):
+            if not isinstance(model, PreTrainedModelForAIM):
+                raise TypeError(f"{name}: wanted a PreTrainedModelForAIM, got {type(model).__name__}")
+        if teacher_model.model is student_model.model:
+            raise ValueError("student_model: wanted a model of its own, got the teacher's")
+        if teacher_model.n_layers != student_model.n_layers:
+            raise ValueError(
+                f"n_layers: wanted the same for both models, got {teacher_model.n_layers} and {student_model.n_layers}"
+            )
+        if self.config.with_ntp != student_model.with_ntp:
+            raise ValueError(
+                f"with_ntp: wanted the same in MATTConfig and in student_model, got {self.config.with_ntp} and "
+                f"{student_model.with_ntp}"
+            )
+        highest = json.loads((Path(self.dataset_path) / HIGHEST_IDS).read_text())
+        for side, model in (("teacher", teacher_model), ("student", student_model)):
+            rows = len(_table(model))
+            if highest[side] >= rows:
+                raise ValueError(
+                    f"{side}_model: wanted a row for every id of the prepared data, which go up to {highest[side]}, "
+                    f"got an embedding of {rows} rows; resize it and initialise the new rows first "
+                    "(resize_token_embeddings and matt_fast.initialize), or load a model made for the tokenizer"
+                )
+        if not (student_model.tied or student_model.with_ntp):
+            logger.warning(
+                "student_model's output head is not tied to its input embeddings: rows of new tokens in it are not "
+                "trained; set with_ntp=True here and in MATTConfig to train them"
+            )
+        self._warn_if_not_initialised(teacher_model, student_model)
+
+    def _warn_if_not_initialised(self, teacher_model, student_model) -> None:
+        """Frozen rows are never corrected: they must be the teacher's rows of the same tokens."""
+        embedding = student_model.get_input_embeddings()
+        theirs, mine = _table(teacher_model), _table(student_model)
+        if not isinstance(embedding, PartlyFrozenEmbeddings) or theirs.shape[1] != mine.shape[1]:
+            return
+        frozen = embedding.frozen_mask.tolist()
+        matches = match_tokens(self.student_tokenizer, self.teacher_tokenizer)
+        teacher_of = {i: match.teacher_id for i, match in matches.items() if match.teacher_id < len(theirs)}
+        shared = [i for i in teacher_of if i < len(frozen) and frozen[i]]
+        expected = theirs[[teacher_of[i] for i in shared]].to(mine)
+        different = int((mine[shared] != expected).any(1).sum())
+        if different:
+            logger.warning(
+                "%d of %d frozen rows of student_model are not the teacher's rows of the same tokens, and stay as they "
+                "are: initialise it for the new tokenizer first (matt_fast.initialize), or give no mask",
+                different,
+                len(shared),
+            )
+
+
+def _accelerator(config: MATTConfig) -> Accelerator:
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(f"accelerator: wanted a CUDA device for {config.accelerator!r}, got none; use 'auto' or 'cpu'")
+    if config.use_wandb and find_spec("wandb") is None:
+        raise ImportError("use_wandb: wandb is missing: pip install wandb")
+    accelerator = Accelerator(
+        cpu=config.accelerator == "cpu",
+        mixed_precision="no",  # what the weights are in is settled by their own dtype
+        log_with="wandb" if config.use_wandb else None,
+    )
+    processes, there = accelerator.num_processes, torch.cuda.device_count()
+    if config.devices not in (-1, "auto", processes):
+        raise ValueError(
+            f"devices: wanted the {processes} processes that were started, got {config.devices}; start as many with "
+            "accelerate launch or torchrun"
+        )
+    if config.devices == -1 and processes == 1 < there and accelerator.device.type == "cuda":
+        logger.warning("devices: one of %d GPUs is used; start with accelerate launch or torchrun for more", there)
+    if config.use_wandb:
+        os.makedirs(config.wandb_output_dir, exist_ok=True)
+        accelerator.init_trackers(config.wandb_project, asdict(config), {"wandb": {"dir": config.wandb_output_dir}})
+    return accelerator
+
+
+def _options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions:
+    """The configuration for our training; a last step that a pass does not fill is filled from the next pass."""
+    batches = math.ceil(math.ceil(chunks / processes) / config.batch_size)
+    by_epochs = math.ceil(batches * config.max_epochs / config.accumulate_grad_batches)
+    steps = min(n for n, limit in ((by_epochs, config.max_epochs), (config.max_steps, config.max_steps)) if limit != -1)
+    if config.num_warmup_steps + config.num_decay_steps > steps:
+        raise ValueError(
+            f"num_warmup_steps and num_decay_steps: wanted at most the {steps} steps of this training together "
+            f"(max_steps={config.max_steps}, max_epochs={config.max_epochs} over {chunks} chunks), got "
+            f"{config.num_warmup_steps} and {config.num_decay_steps}"
+        )
+    return TrainingOptions(
+        objective=config.aim_impl + ("+ntp" if config.with_ntp else ""),
+        steps=steps,
+        lr=config.lr,
+        warmup_steps=config.num_warmup_steps,
+        decay_steps=config.num_decay_steps,
+        accumulation=config.accumulate_grad_batches,
+        max_grad_norm=None if config.gradient_clip_val in (0, math.inf) else config.gradient_clip_val,
+        metric=config.loss,
+    )
+
+
+def _place(model: PreTrainedModelForAIM, name: str, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Frozen, on the device, in the dtype asked for or as loaded."""
+    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
+        parameter.data = parameter.data.to(device=device, dtype=dtype or parameter.dtype)
+        if parameter.dtype == torch.float16:
+            raise ValueError(
+                f"{name}: wanted weights in bfloat16 or float32, got float16, for which gradients of the AIM loss are "
+                "too small; load it with dtype=torch.bfloat16"
+            )
+    model.to(device)
+    freeze(model.trunk)
+
+
+def _table(model: PreTrainedModelForAIM) -> torch.Tensor:
+    """[rows, dim]: the input embeddings as one table, without a gradient."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, PartlyFrozenEmbeddings):
+        embedding = embedding.to_embeddings()
+    return embedding.weight.detach()
+
+
+def _student(model: PreTrainedModelForAIM) -> Student:
+    """The student's rows as tables."""
+    embedding, weight = model.get_input_embeddings(), _table(model)
+    frozen_from = torch.full((len(weight),), -1, device=weight.device)
+    if isinstance(embedding, PartlyFrozenEmbeddings):
+        frozen_from = torch.arange(len(weight), device=weight.device).where(embedding.frozen_mask, frozen_from)
+    table = EmbeddingTable(weight, frozen_from, weight)
+    _check_forward(embedding, table)
+    if not model.with_ntp:
+        return Student(table)
+    head = model.get_output_embeddings()
+    output = None if model.tied else EmbeddingTable(head.weight, frozen_from, head.weight.detach())
+    rule = logit_rule(model.causal_model)
+    return Student(table, output, Head((output or table).weight(), getattr(head, "bias", None), **rule))
+
+
+@torch.no_grad()
+def _check_forward(embedding: torch.nn.Module, table: EmbeddingTable) -> None:
+    """Training gives the module the rows of a batch as its `weight`; it must do with them what it does by itself."""
+    ids = torch.cat([(table.slot < 0).nonzero()[:4, 0], table.trainable_ids[:4]])
+    if not torch.equal(embed(embedding, table.rows(ids), ids), embedding(ids)):
+        raise ValueError(
+            f"student_model: wanted an embedding whose forward calls the one of PartlyFrozenEmbeddings or nn.Embedding "
+            f"and has no other use for ids, got {type(embedding).__name__}, which does not embed the rows it is given"
+        )
+
+
+@torch.no_grad()
+def _write_back(student: Student, model: PreTrainedModelForAIM) -> None:
+    """Put the tables' rows into the model's modules."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, PartlyFrozenEmbeddings):
+        embedding.active_embeddings.weight.copy_(student.input.trainable)
+        embedding.unfreeze_active()
+    else:
+        embedding.weight.copy_(student.input.weight())
+    if model.with_ntp:
+        model.get_output_embeddings().weight.copy_(student.tables[-1].weight())
+
+
+class _Checkpoints:
+    """The trained rows on disk, every so many steps: the best by loss, and the last."""
+
+    def __init__(self, config: MATTConfig, student: Student, accelerator: Accelerator):
+        self.folder, self.keep = Path(config.checkpoint_output_dir), config.save_top_k
+        self.student, self.accelerator = student, accelerator
+        self.kept: list[tuple[float, Path]] = []
+
+    def save(self, progress: Progress) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            name: table.weight().cpu().contiguous()
+            for name, table in zip(("input_embeddings", "output_embeddings"), self.student.tables, strict=False)
+        }
+        names = [self.folder / "last.safetensors"]
+        if self.keep != 0:
+            names.append(self.folder / f"step{progress.step}_loss{progress.loss:.4g}.safetensors")
+            self.kept.append((progress.loss, names[-1]))
+        for name in names:
+            temporary = name.with_name(f".{name.name}")
+            save_file(tensors, temporary)
+            os.replace(temporary, name)
+        while 0 < self.keep < len(self.kept):
+            worst = max(self.kept)
+            worst[1].unlink(missing_ok=True)
+            self.kept.remove(worst)

@@ -1,0 +1,1 @@
+"""What rows are trained for, and how."""

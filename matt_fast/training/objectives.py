@@ -1,0 +1,273 @@
+"""What the new embeddings are trained for: each objective is a loss between what the two sides did with one batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from transformers import PreTrainedModel
+
+from matt_fast.data.batches import PADDING, Batch
+from matt_fast.loss import aim_loss, tile_planner
+from matt_fast.model.capture import AttentionInputs, Capture, capture
+from matt_fast.model.embeddings import BatchRows, EmbeddingTable, embed
+from matt_fast.model.head import Head
+from matt_fast.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student's vocabulary: its embedding, and its output side where an objective needs it.
+
+    Attributes:
+        input: the input embedding.
+        output: rows of the output head, where it is not tied to the embedding and an objective trains it.
+        head: the whole output head; None where no objective needs it.
+    """
+
+    input: EmbeddingTable
+    output: EmbeddingTable | None = None
+    head: Head | None = None
+
+    @property
+    def tables(self) -> list[EmbeddingTable]:
+        return [self.input] if self.output is None else [self.input, self.output]
+
+    def rows(self, ids: torch.Tensor) -> "StepRows":
+        """The rows of one step, given the ids ([any shape] int64) that occur in it."""
+        rows = self.input.rows(ids)
+        return StepRows(rows, rows if self.output is None else self.output.rows(ids))
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one step as input and as output embeddings: the same object where they are tied."""
+
+    input: BatchRows
+    output: BatchRows
+
+    @property
+    def by_table(self) -> list[BatchRows]:
+        return [self.input] if self.output is self.input else [self.input, self.output]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a batch gave on both sides: the material of the losses."""
+
+    batch: Batch
+    teacher: Capture
+    student: Capture
+    rows: StepRows
+    head: Head | None
+    n_layers: int
+    options: TrainingOptions
+
+
+def aim(given: Pass) -> torch.Tensor:
+    """Attention influence at the target layer (paper, eq. 3 to 10)."""
+    return _aim(given, given.n_layers - 1, "aim")
+
+
+def aim_star(given: Pass) -> torch.Tensor:
+    """The outputs of the target layer's attention at segment ends (paper §3.4)."""
+    return _aim(given, given.n_layers - 1, "aim_star")
+
+
+def aim_all_layers(given: Pass) -> torch.Tensor:
+    """The mean of the AIM losses of all layers up to the target layer (the paper's ablation)."""
+    return torch.stack([_aim(given, layer, "aim") for layer in range(given.n_layers)]).mean()
+
+
+def token_distillation(given: Pass) -> torch.Tensor:
+    """Mean squared error of the hidden states behind the target layer at segment ends (Token Distillation)."""
+    places = given.batch.places
+    teacher, student = (
+        side.hidden.flatten(0, 1)[ends].to(torch.promote_types(side.hidden.dtype, torch.float32))
+        for side, ends in ((given.teacher, places.teacher_ends), (given.student, places.student_ends))
+    )
+    return torch.nn.functional.mse_loss(student, teacher)
+
+
+def boundary_head(given: Pass) -> torch.Tensor:
+    """Cross-entropy of the first student token of each segment given the teacher's final state before the segment.
+
+    Trains output rows without a pass through the student. The first segment of a document counts only where special
+    tokens stand before it.
+    """
+    places = given.batch.places
+    hidden = given.teacher.head_input.flatten(0, 1)[places.teacher_before]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[places.student_first], given.rows.output)
+
+
+def next_token(given: Pass) -> torch.Tensor:
+    """Cross-entropy of every next token under the whole student (NTP)."""
+    predicting = given.batch.places.predicting
+    hidden = given.student.head_input.flatten(0, 1)[predicting]
+    return given.head.loss(hidden, given.batch.student_ids.flatten()[predicting + 1], given.rows.output)
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """A loss, and what it reads on each side: "attention" of the target layer, "all" of them, "hidden", "head"."""
+
+    loss: Callable[[Pass], torch.Tensor]
+    teacher: str | None
+    student: str | None
+    trains_output: bool = False
+
+
+_OBJECTIVES = {
+    "aim": _Objective(aim, "attention", "attention"),
+    "aim_star": _Objective(aim_star, "attention", "attention"),
+    "aim-all-layers": _Objective(aim_all_layers, "all", "all"),
+    "token-distillation": _Objective(token_distillation, "hidden", "hidden"),
+    "boundary-head": _Objective(boundary_head, "head", None, trains_output=True),
+    "ntp": _Objective(next_token, None, "head", trains_output=True),
+}
+
+
+def trains_output(names: tuple[str, ...]) -> bool:
+    """Whether an objective trains output rows; it then needs the model at its full depth, head included."""
+    return any(_OBJECTIVES[name].trains_output for name in names)
+
+
+def trains_input(names: tuple[str, ...]) -> bool:
+    """Whether an objective reaches input rows: one that runs the student."""
+    return any(_OBJECTIVES[name].student is not None for name in names)
+
+
+def losses(
+    teacher: PreTrainedModel,
+    student_model: PreTrainedModel,
+    rows: StepRows,
+    head: Head | None,
+    batch: Batch,
+    n_layers: int,
+    options: TrainingOptions,
+    *,
+    causal: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
+    captures = (
+        teacher_pass(teacher, batch, n_layers, options, causal=causal),
+        student_pass(student_model, rows, batch, n_layers, options, causal=causal),
+    )
+    return losses_of(Pass(batch, *captures, rows, head, n_layers, options))
+
+
+def teacher_pass(
+    model: PreTrainedModel, batch: Batch, n_layers: int, options: TrainingOptions, *, causal: bool = True
+) -> Capture:
+    """What the objectives read on the teacher's side, without gradients; nothing is run if they read nothing."""
+    wanted = _wanted({_OBJECTIVES[name].teacher for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    visibility = _visibility(batch.teacher_documents, batch, causal)
+    with torch.no_grad():
+        return capture(model, **wanted, **visibility, compiled=options.compile, input_ids=batch.teacher_ids)
+
+
+def student_pass(
+    model: PreTrainedModel,
+    rows: StepRows,
+    batch: Batch,
+    n_layers: int,
+    options: TrainingOptions,
+    *,
+    causal: bool = True,
+) -> Capture:
+    """What the objectives read on the student's side, differentiable by the rows' leaves."""
+    wanted = _wanted({_OBJECTIVES[name].student for name in options.objectives()}, n_layers, options)
+    if not wanted:
+        return Capture()
+    visibility = _visibility(batch.student_documents, batch, causal)
+    layers = {"checkpointing": options.checkpointing, "compiled": options.compile}
+    embedded = embed(model.get_input_embeddings(), rows.input, batch.student_ids)
+    return capture(model, **wanted, **visibility, **layers, inputs_embeds=embedded)
+
+
+def losses_of(given: Pass) -> dict[str, torch.Tensor]:
+    """Each objective's loss of what both sides gave."""
+    return {name: _OBJECTIVES[name].loss(given) for name in given.options.objectives()}
+
+
+def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The sum of losses with all but the first scaled to the first's value (dynamic scaling: paper, Appendix E)."""
+    first, *others = parts.values()
+    for other in others:
+        ratio = first.detach() / other.detach()
+        first = first + other * torch.where(other.detach() == 0, 0.0, ratio)
+    return first
+
+
+def plan_ahead(model: PreTrainedModel, n_layers: int, options: TrainingOptions) -> Callable[[Batch], Batch]:
+    """What data workers do to batches for these objectives: where kernels run, they plan their tiles."""
+    names = options.objectives()
+    wanted = _wanted({_OBJECTIVES[name].student for name in names} & {"attention", "all"}, n_layers, options)
+    layers = {}
+    if wanted:
+        one_token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            layers = capture(model, **wanted, input_ids=one_token).attention
+    variants = {"aim_star" if name == "aim_star" else "aim" for name in names if name.startswith("aim")}
+    planners = {
+        (variant, layer.sliding_window): tile_planner(layer.states, **_aim_options(layer, variant, options))
+        for layer in layers.values()
+        for variant in variants
+    }
+    return partial(_with_plans, {name: planner for name, planner in planners.items() if planner is not None})
+
+
+def _with_plans(planners: dict[tuple, Callable], batch: Batch) -> Batch:
+    documents = {"teacher_documents": batch.teacher_documents, "student_documents": batch.student_documents}
+    ids = batch.teacher_segments, batch.student_segments
+    return replace(batch, plans={name: planner(*ids, **documents) for name, planner in planners.items()})
+
+
+def _aim_options(layer: AttentionInputs, variant: str, options: TrainingOptions) -> dict:
+    return {
+        "variant": variant,
+        "metric": options.metric,
+        "reduction": options.reduction,
+        "backend": options.backend,
+        "sliding_window": layer.sliding_window,
+        "causal": layer.causal,
+    }
+
+
+def _aim(given: Pass, layer: int, variant: str) -> torch.Tensor:
+    teacher, student = given.teacher.attention[layer], given.student.attention[layer]
+    return aim_loss(
+        teacher.states,
+        student.states,
+        given.batch.teacher_segments,
+        given.batch.student_segments,
+        teacher_documents=given.batch.teacher_documents,
+        student_documents=given.batch.student_documents,
+        scale=student.scale,
+        softcap=student.softcap,
+        plan=given.batch.plans.get((variant, student.sliding_window)),
+        **_aim_options(student, variant, given.options),
+    )
+
+
+def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> dict:
+    """The arguments of `capture` for these kinds; empty if there is nothing to capture."""
+    layers = range(n_layers) if "all" in kinds else [n_layers - 1] if "attention" in kinds else []
+    hidden = n_layers - 1 if "hidden" in kinds else None
+    if not layers and hidden is None and "head" not in kinds:
+        return {}
+    return {
+        "attention": layers,
+        "hidden": hidden,
+        "head": "head" in kinds,
+        "attn_implementation": options.attn_implementation,
+    }
+
+
+def _visibility(documents: torch.Tensor, batch: Batch, causal: bool) -> dict:
+    """The argument of `capture` that hides documents and padding from each other; causal rows of one need none."""
+    if batch.packed:
+        return {"documents": documents}
+    return {} if causal else {"attention_mask": (documents != PADDING).long().to(batch.student_ids.device)}

@@ -1,0 +1,128 @@
+"""How to train: objective, steps, learning rate, and how the losses are computed."""
+
+import math
+from dataclasses import dataclass
+
+from matt_fast.loss import AIMLoss
+from matt_fast.support.checks import check_field_types
+
+OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train. Objective and learning rate are those that did best in benchmarks/bench_objectives.py.
+
+    Attributes:
+        objective: one or more of OBJECTIVES, joined by "+"; all but the first are scaled to the first's value at
+            each step.
+        steps: number of updates.
+        lr: learning rate of AdamW; there is no weight decay.
+        warmup_steps: the rate rises linearly from 0 over so many steps at the start.
+        decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
+            of the steps that the warm-up leaves if None, 0 for a constant rate.
+        moments: of AdamW, for rows that a step's batches do not have: "lazy" leaves them and their moments alone,
+            "dense" moves them on as their moments fade, which takes time with the size of the vocabulary.
+        accumulation: batches per update.
+        packing: fill each row of a batch with as many chunks as it holds, each a document that no other sees.
+        max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
+            are not tied are clipped each on their own.
+        metric, reduction: of the AIM losses, as in `aim_loss`; the other objectives have no choice.
+        backend: as in `aim_loss`; it also runs lazy row updates, see `RowAdamW`.
+        attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
+        checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
+            memory, more time.
+        compile: run the layers of both sides through torch.compile, but for those whose attention is captured; not with
+            packing.
+        quantization: of the frozen layers while they are trained through: "8bit" or "4bit" (NF4), by bitsandbytes.
+            Embeddings stay as they are, and the result has the original weights.
+        offload: where the frozen layers wait until each runs: "cpu" (memory, for a model that runs on a GPU) or "disk".
+            Wants checkpointing: without it autograd keeps the weights of every layer that a pass went through.
+    """
+
+    objective: str = "token-distillation"
+    steps: int = 1000
+    lr: float = 3e-3
+    warmup_steps: int = 0
+    decay_steps: int | None = None
+    moments: str = "lazy"
+    accumulation: int = 1
+    packing: bool = False
+    max_grad_norm: float | None = 1.0
+    metric: str = "mse"
+    reduction: str = "pairs"
+    backend: str = "auto"
+    attn_implementation: str | None = None
+    checkpointing: bool = False
+    compile: bool = False
+    quantization: str | None = None
+    offload: str | None = None
+
+    def __post_init__(self):
+        check_field_types(self)
+        if "aim-all-layers" in self.objectives() and self.checkpointing:
+            raise ValueError("checkpointing: wanted an objective other than aim-all-layers, which keeps every layer")
+        if self.packing and self.compile:
+            raise ValueError(
+                "packing and compile: wanted one of them, got both: attention runs on one document at a time, and "
+                "layers would be compiled anew for the documents of each batch"
+            )
+        for name in ("steps", "accumulation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        if self.decay_steps is None:
+            object.__setattr__(self, "decay_steps", max(0, self.steps - self.warmup_steps) // 2)
+        for name in ("warmup_steps", "decay_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps and decay_steps: wanted at most the {self.steps} steps together, "
+                f"got {self.warmup_steps} and {self.decay_steps}"
+            )
+        for name in ("lr", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        for name, usual in (("metric", "mse"), ("reduction", "pairs")):
+            value = getattr(self, name)
+            if value != usual and not any(objective.startswith("aim") for objective in self.objectives()):
+                raise ValueError(
+                    f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
+                )
+        if self.moments not in ("lazy", "dense"):
+            raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
+        for name, choices in (("quantization", ("8bit", "4bit")), ("offload", ("cpu", "disk"))):
+            if getattr(self, name) not in (None, *choices):
+                raise ValueError(f"{name}: wanted {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
+            if getattr(self, name) is not None and self.compile:
+                raise ValueError(f"{name} and compile: wanted one of them, got both")
+        if self.quantization is not None and self.offload is not None:
+            raise ValueError("quantization and offload: wanted one of them, got both")
+        if self.offload is not None and not self.checkpointing:
+            raise ValueError(
+                "offload: wanted checkpointing with it, got none: the weights of every layer would stay until backward"
+            )
+        AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1; the last step of a warm-up has the full rate."""
+        rising = step / self.warmup_steps if self.warmup_steps else 1.0
+        falling = (self.steps - step + 1) / self.decay_steps if self.decay_steps else 1.0
+        return self.lr * min(1.0, rising, falling)
+
+    def objectives(self) -> tuple[str, ...]:
+        """The names in `objective`.
+
+        Raises:
+            ValueError: an unknown name, or one that is given twice.
+        """
+        names = tuple(self.objective.split("+"))
+        for name in names:
+            if name not in OBJECTIVES:
+                raise ValueError(
+                    f"objective: wanted one or more of {', '.join(OBJECTIVES)}, joined by '+'; got {self.objective!r}"
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(f"objective: wanted each name once, got {self.objective!r}")
+        return names
