@@ -31,12 +31,13 @@ from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
 from matt_fast.model.capture import layer_config
+from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan
-from matt_fast.recipe.transfer import DTYPES, make_student
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import trains_output
+from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

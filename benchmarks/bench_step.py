@@ -31,9 +31,9 @@ from matt_fast.data.chunks import Side
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import initial_rows
 from matt_fast.model.teacher import Teacher
-from matt_fast.recipe.transfer import make_student
 from matt_fast.training import loop as training
 from matt_fast.training import objectives
+from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

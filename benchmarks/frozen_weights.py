@@ -25,11 +25,12 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import initial_rows
+from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan
-from matt_fast.recipe.transfer import DTYPES, make_student
 from matt_fast.training.frozen import load_frozen
 from matt_fast.training.loop import freeze, train
+from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

@@ -41,10 +41,10 @@ from matt_fast.initializers import initial_rows
 from matt_fast.model.capture import capture, decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe import export
-from matt_fast.recipe.transfer import make_student
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training import objectives
 from matt_fast.training.loop import freeze, train
+from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import quickstart

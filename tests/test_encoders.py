@@ -26,9 +26,9 @@ from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.model.teacher import Teacher
-from matt_fast.recipe.transfer import make_student
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import losses
+from matt_fast.training.student import make_student
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 CONFIGS = {

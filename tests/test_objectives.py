@@ -18,11 +18,11 @@ from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
 from matt_fast.model.teacher import Teacher
-from matt_fast.recipe.transfer import make_student
 from matt_fast.training import objectives
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import combine, losses
 from matt_fast.training.options import OBJECTIVES
+from matt_fast.training.student import make_student
 
 LAYERS = 2
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

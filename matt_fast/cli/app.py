@@ -313,8 +313,8 @@ def evaluate(
 
     from matt_fast.data.documents import read_documents
     from matt_fast.evaluation.bits_per_byte import evaluate as run
+    from matt_fast.model.precision import DTYPES
     from matt_fast.model.teacher import Teacher
-    from matt_fast.recipe.transfer import DTYPES
 
     with clear_errors():
         dtypes = {"auto": "auto", **DTYPES}

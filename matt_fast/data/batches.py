@@ -19,17 +19,64 @@ OPEN_ROWS = 16  # rows that packing fills at a time; more gain under half a perc
 
 @dataclass(frozen=True)
 class Chunk:
-    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student]."""
+    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student].
+
+    `piece` is the number of the text that it was cut from, among those that its maker read.
+    """
 
     teacher_ids: NDArray[np.int64]
     student_ids: NDArray[np.int64]
     teacher_segments: NDArray[np.int64]
     student_segments: NDArray[np.int64]
+    piece: int = 0
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """[2]: teacher and student tokens."""
         return np.array([len(self.teacher_ids), len(self.student_ids)])
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.int64], ...]:
+        return self.teacher_ids, self.student_ids, self.teacher_segments, self.student_segments
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an endless stream of chunks stands; together with the stream's arguments it decides all that follows.
+
+    Attributes:
+        epoch: the pass over the data, from 0.
+        piece, chunk: the text in this process's share of the pass, and how many chunks of it are behind.
+        open_shapes: [chunks, 3] int32: of the chunks in rows that packing is filling: row, teacher and student tokens.
+        open_numbers: [numbers] int32: their four arrays, one chunk after the other.
+    """
+
+    epoch: int = 0
+    piece: int = 0
+    chunk: int = 0
+    open_shapes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 3), np.int32))
+    open_numbers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+
+    def with_open_rows(self, rows: list[list[Chunk]]) -> "Position":
+        """This position, with rows that packing is filling."""
+        placed = [(number, chunk) for number, row in enumerate(rows) for chunk in row]
+        shapes = [(number, *chunk.lengths) for number, chunk in placed]
+        parts = [part for _, chunk in placed for part in chunk.arrays]
+        return replace(
+            self,
+            open_shapes=np.array(shapes, np.int32).reshape(-1, 3),
+            open_numbers=np.concatenate([*parts, np.empty(0)]).astype(np.int32),
+        )
+
+    def open_rows(self) -> list[list[Chunk]]:
+        """The rows that packing is filling."""
+        rows: dict[int, list[Chunk]] = {}
+        numbers, start = self.open_numbers.astype(np.int64), 0
+        for row, teacher, student in self.open_shapes.tolist():
+            ends = start + np.cumsum([teacher, student, teacher, student])
+            rows.setdefault(row, []).append(Chunk(*np.split(numbers[start : ends[-1]], ends[:-1] - start)))
+            start = ends[-1]
+        return list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -70,6 +117,7 @@ class Batch:
     tokens: int  # student tokens without padding
     skipped: Counter  # what was left out on the way to this batch, by reason
     plans: dict = field(default_factory=dict)  # what `aim_loss` takes as `plan`, by variant and sliding window
+    position: Position = field(default_factory=Position)  # where the stream stands behind this batch
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -88,33 +136,47 @@ class Batch:
         return replace(moved(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
 
 
-def pack(chunks: Iterable[Chunk], limits: tuple[int, int], open_rows: int = OPEN_ROWS) -> Iterator[list[Chunk]]:
-    """Put chunks together into rows, each into the first open row with room for it on both sides.
-
-    When no row has room, the fullest is closed and handed out.
+class Packer:
+    """Puts chunks together into rows, each into the first open row with room for it on both sides.
 
     Args:
-        chunks: each within the limits.
         limits: teacher and student tokens of a row, at most.
         open_rows: rows being filled at a time.
+        rows: those that are being filled already.
     """
-    rows: list[list[Chunk]] = []
-    room = np.empty((0, 2), np.int64)  # of each row, on each side
-    for chunk in chunks:
-        fits = np.flatnonzero((room >= chunk.lengths).all(1))
+
+    def __init__(self, limits: tuple[int, int], open_rows: int = OPEN_ROWS, rows: Iterable[list[Chunk]] = ()):
+        self.limits, self.open_rows = np.array(limits), open_rows
+        self.rows = list(rows)
+        used = [sum(chunk.lengths for chunk in row) for row in self.rows]
+        self.room = self.limits - np.array(used, np.int64).reshape(-1, 2)  # of each row, on each side
+
+    def add(self, chunk: Chunk) -> list[Chunk] | None:
+        """Place a chunk, which is within the limits; the fullest row is handed out where none has room for it."""
+        closed = None
+        fits = np.flatnonzero((self.room >= chunk.lengths).all(1))
         if len(fits):
             row = int(fits[0])
         else:
-            if len(rows) == open_rows:
-                row = int(room.min(1).argmin())
-                yield rows.pop(row)
-                room = np.delete(room, row, axis=0)
-            row = len(rows)
-            rows.append([])
-            room = np.vstack([room, limits])
-        rows[row].append(chunk)
-        room[row] -= chunk.lengths
-    yield from rows
+            if len(self.rows) == self.open_rows:
+                fullest = int(self.room.min(1).argmin())
+                closed = self.rows.pop(fullest)
+                self.room = np.delete(self.room, fullest, axis=0)
+            row = len(self.rows)
+            self.rows.append([])
+            self.room = np.vstack([self.room, self.limits])
+        self.rows[row].append(chunk)
+        self.room[row] -= chunk.lengths
+        return closed
+
+
+def pack(chunks: Iterable[Chunk], limits: tuple[int, int], open_rows: int = OPEN_ROWS) -> Iterator[list[Chunk]]:
+    """Put chunks together into rows, see `Packer`; those that are open at the end come last."""
+    packer = Packer(limits, open_rows)
+    for chunk in chunks:
+        if (row := packer.add(chunk)) is not None:
+            yield row
+    yield from packer.rows
 
 
 def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> Batch:

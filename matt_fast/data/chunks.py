@@ -27,7 +27,9 @@ class Side:
     max_length: int  # tokens of a chunk, special ones included
 
 
-def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
+def make_chunks(
+    documents: Iterable[str], teacher: Side, student: Side, skipped: Counter, first: int = 0
+) -> Iterator[Chunk]:
     """Cut documents into chunks that both sides can hold, at segment boundaries (paper, Appendix B).
 
     Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments.
@@ -35,7 +37,9 @@ def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped:
     Args:
         documents: texts.
         teacher, student: the two sides.
-        skipped: counts what is left out, by reason; updated in place.
+        skipped: counts what is left out, by reason; updated in place. When a chunk is handed out it has what comes
+            before this chunk, and no more.
+        first: pieces (`Chunk.piece`) that are passed over without being tokenised.
 
     Raises:
         ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
@@ -47,30 +51,59 @@ def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped:
         limits.append(side.max_length - len(prefix) - len(suffix))
         if limits[-1] < 1:
             raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
-    pieces = (piece for document in documents for piece in _bounded_pieces(document, skipped))
-    while together := list(itertools.islice(pieces, TOKENISE_TOGETHER)):
-        encoded = [side.tokenizer(together, add_special_tokens=False, return_offsets_mapping=True) for side in sides]
-        offsets = [[np.array(o, np.int64).reshape(-1, 2) for o in part["offset_mapping"]] for part in encoded]
-        segments = align_segments_batch(*offsets)
-        for row in range(len(together)):
-            ids = [np.array(part["input_ids"][row], np.int64) for part in encoded]
-            for side, side_ids in zip(sides, ids, strict=True):
-                _check_ids(side, side_ids)
-            yield from _cut(ids, [part[row] for part in segments], limits, affixes, skipped)
+    for together in _groups(itertools.islice(enumerate(_bounded_pieces(documents)), first, None)):
+        texts = [text for _, text in together if text]
+        aligned = iter(_align(texts, sides) if texts else ())
+        for piece, text in together:
+            if not text:
+                skipped["documents without text"] += 1
+                continue
+            for parts in _cut(*next(aligned), limits, affixes, skipped):
+                yield Chunk(*parts, piece=piece)
 
 
-def _bounded_pieces(document: str, skipped: Counter) -> Iterator[str]:
-    """The document itself, or, where it is very long, pieces of it that end with a line."""
-    if not document or document.isspace():
-        skipped["documents without text"] += 1
-        return
-    start = 0
-    while start < len(document):
-        end = min(start + MAX_CHARACTERS, len(document))
-        if end < len(document):
-            end = document.rfind("\n", start, end) + 1 or end
-        yield document[start:end]
-        start = end
+def _bounded_pieces(documents: Iterable[str]) -> Iterator[str]:
+    """The documents, and, of those that are very long, pieces that end with a line; "" for one without text."""
+    for document in documents:
+        if not document or document.isspace():
+            yield ""
+            continue
+        start = 0
+        while start < len(document):
+            end = min(start + MAX_CHARACTERS, len(document))
+            if end < len(document):
+                end = document.rfind("\n", start, end) + 1 or end
+            yield document[start:end]
+            start = end
+
+
+def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Pieces to tokenise together: as many as are worth it, and no more characters than memory should hold."""
+    group: list[tuple[int, str]] = []
+    characters = 0
+    for piece in pieces:
+        if group and characters + len(piece[1]) > MAX_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(piece)
+        characters += len(piece[1])
+        if len(group) == TOKENISE_TOGETHER:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
+def _align(texts: list[str], sides: tuple[Side, Side]) -> Iterator[tuple[list[NDArray], list[NDArray]]]:
+    """(ids, segments) of each text, each on both sides."""
+    encoded = [side.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) for side in sides]
+    offsets = [[np.array(o, np.int64).reshape(-1, 2) for o in part["offset_mapping"]] for part in encoded]
+    segments = align_segments_batch(*offsets)
+    for row in range(len(texts)):
+        ids = [np.array(part["input_ids"][row], np.int64) for part in encoded]
+        for side, side_ids in zip(sides, ids, strict=True):
+            _check_ids(side, side_ids)
+        yield ids, [part[row] for part in segments]
 
 
 def _check_ids(side: Side, ids: NDArray[np.int64]) -> None:
@@ -81,8 +114,8 @@ def _check_ids(side: Side, ids: NDArray[np.int64]) -> None:
         )
 
 
-def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
-    """Greedy: each chunk takes as many whole segments as fit on both sides."""
+def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[tuple[NDArray, ...]]:
+    """The arrays of chunks. Greedy: each takes as many whole segments as fit on both sides."""
     n_segments = max(int(part.max(initial=-1)) for part in segments) + 1
     if n_segments == 0:
         skipped["documents without a common boundary"] += 1
@@ -107,5 +140,5 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[Chunk]:
             cut_segments.append(
                 np.pad(segments[side][inside] - first, (len(prefix), len(suffix)), constant_values=SPECIAL)
             )
-        yield Chunk(*cut_ids, *cut_segments)
+        yield *cut_ids, *cut_segments
         first = last

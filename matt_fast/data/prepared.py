@@ -67,16 +67,21 @@ def prepare_once(
     return folder
 
 
-def read_prepared(folder: Path, seed: list[int], process: int, processes: int, skipped: Counter) -> Iterator[Chunk]:
-    """Every `processes`-th chunk, in an order drawn from `seed`; the first process counts what was left out."""
+def read_prepared(
+    folder: Path, seed: list[int], process: int, processes: int, skipped: Counter, first: int = 0
+) -> Iterator[Chunk]:
+    """Every `processes`-th chunk, in an order drawn from `seed`; the first process counts what was left out.
+
+    Each is a piece of its own; `first` of them are passed over.
+    """
     data = load_from_disk(folder).with_format("numpy")
-    if process == 0:
+    if process == 0 and first == 0:
         skipped.update(json.loads((folder / SKIPPED).read_text()))
     order = np.random.default_rng(seed).permutation(len(data))[process::processes]
-    for start in range(0, len(order), READ_TOGETHER):
+    for start in range(first, len(order), READ_TOGETHER):
         columns = data[order[start : start + READ_TOGETHER]]
-        for row in zip(*(columns[name] for name in COLUMNS), strict=True):
-            yield Chunk(*(x.astype(np.int64) for x in row))
+        for piece, row in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), start):
+            yield Chunk(*(x.astype(np.int64) for x in row), piece=piece)
 
 
 def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **options) -> None:

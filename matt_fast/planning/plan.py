@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
-from matt_fast.recipe.transfer import DTYPES
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output

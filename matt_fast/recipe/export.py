@@ -1,11 +1,7 @@
 """The result as a folder that transformers loads: model, tokenizer, configuration, provenance and model card."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,29 +12,6 @@ from matt_fast.initializers import InitReport, Rows
 
 ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
-
-
-def check_output(output: str | Path) -> Path:
-    """Return `output` as a path; raise FileExistsError if something is there that saving would overwrite."""
-    path = Path(output)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"output: wanted a new or empty folder, but {str(path)!r} has something in it")
-    return path
-
-
-@contextmanager
-def new_folder(output: str | Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `output` in one rename at the end, or vanishes on an error."""
-    path = check_output(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes private folders
-        check_output(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def replace_vocabulary(model: PreTrainedModel, rows: Rows) -> None:

@@ -7,6 +7,8 @@ from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
 from matt_fast.training.loop import Progress
 
+GROWN = 2  # times its start: more than the difference between batches
+
 
 @dataclass
 class TransferResult:
@@ -20,7 +22,9 @@ class TransferResult:
         report: where the input rows started, and which of them stand out.
         trainable, seen: rows that were trainable, and those of them that occurred in training.
         progress: losses, tokens, seconds of training, and what was skipped.
-        evaluations: "original", "initialised" and "trained", on the main process, if evaluation data was given.
+        evaluations: "original", "initialised" and "trained", if evaluation data was given.
+        validation: (step, bits per byte) of each validation during training.
+        best_step: the one of them whose rows became the result; None without validation.
         seconds: wall-clock seconds of each stage of the work, by name.
         training_memory, peak_memory: bytes in use at most, in training and in all; of the accelerator if there is one,
             else of this process (outside Linux both are those of all the work so far).
@@ -36,6 +40,21 @@ class TransferResult:
     seen: int
     progress: Progress
     evaluations: dict[str, Evaluation]
+    validation: list[tuple[int, float]]
+    best_step: int | None
     seconds: dict[str, float]
     training_memory: int
     peak_memory: int
+
+    @property
+    def worse_than_start(self) -> str | None:
+        """What was measured and is worse behind training than before; None where nothing is."""
+        before, after = (self.evaluations.get(name) for name in ("initialised", "trained"))
+        if before is not None and after is not None:
+            if after.bits_per_byte > before.bits_per_byte:
+                return f"bits per byte {after.bits_per_byte:.4f} after training, {before.bits_per_byte:.4f} before"
+            return None
+        losses = self.progress.losses
+        few = max(1, len(losses) // 10)
+        first, last = (sum(part) / len(part) for part in (losses[:few], losses[-few:])) if losses else (0.0, 0.0)
+        return f"loss {last:.3g} at the end of training, {first:.3g} at its start" if last > GROWN * first else None

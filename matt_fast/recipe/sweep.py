@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
-from matt_fast.recipe import export
 from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import TrainingOptions
@@ -80,7 +80,7 @@ def sweep_layers(
         ImportError: matplotlib is missing.
     """
     plot_library()  # before hours of work
-    export.check_output(output)
+    Run(output).check_free(resume=False)
     hub = {name: options.get(name, False) for name in ("trust_remote_code", "allow_pickle")}
     teacher = Teacher(model, **hub)
     depths = default_depths(teacher.depth) if depths is None else list(depths)

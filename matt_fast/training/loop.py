@@ -12,47 +12,109 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch
+from matt_fast.data.batches import Batch, Position
 from matt_fast.model.embeddings import RowAdamW
 from matt_fast.training.frozen import keep_gradients
 from matt_fast.training.objectives import StepRows, Student, combine, losses
 from matt_fast.training.options import TrainingOptions
+
+DIVERGED = 1000  # times the first loss
+DIVERGED_STEPS = 5  # in a row
 
 
 @dataclass
 class Progress:
     """What happened so far in this process, handed to the progress callback after each step.
 
-    `parts` has the values of the objectives of the last step by name, before they are scaled to the first; `seconds`
-    are counted from the first batch on; `padding` is the share of both sides' tokens that is padding, `waiting` the
-    share of the time in which the loop waited for data.
+    `parts` has the values of the objectives of the last step by name, before they are scaled to the first; `lr` and
+    `gradient_norm` (of the tables' norms the largest, before clipping) are the last step's; `new_tokens_seen` counts
+    the trainable rows that occurred in any process; `epoch` is the pass over the data, from 0; `seconds` are counted
+    from the first batch on; `padding` is the share of both sides' tokens that is padding, `waiting` the share of the
+    time in which the loop waited for data.
     """
 
     step: int = 0
     loss: float = math.nan
     losses: list[float] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
+    lr: float = math.nan
+    gradient_norm: float = math.nan
     tokens: int = 0
     seconds: float = 0.0
+    epoch: int = 0
+    new_tokens_seen: int = 0
     steps_without_new_tokens: int = 0
     skipped: Counter = field(default_factory=Counter)
     padding_tokens: int = 0
     all_tokens: int = 0
     seconds_waiting: float = 0.0
+    first_loss: float | None = None  # of the first step in which new tokens occurred
+    steps_far_off: int = 0  # in a row, up to this one, with a loss DIVERGED times the first
 
     @property
     def padding(self) -> float:
-        return self.padding_tokens / self.all_tokens
+        return self.padding_tokens / max(1, self.all_tokens)
 
     @property
     def waiting(self) -> float:
-        return self.seconds_waiting / self.seconds
+        return self.seconds_waiting / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class TrainingState:
+    """All that the next step depends on beside its batches, and what happened so far.
+
+    Attributes:
+        student: its rows, trained in place.
+        optimizers: one for each of its tables.
+        progress: see `Progress`.
+        seen: [student rows] int64 on the CPU, how often each id occurred in this process's batches.
+        occurred: [trainable rows] bool, the input rows that occurred in any process.
+        position: where this process's stream of batches stands.
+    """
+
+    student: Student
+    optimizers: list[RowAdamW]
+    progress: Progress
+    seen: torch.Tensor
+    occurred: torch.Tensor
+    position: Position
+
+    @classmethod
+    def begin(cls, student: Student, options: TrainingOptions) -> "TrainingState":
+        """The state before the first step."""
+        chosen = {"moments": options.moments, "backend": options.backend}
+        table = student.input
+        return cls(
+            student=student,
+            optimizers=[RowAdamW(table.trainable, options.lr, **chosen) for table in student.tables],
+            progress=Progress(),
+            seen=torch.zeros(len(table.slot), dtype=torch.int64),
+            occurred=torch.zeros(len(table.trainable), dtype=torch.bool, device=table.trainable.device),
+            position=Position(),
+        )
+
+
+class Watcher:
+    """What goes on beside the steps; this one does nothing."""
+
+    def wishes(self, progress: Progress) -> tuple[bool, ...]:
+        """What this process wants done behind the step that is running; always as many."""
+        return ()
+
+    def after_step(self, state: TrainingState, granted: tuple[bool, ...]) -> bool:
+        """Called in each process after each step with the wishes that any process had; whether training goes on."""
+        return True
+
+
+class DivergedError(FloatingPointError):
+    """The loss is not finite, or far above where it began."""
 
 
 def train(
     teacher: PreTrainedModel,
     student_model: PreTrainedModel,
-    student: Student,
+    student: Student | TrainingState,
     batches: Iterator[Batch],
     n_layers: int,
     options: TrainingOptions,
@@ -60,68 +122,114 @@ def train(
     on_step: Callable[[Progress], None] = lambda progress: None,
     *,
     causal: bool = True,
+    watcher: Watcher | None = None,
 ) -> tuple[Progress, torch.Tensor]:
     """Train the rows of `student` for the objective of `options` (paper §3.5); all other weights stay as they are.
 
     Args:
         teacher, student_model: the frozen weights of the two sides, on the accelerator's device; usually the same
             object. At least `n_layers` deep, and whole where the objective trains output rows.
-        student: the student's rows, trained in place.
-        batches: an iterator of `Batch`, at least `steps * accumulation` long.
+        student: the student's rows, trained in place; or the state in which training goes on.
+        batches: an iterator of `Batch`, at least `steps * accumulation` long, from the state's position on.
         n_layers: the target layer, counted from 1.
         options: see `TrainingOptions`.
         accelerator: device and processes. Each process has its own batches; gradients are averaged over all.
         on_step: called after each step.
         causal: False for an encoder.
+        watcher: writes checkpoints, ends training early.
 
     Returns:
         The final progress, and seen: [student rows] int64 on the CPU, how often each id occurred in this process's
         batches.
 
     Raises:
-        FloatingPointError: the loss or a gradient is not finite. The tables are as after the last good step.
+        DivergedError: (a FloatingPointError) the loss or a gradient is not finite, with the tables as after the last
+            good step; or the loss was DIVERGED times the first for DIVERGED_STEPS steps.
     """
-    names = options.objectives()
-    chosen = {"moments": options.moments, "backend": options.backend}
-    optimizers = [RowAdamW(table.trainable, options.lr, **chosen) for table in student.tables]
-    progress = Progress()
-    seen = torch.zeros(len(student.input.slot), dtype=torch.int64)
-    batches = itertools.chain([next(batches)], batches)  # the clock starts behind the start of the data worker
-    start = time.perf_counter()
-    for step in range(1, options.steps + 1):
+    state = student if isinstance(student, TrainingState) else TrainingState.begin(student, options)
+    watcher = watcher or Watcher()
+    progress = state.progress
+    if progress.step < options.steps:
+        batches = itertools.chain([next(batches)], batches)  # the clock starts behind the start of the data worker
+    start = time.perf_counter() - progress.seconds
+    while progress.step < options.steps:
         asked = time.perf_counter()
         micro_batches = [next(batches) for _ in range(options.accumulation)]
         progress.seconds_waiting += time.perf_counter() - asked
-        for batch in micro_batches:
-            progress.tokens += batch.tokens
-            padding, in_all = batch.padding
-            progress.padding_tokens += padding
-            progress.all_tokens += in_all
-            progress.skipped.update(batch.skipped)
-            in_text = batch.student_ids[batch.student_segments >= 0]
-            seen.index_add_(0, in_text, torch.ones_like(in_text))
-        micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-        rows = student.rows(_distinct_ids(micro_batches, accelerator))
-
-        sums = torch.zeros(1 + len(names), device=accelerator.device)
-        for batch in micro_batches:
-            parts = losses(teacher, student_model, rows, student.head, batch, n_layers, options, causal=causal)
-            loss = combine(parts) / len(micro_batches)
-            if loss.requires_grad:
-                loss.backward()
-            sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
-        progress.step = step
-        progress.loss, *values = _update(rows, sums, optimizers, options, accelerator, step)
-        progress.parts = dict(zip(names, values, strict=True))
-        if student.head is not None:
-            table = student.tables[-1]
-            moved = slice(None) if options.moments == "dense" else rows.output.slots
-            student.head.update(table.trainable_ids[moved], table.trainable[moved])
-        progress.losses.append(progress.loss)
-        progress.steps_without_new_tokens += len(rows.input.slots) == 0
+        granted = _step(teacher, student_model, state, micro_batches, n_layers, options, accelerator, causal, watcher)
         progress.seconds = time.perf_counter() - start
         on_step(progress)
-    return progress, seen
+        _check_course(progress)
+        if not watcher.after_step(state, granted):
+            break
+    return progress, state.seen
+
+
+def _step(
+    teacher: PreTrainedModel,
+    student_model: PreTrainedModel,
+    state: TrainingState,
+    micro_batches: list[Batch],
+    n_layers: int,
+    options: TrainingOptions,
+    accelerator: Accelerator,
+    causal: bool,
+    watcher: Watcher,
+) -> tuple[bool, ...]:
+    """One update from a list of batches; returns what any process wished for behind it."""
+    names, student, progress = options.objectives(), state.student, state.progress
+    _count(state, micro_batches)
+    micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
+    rows = student.rows(_distinct_ids(micro_batches, accelerator))
+
+    sums = torch.zeros(1 + len(names), device=accelerator.device)
+    for batch in micro_batches:
+        parts = losses(teacher, student_model, rows, student.head, batch, n_layers, options, causal=causal)
+        loss = combine(parts) / len(micro_batches)
+        if loss.requires_grad:
+            loss.backward()
+        sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
+    state.occurred[rows.input.slots] = True
+    (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
+    progress.step += 1
+    progress.parts = dict(zip(names, values, strict=True))
+    if student.head is not None:
+        table = student.tables[-1]
+        moved = slice(None) if options.moments == "dense" else rows.output.slots
+        student.head.update(table.trainable_ids[moved], table.trainable[moved])
+    progress.losses.append(progress.loss)
+    without = len(rows.input.slots) == 0
+    progress.steps_without_new_tokens += without
+    if progress.first_loss is None and not without:
+        progress.first_loss = progress.loss
+    return granted
+
+
+def _count(state: TrainingState, micro_batches: list[Batch]) -> None:
+    """Count what is in a step's batches."""
+    progress = state.progress
+    for batch in micro_batches:
+        progress.tokens += batch.tokens
+        padding, in_all = batch.padding
+        progress.padding_tokens += padding
+        progress.all_tokens += in_all
+        progress.skipped.update(batch.skipped)
+        in_text = batch.student_ids[batch.student_segments >= 0]
+        state.seen.index_add_(0, in_text, torch.ones_like(in_text))
+        state.position = batch.position
+    progress.epoch = state.position.epoch
+
+
+def _check_course(progress: Progress) -> None:
+    """Raise a DivergedError where the loss has been far above its first value for some steps."""
+    first = progress.first_loss
+    far_off = first is not None and progress.loss > DIVERGED * first
+    progress.steps_far_off = progress.steps_far_off + 1 if far_off else 0
+    if progress.steps_far_off == DIVERGED_STEPS:
+        raise DivergedError(
+            f"the loss is {progress.loss:.3g} at step {progress.step}, over {DIVERGED:,} times its start "
+            f"({first:.3g}), and has been for some steps; a lower lr may help"
+        )
 
 
 def freeze(model: PreTrainedModel) -> None:
@@ -133,32 +241,37 @@ def freeze(model: PreTrainedModel) -> None:
 
 
 def _update(
+    state: TrainingState,
     rows: StepRows,
     sums: torch.Tensor,
-    optimizers: list[RowAdamW],
     options: TrainingOptions,
     accelerator: Accelerator,
-    step: int,
-) -> list[float]:
-    """Average losses and gradients over the processes, update the tables; return the losses."""
+    wishes: tuple[bool, ...],
+) -> tuple[list[float], tuple[bool, ...]]:
+    """Average losses and gradients over the processes, update the tables; return the losses and the joined wishes."""
     leaves = [table_rows.trainable for table_rows in rows.by_table]
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    sums, *gradients = accelerator.reduce((sums, *gradients), reduction="mean")
+    wished = torch.tensor(wishes, dtype=sums.dtype).to(sums.device, non_blocking=True)
+    sums, wished, *gradients = accelerator.reduce((sums, wished, *gradients), reduction="mean")
     norms = torch.stack([gradient.norm() for gradient in gradients])
-    figures = torch.cat([sums, norms]).tolist()  # the step's one wait for the device
-    values, norms = figures[: len(sums)], figures[len(sums) :]
-    if not all(map(math.isfinite, figures)):
-        raise FloatingPointError(
+    counted = state.occurred.sum()[None].to(norms.dtype)
+    # The step's one wait for the device.
+    figures = iter(torch.cat([sums, norms, counted, wished]).tolist())
+    values, norms, (seen,), wished = (list(itertools.islice(figures, n)) for n in (len(sums), len(norms), 1, None))
+    step, progress = state.progress.step + 1, state.progress
+    if not all(map(math.isfinite, (*values, *norms))):
+        raise DivergedError(
             f"the loss ({values[0]}) or the gradient's norm ({max(norms)}) is not finite at step {step}; "
             "a lower lr, or float32 instead of a half precision, may help; segments that differ between the two sides "
             "of a batch give NaN too"
         )
-    for optimizer, table_rows, gradient, norm in zip(optimizers, rows.by_table, gradients, norms, strict=True):
+    progress.lr, progress.gradient_norm, progress.new_tokens_seen = options.lr_at(step), max(norms), round(seen)
+    for optimizer, table_rows, gradient, norm in zip(state.optimizers, rows.by_table, gradients, norms, strict=True):
         if options.max_grad_norm is not None and norm > options.max_grad_norm:
             gradient *= options.max_grad_norm / norm
-        optimizer.lr = options.lr_at(step)
+        optimizer.lr = progress.lr
         optimizer.step(table_rows.slots, gradient)
-    return values
+    return values, tuple(wish > 0 for wish in wished)
 
 
 def _distinct_ids(micro_batches: list[Batch], accelerator: Accelerator) -> torch.Tensor:

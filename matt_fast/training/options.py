@@ -70,15 +70,13 @@ class TrainingOptions:
         for name in ("steps", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
-        if self.decay_steps is None:
-            object.__setattr__(self, "decay_steps", max(0, self.steps - self.warmup_steps) // 2)
         for name in ("warmup_steps", "decay_steps"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
-        if self.warmup_steps + self.decay_steps > self.steps:
+        if self.warmup_steps + self.falling_steps > self.steps:
             raise ValueError(
                 f"warmup_steps and decay_steps: wanted at most the {self.steps} steps together, "
-                f"got {self.warmup_steps} and {self.decay_steps}"
+                f"got {self.warmup_steps} and {self.falling_steps}"
             )
         for name in ("lr", "max_grad_norm"):
             value = getattr(self, name)
@@ -105,10 +103,15 @@ class TrainingOptions:
             )
         AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
 
+    @property
+    def falling_steps(self) -> int:
+        """`decay_steps`, or what stands for it."""
+        return max(0, self.steps - self.warmup_steps) // 2 if self.decay_steps is None else self.decay_steps
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1; the last step of a warm-up has the full rate."""
         rising = step / self.warmup_steps if self.warmup_steps else 1.0
-        falling = (self.steps - step + 1) / self.decay_steps if self.decay_steps else 1.0
+        falling = (self.steps - step + 1) / self.falling_steps if self.falling_steps else 1.0
         return self.lr * min(1.0, rising, falling)
 
     def objectives(self) -> tuple[str, ...]:

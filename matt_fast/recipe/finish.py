@@ -1,0 +1,81 @@
+"""The end of a run: its model card and summary, and the result that a call gives back."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, fields
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.evaluation.bits_per_byte import Evaluation
+from matt_fast.initializers import InitReport, Outlier, Rows
+from matt_fast.recipe.card import model_card
+from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.stages import NUMBERS, ROWS
+from matt_fast.recipe.work import Work
+from matt_fast.support.files import write_text
+from matt_fast.support.memory import peak_memory
+from matt_fast.training.loop import Progress
+from matt_fast.training.options import TrainingOptions
+
+
+def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: TrainingOptions) -> TransferResult:
+    """Write the model card and the summary, and remove what only going on would need."""
+    result = _result(work, vocabulary, start)
+    if work.is_main:
+        job, run = work.job, work.run
+        card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options)
+        write_text(run.output / "README.md", card)
+        summary = asdict(result)
+        summary["output"] = str(result.output)
+        summary["report"] |= {"made": []}  # token_provenance.jsonl has them
+        run.write("result.json", summary)
+        run.finish()
+    work.accelerator.wait_for_everyone()
+    return result
+
+
+def finished_result(work: Work) -> TransferResult:
+    """The result of a run that is finished already."""
+    values = work.run.read("result.json")
+    values["output"] = work.run.output
+    values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
+    values["report"] = InitReport(**values["report"] | {"made": frozenset()})
+    values["progress"] = _progress(values["progress"])
+    values["evaluations"] = {name: Evaluation(**x) for name, x in values["evaluations"].items()}
+    work.say(f"The run in {work.run.output} is finished.")
+    return TransferResult(**values)
+
+
+def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:
+    """What the stages left on disk, in one piece."""
+    from safetensors import safe_open
+
+    run = work.run
+    folder = run.path("trained")
+    numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+    with safe_open(folder / ROWS, "pt") as file:
+        seen = file.get_tensor("seen")
+    trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
+    new = len(vocabulary.tokens) - len(vocabulary.matches)
+    evaluations = {name: Evaluation(**x) for name, x in run.read("evaluations.json").items()}
+    return TransferResult(
+        output=run.output,
+        n_layers=numbers["n_layers"],
+        shared=len(vocabulary.matches),
+        new=new,
+        unspelled=new - len(vocabulary.subtokens),
+        report=start.report,
+        trainable=len(trainable),
+        seen=int((seen[trainable] > 0).sum()),
+        progress=_progress(numbers["progress"]),
+        evaluations=evaluations,
+        validation=[tuple(x) for x in numbers["validation"]],
+        best_step=numbers["best_step"],
+        seconds=run.read("state.json").get("seconds", {}),
+        training_memory=numbers["training_memory"],
+        peak_memory=max(numbers["peak_memory"], numbers["training_memory"], peak_memory(work.device)),
+    )
+
+
+def _progress(values: dict) -> Progress:
+    values = {x.name: values[x.name] for x in fields(Progress)}
+    return Progress(**values | {"skipped": Counter(values["skipped"])})

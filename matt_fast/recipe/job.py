@@ -1,0 +1,115 @@
+"""What a transfer is to do: its arguments, checked, and what of them may change when it goes on."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from matt_fast.initializers import Method
+from matt_fast.support.every import Every
+from matt_fast.training.options import TrainingOptions
+
+PRECISIONS = ("auto", "no", "bf16")
+# Of what decides the result these may be others when a run goes on; steps only more of them.
+MAY_CHANGE = ("steps", "validate_every", "patience")
+# Where things lie, and what does not decide the result: files and folders are compared by their contents.
+NOT_COMPARED = ("model", "tokenizer", "data", "eval_data", "parallel", "donor", "data_cache", "device", "track")
+NOT_COMPARED += ("checkpoint_every", "training", "init")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `transfer`, see there."""
+
+    model: str | Path
+    tokenizer: str | Path | PreTrainedTokenizerBase
+    data: str | Path
+    init: str | Path | Method
+    init_head: str
+    donor: str | Path | None
+    parallel: str | Path | None
+    freeze_shared: bool
+    n_layers: int | None
+    max_length: int
+    batch_size: int
+    training: TrainingOptions
+    epochs: float | None
+    precision: str
+    split: str
+    text_field: str
+    data_cache: str | Path | None
+    eval_data: str | Path | None
+    eval_pieces: int
+    checkpoint_every: str | int
+    validate_every: str | int | None
+    patience: int | None
+    track: str | None
+    seed: int
+    device: str | None
+    trust_remote_code: bool
+    allow_pickle: bool
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: wanted 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
+        for name in ("max_length", "batch_size", "eval_pieces", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: wanted at least 1, got {value}")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ValueError(f"epochs: wanted a number above 0, got {self.epochs}")
+        if self.checkpoint_every != "auto":
+            Every.parse("checkpoint_every", self.checkpoint_every)
+        Every.parse("validate_every", self.validate_every)
+        if self.validate_every is not None and self.eval_data is None:
+            raise ValueError("validate_every: wanted eval_data with it, the held-out text to measure on; got none")
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience: wanted validate_every with it, got none")
+
+    @property
+    def hub_options(self) -> dict[str, bool]:
+        return {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
+
+    @property
+    def init_name(self) -> str:
+        return getattr(self.init, "__name__", "function") if callable(self.init) else str(self.init)
+
+    def settings(self) -> dict:
+        """All that decides the result, as JSON has it, without what is compared by contents."""
+        found = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in NOT_COMPARED}
+        init = self.init_name
+        found["init"] = Path(init).name if Path(init).exists() else init
+        found["prepared"] = self.data_cache is not None or self.epochs is not None
+        return found | asdict(self.training)
+
+    def configuration(self, output: Path) -> dict:
+        """All options by their names on the command line, which reproduce the run; paths are absolute."""
+        found = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "training"} | asdict(self.training)
+        layer = found.pop("n_layers")
+        found |= {"layer": "third" if layer is None else str(layer), "output": output.resolve()}
+        found["max_grad_norm"] = found["max_grad_norm"] or 0.0
+        for name, value in found.items():
+            if isinstance(value, str) and name in NOT_COMPARED and Path(value).exists():
+                value = Path(value)
+            if isinstance(value, Path):
+                found[name] = str(value.resolve())
+            elif isinstance(value, Callable):
+                found[name] = None  # an object of the program that called
+        return found
+
+
+def changes(before: dict, now: dict, diverged: bool) -> list[str]:
+    """What of the settings is not as it was and may not change, a line each.
+
+    Args:
+        before, now: `Job.settings` of the run, and of the call that is to go on with it.
+        diverged: whether the run stopped because its loss went up; another learning rate is what it needs then.
+    """
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        fewer = name == "steps" and new < old
+        if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name == "lr"):
+            found.append(f"{name}: was {old!r}, now {new!r}")
+    return found

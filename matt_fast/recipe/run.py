@@ -1,0 +1,149 @@
+"""A run on disk: the folder `run` in the output, which one process at a time works in, and what lies there.
+
+    run.yaml       the resolved configuration; `--config run.yaml` makes the run again
+    run.json       version, settings and fingerprints, by which a call that goes on is compared
+    state.json     status, seconds of each stage
+    evaluations.json, metrics.jsonl, result.json
+    rows/          where rows start
+    checkpoints/   of the training
+    best/          the rows that validation found best so far
+    trained/       the rows behind training
+    result/        the folder that becomes the output
+
+Each is whole or not there. What a finished run does not need any more is removed.
+"""
+
+import fcntl
+import json
+import os
+import shlex
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from matt_fast.support.files import remove_parts, write_text
+
+HEAVY = ("rows", "data", "checkpoints", "best", "trained", "result")
+
+
+class Run:
+    """The run in a folder.
+
+    Args:
+        output: the folder that gets the result; the run is in its folder `run`.
+    """
+
+    def __init__(self, output: str | Path):
+        self.output = Path(output)
+        self.folder = self.output / "run"
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str) -> dict:
+        """A file of JSON in the folder; {} if it is not there."""
+        path = self.path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def write(self, name: str, value: dict) -> None:
+        write_text(self.path(name), json.dumps(value, indent=1) + "\n")
+
+    def update(self, name: str, **values) -> None:
+        self.write(name, self.read(name) | values)
+
+    @property
+    def status(self) -> str:
+        """ "new", "running" (or stopped), "diverged" or "finished"."""
+        return self.read("state.json").get("status", "running" if self.path("run.json").exists() else "new")
+
+    @property
+    def published(self) -> bool:
+        """Whether the output has the model, whole."""
+        return (self.output / "config.json").exists() and not self.path("result").exists()
+
+    @property
+    def has_something(self) -> bool:
+        """Whether something was made that would be lost with the folder."""
+        return any(self.path(name).exists() for name in (*HEAVY, "evaluations.json"))
+
+    @property
+    def how_to_go_on(self) -> str:
+        if self.has_something:
+            return f"To go on from there: matt-fast transfer --resume {shlex.quote(str(self.output))}"
+        return "Nothing was made yet: give the same command again."
+
+    def begin(self, settings: dict, fingerprints: dict, configuration: str) -> None:
+        """Write what the run is, before its first stage."""
+        write_text(self.path("run.yaml"), configuration)
+        about = {"version": version("matt-fast"), "settings": settings, "fingerprints": fingerprints}
+        self.write("run.json", about)
+
+    def finish(self) -> None:
+        """Remove what only going on would need."""
+        self.update("state.json", status="finished")
+        for name in HEAVY:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def check_free(self, resume: bool) -> None:
+        """Raise unless the folder is new or empty, or, with `resume`, has a run in it."""
+        place = str(self.output)
+        if self.status == "new":
+            others = [x.name for x in self.output.iterdir() if x != self.folder] if self.output.is_dir() else []
+            if resume:
+                raise ValueError(f"resume: wanted a folder with a run in it, got {place!r}, which has no run/run.json")
+            if self.output.exists() and (not self.output.is_dir() or others):
+                raise FileExistsError(f"output: wanted a new or empty folder, but {place!r} has something in it")
+        elif not resume and self.status == "finished":
+            raise FileExistsError(f"output: wanted a new or empty folder, but {place!r} holds a finished run")
+        elif not resume:
+            raise FileExistsError(
+                f"output: wanted a new or empty folder, but {place!r} holds a run that is not finished; go on with it: "
+                f"matt-fast transfer --resume {shlex.quote(place)} (in Python resume=True), or delete the folder"
+            )
+
+
+@contextmanager
+def reserved(output: str | Path, resume: bool) -> Iterator[Run]:
+    """The run in `output`, for this process alone; what killed processes left half-written is removed.
+
+    A folder in which nothing was made by the end is taken away again.
+
+    Raises:
+        FileExistsError: the folder has something in it, or another process works there.
+        ValueError: `resume`, and there is no run.
+        OSError: the folder cannot be made.
+    """
+    run = Run(output)
+    run.check_free(resume)
+    was_there = run.output.exists()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(run.path("lock")):
+        run.check_free(resume)
+        for folder in (run.output, run.folder, run.path("checkpoints")):
+            remove_parts(folder)
+        try:
+            yield run
+        finally:
+            if not run.path("run.json").exists() or (run.status != "finished" and not run.has_something):
+                shutil.rmtree(run.folder, ignore_errors=True)
+                if not was_there and not any(run.output.iterdir()):
+                    run.output.rmdir()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends, and that its children do not have."""
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise FileExistsError(f"output: {str(path.parent.parent)!r} is being written by {owner}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

@@ -1,0 +1,146 @@
+"""What goes on beside the steps of a run: metrics, validation, checkpoints, and its end when a signal asks for it."""
+
+import math
+import signal
+import time
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save_file
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.documents import read_documents
+from matt_fast.initializers import Rows
+from matt_fast.recipe import export
+from matt_fast.recipe.work import Work
+from matt_fast.support.every import Every
+from matt_fast.support.files import whole_folder
+from matt_fast.training.checkpoints import Checkpoints
+from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
+from matt_fast.training.options import TrainingOptions
+
+USUAL = 600.0  # seconds between two checkpoints
+SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written
+BEST = "rows.safetensors"
+
+
+class RunWatcher(Watcher):
+    """The watcher of a transfer's training.
+
+    Args:
+        work, vocabulary, start: of the transfer.
+        checkpoints: where they go.
+        options: of the training.
+        more: what `Checkpoints.read` gave; None in training that begins.
+
+    Attributes:
+        curve: [step, bits per byte] of each validation.
+        best_step: the step of the best of them; None without.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        vocabulary: VocabularyPair,
+        start: Rows,
+        checkpoints: Checkpoints,
+        options: TrainingOptions,
+        more: dict | None,
+    ):
+        self.work, self.vocabulary, self.start, self.checkpoints, self.options = (
+            work,
+            vocabulary,
+            start,
+            checkpoints,
+            options,
+        )
+        job = work.job
+        self.cheap = job.checkpoint_every == "auto"
+        self.save_every = Every(seconds=USUAL) if self.cheap else Every.parse("checkpoint_every", job.checkpoint_every)
+        self.validate_every = Every.parse("validate_every", job.validate_every)
+        self.validates = job.validate_every is not None
+        more = more or {}
+        self.curve: list[list[float]] = more.get("curve", [])
+        self.best_step: int | None = more.get("best_step")
+
+    def __enter__(self) -> "RunWatcher":
+        self.work.stop.patient = True
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self.work.stop.patient = False
+        if isinstance(error, DivergedError) and self.work.is_main:
+            self.work.run.update("state.json", status="diverged")
+
+    def began(self, state: TrainingState) -> None:
+        """Training begins, or goes on, from this state."""
+        if state.progress.step:
+            self.work.say(f"Goes on behind step {state.progress.step}.")
+        if self.work.is_main:
+            self.work.run.update("state.json", status="running", steps=self.options.steps, step=state.progress.step)
+
+    def on_step(self, progress: Progress) -> None:
+        self.work.listeners.on_step(progress)
+
+    def wishes(self, progress: Progress) -> tuple[bool, ...]:
+        step, main = progress.step + 1, self.work.is_main
+        save = main and self.save_every.due(step)
+        validate = main and self.validates and (self.validate_every.due(step) or step == self.options.steps)
+        return self.work.stop.requested is not None, save, validate
+
+    def after_step(self, state: TrainingState, granted: tuple[bool, ...]) -> bool:
+        stop, save, validate = granted
+        go_on = self._validate(state) if validate else True
+        if (stop or save) and not state.progress.steps_far_off:
+            self._save(state)
+        if stop:
+            if self.work.stop.requested is None:  # another process got the signal
+                self.work.stop.requested = signal.SIGTERM
+            self.work.stop.leave()
+        return go_on
+
+    def _save(self, state: TrainingState) -> None:
+        begin = time.perf_counter()
+        self.checkpoints.write(state, self.work.accelerator, {"curve": self.curve, "best_step": self.best_step})
+        if self.work.is_main:
+            self.work.run.update("state.json", step=state.progress.step)
+        if self.cheap:
+            self.save_every.seconds = max(USUAL, (time.perf_counter() - begin) / SHARE)
+        self.save_every.restart()
+
+    def _validate(self, state: TrainingState) -> bool:
+        """Measure the rows as they stand; whether training goes on."""
+        step, patience = state.progress.step, self.work.job.patience
+        if self.work.is_main:
+            best = min((bits for _, bits in self.curve), default=math.inf)
+            bits = self._bits(state)
+            self.curve.append([step, bits])
+            if bits < best:
+                self.best_step = step
+                tables = zip(("input", "output"), state.student.tables, strict=False)
+                with whole_folder(self.work.run.path("best")) as part:
+                    save_file({name: table.trainable.cpu().contiguous() for name, table in tables}, part / BEST)
+        told = [self.curve, self.best_step]
+        broadcast_object_list(told)
+        self.curve, self.best_step = told
+        self.validate_every.restart()
+        since = [at for at, _ in self.curve if self.best_step is not None and at > self.best_step]
+        if patience is not None and len(since) >= patience:
+            self.work.say(f"Stops at step {step}: the best of {len(self.curve)} validations was at {self.best_step}.")
+            return False
+        return True
+
+    def _bits(self, state: TrainingState) -> float:
+        """Bits per byte of the whole model with the rows as they stand."""
+        job, tables = self.work.job, [table.weight().cpu() for table in state.student.tables]
+        output = tables[1] if len(tables) > 1 else self.start.output
+        full = self.work.teacher.load(self.work.dtype)
+        export.replace_vocabulary(full, Rows(tables[0], output, self.start.output_bias))
+        held_out = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
+        return self.work.measure(full, self.vocabulary.student, held_out).bits_per_byte
+
+    def best_rows(self) -> dict[str, torch.Tensor] | None:
+        """The rows that validation found best; None without validation."""
+        path = Path(self.work.run.path("best")) / BEST
+        return load_file(path) if self.best_step is not None and path.exists() else None

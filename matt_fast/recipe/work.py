@@ -1,0 +1,146 @@
+"""What the stages of a transfer share: the job, the run on disk, the teacher, the processes, and who is told."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, set_seed
+from transformers import PreTrainedModel
+
+from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
+from matt_fast.model.precision import choose_dtype
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.job import Job
+from matt_fast.recipe.run import Run
+from matt_fast.support.files import whole_folder
+from matt_fast.support.stopping import Stopping
+from matt_fast.training.frozen import check_frozen, load_frozen
+from matt_fast.training.objectives import trains_output
+
+WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """The callbacks of `transfer`."""
+
+    on_step: Callable
+    on_stage: Callable[[str], None]
+    on_progress: Callable[[str, int, int | None], None]
+    on_message: Callable[[str], None]
+
+
+class Work:
+    """A job under way in this process.
+
+    Args:
+        job: what to do.
+        run: where it lies.
+        accelerator: device and processes.
+        stop: what signals ask for.
+        listeners: whom to tell.
+
+    Raises:
+        ValueError, ImportError: options that do not fit the model or the device.
+    """
+
+    def __init__(self, job: Job, run: Run, accelerator: Accelerator, stop: Stopping, listeners: Listeners):
+        self.job, self.run, self.accelerator, self.stop, self.listeners = job, run, accelerator, stop, listeners
+        self.dtype = choose_dtype(accelerator, job.precision)
+        self.teacher = Teacher(job.model, **job.hub_options)
+        check_frozen(self.teacher, job.training, self.device)
+        depth = self.teacher.depth
+        self.n_layers = max(1, round(depth / 3)) if job.n_layers is None else job.n_layers
+        if not 1 <= self.n_layers <= depth:
+            raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {self.n_layers}")
+        self.with_head = trains_output(job.training.objectives())
+        if self.with_head and self.teacher.masked:
+            raise ValueError(
+                "objective: ntp and boundary-head want a causal language model, but "
+                f"{str(job.model)!r} is a masked one; got {job.training.objective!r}"
+            )
+        self._loaded: PreTrainedModel | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Name a stage to the listeners, and note how long it took. Random draws in it depend on the seed alone."""
+        self.listeners.on_stage(name)
+        set_seed(self.job.seed)
+        begin = time.perf_counter()
+        yield
+        if self.is_main and self.run.path("run.json").exists():
+            seconds = self.run.read("state.json").get("seconds", {})
+            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
+            self.run.update("state.json", seconds=seconds)
+
+    def once(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The run's folder of that name: made by `make` in the main process if it is not there; the others wait."""
+        path = self.run.path(name)
+        if self.is_main and not path.exists():
+            with whole_folder(path) as part:
+                make(part)
+        self.accelerator.wait_for_everyone()
+        return path
+
+    def say(self, message: str) -> None:
+        if self.is_main:
+            self.listeners.on_message(message)
+
+    def frozen(self, depth: int | None) -> PreTrainedModel:
+        """The frozen model, so deep, with its head, on the device where it is quantised or offloaded."""
+        return load_frozen(self.teacher, self.dtype, depth, self.job.training, self.device)
+
+    @property
+    def placed(self) -> bool:
+        """Whether frozen weights are where they run as soon as they are loaded."""
+        return self.job.training.quantization is not None or self.job.training.offload is not None
+
+    def trunk(self) -> PreTrainedModel:
+        """The frozen model as training needs it, head included; loaded once until `release`."""
+        if self._loaded is None:
+            self._loaded = self.frozen(None if self.with_head else self.n_layers)
+        return self._loaded
+
+    def release(self) -> None:
+        self._loaded = None
+
+    def measure(self, model: PreTrainedModel, tokenizer, held_out) -> Evaluation:
+        """Bits per byte of the held-out text."""
+        model.to(self.device).eval()
+        pieces = self.job.eval_pieces
+        told = lambda done: self.listeners.on_progress("pieces", done, pieces)  # noqa: E731
+        options = {"max_pieces": pieces, "masked": self.teacher.masked, "on_piece": told}
+        return evaluate(model, tokenizer, held_out, **options)
+
+
+def make_accelerator(job: Job, **options) -> Accelerator:
+    """Device and processes of a job.
+
+    Raises:
+        ValueError: another device is in use in this process already.
+    """
+    if job.device is not None and torch.device(job.device).type != "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = job.device
+    accelerator = Accelerator(
+        mixed_precision=None if job.precision == "auto" else job.precision,
+        cpu=job.device is not None and torch.device(job.device).type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        **options,
+    )
+    if job.device is not None and accelerator.device.type != torch.device(job.device).type:
+        raise ValueError(f"device: wanted {job.device!r}, but this process uses {accelerator.device} already")
+    return accelerator

@@ -1,0 +1,136 @@
+"""Training on disk: everything that the next step depends on, so that a run goes on as if it had not stopped."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from matt_fast.data.batches import Position
+from matt_fast.support.files import whole_folder, write_text
+from matt_fast.training.loop import Progress, TrainingState
+
+KEPT = 2
+TENSORS, NUMBERS = "state.safetensors", "state.json"
+POSITION = ("epoch", "piece", "chunk")
+
+
+class Checkpoints:
+    """A folder of checkpoints, the last KEPT of them.
+
+    Each is a folder `step-N` with `state.safetensors` (rows, moments, counts, random state, rows that packing was
+    filling) and `state.json` (progress, the place in the data of each process, and what else was given).
+
+    Args:
+        folder: where they are; made with the first one.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, state: TrainingState, accelerator: Accelerator, more: dict | None = None) -> None:
+        """Write the state behind the step that is done; all processes call it, the main one writes.
+
+        Args:
+            state: of this process.
+            accelerator: of the run.
+            more: JSON of the caller, handed back by `read`.
+        """
+        positions = gather_object([state.position])
+        seen = accelerator.reduce(state.seen.to(accelerator.device), reduction="sum").cpu()
+        if not accelerator.is_main_process:
+            return
+        tensors = {"seen": seen, "occurred": state.occurred, **random_states(accelerator.device)}
+        for number, (table, optimizer) in enumerate(zip(state.student.tables, state.optimizers, strict=True)):
+            tensors[f"{number}.rows"] = table.trainable
+            tensors[f"{number}.first_moment"] = optimizer.first_moment
+            tensors[f"{number}.second_moment"] = optimizer.second_moment
+            tensors[f"{number}.updates"] = torch.as_tensor(optimizer.updates)
+        for process, position in enumerate(positions):
+            tensors[f"position.{process}.open_shapes"] = torch.from_numpy(position.open_shapes)
+            tensors[f"position.{process}.open_numbers"] = torch.from_numpy(position.open_numbers)
+        progress = asdict(state.progress)
+        tensors["losses"] = torch.tensor(progress.pop("losses"), dtype=torch.float64)
+        numbers = {
+            "progress": progress,
+            "positions": [{name: getattr(position, name) for name in POSITION} for position in positions],
+            "more": more or {},
+        }
+        with whole_folder(self.folder / f"step-{state.progress.step:09}") as part:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / TENSORS)
+            write_text(part / NUMBERS, json.dumps(numbers))
+        for old in self.steps()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def steps(self) -> list[Path]:
+        """The checkpoints that are there whole, the oldest first."""
+        return sorted(self.folder.glob("step-*"))
+
+    def read(self, state: TrainingState, accelerator: Accelerator) -> dict | None:
+        """Bring `state`, which is at its beginning, to that of the last checkpoint that can be read.
+
+        Returns:
+            What `write` was given as `more`; None where there is no checkpoint.
+
+        Raises:
+            ValueError: checkpoints of another number of processes, or none of those there can be read.
+        """
+        faults = []
+        for folder in reversed(self.steps()):
+            try:
+                tensors = load_file(folder / TENSORS)
+                numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+            except (OSError, SafetensorError, ValueError) as error:
+                faults.append(f"{folder}: {error}")
+                continue
+            _restore(state, tensors, numbers, accelerator)
+            return numbers["more"]
+        if faults:
+            raise ValueError("no checkpoint can be read; delete them to begin training anew: " + "; ".join(faults))
+        return None
+
+
+def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Accelerator) -> None:
+    processes, process = len(numbers["positions"]), accelerator.process_index
+    if processes != accelerator.num_processes:
+        raise ValueError(f"processes: wanted {processes}, as the run began with, got {accelerator.num_processes}")
+    for number, (table, optimizer) in enumerate(zip(state.student.tables, state.optimizers, strict=True)):
+        table.trainable.copy_(tensors[f"{number}.rows"])
+        optimizer.first_moment.copy_(tensors[f"{number}.first_moment"])
+        optimizer.second_moment.copy_(tensors[f"{number}.second_moment"])
+        updates = tensors[f"{number}.updates"]
+        if optimizer.dense:
+            optimizer.updates = int(updates)
+        else:
+            optimizer.updates.copy_(updates)
+    if state.student.head is not None:
+        table = state.student.tables[-1]
+        state.student.head.update(table.trainable_ids, table.trainable)
+    if accelerator.is_main_process:  # it has what all of them counted
+        state.seen.copy_(tensors["seen"])
+    state.occurred.copy_(tensors["occurred"])
+    progress = numbers["progress"] | {"losses": tensors["losses"].tolist()}
+    progress["skipped"] = Counter(progress["skipped"])
+    for field in fields(Progress):
+        setattr(state.progress, field.name, progress[field.name])
+    place = numbers["positions"][process]
+    arrays = (tensors[f"position.{process}.{name}"].numpy() for name in ("open_shapes", "open_numbers"))
+    state.position = Position(**place, **dict(zip(("open_shapes", "open_numbers"), map(np.array, arrays), strict=True)))
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+
+
+def random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's generators."""
+    states = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["random.cuda"] = torch.cuda.get_rng_state(device)
+    return states

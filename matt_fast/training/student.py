@@ -1,0 +1,42 @@
+"""The student's rows at the start of training, over the teacher's."""
+
+import torch
+from transformers import PreTrainedModel
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers import Rows
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.head import Head, logit_rule
+from matt_fast.training.objectives import Student
+
+
+def frozen_rows(vocabulary: VocabularyPair, freeze_shared: bool) -> torch.Tensor:
+    """[student rows] int64: the teacher's row of each token whose row stays as it is, -1 for one that is trained."""
+    frozen_from = torch.full((vocabulary.rows,), -1)
+    if freeze_shared:
+        for student_id, match in vocabulary.matches.items():
+            frozen_from[student_id] = match.teacher_id
+    return frozen_from
+
+
+def make_student(
+    trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool, with_head: bool
+) -> Student:
+    """The student's vocabulary over the teacher's; shared tokens are frozen or start from the teacher's rows.
+
+    Args:
+        trunk: the frozen model, on its device; a causal language model if `with_head`.
+        vocabulary, start: from `VocabularyPair` and `initial_rows`.
+        freeze_shared: whether rows of shared tokens stay as they are, in both tables.
+        with_head: whether the output side is trained too.
+    """
+    frozen_from = frozen_rows(vocabulary, freeze_shared)
+    table = EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
+    if not with_head:
+        return Student(table)
+    output = None
+    if start.output is not None:
+        output = EmbeddingTable(trunk.get_output_embeddings().weight, frozen_from, start.output)
+    weight = (table if output is None else output).weight()
+    bias = None if start.output_bias is None else start.output_bias.to(weight)
+    return Student(table, output, Head(weight, bias, **logit_rule(trunk)))

@@ -1,0 +1,166 @@
+"""Runs that are killed and go on: `python tests/killing.py [KILLS [SEED]]` kills many and prints a table.
+
+Each run is a process of its own, forked from one that has imported everything, so that a moment drawn from the time of
+an undisturbed run falls on work and not on imports. It is killed by SIGKILL, goes on, is killed again, and so on until
+it ends; then every file of the model must have the bits of the run that was left alone.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import psutil
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+
+from matt_fast import TrainingOptions
+from matt_fast.recipe.transfer import transfer
+
+STEPS = 24
+TRAINING = {"steps": STEPS, "lr": 1e-2}
+CASES = {
+    "aim": {"training": TrainingOptions(objective="aim", **TRAINING)},
+    "token-distillation+boundary-head": {
+        "training": TrainingOptions(objective="token-distillation+boundary-head", **TRAINING)
+    },
+    "ntp, validated": {
+        "training": TrainingOptions(objective="ntp", **TRAINING),
+        "validate_every": 5,
+    },
+    "packing": {"training": TrainingOptions(packing=True, **TRAINING)},
+    "data cache": {"training": TrainingOptions(**TRAINING), "data_cache": "cache"},
+    "data cache, packing, accumulation": {
+        "training": TrainingOptions(packing=True, accumulation=2, **TRAINING),
+        "data_cache": "cache",
+    },
+    "accumulation, epochs": {"training": TrainingOptions(accumulation=2, **TRAINING), "epochs": 3},
+    "dense moments": {"training": TrainingOptions(moments="dense", **TRAINING)},
+}
+
+
+def prepare(folder: Path) -> dict:
+    """The arguments of a small transfer whose files are in `folder`."""
+    save_tiny_model(folder / "teacher")
+    new_tokenizer().save_pretrained(folder / "tokenizer")
+    for name, texts in (("corpus", TEXTS * 3), ("held-out", [text[::-1] for text in TEXTS])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {
+        "model": folder / "teacher",
+        "tokenizer": folder / "tokenizer",
+        "data": folder / "corpus.jsonl",
+        "eval_data": folder / "held-out.jsonl",
+        "eval_pieces": 2,
+        "max_length": 48,
+        "batch_size": 2,
+        "checkpoint_every": 4,
+        "device": "cpu",
+    }
+
+
+def start(arguments: dict, log: Path) -> int:
+    """A process that runs a transfer; returns its id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        transfer(**arguments, on_stage=lambda stage: (log.parent / "stage").write_text(stage))
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def wait(process: int, seconds: float | None = None) -> int | None:
+    """The exit status of a process (negative: the signal that killed it); None if it still runs after so long."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while end is None or time.monotonic() < end:
+        done, status = os.waitpid(process, 0 if end is None else os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+def kill(process: int) -> None:
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """What a person would compare of two models: their files, but for the card, which tells the time."""
+    files = [x for x in folder.iterdir() if x.is_file() and x.name != "README.md"]
+    return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
+
+
+def left_alone(arguments: dict, folder: Path) -> tuple[dict[str, str], float]:
+    """The files of a run that nobody kills, and its seconds."""
+    begin = time.monotonic()
+    status = wait(start(arguments | {"output": folder / "alone"}, folder / "alone.log"))
+    assert status == 0, (folder / "alone.log").read_text()
+    return digests(folder / "alone"), time.monotonic() - begin
+
+
+def killed(arguments: dict, folder: Path, seconds: float, kills: int, draw: random.Random) -> tuple[dict, Counter]:
+    """The files of a run that is killed so often, each time within `seconds` of its start; and in which stages."""
+    output, stages = folder / "killed", Counter()
+    (folder / "stage").write_text("start")
+    while True:
+        resume = (output / "run" / "run.json").exists()
+        process = start(arguments | {"output": output, "resume": resume}, folder / "killed.log")
+        moment = draw.uniform(0, seconds) if sum(stages.values()) < kills else None
+        status = wait(process, moment)
+        if status is None:
+            children = psutil.Process(process).children(recursive=True)
+            kill(process)
+            stages[(folder / "stage").read_text()] += 1
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert not alive, f"still there after the kill: {alive}"
+            continue
+        assert status == 0, (folder / "killed.log").read_text()
+        return digests(output), stages
+
+
+def main(kills: int = 20, seed: int = 0) -> None:
+    draw, in_all, same = random.Random(seed), Counter(), 0
+    folder = Path(tempfile.mkdtemp(prefix="matt-fast-killing-"))
+    arguments = prepare(folder)
+    done = 0
+    while done < kills:
+        for name, case in CASES.items():
+            place = folder / "case"
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            case = arguments | {k: place / v if k == "data_cache" else v for k, v in case.items()}
+            expected, seconds = left_alone(case, place)
+            shutil.rmtree(place / "cache", ignore_errors=True)
+            got, stages = killed(case, place, seconds, 3, draw)
+            equal = got == expected
+            same += equal * sum(stages.values())
+            done += sum(stages.values())
+            in_all += stages
+            print(f"{name:36} {'same bits' if equal else 'OTHER BITS'}   killed in {dict(stages)}", flush=True)
+            if done >= kills:
+                break
+    print(f"{same} of {done} kills led to the same bits; stages: {dict(in_all)}")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
