@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.focus import apply as focus_apply
-from matt_fast.initializers.focus import fasttext_vectors, focus_rows
+from matt_fast.initializers.focus import focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import SparseCoefficients, omp_coefficients

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import Token, VocabularyPair, vocabulary_rows
 from matt_fast.initializers.alignment import align, encode
-from matt_fast.initializers.focus import fasttext_vectors
+from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
 
 WORD = r"\w+|[^\w\s]"

@@ -7,7 +7,6 @@ specific to an architecture.
 """
 
 import contextvars
-import copy
 import functools
 import inspect
 import sys
@@ -18,9 +17,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.packed import Packing, attend_by_document, find_packing, restarted_positions
 
 # What an attention function may be given that changes the softmax in a way the AIM loss does not model.
@@ -211,42 +211,6 @@ def capture_attention(
     Arguments and errors are those of `capture`.
     """
     return capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs).attention[layer]
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of the model's transformer layers.
-
-    Raises:
-        ValueError: the model has no list with as many modules as its configuration has layers.
-    """
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    for root in (decoder, model):
-        for module in (root or model).modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
-    raise ValueError(f"model: {type(model).__name__} has no list of {depth} layers")
-
-
-def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
-    """A copy of `config` with the first `n_layers` layers only.
-
-    A model loaded with it holds, reads from disk and moves to the device nothing above them. Fields with one entry per
-    layer (layer types, window patterns) are shortened with it.
-
-    Raises:
-        ValueError: `n_layers` is not between 1 and the depth of the model.
-    """
-    shortened = copy.deepcopy(config)
-    text_config = shortened.get_text_config(decoder=True)
-    depth = text_config.num_hidden_layers
-    if not 1 <= n_layers <= depth:
-        raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {n_layers}")
-    for name, value in vars(text_config).items():
-        if isinstance(value, list | tuple) and len(value) == depth:
-            setattr(text_config, name, value[:n_layers])
-    text_config.num_hidden_layers = n_layers
-    return shortened
 
 
 @functools.cache
