@@ -91,27 +91,7 @@ def fasttext_vectors(
             raise ValueError(
                 f"texts: wanted a token with {min_count} occurrences (min_count), got at most {counts.max()}"
             )
-        arguments = bindings.args()
-        chosen = {
-            "input": str(file),
-            "model": bindings.model_name.cbow,
-            "loss": bindings.loss_name.ns,
-            "neg": 10,
-            "lr": 0.05,
-            "dim": dim,
-            "epoch": epochs,
-            "minCount": min_count,
-            "bucket": BUCKETS,
-            "seed": seed % (2**31 - 2) + 1,  # as what its generator reads 0, too
-            "thread": threads,
-            "label": " ",  # no word can begin with it: the default would take a token "__label__" for a label
-            "verbose": 0,
-            "saveOutput": False,
-        }
-        for name, value in chosen.items():
-            setattr(arguments, name, value)
-        model = bindings.fasttext()
-        bindings.train(model, arguments)
+        model = _train(bindings, file, dim, epochs, min_count, seed, threads)
     ids = [token_id for token_id in sorted(words) if counts[token_id] >= min_count]
     vectors = np.empty((len(ids), dim), np.float32)
     vector = bindings.Vector(dim)
@@ -132,6 +112,32 @@ def _fasttext():
             "focus, omp-self and wechsel need fastText: pip install 'matt-fast[focus]' (it takes a C++ compiler)"
         ) from error
     return fasttext_pybind
+
+
+def _train(bindings, file: Path, dim: int, epochs: int, min_count: int, seed: int, threads: int):
+    """A fastText model of the words in `file`."""
+    arguments = bindings.args()
+    chosen = {
+        "input": str(file),
+        "model": bindings.model_name.cbow,
+        "loss": bindings.loss_name.ns,
+        "neg": 10,
+        "lr": 0.05,
+        "dim": dim,
+        "epoch": epochs,
+        "minCount": min_count,
+        "bucket": BUCKETS,
+        "seed": seed % (2**31 - 2) + 1,  # as what its generator reads 0, too
+        "thread": threads,
+        "label": " ",  # no word can begin with it: the default would take a token "__label__" for a label
+        "verbose": 0,
+        "saveOutput": False,
+    }
+    for name, value in chosen.items():
+        setattr(arguments, name, value)
+    model = bindings.fasttext()
+    bindings.train(model, arguments)
+    return model
 
 
 def _word(entry: str) -> str:
