@@ -1,6 +1,5 @@
 """Models cut for the AIM loss: every architecture, a user's own, and their partly frozen embeddings."""
 
-
 import pytest
 import torch
 from tiny import new_tokenizer
