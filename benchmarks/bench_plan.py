@@ -30,7 +30,7 @@ from matt_fast.data.batches import Batch, Chunk, collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
-from matt_fast.model.capture import layer_config
+from matt_fast.model.layers import layer_config
 from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan

@@ -38,7 +38,8 @@ from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
-from matt_fast.model.capture import capture, decoder_layers
+from matt_fast.model.capture import capture
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe import export
 from matt_fast.support.memory import peak_memory, reset_peak_memory

@@ -14,7 +14,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast.model.capture import capture_attention, layer_config
+from matt_fast.model.capture import capture_attention
+from matt_fast.model.layers import layer_config
 
 SIZES = {
     "vocab_size": 101,

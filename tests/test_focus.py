@@ -15,12 +15,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers import focus
+from matt_fast.initializers import fasttext
+from matt_fast.initializers.fasttext import TokenVectors, fasttext_vectors
 from matt_fast.initializers.focus import (
     Coefficients,
-    TokenVectors,
     apply,
-    fasttext_vectors,
     focus_rows,
     sparsemax,
     sparsemax_coefficients,
@@ -208,10 +207,10 @@ def test_awkward_entries_stay_different_words():
     found = fasttext_vectors([text], tokenizer, dim=8, min_count=1, epochs=1)
     assert found.counts.tolist() == [*repeats, 0]
     assert found.ids.tolist() == list(range(len(entries) - 1))
-    words = [focus._word(entry) for entry in entries]
+    words = [fasttext._word(entry) for entry in entries]
     assert len(set(words)) == len(words)
     assert not any(set(word) & set(" \n\r\t\v\f\0") for word in words)
-    assert focus._word("Ġreturn") == "Ġreturn"
+    assert fasttext._word("Ġreturn") == "Ġreturn"
     assert found.vectors.isfinite().all()
     assert len(torch.unique(found.vectors, dim=0)) == len(found.ids)
 
@@ -241,9 +240,9 @@ def test_vectors_are_deterministic_and_counted():
 
 @pytest.mark.usefixtures("_needs_fasttext")
 def test_long_documents_are_cut_at_lines(monkeypatch):
-    monkeypatch.setattr(focus, "MAX_CHARACTERS", 40)
+    monkeypatch.setattr(fasttext, "MAX_CHARACTERS", 40)
     text = "".join(TEXTS)
-    pieces = list(focus._pieces(text))
+    pieces = list(fasttext._pieces(text))
     assert "".join(pieces) == text
     assert all(len(piece) <= 40 for piece in pieces)
     assert len(pieces) > 10

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, transfer
 from matt_fast.cli.app import app
-from matt_fast.model.capture import capture, decoder_layers
+from matt_fast.model.capture import capture
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.simulation import FullRows, Memory, fused_attention
 from matt_fast.training import frozen

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast.alignment.vocabulary import Match, VocabularyPair
 from matt_fast.initializers import METHODS, initial_rows, initialize
-from matt_fast.initializers.focus import fasttext_vectors
+from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
 from matt_fast.model.teacher import Teacher

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from matt_fast.loss import aim_loss, blockwise, workspace
+from matt_fast.loss import aim_loss, block, blockwise, workspace
 
 SEEDS, MORE_SEEDS = 8, 32
 ENGINES = "eager", "torch", "triton"
@@ -133,7 +133,7 @@ def test_products_in_pieces(monkeypatch, variant):
     exact = results(torch.float64, "eager", *inputs, variant=variant)
     whole = results(torch.bfloat16, "torch", *inputs, variant=variant)
     monkeypatch.setattr(blockwise, "MAX_BLOCK_ROWS", 32)
-    monkeypatch.setattr(blockwise, "PIECE", 32 * 24)
+    monkeypatch.setattr(block, "PIECE", 32 * 24)
     switched, before = [], workspace.ONEDNN.fp32_precision  # another test may have set it
     plain = torch.bmm
     monkeypatch.setattr(

@@ -1,6 +1,4 @@
-"""Models cut for the AIM loss: every architecture, a user's own, their partly frozen embeddings, and `aim_impl`."""
-
-import re
+"""Models cut for the AIM loss: every architecture, a user's own, and their partly frozen embeddings."""
 
 import pytest
 import torch
@@ -9,7 +7,6 @@ from tiny_matt import MODELS, ROWS, prepared, save
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from matt_fast import aim_impl, aim_loss, aim_star_impl
 from matt_fast.modeling import Gemma3ForAIM, PartlyFrozenEmbeddings, PreTrainedModelForAIM
 from matt_fast.modeling.gemma3 import Gemma3TextScaledPartlyFrozenWordEmbedding
 
@@ -117,50 +114,6 @@ def test_forward_gives_eager_attention_and_the_next_token_loss(setting):
     with pytest.raises(ValueError, match="with_ntp: the output head is there with with_ntp=True only"):
         short.get_output_embeddings()
     assert short(ids, ntp_labels=ids).ntp_loss is None  # as in the reference library
-
-
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_aim_impl_is_the_loss_written_out(heads):
-    torch.manual_seed(0)
-    head_count, value_heads = heads
-    ids = [torch.tensor([[-100, 0, 0, 1, 2, 2, 2, -100], [0, 1, 1, 1, 2, 3, -100, -100]])]
-    ids.append(torch.tensor([[-100, 0, 1, 1, 2, -100], [0, 1, 2, 2, 3, -100]]))
-    queries, states = [], []
-    for x in ids:
-        query, key = (torch.randn(2, head_count, x.shape[1], 8, dtype=torch.float64) for _ in range(2))
-        hidden = torch.full((x.shape[1], x.shape[1]), -torch.inf).triu(1)
-        weights = (query @ key.transpose(2, 3) * 8**-0.5 + hidden).softmax(-1)
-        value = torch.randn(2, value_heads, x.shape[1], 8, dtype=torch.float64)
-        queries.append((query, key, value.repeat_interleave(head_count // value_heads, 1)))
-        states.append((weights, value, x))
-    for function, variant in ((aim_impl, "aim"), (aim_star_impl, "aim_star")):
-        teacher, student = function(*states[0], *states[1])
-        brute = [[], []]
-        for side, (weights, value, x) in enumerate(states):
-            for row in range(2):
-                for head in range(head_count):
-                    words = range(int(x[row].max()) + 1)
-                    ends = {i: int((x[row] == i).nonzero().max()) for i in words}
-                    for i in words:
-                        full = weights[row, head, ends[i]][:, None] * value[row, head // (head_count // value_heads)]
-                        each = [full[x[row] == j].sum(0) for j in words[: i + 1]]
-                        brute[side] += each if variant == "aim" else [full.sum(0)]
-        torch.testing.assert_close(teacher, torch.stack(brute[0]))
-        torch.testing.assert_close(student, torch.stack(brute[1]))
-        loss = aim_loss(*queries, *ids, variant=variant, backend="eager")
-        torch.testing.assert_close(loss, (teacher - student).square().mean())
-
-
-def test_aim_impl_refuses_words_that_differ():
-    weights, values = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 2)
-    given = weights, values, torch.tensor([[0, 1, 1]]), weights, values
-    apart = torch.tensor([[0, 1, 0]])
-    with pytest.raises(ValueError, match=r"word_ids: wanted ids that ascend in row 0, got \[0, 1, 0\]"):
-        aim_impl(weights, values, apart, weights, values, apart)
-    with pytest.raises(ValueError, match=re.escape("wanted the teacher's words in row 0, [0, 1]; got [0, 1, 2]")):
-        aim_impl(*given, torch.tensor([[0, 1, 2]]))
-    with pytest.raises(ValueError, match="student: wanted attn_weights"):
-        aim_star_impl(*given, torch.tensor([[0, 1]]))
 
 
 def test_partly_frozen_embeddings_are_the_embedding_in_two_tables():

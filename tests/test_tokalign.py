@@ -7,7 +7,7 @@ from tiny import TEXTS, byte_level, new_tokenizer
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import tokalign
-from matt_fast.initializers.focus import TokenVectors
+from matt_fast.initializers.fasttext import TokenVectors
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 
 

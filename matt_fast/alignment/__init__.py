@@ -1,1 +1,1 @@
-"""What two tokenizers have in common: segments of a text, tokens of a vocabulary."""
+"""What two tokenizers have in common: segments of a text (segments.py), tokens of a vocabulary (vocabulary.py)."""

@@ -1,4 +1,8 @@
-"""Texts: read, cut into aligned chunks, made into batches."""
+"""Texts for training: read, cut into aligned chunks, made into batches.
+
+In that order: documents.py, chunks.py, batches.py, and stream.py, the endless stream that training takes. prepared.py
+keeps chunks on disk; parallel.py reads texts and their translations, for initialisers.
+"""
 
 from matt_fast.support.lazy import lazy_names
 

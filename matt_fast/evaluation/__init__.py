@@ -1,4 +1,4 @@
-"""What a model is worth on held-out text."""
+"""What a model is worth on held-out text, in figures that do not depend on its tokenizer."""
 
 from matt_fast.support.lazy import lazy_names
 

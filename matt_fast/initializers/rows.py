@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.focus import apply as focus_apply
-from matt_fast.initializers.focus import fasttext_vectors, focus_rows
+from matt_fast.initializers.focus import focus_rows
 from matt_fast.initializers.heuristics import METHODS, Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import SparseCoefficients, omp_coefficients
@@ -111,16 +112,7 @@ def initial_rows(
         bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
     input_rows = rows(embedding.weight, "input_embeddings")
     output_rows = None if tied or from_states else rows(head.weight, "output_embeddings")
-    if made:
-        found = made.coefficients
-        strange = ()
-        if found is not None:
-            tables = [input_rows] if output_rows is None else [input_rows, output_rows]
-            strange = find_outliers(vocabulary, made.ids, found, *(table[made.ids] for table in tables))
-        report = init_report(vocabulary, made.ids.tolist(), made.counts, strange)
-    else:
-        spelled_only = init in ("mean", "length-mean")
-        report = init_report(vocabulary, vocabulary.subtokens if spelled_only else _new_ids(vocabulary).tolist())
+    report = _report(vocabulary, init, made, input_rows, output_rows)
     if from_states:
         means = rows((embedding if tied else head).weight, "output_embeddings", "mean", None)
         options = {"contextual": contextual, "tied": tied, "seed": seed, "on_progress": on_progress}
@@ -151,6 +143,18 @@ class _NewRows:
     rows: Callable[[torch.Tensor, str], torch.Tensor]
     counts: torch.Tensor | None = None
     coefficients: SparseCoefficients | None = None
+
+
+def _report(vocabulary, init, made: _NewRows | None, input_rows, output_rows) -> InitReport:
+    """Which rows the method made, and which of them are unlike the others."""
+    if made is None:
+        spelled_only = init in ("mean", "length-mean")
+        return init_report(vocabulary, vocabulary.subtokens if spelled_only else _new_ids(vocabulary).tolist())
+    strange = ()
+    if made.coefficients is not None:
+        tables = [input_rows] if output_rows is None else [input_rows, output_rows]
+        strange = find_outliers(vocabulary, made.ids, made.coefficients, *(table[made.ids] for table in tables))
+    return init_report(vocabulary, made.ids.tolist(), made.counts, strange)
 
 
 def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:

@@ -15,8 +15,9 @@ from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
-from matt_fast.model.capture import capture, decoder_layers
+from matt_fast.model.capture import capture
 from matt_fast.model.head import head_logits
+from matt_fast.model.layers import decoder_layers
 
 LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
 OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair, check_fast, token_bytes, vocabulary_rows
-from matt_fast.initializers.alignment import encode
-from matt_fast.initializers.focus import TokenVectors
+from matt_fast.initializers.fasttext import TokenVectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
+from matt_fast.initializers.word_alignment import encode
 
 TOGETHER = 256  # documents counted at a time
 SWEEPS = 5  # of the subspace iteration

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers.alignment import align, encode
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
+from matt_fast.initializers.word_alignment import align, encode
 
 
 def transtokenizer_mixtures(

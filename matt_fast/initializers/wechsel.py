@@ -15,9 +15,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import Token, VocabularyPair, vocabulary_rows
-from matt_fast.initializers.alignment import align, encode
-from matt_fast.initializers.focus import fasttext_vectors
+from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
+from matt_fast.initializers.word_alignment import align, encode
 
 WORD = r"\w+|[^\w\s]"
 UNKNOWN = "<unknown>"

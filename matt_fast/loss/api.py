@@ -97,17 +97,10 @@ def aim_loss(
     dtype = reduce(torch.promote_types, (x.dtype for x in (*teacher, *student)))
     teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
     shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
-    if _runs_kernels(student, backend):
-        with _no_autocast(student[0]):
-            return _triton_loss(teacher, student, ids, plan, variant, metric, reduction, **shared)
-    if plan is not None:
-        raise ValueError(f"plan: wanted None for an engine other than 'triton', got one; backend is {backend!r}")
-    documents = _find_segments(ids)
-    shared["scale"] = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
-    vector_size = student[2].shape[-1] if metric == "mse" else 1
-    weights = _pair_weights(documents, variant, causal, reduction, student[0].shape[1], vector_size)
     with _no_autocast(student[0]):
-        return _engine(backend)(teacher, student, documents, weights, variant=variant, metric=metric, **shared)
+        if _runs_kernels(student, backend):
+            return _triton_loss(teacher, student, ids, plan, variant, metric, reduction, **shared)
+        return _plain_loss(teacher, student, ids, plan, backend, variant, metric, reduction, **shared)
 
 
 class AIMLoss(nn.Module):
@@ -229,6 +222,20 @@ def _triton_loss(
     import matt_kernels
 
     return matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant, metric=metric, **options)
+
+
+def _plain_loss(
+    teacher, student, ids, plan, backend, variant, metric, reduction, scale, causal, **options
+) -> torch.Tensor:
+    """The loss by an engine of torch operations."""
+    if plan is not None:
+        raise ValueError(f"plan: wanted None for an engine other than 'triton', got one; backend is {backend!r}")
+    documents = _find_segments(ids)
+    scale = 1 / math.sqrt(student[0].shape[-1]) if scale is None else float(scale)
+    vector_size = student[2].shape[-1] if metric == "mse" else 1
+    weights = _pair_weights(documents, variant, causal, reduction, student[0].shape[1], vector_size)
+    options |= {"variant": variant, "metric": metric, "scale": scale, "causal": causal}
+    return _engine(backend)(teacher, student, documents, weights, **options)
 
 
 def _pair_weights(

@@ -7,20 +7,20 @@ specific to an architecture.
 """
 
 import contextvars
-import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.packed import Packing, attend_by_document, find_packing, restarted_positions
 
 # What an attention function may be given that changes the softmax in a way the AIM loss does not model.
@@ -135,71 +135,38 @@ def capture(
             documents would see each other, or are to be compiled.
     """
     attention = set(attention)
+    layers = attention | ({hidden} - {None})
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    for layer in sorted(attention | ({hidden} - {None})):
+    for layer in sorted(layers):
         if not 0 <= layer < depth:
             raise ValueError(f"layer: wanted an index from 0 to {depth - 1} for this model, got {layer}")
-    if inputs.get("attention_mask") is not None and inputs["attention_mask"].ndim != 2:
-        shape = tuple(inputs["attention_mask"].shape)
-        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {shape}")
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        inputs.setdefault("use_cache", False)
     wanted = attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
     if not wanted:
         raise ValueError("capture: wanted attention, hidden or head, got none of them")
-    packing = None if documents is None else find_packing(documents)
-    if documents is None:
-        documents = _documents(inputs.get("attention_mask"), inputs.get("position_ids"))
-        if inputs.get("attention_mask") is None and documents is not None and documents.any():
-            packing = find_packing(documents)
-    else:
-        _check_packed(model, documents, inputs)
-        device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
-        inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
+    documents, packing, inputs = _prepare_inputs(model, documents, inputs)
     if packing is not None and compiled:
         raise ValueError(
             "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
             "attention runs on one document at a time, and layers would be compiled anew for those of each batch"
         )
     recorder = _Recorder(documents, packing, wanted)
-
-    previous = model.config._attn_implementation
-    token = _recorder.set(recorder)
-    with ExitStack() as hooks:
+    implementation = _register(attn_implementation or model.config._attn_implementation)
+    with ExitStack() as stack:
         if hidden is not None:
-            hooks.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
+            stack.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
-            hooks.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
-        if checkpointing:  # hooks behind a layer's modules, as of weights that wait elsewhere, run in backward too
-            hooks.enter_context(set_checkpoint_early_stop(False))
-        implementation = _register(attn_implementation or previous)
-        changed = decoder_layers(model) if checkpointing or compiled else ()
-        for layer in (x for index, x in enumerate(changed) if index not in attention):
-            forward = functools.partial(_compiled(type(layer).forward), layer) if compiled else layer.forward
-            if checkpointing:
-                again = functools.partial(_forward_again, model, implementation, recorder, forward)
-                forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
-            layer.forward = forward
-            hooks.callback(delattr, layer, "forward")
-        model.set_attn_implementation(implementation)
+            stack.callback(_head_of(model).register_forward_pre_hook(_keep_head_input).remove)
+        if checkpointing or compiled:
+            changed = (x for index, x in enumerate(decoder_layers(model)) if index not in attention)
+            stack.enter_context(_changed(changed, model, implementation, recorder, checkpointing, compiled))
+        stack.enter_context(_recording(model, implementation, recorder))
         try:
             model(**inputs)
         except _Complete:
             if packing is not None:
-                reached = depth if head else 1 + max(attention | ({hidden} - {None}))
-                _check_all_attended(model, recorder, reached)
+                _check_all_attended(model, recorder, depth if head else 1 + max(layers))
             return recorder.result
-        finally:
-            _recorder.reset(token)
-            model.set_attn_implementation(previous)
-    layers = sorted(recorder.missing - {"hidden", "head"})
-    if not layers:
-        raise ValueError(f"model: {type(model).__name__} never called {' and '.join(sorted(recorder.missing))}")
-    raise ValueError(
-        f"model: layer {layers[0]} of {type(model).__name__} never called its attention function through transformers' "
-        "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
-        "attention; choose another layer or model"
-    )
+    raise _not_seen(model, recorder)
 
 
 def capture_attention(
@@ -213,40 +180,54 @@ def capture_attention(
     return capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs).attention[layer]
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The list of the model's transformer layers.
+def _prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, inputs: dict):
+    """(the document of each token or None, how to take packed rows apart or None, what the model is to be given)."""
+    inputs = dict(inputs)
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.ndim != 2:
+        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {tuple(mask.shape)}")
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs.setdefault("use_cache", False)
+    if documents is None:
+        documents = _documents(mask, inputs.get("position_ids"))
+        packed = mask is None and documents is not None and documents.any()
+        return documents, find_packing(documents) if packed else None, inputs
+    _check_packed(model, documents, inputs)
+    packing = find_packing(documents)
+    device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
+    inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
+    return documents, packing, inputs
 
-    Raises:
-        ValueError: the model has no list with as many modules as its configuration has layers.
-    """
-    depth = model.config.get_text_config(decoder=True).num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    for root in (decoder, model):
-        for module in (root or model).modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
-    raise ValueError(f"model: {type(model).__name__} has no list of {depth} layers")
+
+@contextmanager
+def _recording(model: PreTrainedModel, implementation: str, recorder: _Recorder) -> Iterator[None]:
+    """Attention goes through a capturing twin, which tells `recorder`."""
+    previous = model.config._attn_implementation
+    token = _recorder.set(recorder)
+    try:
+        model.set_attn_implementation(implementation)
+        yield
+    finally:
+        _recorder.reset(token)
+        model.set_attn_implementation(previous)
 
 
-def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
-    """A copy of `config` with the first `n_layers` layers only.
-
-    A model loaded with it holds, reads from disk and moves to the device nothing above them. Fields with one entry per
-    layer (layer types, window patterns) are shortened with it.
-
-    Raises:
-        ValueError: `n_layers` is not between 1 and the depth of the model.
-    """
-    shortened = copy.deepcopy(config)
-    text_config = shortened.get_text_config(decoder=True)
-    depth = text_config.num_hidden_layers
-    if not 1 <= n_layers <= depth:
-        raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {n_layers}")
-    for name, value in vars(text_config).items():
-        if isinstance(value, list | tuple) and len(value) == depth:
-            setattr(text_config, name, value[:n_layers])
-    text_config.num_hidden_layers = n_layers
-    return shortened
+@contextmanager
+def _changed(
+    layers: Iterable[nn.Module], model, implementation: str, recorder: _Recorder, checkpointing: bool, compiled: bool
+) -> Iterator[None]:
+    """Some layers run compiled, or once more in backward, or both."""
+    with ExitStack() as stack:
+        if checkpointing:  # hooks behind a layer's modules, as of weights that wait elsewhere, run in backward too
+            stack.enter_context(set_checkpoint_early_stop(False))
+        for layer in layers:
+            forward = functools.partial(_compiled(type(layer).forward), layer) if compiled else layer.forward
+            if checkpointing:
+                again = functools.partial(_forward_again, model, implementation, recorder, forward)
+                forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = forward
+            stack.callback(delattr, layer, "forward")
+        yield
 
 
 @functools.cache
@@ -304,14 +285,8 @@ def _forward_again(model, implementation: str, recorder: _Recorder, forward, *ar
     """A layer's forward, in the pass itself and, under the attention that the pass had, once more in backward."""
     if _recorder.get(None) is recorder:
         return forward(*arguments, **options)
-    previous = model.config._attn_implementation
-    token = _recorder.set(recorder)
-    model.set_attn_implementation(implementation)
-    try:
+    with _recording(model, implementation, recorder):
         return forward(*arguments, **options)
-    finally:
-        _recorder.reset(token)
-        model.set_attn_implementation(previous)
 
 
 def _keep_hidden(module, arguments, output) -> None:
@@ -385,6 +360,18 @@ def _check_all_attended(model: PreTrainedModel, recorder: _Recorder, reached: in
             f"documents: layer {other[0]} of {type(model).__name__} has no softmax attention: packed documents would "
             "see each other there; use rows of one document"
         )
+
+
+def _not_seen(model: PreTrainedModel, recorder: _Recorder) -> ValueError:
+    """The error for a pass that ended before all was seen."""
+    layers = sorted(recorder.missing - {"hidden", "head"})
+    if not layers:
+        return ValueError(f"model: {type(model).__name__} never called {' and '.join(sorted(recorder.missing))}")
+    return ValueError(
+        f"model: layer {layers[0]} of {type(model).__name__} never called its attention function through transformers' "
+        "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
+        "attention; choose another layer or model"
+    )
 
 
 def _documents(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:

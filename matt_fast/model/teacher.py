@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from matt_fast.model.capture import layer_config
+from matt_fast.model.layers import layer_config
 
 
 class Teacher:

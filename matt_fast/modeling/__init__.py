@@ -1,4 +1,4 @@
-"""Models in the shape that the reference library's scripts expect (see `matt_fast.MATT`)."""
+"""Models in the shape that the reference library's scripts expect, for `matt_fast.MATT` and nothing else here."""
 
 from matt_fast.modeling.base import AIMOutput, PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from matt_fast.model.capture import capture, decoder_layers, layer_config
+from matt_fast.model.capture import capture
+from matt_fast.model.layers import decoder_layers, layer_config
 from matt_fast.model.teacher import only_errors
 from matt_fast.modeling.embeddings import Gemma3TextScaledPartlyFrozenWordEmbedding, PartlyFrozenEmbeddings
 from matt_fast.support.checks import check_type

@@ -1,1 +1,1 @@
-"""Memory and work of a training step, from configurations alone."""
+"""Memory and work of a training step, from configurations alone: plan.py asks, simulation.py runs a step."""

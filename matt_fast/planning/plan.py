@@ -20,6 +20,8 @@ from matt_fast.training.options import TrainingOptions
 GIB = 1 << 30
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 
+Change = tuple[list[str], dict]  # options of the command line, and what they change of a step
+
 
 @dataclass(frozen=True)
 class Remedy:
@@ -87,12 +89,7 @@ def plan(
         ValueError: an argument does not fit; `vram` is too small for a single token.
     """
     training = training or TrainingOptions()
-    for name, value in (("length", length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: wanted at least 1, got {value}")
-    for name, value, choices in (("precision", precision, DTYPES), ("device", device, ("cuda", "cpu"))):
-        if value not in choices:
-            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {value!r}")
+    _check_arguments(length, batch_size, precision, device)
     source = Teacher(model, trust_remote_code=trust_remote_code)
     n_layers = max(1, round(source.depth / 3)) if n_layers is None else n_layers
     if not 1 <= n_layers <= source.depth:
@@ -103,38 +100,83 @@ def plan(
     with_head = trains_output(training.objectives())
     if with_head and source.masked:
         raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
-
-    @cache
-    def outline(precision: str, quantization: str | None, offload: str | None) -> PreTrainedModel:
-        loaded = source.outline(DTYPES[precision], None if with_head else n_layers)
-        loaded = loaded if with_head else source.trunk(loaded)
-        freeze(loaded)
-        outline_frozen(loaded, quantization, offload, device)
-        return loaded
-
-    trunk = outline(precision, None, None)
-    rows = len(trunk.get_input_embeddings().weight)
+    outline = _outlines(source, None if with_head else n_layers, device)
+    rows = len(outline(precision, None, None).get_input_embeddings().weight)
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
-    shared = len(pair.matches) if freeze_shared else 0
-    vocabulary = Vocabulary(pair.rows, pair.rows - shared)
+    vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
 
     def run(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
         options = replace(training, **changes)
         model = outline(precision, options.quantization, options.offload)
         return simulate(model, vocabulary, length, batch_size, n_layers, options)
 
-    step = run()
-    found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, step)
+    found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run())
     if vram is None:
         return found
-    keeps_layers = "aim-all-layers" in training.objectives()
-    last_resorts: list[tuple[list[str], dict]] = []  # the one costs accuracy, the other time; one at a time
-    if training.quantization is None and training.offload is None and not training.compile:
-        last_resorts.append((["--quantization 4bit"], {"quantization": "4bit"}))
-        if not keeps_layers:
-            place = "cpu" if device == "cuda" else "disk"
-            names = [] if training.checkpointing else ["--checkpointing"]
-            last_resorts.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
+    last_resorts = _last_resorts(training, device)
+    _check_single_token(run, last_resorts, vram)
+    text_config = source.config.get_text_config(decoder=True)
+    limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
+    longest = _largest(lambda n: run(length=n).peak, vram, limit, CLOSE_ENOUGH)
+    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, 1 << 16, CLOSE_ENOUGH)
+    found = replace(found, longest=longest, largest_batch=largest_batch)
+    if found.step.peak <= vram:
+        return found
+    first = _first_changes(training, precision, batch_size, largest_batch)
+    return replace(found, remedies=_remedies(run, first, last_resorts, longest, vram))
+
+
+def _check_arguments(length: int, batch_size: int, precision: str, device: str) -> None:
+    for name, value in (("length", length), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: wanted at least 1, got {value}")
+    for name, value, choices in (("precision", precision, DTYPES), ("device", device, ("cuda", "cpu"))):
+        if value not in choices:
+            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {value!r}")
+
+
+def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..., PreTrainedModel]:
+    """A function that gives the frozen model on the meta device, with all layers and head if `n_layers` is None."""
+
+    @cache
+    def outline(precision: str, quantization: str | None, offload: str | None) -> PreTrainedModel:
+        loaded = source.outline(DTYPES[precision], n_layers)
+        loaded = loaded if n_layers is None else source.trunk(loaded)
+        freeze(loaded)
+        outline_frozen(loaded, quantization, offload, device)
+        return loaded
+
+    return outline
+
+
+def _last_resorts(training: TrainingOptions, device: str) -> list[Change]:
+    """Of what can be turned on, the one that costs accuracy and the one that costs time; one at a time."""
+    if training.quantization is not None or training.offload is not None or training.compile:
+        return []
+    found: list[Change] = [(["--quantization 4bit"], {"quantization": "4bit"})]
+    if "aim-all-layers" not in training.objectives():
+        place = "cpu" if device == "cuda" else "disk"
+        names = [] if training.checkpointing else ["--checkpointing"]
+        found.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))
+    return found
+
+
+def _first_changes(training: TrainingOptions, precision: str, batch_size: int, largest_batch: int) -> list[Change]:
+    """What else can be turned on, the result being about the same."""
+    found: list[Change] = []
+    if batch_size > 1:
+        smaller = max(1, largest_batch)
+        accumulation = training.accumulation * -(-batch_size // smaller)
+        name = f"--batch-size {smaller} --accumulation {accumulation}"
+        found.append(([name], {"batch_size": smaller, "accumulation": accumulation}))
+    if not training.checkpointing and "aim-all-layers" not in training.objectives():
+        found.append((["--checkpointing"], {"checkpointing": True}))
+    if precision == "no":
+        found.append((["--precision bf16"], {"precision": "bf16"}))
+    return found
+
+
+def _check_single_token(run: Callable[..., Step], last_resorts: list[Change], vram: int) -> None:
     least = run(length=1, batch_size=1)
     if least.peak > vram:
         peaks = ((" ".join(names), run(length=1, batch_size=1, **options).peak) for names, options in last_resorts)
@@ -143,35 +185,24 @@ def plan(
             f"({least.parts['frozen weights'] / GIB:.2f} of them for frozen weights), got {vram / GIB:.2f}"
             + "".join(f"; with {name} it takes {peak / GIB:.2f}" for name, peak in peaks)
         )
-    text_config = source.config.get_text_config(decoder=True)
-    limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
-    longest = _largest(lambda n: run(length=n).peak, vram, limit, CLOSE_ENOUGH)
-    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, 1 << 16, CLOSE_ENOUGH)
-    found = replace(found, longest=longest, largest_batch=largest_batch)
-    if step.peak <= vram:
-        return found
-    changes: list[tuple[list[str], dict]] = []
-    if batch_size > 1:
-        smaller = max(1, largest_batch)
-        accumulation = training.accumulation * -(-batch_size // smaller)
-        name = f"--batch-size {smaller} --accumulation {accumulation}"
-        changes.append(([name], {"batch_size": smaller, "accumulation": accumulation}))
-    if not training.checkpointing and not keeps_layers:
-        changes.append((["--checkpointing"], {"checkpointing": True}))
-    if precision == "no":
-        changes.append((["--precision bf16"], {"precision": "bf16"}))
-    single = [*changes, *last_resorts]
-    together = [changes] if len(changes) > 1 else []
-    together += [[*changes, last] for last in last_resorts if changes]
+
+
+def _remedies(
+    run: Callable[..., Step], first: list[Change], last_resorts: list[Change], longest: int, vram: int
+) -> tuple[Remedy, ...]:
+    """Each change on its own, and several together where none is enough; shorter chunks at last."""
+    single = [[x] for x in (*first, *last_resorts)]
+    together = [first] if len(first) > 1 else []
+    together += [[*first, last] for last in last_resorts if first]
     peaks = []
-    for choice in [*([x] for x in single), *together]:
+    for choice in [*single, *together]:
         if choice in together and any(peak <= vram for _, peak in peaks):
             break
         names = dict.fromkeys(name for names, _ in choice for name in names)
         peaks.append((" ".join(names), run(**{key: x for _, options in choice for key, x in options.items()}).peak))
     if longest:
         peaks.append((f"--max-length {longest}", run(length=longest).peak))
-    return replace(found, remedies=tuple(Remedy(name, peak, peak <= vram) for name, peak in peaks))
+    return tuple(Remedy(name, peak, peak <= vram) for name, peak in peaks)
 
 
 def _largest(peak: Callable[[int], int], allowed: int, limit: int, parts: int) -> int:

@@ -18,74 +18,25 @@ from accelerate.utils import set_seed
 from datasets import Dataset, load_from_disk
 from rich.console import Console
 from safetensors.torch import save_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
 from matt_fast.cli.display import ProgressDisplay
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import check_text_column
 from matt_fast.data.prepared import HIGHEST_IDS, data_key, prepare
-from matt_fast.model.embeddings import EmbeddingTable, embed
-from matt_fast.model.head import Head, logit_rule
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.reference.config import PRECISIONS, MATTConfig
 from matt_fast.reference.data import batches
+from matt_fast.reference.output import MATTOutput
+from matt_fast.reference.rows import input_table, place, student_tables, write_back
 from matt_fast.support.checks import check_type
-from matt_fast.training.loop import Progress, freeze, train
+from matt_fast.training.loop import Progress, train
 from matt_fast.training.objectives import Student
 from matt_fast.training.options import TrainingOptions
 
 logger = logging.getLogger(__name__)
-
-
-class MATTOutput(torch.Tensor):
-    """What `MATT.train` returns: the learned input embeddings, with the output embeddings beside them.
-
-    It is the tensor of the input embeddings itself, so that both of the reference library's conventions work:
-    `output.apply_to(model)`, and `model.get_input_embeddings().weight.data.copy_(output)`.
-
-    Attributes:
-        input_embeddings: [student rows, dim], on the CPU.
-        output_embeddings: [student rows, dim], the head's; None unless trained with `with_ntp`.
-    """
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
-
-    def __new__(cls, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
-        return input_embeddings.detach().as_subclass(cls)
-
-    def __init__(self, input_embeddings: torch.Tensor, output_embeddings: torch.Tensor | None = None):
-        self.input_embeddings, self.output_embeddings = input_embeddings.detach(), output_embeddings
-
-    def __deepcopy__(self, memo) -> "MATTOutput":
-        return MATTOutput(*(None if x is None else x.clone() for x in (self.input_embeddings, self.output_embeddings)))
-
-    def apply_to(self, model: PreTrainedModel) -> None:
-        """Copy the learned embeddings into a whole model, in place.
-
-        Raises:
-            ValueError: one of the model's tables has another shape, or it has one table and two were learned; nothing
-                has been changed then.
-        """
-        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-        tables = [("input", embedding, self.input_embeddings)]
-        if self.output_embeddings is not None and head is not None:
-            tables.append(("output", head, self.output_embeddings))
-        for name, module, rows in tables:
-            if module.weight.shape != rows.shape:
-                raise ValueError(
-                    f"model: wanted {name} embeddings of shape {tuple(rows.shape)}, got {tuple(module.weight.shape)}; "
-                    "resize_token_embeddings first"
-                )
-        if len(tables) == 2 and head.weight is embedding.weight and not torch.equal(tables[0][2], tables[1][2]):
-            raise ValueError(
-                "model: wanted one whose output head has rows of its own, got one where it is tied to the input "
-                "embeddings: it cannot hold both tables that were learned"
-            )
-        with torch.no_grad():
-            for _, module, rows in tables:
-                module.weight.copy_(rows)
 
 
 class MATT:
@@ -208,8 +159,8 @@ class MATT:
         data = load_from_disk(self.dataset_path).with_format("numpy")
         options = _options(config, len(data), accelerator.num_processes)
         for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
-            _place(side, name, PRECISIONS[config.precision], accelerator.device)
-        student = _student(student_model)
+            place(side, name, PRECISIONS[config.precision], accelerator.device)
+        student = student_tables(student_model)
         checkpoints = _Checkpoints(config, student, accelerator)
 
         display = ProgressDisplay(Console(quiet=not accelerator.is_main_process), options.steps)
@@ -233,7 +184,7 @@ class MATT:
                 )
         finally:
             passes.close()
-            _write_back(student, student_model)
+            write_back(student, student_model)
         for tracker in accelerator.trackers:  # end_training would end the process group, too
             tracker.finish()
         output = student.tables[-1].weight().cpu() if config.with_ntp else None
@@ -256,7 +207,7 @@ class MATT:
             )
         highest = json.loads((Path(self.dataset_path) / HIGHEST_IDS).read_text())
         for side, model in (("teacher", teacher_model), ("student", student_model)):
-            rows = len(_table(model))
+            rows = len(input_table(model))
             if highest[side] >= rows:
                 raise ValueError(
                     f"{side}_model: wanted a row for every id of the prepared data, which go up to {highest[side]}, "
@@ -273,7 +224,7 @@ class MATT:
     def _warn_if_not_initialised(self, teacher_model, student_model) -> None:
         """Frozen rows are never corrected: they must be the teacher's rows of the same tokens."""
         embedding = student_model.get_input_embeddings()
-        theirs, mine = _table(teacher_model), _table(student_model)
+        theirs, mine = input_table(teacher_model), input_table(student_model)
         if not isinstance(embedding, PartlyFrozenEmbeddings) or theirs.shape[1] != mine.shape[1]:
             return
         frozen = embedding.frozen_mask.tolist()
@@ -336,67 +287,6 @@ def _options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions
         max_grad_norm=None if config.gradient_clip_val in (0, math.inf) else config.gradient_clip_val,
         metric=config.loss,
     )
-
-
-def _place(model: PreTrainedModelForAIM, name: str, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Frozen, on the device, in the dtype asked for or as loaded."""
-    for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
-        parameter.data = parameter.data.to(device=device, dtype=dtype or parameter.dtype)
-        if parameter.dtype == torch.float16:
-            raise ValueError(
-                f"{name}: wanted weights in bfloat16 or float32, got float16, for which gradients of the AIM loss are "
-                "too small; load it with dtype=torch.bfloat16"
-            )
-    model.to(device)
-    freeze(model.trunk)
-
-
-def _table(model: PreTrainedModelForAIM) -> torch.Tensor:
-    """[rows, dim]: the input embeddings as one table, without a gradient."""
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, PartlyFrozenEmbeddings):
-        embedding = embedding.to_embeddings()
-    return embedding.weight.detach()
-
-
-def _student(model: PreTrainedModelForAIM) -> Student:
-    """The student's rows as tables."""
-    embedding, weight = model.get_input_embeddings(), _table(model)
-    frozen_from = torch.full((len(weight),), -1, device=weight.device)
-    if isinstance(embedding, PartlyFrozenEmbeddings):
-        frozen_from = torch.arange(len(weight), device=weight.device).where(embedding.frozen_mask, frozen_from)
-    table = EmbeddingTable(weight, frozen_from, weight)
-    _check_forward(embedding, table)
-    if not model.with_ntp:
-        return Student(table)
-    head = model.get_output_embeddings()
-    output = None if model.tied else EmbeddingTable(head.weight, frozen_from, head.weight.detach())
-    rule = logit_rule(model.causal_model)
-    return Student(table, output, Head((output or table).weight(), getattr(head, "bias", None), **rule))
-
-
-@torch.no_grad()
-def _check_forward(embedding: torch.nn.Module, table: EmbeddingTable) -> None:
-    """Training gives the module the rows of a batch as its `weight`; it must do with them what it does by itself."""
-    ids = torch.cat([(table.slot < 0).nonzero()[:4, 0], table.trainable_ids[:4]])
-    if not torch.equal(embed(embedding, table.rows(ids), ids), embedding(ids)):
-        raise ValueError(
-            f"student_model: wanted an embedding whose forward calls the one of PartlyFrozenEmbeddings or nn.Embedding "
-            f"and has no other use for ids, got {type(embedding).__name__}, which does not embed the rows it is given"
-        )
-
-
-@torch.no_grad()
-def _write_back(student: Student, model: PreTrainedModelForAIM) -> None:
-    """Put the tables' rows into the model's modules."""
-    embedding = model.get_input_embeddings()
-    if isinstance(embedding, PartlyFrozenEmbeddings):
-        embedding.active_embeddings.weight.copy_(student.input.trainable)
-        embedding.unfreeze_active()
-    else:
-        embedding.weight.copy_(student.input.weight())
-    if model.with_ntp:
-        model.get_output_embeddings().weight.copy_(student.tables[-1].weight())
 
 
 class _Checkpoints:

@@ -1,1 +1,1 @@
-"""What rows are trained for, and how."""
+"""What rows are trained for (objectives.py), and how (loop.py, options.py, frozen.py)."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from matt_fast.model.capture import decoder_layers
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.training.options import TrainingOptions
 

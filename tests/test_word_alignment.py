@@ -9,9 +9,9 @@ from scipy.special import digamma
 from translations import WORDS, sentences, student_id, two_vocabularies
 
 from matt_fast.data.parallel import read_pairs
-from matt_fast.initializers import alignment
-from matt_fast.initializers.alignment import align, encode
+from matt_fast.initializers import word_alignment
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
+from matt_fast.initializers.word_alignment import align, encode
 
 
 def random_pairs(number, seed=0):
@@ -55,7 +55,7 @@ def test_counts_follow_the_model(number, monkeypatch):
     found = align(*zip(*pairs, strict=True))
     assert as_dictionary(found) == pytest.approx({p: c for p, c in expected.items() if c > 0}, rel=1e-9, abs=1e-12)
     assert found.counts.sum() <= sum(len(target) for _, target in pairs)
-    monkeypatch.setattr(alignment, "CELLS", 50)
+    monkeypatch.setattr(word_alignment, "CELLS", 50)
     assert as_dictionary(align(*zip(*pairs, strict=True))) == pytest.approx(as_dictionary(found), rel=1e-9, abs=1e-12)
     again = align(*zip(*pairs, strict=True))
     for one, two in zip(again, align(*zip(*pairs, strict=True)), strict=True):
