@@ -1,0 +1,99 @@
+"""Workers end with their parent, whatever ends it and whatever handlers it had."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+PARENT = """
+import multiprocessing, os, signal, sys, time
+from matt_fast.support.workers import die_with_parent, forks_die_with_us
+
+signal.signal(signal.SIGTERM, lambda *_: print("handler of the parent", flush=True))
+
+def work(parent):
+    if parent is not None:
+        die_with_parent(parent)
+        die_with_parent(parent)
+    print("worker", os.getpid(), flush=True)
+    time.sleep(600)
+
+def grandchild():
+    child = context.Process(target=work, args=(None,))
+    child.start()
+    print("worker", os.getpid(), flush=True)
+    child.join()
+
+context = multiprocessing.get_context("fork")
+{start}
+time.sleep(600)
+"""
+ONE = "context.Process(target=work, args=(os.getpid(),)).start()"
+FORKED = """
+with forks_die_with_us():
+    context.Process(target=grandchild).start()
+    time.sleep(1)
+"""
+
+
+def started(start: str, count: int) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(start=start)], stdout=subprocess.PIPE, text=True)
+    return parent, [psutil.Process(int(parent.stdout.readline().split()[1])) for _ in range(count)]
+
+
+def ended(process: psutil.Process, within: float = 20.0) -> bool:
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("start", "count"), [(ONE, 1), (FORKED, 2)], ids=["called", "forked, two generations"])
+def test_workers_of_a_killed_parent_end(start, count):
+    parent, workers = started(start, count)
+    try:
+        time.sleep(1.2)  # longer than a look at the parent takes: they live while it lives
+        assert not any(ended(worker, within=0.05) for worker in workers)
+        parent.send_signal(signal.SIGKILL)
+        assert all(map(ended, workers))
+    finally:
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        parent.kill()
+        parent.communicate()
+
+
+def test_sigterm_ends_a_worker_and_sigint_does_not():
+    parent, (worker,) = started(ONE, 1)
+    try:
+        worker.send_signal(signal.SIGINT)
+        assert not ended(worker, within=0.3)
+        worker.send_signal(signal.SIGTERM)
+        assert ended(worker)
+        assert parent.poll() is None
+    finally:
+        parent.kill()
+        assert "handler" not in parent.communicate()[0]
+
+
+def test_the_parent_itself_is_left_alone():
+    code = """
+    import os, signal, threading
+    from matt_fast.support.workers import die_with_parent
+    die_with_parent(os.getpid())
+    assert threading.active_count() == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=os.environ)
