@@ -1,13 +1,18 @@
 """Documents of local files, folders and hub datasets, as a stream of texts."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
-FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+from matt_fast.data.reading import check_first_rows, find_files, read_texts
+
 SHUFFLE_BUFFER = 256  # documents
+COPY_TOGETHER = 64  # documents
+FEATURES = Features({"text": Value("large_string")})
 
 
 def read_documents(source: str | Path, *, split: str = "train", text_field: str = "text", seed: int | None = None):
@@ -24,44 +29,54 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         An iterable of str, which can be iterated again.
 
     Raises:
-        ValueError: no readable file in the folder, an unknown format, no such column, or one that holds no texts.
+        ValueError: no readable file in the folder, an unknown format, no such column, or one that holds no texts. While
+            iterating: what `read_texts` raises.
     """
-    dataset = load_documents(source, split=split, text_field=text_field, streaming=True)
+    files = find_files(source)
+    if files is None:
+        dataset = load_hub_documents(str(source), split, text_field, streaming=True)
+    else:
+        check_first_rows(files, text_field)
+        paths = {"files": [str(file) for file in files], "text_field": text_field}  # a list: files are shuffled too
+        dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=paths)
     if seed is not None:
         dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     return _Texts(dataset)
 
 
-def load_documents(source: str | Path, *, split: str, text_field: str, streaming: bool) -> Dataset | IterableDataset:
-    """What `read_documents` reads, as a dataset with the column "text"; without streaming `datasets` keeps a copy."""
-    path = Path(source)
-    if path.exists():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        by_format: dict[str, list[str]] = {}
-        for file in files:
-            if file.suffix in FORMATS:
-                by_format.setdefault(FORMATS[file.suffix], []).append(str(file))
-        if not by_format:
-            raise ValueError(f"data: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
-        parts = []
-        for name, paths in by_format.items():
-            options, field = ({"sample_by": "document"}, "text") if name == "text" else ({}, text_field)
-            parts.append((load_dataset(name, data_files=paths, split="train", streaming=streaming, **options), field))
-    else:
-        try:
-            parts = [(load_dataset(str(source), split=split, streaming=streaming), text_field)]
-        except Exception as error:  # datasets raises many kinds, and few name the argument
-            raise ValueError(
-                f"data: {str(source)!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
-            ) from error
-    texts = []
-    for part, field in parts:
-        columns = part.column_names or list(next(iter(part), {field: ""}))
-        if field not in columns:
-            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(source)!r}, got {field!r}")
-        check_text_column(part, field, "text_field")
-        texts.append(part.select_columns([field]).rename_columns({} if field == "text" else {field: "text"}))
-    return concatenate_datasets(texts) if len(texts) > 1 else texts[0]
+def copy_documents(source: str | Path, text_field: str, copy: Path) -> Dataset:
+    """What `read_documents` reads of a local source, as a dataset with the column "text" that lies in the file `copy`.
+
+    A copy of our own: that of `datasets` is found again by names, sizes and times of the files, whatever is in them.
+    """
+    files = find_files(source)
+    check_first_rows(files, text_field)
+    schema, rows = FEATURES.arrow_schema, _rows([str(file) for file in files], text_field)
+    with pa.OSFile(str(copy), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while together := list(itertools.islice(rows, COPY_TOGETHER)):
+            writer.write_batch(pa.RecordBatch.from_pylist(together, schema))
+    return Dataset.from_file(str(copy))
+
+
+def _rows(files: list[str], text_field: str) -> Iterator[dict[str, str | None]]:
+    for file in files:
+        for text in read_texts(Path(file), text_field):
+            yield {"text": text}
+
+
+def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:
+    """What `read_documents` reads of the hub, as a dataset with the column "text"; whole, `datasets` keeps a copy."""
+    try:
+        dataset = load_dataset(name, split=split, streaming=streaming)
+    except Exception as error:  # datasets raises many kinds, and few name the argument
+        raise ValueError(
+            f"data: {name!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
+        ) from error
+    columns = dataset.column_names or list(next(iter(dataset), {text_field: ""}))
+    if text_field not in columns:
+        raise ValueError(f"text_field: wanted one of the columns {columns} of {name!r}, got {text_field!r}")
+    check_text_column(dataset, text_field, "text_field")
+    return dataset.select_columns([text_field]).rename_columns({} if text_field == "text" else {text_field: "text"})
 
 
 def check_text_column(dataset: Dataset | IterableDataset, column: str, argument: str) -> None:

@@ -4,10 +4,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.alignment.vocabulary import special_affixes
 from matt_fast.data.batches import Chunk
 from matt_fast.data.chunks import Side, make_chunks
-from matt_fast.data.documents import load_documents
+from matt_fast.data.documents import copy_documents, load_hub_documents
+from matt_fast.data.summary import digest_files
+from matt_fast.support.fingerprints import compare, fingerprint_folder
+from matt_fast.support.temporary import flush, flush_tree, work_folder
+from matt_fast.support.workers import die_with_parent, forks_die_with_us
 
 logger = logging.getLogger(__name__)
 
-DATA_VERSION = 1  # count up when prepared data changes: part of the cache's key
-HIGHEST_IDS, SKIPPED = "highest_ids.json", "skipped.json"  # beside the data
+DATA_VERSION = 2  # count up when prepared data changes: part of the cache's key
+HIGHEST_IDS, SKIPPED, FILES = "highest_ids.json", "skipped.json", "files.json"  # beside the data
 READ_TOGETHER = 64  # chunks
 COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
 
@@ -36,35 +38,67 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> list:
     return [backend, special_affixes(tokenizer)]
 
 
-def data_key(dataset: Dataset, column: str, tokenizers: tuple, *numbers: int) -> str:
-    """A name for the chunks of a dataset that changes with everything that changes them."""
-    key = [DATA_VERSION, dataset._fingerprint, column, *numbers, *map(identity, tokenizers)]
+def data_key(content: Dataset | str, column: str, tokenizers: tuple, *numbers: int) -> str:
+    """A name for the chunks of a dataset, or of files with this digest, that changes with all that changes them."""
+    content = content if isinstance(content, str) else content._fingerprint
+    key = [DATA_VERSION, content, column, *numbers, *map(identity, tokenizers)]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
 
 def prepare_once(
-    cache: str | Path, source: str | Path, teacher: Side, student: Side, *, split: str, text_field: str
+    cache: str | Path,
+    source: str | Path,
+    teacher: Side,
+    student: Side,
+    *,
+    split: str,
+    text_field: str,
+    digest: str | None = None,
+    on_message: Callable[[str], None] = logger.warning,
 ) -> Path:
-    """The folder in `cache` with the chunks of a source, made if it is not there; on all cores.
+    """The folder in `cache` with the chunks of a source, made if it is not there or damaged; on all cores.
 
     Args:
         cache: folder of such folders.
         source, split, text_field: as `read_documents`.
         teacher, student: the two sides.
+        digest: `DataSummary.digest` of a local source; it is read for that if None.
+        on_message: called with a line when something that was there is made again.
 
     Raises:
         ValueError: what `read_documents` and `make_chunks` raise, or no text.
+        ChildProcessError: a process that prepared data was killed.
     """
-    dataset = load_documents(source, split=split, text_field=text_field, streaming=False)
     sides = teacher, student
+    tokenizers = tuple(side.tokenizer for side in sides)
     numbers = [number for side in sides for number in (side.rows, side.max_length)]
-    digest = data_key(dataset, "text", tuple(side.tokenizer for side in sides), *numbers)
-    folder = Path(cache) / digest
-    if not folder.exists():
+    content = digest or digest_files(source)
+    if content is None:  # its revision is what `datasets` knows it by
+        content = load_hub_documents(str(source), split, text_field, streaming=False)
+    key = data_key(content, text_field, tokenizers, *numbers)
+    folder = Path(cache) / key
+    if folder.exists():
+        if not (damage := find_damage(folder)):
+            return folder
+        on_message(f"data_cache: {str(folder)!r} is damaged ({'; '.join(damage)}); it is made again")
+    with work_folder(Path(cache)) as temporary:
+        local = isinstance(content, str)
+        dataset = copy_documents(source, text_field, temporary / "documents.arrow") if local else content
         processes = min(os.cpu_count() or 1, len(dataset)) or None
-        options = {"num_proc": processes, "fn_kwargs": {"sides": sides, "column": "text"}, "new_fingerprint": digest}
+        options = {"num_proc": processes, "fn_kwargs": {"sides": sides, "column": "text"}, "new_fingerprint": key}
         prepare(dataset, folder, argument="data", **options)
     return folder
+
+
+def find_damage(folder: Path) -> list[str]:
+    """What of prepared data is not as it was written, a line for each file; nothing if all is."""
+    try:
+        written = json.loads((folder / FILES).read_text())
+    except (OSError, ValueError):
+        return [f"{FILES} is gone or damaged"]
+    found = fingerprint_folder(folder)
+    del found[FILES]
+    return compare(written, found)
 
 
 def read_prepared(
@@ -85,41 +119,58 @@ def read_prepared(
 
 
 def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **options) -> None:
-    """Make the chunks under a temporary name, then rename: a folder that is there is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    counts = temporary / "skipped.jsonl"
-    counts.touch()
-    options["fn_kwargs"] |= {"counts": str(counts)}
-    try:
-        chunks = dataset.map(
-            _chunk_columns,
-            batched=True,
-            remove_columns=dataset.column_names,
-            features=Features({name: Sequence(Value("int32")) for name in COLUMNS}),
-            load_from_cache_file=False,
-            cache_file_name=str(temporary / "map.arrow"),
-            desc="Aligning",
-            **options,
-        )
+    """Make the chunks under a temporary name, then rename: a folder that is there is whole.
+
+    The processes that work on it end with this one.
+    """
+    with work_folder(folder.parent) as temporary, forks_die_with_us():
+        counts = temporary / "skipped.jsonl"
+        counts.touch()
+        options["fn_kwargs"] |= {"counts": str(counts), "parent": os.getpid()}
+        try:
+            chunks = dataset.map(
+                _chunk_columns,
+                batched=True,
+                remove_columns=dataset.column_names,
+                features=Features({name: Sequence(Value("int32")) for name in COLUMNS}),
+                load_from_cache_file=False,
+                cache_file_name=str(temporary / "map.arrow"),
+                desc="Aligning",
+                **options,
+            )
+        except RuntimeError as error:
+            if "abruptly died" not in str(error):
+                raise
+            raise ChildProcessError(
+                f"{argument}: a process that prepared it was killed, by a lack of memory perhaps; nothing is lost, "
+                "the same command begins to prepare it again"
+            ) from error
         if len(chunks) == 0:
             raise ValueError(f"{argument}: wanted text to train on, got none in {len(dataset)} rows")
         logger.info("%d documents, %d chunks", len(dataset), len(chunks))
-        chunks.save_to_disk(temporary / "data")
+        data = temporary / "data"
+        chunks.save_to_disk(data)
         ids = chunks.data
         highest = {side: max_of(list_flatten(ids.column(f"{side}_ids"))).as_py() for side in ("teacher", "student")}
-        (temporary / "data" / HIGHEST_IDS).write_text(json.dumps(highest))
+        (data / HIGHEST_IDS).write_text(json.dumps(highest))
         skipped = sum(map(Counter, map(json.loads, counts.read_text().splitlines())), Counter())
-        (temporary / "data" / SKIPPED).write_text(json.dumps(skipped))
-        (temporary / "data").chmod(0o755)
+        (data / SKIPPED).write_text(json.dumps(skipped))
+        (data / FILES).write_text(json.dumps(fingerprint_folder(data)))
+        flush_tree(data)
         if folder.exists():
             folder.rename(temporary / "old")
-        (temporary / "data").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            data.rename(folder)
+        except OSError:  # another process was faster
+            if find_damage(folder):
+                raise
+        flush(folder.parent)
 
 
-def _chunk_columns(rows: dict[str, list], sides: tuple[Side, Side], column: str, counts: str) -> dict[str, list]:
+def _chunk_columns(
+    rows: dict[str, list], sides: tuple[Side, Side], column: str, counts: str, parent: int
+) -> dict[str, list]:
+    die_with_parent(parent)  # where workers are not forked
     skipped: Counter = Counter()
     chunks = list(make_chunks(rows[column], *sides, skipped))
     with open(counts, "a") as file:  # several processes append a short line each

@@ -24,7 +24,7 @@ from matt_fast.alignment.vocabulary import check_fast, match_tokens, token_bytes
 from matt_fast.cli.display import ProgressDisplay
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import check_text_column
-from matt_fast.data.prepared import HIGHEST_IDS, data_key, prepare
+from matt_fast.data.prepared import HIGHEST_IDS, data_key, find_damage, prepare
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.reference.config import PRECISIONS, MATTConfig
@@ -110,7 +110,7 @@ class MATT:
         folder = Path(dataset_output_dir or self.config.dataset_output_dir) / digest
         state = PartialState(cpu=self.config.accelerator == "cpu")
         with state.main_process_first():  # the others find it made
-            if not folder.exists() or (force_reprocess and state.is_main_process):
+            if find_damage(folder) or (force_reprocess and state.is_main_process):
                 sides = tuple(
                     Side(name, tokenizer, vocabulary_rows(token_bytes(tokenizer)), max_length)
                     for name, tokenizer in zip(("teacher", "student"), tokenizers, strict=True)

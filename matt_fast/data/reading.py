@@ -1,0 +1,251 @@
+"""Texts of local files, read as a stream: what cannot be read is named by file and line."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+BUFFER = 1 << 20  # bytes read at a time
+BLOCK = 1 << 20  # bytes decoded at a time
+ROWS_TOGETHER = 256  # of a parquet file
+SHOWN = 60  # characters of a bad line in an error
+TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
+
+SPACE = re.compile(r"[ \t\n\r]*")
+
+Watch = Callable[[memoryview], None]
+
+
+def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
+    """The files of a local source, in the order in which they are read; None if nothing of that name is here.
+
+    Raises:
+        ValueError: a folder without readable files, or a file of another format.
+    """
+    path = Path(source)
+    if not path.exists():
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in FORMATS]
+    if not files:
+        raise ValueError(f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
+    return files
+
+
+def read_texts(
+    file: Path, text_field: str, argument: str = "data", *, in_blocks: bool = False, watch: Watch | None = None
+) -> Iterator[str | None]:
+    """The texts of a file in their order: the whole of a .txt or .md file, else one a row, None where it is null.
+
+    Args:
+        file: a file of `find_files`.
+        text_field: column that holds the text, in all but .txt and .md files.
+        argument: what errors call the source.
+        in_blocks: give plain text in blocks, so that memory does not grow with the file.
+        watch: called with the bytes of each block that is read, all bytes of the file in order.
+
+    Raises (while iterating):
+        ValueError: bytes that are not UTF-8, a row that is not JSON, has no such column, or something else than a text
+            in it; file and line (row of a parquet file) are named.
+        OSError: the file cannot be read.
+    """
+    kind = FORMATS[file.suffix]
+    with file.open("rb", buffering=BUFFER) as raw:
+        stream = raw if watch is None else io.BufferedReader(_Watched(raw, watch), BUFFER)
+        if kind == "parquet":
+            if watch is not None:  # it is not read in order
+                while stream.read(BUFFER):
+                    pass
+            yield from _parquet_texts(raw, file, text_field, argument)
+        elif kind == "text":
+            blocks = _decoded(stream, file, argument)
+            yield from blocks if in_blocks else ["".join(blocks)]
+        else:
+            for line, row in _json_rows(stream, file, argument):
+                yield _text_of(row, text_field, f"line {line} of {str(file)!r}", argument)
+
+
+class _Watched(io.RawIOBase):
+    """A file that shows what is read from it."""
+
+    def __init__(self, raw: io.BufferedReader, watch: Watch):
+        self.raw, self.watch = raw, watch
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self.raw.readinto(buffer)
+        self.watch(memoryview(buffer)[:count])
+        return count
+
+
+def _decoded(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[str]:
+    """Text in blocks, with \\n for every end of a line."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    line = 1
+    while True:
+        block = stream.read(BLOCK)
+        try:
+            yield decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].count(b"\n")
+            raise _not_utf8(error, line, file, argument) from error
+        line += block.count(b"\n")
+        if not block:
+            return
+
+
+def _not_utf8(error: UnicodeDecodeError, line: int, file: Path, argument: str) -> ValueError:
+    byte = f"0x{error.object[error.start]:02x}"
+    return ValueError(f"{argument}: wanted UTF-8 in line {line} of {str(file)!r}, got the byte {byte} ({error.reason})")
+
+
+def _text_of(row: object, text_field: str, place: str, argument: str) -> str | None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{argument}: wanted a row with columns in {place}, got {str(row)[:SHOWN]!r}")
+    if text_field not in row:
+        raise ValueError(f"text_field: wanted one of the columns {list(row)} of {place}, got {text_field!r}")
+    text = row[text_field]
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise ValueError(f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} in {place}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a character
+        got = text[error.start].encode("ascii", "backslashreplace").decode()
+        raise ValueError(f"{argument}: wanted whole characters in {place}, got {got}, half of one") from error
+    return text
+
+
+def _json_rows(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[tuple[int, object]]:
+    """(line, row): one a line if the first line is a row, else those of a list, or rows that span lines."""
+    start = stream.peek(BUFFER)
+    first = start.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
+    if start.startswith(codecs.BOM_UTF8):
+        stream.read(len(codecs.BOM_UTF8))
+    try:
+        one_a_line = isinstance(json.loads(first), dict)
+    except ValueError:
+        one_a_line = False
+    if not one_a_line:
+        yield from _JsonValues(_decoded(stream, file, argument), file, argument)
+        return
+    for number, line in enumerate(stream, 1):
+        if not line.isspace():
+            try:
+                yield number, json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise _not_utf8(error, number, file, argument) from error
+            except (json.JSONDecodeError, RecursionError) as error:
+                shown = line[:SHOWN].decode(errors="replace").rstrip()
+                place = f"line {number} of {str(file)!r}"
+                raise ValueError(f"{argument}: wanted JSON in {place}, got {shown!r} ({error})") from error
+
+
+class _JsonValues:
+    """The elements of a list, or values one after the other, with their lines; memory is that of one, and a block."""
+
+    def __init__(self, blocks: Iterable[str], file: Path, argument: str):
+        self.blocks, self.file, self.argument = iter(blocks), file, argument
+        self.text, self.at, self.line, self.ended = "", 0, 1, False
+        self.decoder = json.JSONDecoder()
+
+    def __iter__(self) -> Iterator[tuple[int, object]]:
+        if self._sign() != "[":
+            while self._sign():
+                yield self.line, self._value()
+            return
+        self.at += 1
+        sign = self._sign()
+        self.at += sign == "]"
+        while sign != "]":
+            self._sign()
+            line, row = self.line, self._value()
+            yield line, {"text": row} if isinstance(row, str) else row
+            sign = self._sign()
+            if sign not in (",", "]"):
+                raise self._wrong("wanted ',' or ']' between the rows of a list")
+            self.at += 1
+        if self._sign():
+            raise self._wrong("wanted nothing after the list of rows")
+
+    def _value(self) -> object:
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except (json.JSONDecodeError, RecursionError) as error:
+                cut = "Unterminated" in str(error) or getattr(error, "pos", 0) > len(self.text) - TAIL
+                if self.ended or not cut:
+                    raise self._wrong("wanted JSON", error) from error
+                self._more()
+            else:
+                self._pass(end)
+                return value
+
+    def _sign(self) -> str:
+        """The next character that is not white space, which stays where it is; none at the end."""
+        while True:
+            self._pass(SPACE.match(self.text, self.at).end())
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self._more()
+
+    def _pass(self, end: int) -> None:
+        self.line += self.text.count("\n", self.at, end)
+        self.at = end
+
+    def _more(self) -> None:
+        """As much again as is waiting, so that a long value is not read over and over."""
+        waiting, size = [self.text[self.at :]], 0
+        while not self.ended and size <= len(waiting[0]):
+            block = next(self.blocks, None)
+            self.ended = block is None
+            waiting.append(block or "")
+            size += len(waiting[-1])
+        self.text, self.at = "".join(waiting), 0
+
+    def _wrong(self, wanted: str, error: Exception | None = None) -> ValueError:
+        end = max(self.at, getattr(error, "pos", self.at))
+        line = self.line + self.text.count("\n", self.at, end)
+        got = self.text[end : end + SHOWN] or "the end of the file"
+        return ValueError(f"{self.argument}: {wanted} in line {line} of {str(self.file)!r}, got {got!r}")
+
+
+def _parquet_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        parquet = pq.ParquetFile(raw)
+        columns = parquet.schema_arrow.names
+        if text_field not in columns:
+            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(file)!r}, got {text_field!r}")
+        kind = parquet.schema_arrow.field(text_field).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+            place = f"in {str(file)!r}"
+            raise ValueError(f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} {place}")
+        for batch in parquet.iter_batches(ROWS_TOGETHER, columns=[text_field]):
+            for value in batch.column(0):
+                row += 1
+                yield value.as_py()
+    except UnicodeDecodeError as error:
+        byte = f"0x{error.object[error.start]:02x}"
+        raise ValueError(f"{argument}: wanted UTF-8 in row {row} of {str(file)!r}, got the byte {byte}") from error
+    except (pa.ArrowException, OSError) as error:
+        place = f"after row {row} of {str(file)!r}"
+        raise ValueError(f"{argument}: wanted a whole parquet file, got {error} {place}") from error
+
+
+def check_first_rows(files: list[Path], text_field: str, argument: str = "data") -> None:
+    """Read the first row of the first file of each format, so that a wrong `text_field` is an error at once."""
+    first_of = {FORMATS[file.suffix]: file for file in reversed(files)}
+    for file in first_of.values():
+        next(read_texts(file, text_field, argument, in_blocks=True), None)

@@ -1,0 +1,142 @@
+"""Data read to the end before anything slow begins: what is wrong with it, how much it is, and what it was."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from matt_fast.data.documents import read_documents
+from matt_fast.data.reading import FORMATS, find_files, read_texts
+
+FIRST_ROWS = 100  # of a hub dataset, which is not read to the end
+REPORT_EVERY = 16 << 20  # bytes
+_EMPTY = hashlib.sha256().hexdigest()
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a source holds; of a hub dataset what its first rows hold.
+
+    Attributes:
+        documents: rows, or files of plain text.
+        characters, bytes: of their texts; bytes in UTF-8.
+        digest: changes with any byte of the files, their names and their order; of a hub dataset with the first rows.
+        files: SHA-256 of each file's bytes, by its resolved path; empty for a hub dataset.
+        revision: commit of a hub dataset; None for local data, or where the hub does not answer.
+    """
+
+    documents: int
+    characters: int
+    bytes: int
+    digest: str
+    files: Mapping[str, str]
+    revision: str | None = None
+
+
+def check_readable(
+    source: str | Path,
+    *,
+    split: str = "train",
+    text_field: str = "text",
+    argument: str = "data",
+    on_progress: Callable[[str, int, int | None], None] = lambda what, done, total: None,
+) -> DataSummary:
+    """Read local data to its end, or the first rows of a hub dataset; memory does not grow with the data.
+
+    Args:
+        source, split, text_field: as `read_documents`.
+        argument: what errors call the source.
+        on_progress: called with "bytes", how many of the files have been read, and how many they have.
+
+    Raises:
+        ValueError: what `read_documents` raises, and what its iterator does: file and line are named.
+        OSError: a file cannot be read.
+    """
+    files = find_files(source, argument)
+    if files is None:
+        return _check_hub(str(source), split, text_field)
+    total, done, reported = sum(file.stat().st_size for file in files), 0, 0
+    documents = characters = size = 0
+    digests: dict[Path, str] = {}
+    for file in files:
+        digest = hashlib.sha256()
+
+        def watch(block: memoryview, digest: "hashlib._Hash" = digest) -> None:
+            nonlocal done, reported
+            digest.update(block)
+            done += len(block)
+            if done - reported >= REPORT_EVERY:
+                reported = done
+                on_progress("bytes", done, total)
+
+        for text in read_texts(file, text_field, argument, in_blocks=True, watch=watch):
+            documents += FORMATS[file.suffix] != "text"
+            characters += len(text or "")
+            size += len((text or "").encode())
+        documents += FORMATS[file.suffix] == "text"
+        digests[file] = digest.hexdigest()
+    on_progress("bytes", done, total)
+    return DataSummary(
+        documents, characters, size, _digest_of(source, digests), {str(x.resolve()): y for x, y in digests.items()}
+    )
+
+
+def digest_files(source: str | Path) -> str | None:
+    """The digest that `check_readable` gives for local data, without reading its texts; None for a hub dataset."""
+    files = find_files(source)
+    if files is None:
+        return None
+    digests = {}
+    for file in files:
+        with file.open("rb") as stream:
+            digests[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _digest_of(source, digests)
+
+
+def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str | Path, data: str | Path) -> None:
+    """Raise a ValueError if a file of the held-out data is, or has the content of, a file that is trained on."""
+    same = held_out.files.keys() & training.files.keys()
+    twins = {digest: path for path, digest in training.files.items()}
+    wrong = [(path, path) for path in sorted(same)]
+    wrong += [(path, twins[x]) for path, x in held_out.files.items() if x in twins and x != _EMPTY]
+    if not held_out.files and held_out.digest == training.digest:
+        raise ValueError(
+            f"eval_data: wanted text that is not trained on, got the same dataset and split as data: {str(data)!r}"
+        )
+    if wrong:
+        path, twin = wrong[0]
+        how = "is also part of" if path == twin else f"has the content of {twin!r}, part of"
+        raise ValueError(
+            f"eval_data: wanted text that is not trained on, got {str(eval_data)!r}, but {path!r} {how} "
+            f"data {str(data)!r}"
+        )
+
+
+def _digest_of(source: str | Path, digests: Mapping[Path, str]) -> str:
+    """Names count inside a folder; of a single file only its format, so that it may be moved."""
+    source = Path(source)
+    names = [x.relative_to(source).as_posix() if source.is_dir() else x.suffix for x in digests]
+    return hashlib.sha256(json.dumps([names, list(digests.values())]).encode()).hexdigest()
+
+
+def _check_hub(name: str, split: str, text_field: str) -> DataSummary:
+    texts = list(itertools.islice(read_documents(name, split=split, text_field=text_field), FIRST_ROWS))
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str | None):
+            kind = type(text).__name__
+            raise ValueError(f"text_field: wanted texts, got {kind} in row {number} of {text_field!r} of {name!r}")
+    whole = "".join(text or "" for text in texts)
+    digest = hashlib.sha256(json.dumps([name, split, text_field, texts]).encode()).hexdigest()
+    return DataSummary(len(texts), len(whole), len(whole.encode()), digest, {}, _hub_revision(name))
+
+
+def _hub_revision(name: str) -> str | None:
+    """The commit of a hub dataset; None where the hub does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(name, timeout=10).sha
+    except Exception:  # of many kinds; the dataset itself may be there all the same, in datasets' cache
+        return None

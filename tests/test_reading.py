@@ -1,0 +1,200 @@
+"""Local data read to its end: what is wrong is named by file and line, what is right has the size that it has."""
+
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matt_fast.data import reading, summary
+from matt_fast.data.documents import read_documents
+from matt_fast.data.reading import read_texts
+from matt_fast.data.summary import check_held_out, check_readable, digest_files
+
+TEXTS = ["one\r\ntwo", "日本語 \u2028 déjà", "", None, 'a "quoted" \\ line\n' * 40, "\U0001f600"]
+
+
+def jsonl(path, texts=TEXTS, **options):
+    path.write_text("".join(json.dumps({"n": 1, "text": text}, **options) + "\n" for text in texts))
+    return path
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 64, 1 << 20])
+def test_every_form_of_json_has_the_same_texts(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    rows = [{"n": [1, {"text": "inner"}], "text": text, "x": -1.5e9, "y": True} for text in TEXTS]
+    forms = {
+        "lines.jsonl": "\n".join(map(json.dumps, rows)),  # without an end of the last line
+        "blank.json": "\n\n".join(json.dumps(row, ensure_ascii=False) + " \r" for row in rows) + "\n\n",
+        "list.json": json.dumps(rows),
+        "indented.json": json.dumps(rows, indent=2, ensure_ascii=False) + "\n",
+        "spanning.jsonl": "\n".join(json.dumps(row, indent=1) for row in rows),
+        "strings.json": json.dumps([text for text in TEXTS if text is not None]),
+        "bom.jsonl": "\ufeff" + "\n".join(map(json.dumps, rows)),
+        "bom-list.json": "\ufeff" + json.dumps(rows),
+        "nothing.jsonl": "",
+        "empty.json": " [ ] \n",
+    }
+    for name, form in forms.items():
+        (tmp_path / name).write_bytes(form.encode())
+        expected = [] if form.strip() in ("", "[ ]") else [t for t in TEXTS if t is not None or "strings" not in name]
+        assert list(read_texts(tmp_path / name, "text")) == expected, name
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=30)), st.integers(1, 40), st.sampled_from([None, 0, 3]), st.booleans())
+def test_a_list_is_read_through_cuts_anywhere(tmp_path_factory, texts, block, indent, ascii_only):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps([{"text": t} for t in texts], indent=indent, ensure_ascii=ascii_only), newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BLOCK", block)
+        assert list(read_texts(path, "text")) == texts
+
+
+GOOD = b'{"text": "good"}\n'
+BAD_ROWS = {
+    b'{"text": "bad}\n': "data: wanted JSON in line 4 of",
+    b'{"text": 1,}\n': "data: wanted JSON in line 4 of",
+    b'{"text":"\xe9"}\n': "data: wanted UTF-8 in line 4 of .*, got the byte 0xe9",
+    b'{"text": 5}\n': "text_field: wanted a column of texts, got 'text', which holds int in line 4 of",
+    b'{"text": ["a"]}\n': "text_field: wanted a column of texts, got 'text', which holds list in line 4 of",
+    b'{"body": "x"}\n': r"text_field: wanted one of the columns \['body'\] of line 4 of .*, got 'text'",
+    b"[1, 2]\n": "data: wanted a row with columns in line 4 of",
+    b'"text"\n': "data: wanted a row with columns in line 4 of",
+    b'{"text": "\\ud83d"}\n': r"data: wanted whole characters in line 4 of .*, got \\ud83d",
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS.items())
+def test_a_bad_row_is_named(tmp_path, row, message):
+    path = tmp_path / "a[1].jsonl"
+    path.write_bytes(GOOD * 2 + b"\n" + row + GOOD)
+    with pytest.raises(ValueError, match=message) as error:
+        check_readable(path)
+    assert "a[1].jsonl'" in str(error.value)
+    with pytest.raises(ValueError, match=message):
+        list(read_documents(path))
+    with pytest.raises(ValueError, match="eval_data: wanted" if message.startswith("data") else message):
+        check_readable(tmp_path, argument="eval_data")
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "got"),
+    [
+        ('[{"text": "a"},\n {"text": "b"}\n {"text": "c"}]', 3, "{"),
+        ('[\n{"text": "a"},\n{"text": }]', 3, "}]"),
+        ('[\n{"text": "a"},\n\n', 4, "the end of the file"),
+        ('[{"text": "a"}]\n\n{}', 3, "{"),
+        ('{\n"text": "a"}\n{\n"text": tru}', 4, "tru}"),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+def test_an_error_in_json_that_spans_lines_is_named(tmp_path, monkeypatch, content, line, got, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"wanted .* in line {line} of .*x.json', got '{got}"):
+        check_readable(path)
+
+
+@pytest.mark.parametrize("block", [1, 4, 1 << 20])
+def test_plain_text_is_one_document_with_its_lines_ended_alike(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    path = tmp_path / "a.txt"
+    path.write_bytes("日本\r\nzwei\rdrei\n".encode())
+    assert list(read_documents(path)) == ["日本\nzwei\ndrei\n"] == [path.read_text()]
+    found = check_readable(path)
+    assert (found.documents, found.characters, found.bytes) == (1, 13, 17)
+    path.write_bytes("日本\n\nx".encode() + b"\xe9\n")
+    with pytest.raises(ValueError, match=r"data: wanted UTF-8 in line 3 of .*a.txt', got the byte 0xe9"):
+        check_readable(path)
+    path.write_bytes("日本\n".encode() + "日".encode()[:2])
+    with pytest.raises(ValueError, match=r"data: wanted UTF-8 in line 2 of .*, got the byte 0xe6"):
+        list(read_documents(path))
+
+
+def test_parquet_of_every_type_of_text_and_its_bad_rows(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    monkeypatch.setattr(reading, "ROWS_TOGETHER", 2)
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(pa.table({"text": pa.array(TEXTS, pa.string()).cast(kind), "n": range(len(TEXTS))}), path)
+        assert list(read_texts(path, "text")) == TEXTS
+    with pytest.raises(ValueError, match=r"text_field: wanted one of the columns \['text', 'n'\] of .*, got 'body'"):
+        check_readable(path, text_field="body")
+    with pytest.raises(ValueError, match="got 'n', which holds int64"):
+        check_readable(path, text_field="n")
+    bad = pa.Array.from_buffers(pa.string(), 3, pa.array([b"ok", b"fine", b"\xe9"], pa.binary()).buffers())
+    pq.write_table(pa.table({"text": bad}), path)
+    with pytest.raises(ValueError, match=r"wanted UTF-8 in row 3 of .*a.parquet', got the byte 0xe9"):
+        check_readable(path)
+    pq.write_table(pa.table({"text": TEXTS}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"wanted a whole parquet file, got .* of .*a.parquet"):
+        check_readable(path)
+
+
+def test_names_are_no_patterns(tmp_path):
+    for name, other in (("part[1].jsonl", "part1.jsonl"), ("what?.txt", "whats.txt"), ("a*.md", "ab.md")):
+        for file, text in ((name, "MINE"), (other, "ANOTHER")):
+            (tmp_path / file).write_text(json.dumps({"text": text}) if file.endswith("jsonl") else text)
+        assert list(read_documents(tmp_path / name)) == ["MINE"]
+
+
+def test_what_a_folder_holds(tmp_path):
+    folder = tmp_path / "data[train]"
+    (folder / "inner").mkdir(parents=True)
+    jsonl(folder / "inner" / "a.jsonl", ensure_ascii=False)
+    pq.write_table(pa.table({"text": TEXTS}), folder / "b.parquet")
+    (folder / "c.md").write_text("c")
+    seen = []
+    found = check_readable(folder, on_progress=lambda *state: seen.append(state))
+    texts = [text or "" for text in read_documents(folder)]
+    assert Counter(texts) == Counter([text or "" for text in TEXTS] * 2 + ["c"])
+    sizes = len(texts), len("".join(texts)), len("".join(texts).encode())
+    assert (found.documents, found.characters, found.bytes) == sizes
+    total = sum(file.stat().st_size for file in folder.rglob("*.*"))
+    assert seen[-1] == ("bytes", total, total)
+    assert found.digest == digest_files(folder)
+    moved = folder.rename(tmp_path / "moved")
+    assert check_readable(moved).digest == found.digest
+    (moved / "c.md").write_text("d")
+    changed = check_readable(moved).digest
+    (moved / "c.md").rename(moved / "d.md")
+    assert len({found.digest, changed, check_readable(moved).digest}) == 3
+
+
+def test_held_out_data_is_not_the_training_data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    mine, other = jsonl(folder / "a.jsonl"), jsonl(tmp_path / "other.jsonl", ["other"])
+    (tmp_path / "copy.jsonl").write_bytes(mine.read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(mine)
+    cases = [(mine, mine), (folder, mine), (mine, folder), (mine, tmp_path / "link.jsonl")]
+    for data, held_out in cases:
+        with pytest.raises(ValueError, match=r"eval_data: wanted text that is not trained on.*is also part of data"):
+            check_held_out(check_readable(held_out), check_readable(data), held_out, data)
+    copy = tmp_path / "copy.jsonl"
+    with pytest.raises(ValueError, match=r"eval_data: .*copy.jsonl' has the content of .*a.jsonl', part of data"):
+        check_held_out(check_readable(copy), check_readable(folder), copy, folder)
+    check_held_out(check_readable(other), check_readable(folder), other, folder)
+
+
+def test_a_hub_dataset_is_looked_at_only(monkeypatch):
+    rows = [f"text {i}" for i in range(1000)]
+    asked = []
+
+    def texts(name, split, text_field):
+        asked.append((name, split, text_field))
+        return iter(rows)
+
+    monkeypatch.setattr(summary, "read_documents", texts)
+    monkeypatch.setattr(summary, "_hub_revision", lambda name: "0123abcd")
+    found = check_readable("some/name", split="test", text_field="body")
+    assert asked == [("some/name", "test", "body")]
+    assert (found.documents, found.characters, found.revision) == (100, len("".join(rows[:100])), "0123abcd")
+    rows[3] = 7
+    with pytest.raises(ValueError, match="text_field: wanted texts, got int in row 4 of 'body' of 'some/name'"):
+        check_readable("some/name", split="test", text_field="body")
