@@ -6,6 +6,7 @@ it ends; then every file of the model must have the bits of the run that was lef
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -77,7 +78,12 @@ def start(arguments: dict, log: Path) -> int:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        transfer(**arguments, on_stage=lambda stage: (log.parent / "stage").write_text(stage))
+
+        def on_stage(stage: str) -> None:
+            with (log.parent / "stages").open("a") as file:
+                file.write(f"{time.monotonic()} {stage}\n")
+
+        transfer(**arguments, on_stage=on_stage)
         status = 0
     except BaseException:
         import traceback
@@ -109,56 +115,69 @@ def digests(folder: Path) -> dict[str, str]:
     return {x.name: hashlib.sha256(x.read_bytes()).hexdigest() for x in files}
 
 
-def left_alone(arguments: dict, folder: Path) -> tuple[dict[str, str], float]:
-    """The files of a run that nobody kills, and its seconds."""
-    begin = time.monotonic()
+def stages_of(folder: Path) -> list[tuple[str, float]]:
+    """(stage, when it began) of the process that ran last."""
+    lines = (folder / "stages").read_text().splitlines() if (folder / "stages").exists() else []
+    return [(stage, float(moment)) for moment, stage in (line.split(" ", 1) for line in lines)]
+
+
+def left_alone(arguments: dict, folder: Path) -> tuple[dict[str, str], dict[str, float]]:
+    """The files of a run that nobody kills, and the seconds of its stages."""
     status = wait(start(arguments | {"output": folder / "alone"}, folder / "alone.log"))
     assert status == 0, (folder / "alone.log").read_text()
-    return digests(folder / "alone"), time.monotonic() - begin
+    begun = [*stages_of(folder), ("end", time.monotonic())]
+    (folder / "stages").unlink()
+    return digests(folder / "alone"), {name: b - a for (name, a), (_, b) in itertools.pairwise(begun)}
 
 
-def killed(arguments: dict, folder: Path, seconds: float, kills: int, draw: random.Random) -> tuple[dict, Counter]:
-    """The files of a run that is killed so often, each time within `seconds` of its start; and in which stages."""
-    output, stages = folder / "killed", Counter()
-    (folder / "stage").write_text("start")
+def killed(arguments: dict, folder: Path, seconds: dict[str, float], targets: list[str], draw: random.Random):
+    """The files of a run that is killed in each of these stages, at a moment drawn from it, and where it was killed."""
+    output, log, hit = folder / "killed", folder / "killed.log", []
+    targets = list(targets)
     while True:
+        (folder / "stages").unlink(missing_ok=True)
         resume = (output / "run" / "run.json").exists()
-        process = start(arguments | {"output": output, "resume": resume}, folder / "killed.log")
-        moment = draw.uniform(0, seconds) if sum(stages.values()) < kills else None
-        status = wait(process, moment)
+        process = start(arguments | {"output": output, "resume": resume}, log)
+        status = None
+        if targets:
+            target = targets.pop(0)
+            while status is None and target not in dict(stages_of(folder)):
+                status = wait(process, 0.002)
+            if status is None:
+                status = wait(process, draw.uniform(0, seconds[target]))
+        else:
+            status = wait(process)
         if status is None:
             children = psutil.Process(process).children(recursive=True)
+            hit.append(stages_of(folder)[-1][0])
             kill(process)
-            stages[(folder / "stage").read_text()] += 1
-            _, alive = psutil.wait_procs(children, timeout=10)
+            _, alive = psutil.wait_procs(children, timeout=20)
             assert not alive, f"still there after the kill: {alive}"
             continue
-        assert status == 0, (folder / "killed.log").read_text()
-        return digests(output), stages
+        assert status == 0, log.read_text()
+        if not targets:
+            return digests(output), hit
 
 
 def main(kills: int = 20, seed: int = 0) -> None:
     draw, in_all, same = random.Random(seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="matt-fast-killing-"))
     arguments = prepare(folder)
-    done = 0
-    while done < kills:
-        for name, case in CASES.items():
-            place = folder / "case"
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            case = arguments | {k: place / v if k == "data_cache" else v for k, v in case.items()}
-            expected, seconds = left_alone(case, place)
-            shutil.rmtree(place / "cache", ignore_errors=True)
-            got, stages = killed(case, place, seconds, 3, draw)
-            equal = got == expected
-            same += equal * sum(stages.values())
-            done += sum(stages.values())
-            in_all += stages
-            print(f"{name:36} {'same bits' if equal else 'OTHER BITS'}   killed in {dict(stages)}", flush=True)
-            if done >= kills:
-                break
-    print(f"{same} of {done} kills led to the same bits; stages: {dict(in_all)}")
+    for name, case in itertools.cycle(CASES.items()):
+        place = folder / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        case = arguments | {k: place / v if k == "data_cache" else v for k, v in case.items()}
+        expected, seconds = left_alone(case, place)
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        targets = sorted(draw.sample(list(seconds), 3), key=list(seconds).index)
+        got, hit = killed(case, place, seconds, [*targets, "training"], draw)
+        same += (got == expected) * len(hit)
+        in_all.update(hit)
+        print(f"{name:36} {'same bits' if got == expected else 'OTHER BITS'}   killed in {', '.join(hit)}", flush=True)
+        if in_all.total() >= kills:
+            break
+    print(f"{same} of {in_all.total()} kills led to the same bits; by stage: {dict(in_all)}")
     shutil.rmtree(folder)
 
 

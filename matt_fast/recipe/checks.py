@@ -1,22 +1,31 @@
-"""What is looked at before a run begins or goes on."""
+"""What is looked at before a run begins or goes on: the files it depends on, and all that could go wrong at its end."""
 
+import hashlib
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.prepared import identity
+from matt_fast.data.summary import DataSummary, check_readable
+from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
 from matt_fast.recipe.work import Work
+from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
+
+Prints = dict[str, dict[str, str]]
 
 
-def preflight(work: Work, vocabulary: VocabularyPair) -> None:
-    """Compare with the run that goes on, or begin a new one; in the main process.
+def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
+    """Compare with the run that goes on, or look at what it will need and begin a new one; in the main process.
 
     Raises:
-        ValueError: an argument, a file or the version is not what the run began with.
+        ValueError: an argument, a file or the version is not what the run began with; data that cannot be read; a
+            model that cannot be loaded or saved whole.
+        OSError: there is no room for the result.
     """
     job, run = work.job, work.run
     settings = job.settings() | {"processes": work.accelerator.num_processes}
-    fingerprints: dict = {}
     known = run.read("run.json")
     if known:
         if known["version"] != version("matt-fast"):
@@ -24,4 +33,53 @@ def preflight(work: Work, vocabulary: VocabularyPair) -> None:
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
-    run.begin(settings, fingerprints, json.dumps(job.configuration(run.output), indent=1))
+    data = _readable(work, "data")
+    held_out = None if job.eval_data is None else _readable(work, "eval_data")
+    if data.characters == 0:
+        raise ValueError(
+            f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
+        )
+    prints = _fingerprints(work, vocabulary, data, held_out)
+    if known:
+        check_unchanged(known["fingerprints"], prints)
+    run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
+
+
+def check_teacher(work: Work) -> None:
+    """Raise a ValueError where the teacher's files are not those that the run began with."""
+    known = {"model": work.run.read("run.json")["fingerprints"]["model"]}
+    check_unchanged(known, {"model": fingerprint_model(work.job.model)})
+
+
+def check_unchanged(before: Prints, now: Prints) -> None:
+    """Raise a ValueError that names the files which are not what they were."""
+    found = [f"{name}: {line}" for name in now for line in compare(before.get(name, {}), now[name])]
+    if found:
+        raise ValueError("these are not the files that the run began with: " + "; ".join(found))
+
+
+def _readable(work: Work, argument: str) -> DataSummary:
+    job = work.job
+    options = {"split": job.split, "text_field": job.text_field, "on_progress": work.listeners.on_progress}
+    return check_readable(getattr(job, argument), argument=argument, **options)
+
+
+def _fingerprints(
+    work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: DataSummary | None
+) -> dict[str, dict[str, str]]:
+    """Of everything that the result depends on: argument -> file -> digest."""
+    job = work.job
+    tokenizer = json.dumps(identity(vocabulary.student)).encode()
+    prints = {
+        "model": fingerprint_model(job.model),
+        "tokenizer": {"content": hashlib.sha256(tokenizer).hexdigest()},
+        "data": {"content": data.digest},
+    }
+    if held_out is not None:
+        prints["eval_data"] = {"content": held_out.digest}
+    for name in ("init", "donor", "parallel"):
+        value = getattr(job, name)
+        if isinstance(value, str | Path) and Path(value).exists():
+            of = fingerprint_model(value) if Path(value).is_dir() else {Path(value).name: fingerprint_file(value)}
+            prints[name] = of
+    return prints

@@ -1,6 +1,5 @@
 """What a transfer is to do: its arguments, checked, and what of them may change when it goes on."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -83,20 +82,9 @@ class Job:
         found["prepared"] = self.data_cache is not None or self.epochs is not None
         return found | asdict(self.training)
 
-    def configuration(self, output: Path) -> dict:
-        """All options by their names on the command line, which reproduce the run; paths are absolute."""
-        found = {x.name: getattr(self, x.name) for x in fields(self) if x.name != "training"} | asdict(self.training)
-        layer = found.pop("n_layers")
-        found |= {"layer": "third" if layer is None else str(layer), "output": output.resolve()}
-        found["max_grad_norm"] = found["max_grad_norm"] or 0.0
-        for name, value in found.items():
-            if isinstance(value, str) and name in NOT_COMPARED and Path(value).exists():
-                value = Path(value)
-            if isinstance(value, Path):
-                found[name] = str(value.resolve())
-            elif isinstance(value, Callable):
-                found[name] = None  # an object of the program that called
-        return found
+    def arguments(self, output: Path) -> dict:
+        """The arguments of `transfer` by name."""
+        return {"output": output} | {x.name: getattr(self, x.name) for x in fields(self)}
 
 
 def changes(before: dict, now: dict, diverged: bool) -> list[str]:

@@ -21,7 +21,7 @@ from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, need
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
 from matt_fast.recipe import export
-from matt_fast.recipe.checks import preflight
+from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.watching import RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
@@ -51,7 +51,7 @@ def check(work: Work, vocabulary: VocabularyPair) -> None:
     """Compare with the run that goes on, or look at all that could go wrong later and begin a new one: `run.json`."""
     if work.is_main:
         with work.stage("checks"):
-            preflight(work, vocabulary)
+            begin_or_go_on(work, vocabulary)
     work.accelerator.wait_for_everyone()
 
 
@@ -191,6 +191,7 @@ def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     if work.is_main and not run.published:
         with work.stage("writing"):
             if not run.path("result").exists():
+                check_teacher(work)
                 with whole_folder(run.path("result")) as part:
                     _fill(part, work, vocabulary, start)
             move_into(run.path("result"), run.output, last=("config.json",))
