@@ -1,0 +1,104 @@
+"""Files that are whole or not there: written under another name, flushed to the disk, then renamed.
+
+A name that begins with PART belongs to a write that is under way, or to one whose process was killed.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PART = ".part-"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A name to write a file under; it becomes `path` when the block ends, or vanishes with an error."""
+    path = Path(path)
+    part = path.with_name(PART + path.name)
+    try:
+        yield part
+        flush(part)
+        os.replace(part, path)
+        flush(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to fill; it becomes `path` when the block ends, in place of what was there, or vanishes."""
+    path = Path(path)
+    part = path.with_name(PART + path.name)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        readable(part)
+        flush_tree(part)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(part, path)
+        flush(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def move_into(source: Path, target: Path, last: tuple[str, ...] = ()) -> None:
+    """Move everything in folder `source` into folder `target`, files called `last` at the end; then remove `source`.
+
+    Each file is moved in one rename; done again after a stop in the middle, it goes on where it stopped.
+    """
+    for entry in sorted(source.iterdir(), key=lambda entry: (entry.name in last, entry.name)):
+        goal = target / entry.name
+        if goal.is_dir() and not goal.is_symlink():
+            shutil.rmtree(goal)
+        os.replace(entry, goal)
+        if entry.name in last:
+            flush(target)
+    flush(target)
+    source.rmdir()
+
+
+def remove_parts(folder: Path) -> list[Path]:
+    """Remove what killed writes left in a folder that nobody writes to; returns what it was."""
+    found = sorted(folder.glob(PART + "*"))
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return found
+
+
+def readable(folder: Path) -> None:
+    """Let others read what is in a folder as far as the process's umask does: some libraries write private files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def flush_tree(folder: Path) -> None:
+    """`flush` for everything in a folder, and for the folder itself."""
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            flush(path)
+    flush(folder)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot do it for folders
+            raise
+    finally:
+        os.close(descriptor)
