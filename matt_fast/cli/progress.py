@@ -66,8 +66,9 @@ class ProgressDisplay:
     def __exit__(self, *exception) -> None:
         self._ended.set()
         self._forget_tasks()
-        self.bar.stop()
-        self._streams = None
+        if self._streams is not None:
+            self.bar.stop()
+            self._streams = None
         if self._lines is not None:
             self._lines.join()
 

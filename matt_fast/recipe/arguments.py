@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matt_fast.data.parallel import check_pairs_file
 from matt_fast.initializers.choices import FROM_PAIRS, INIT_HEADS
 from matt_fast.support.checks import check_choice, check_least, check_location
 from matt_fast.support.every import Every
@@ -24,10 +25,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         OSError: a path where nothing is, or an output that has something in it.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    for name in ("model", "tokenizer", "donor", "init", "data", "eval_data", "parallel"):
+    for name in ("model", "tokenizer", "donor", "init", "data", "eval_data"):
         if isinstance(given.get(name), str | Path):
-            suffixes = {"parallel": (".tsv", ".jsonl"), "init": (".safetensors",)}.get(name, TEXT_FILES)
-            check_location(name, given[name], suffixes)
+            check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
+    if "parallel" in given:
+        check_pairs_file(given["parallel"])
     if "output" in given and not given.get("resume"):
         check_output(given["output"])
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):

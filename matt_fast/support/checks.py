@@ -29,7 +29,7 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     """Raise a ValueError that names the argument unless `value` is one of `choices`."""
     choices = tuple(choices)
     if value not in choices:
-        raise ValueError(f"{name}: wanted {' or '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name}: wanted one of {', '.join(choices)}, got {value!r}")
 
 
 def check_least(name: str, value: float | None, least: int) -> None:
@@ -50,5 +50,5 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
     text = str(value)
     if value is None or "://" in text or Path(text).exists():
         return
-    if text.count("/") > 1 or text[:1] in ("", "/", ".", "~") or text[-1:] == "/" or Path(text).suffix in suffixes:
+    if text.count("/") > 1 or text[:1] in ("", "/", ".", "~", "<") or text[-1:] == "/" or Path(text).suffix in suffixes:
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")
