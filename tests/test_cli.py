@@ -36,6 +36,11 @@ def message(result):
     return " ".join(result.output.replace("│", " ").split())
 
 
+def with_note(error, note):
+    error.add_note(note)
+    return error
+
+
 def a_result(output):
     evaluation = Evaluation(2.5, 3.0, 100, 30, 2048, False)
     progress = Progress(3, 0.5, [0.9, 0.7, 0.5], {"aim": 0.5}, 300, 2.0, padding_tokens=10, all_tokens=100)
@@ -105,6 +110,7 @@ WRONG = [
     (["--max-length=0"], "max_length: wanted at least 1, got 0"),
     (["--epochs=0"], "epochs: wanted a number above 0, got 0.0"),
     (["--epochs=2", "--steps=5"], "steps and epochs: wanted one of them, got 5 and 2.0"),
+    (["--eval-data=org/text", "--validate-every=auto"], "validate_every: wanted a number of steps, or a time"),
     (["--checkpoint-every=ten"], "checkpoint_every: wanted a number of steps, or a time"),
     (["--validate-every=5"], "validate_every: wanted eval_data with it"),
     (["--eval-data=org/text", "--patience=2"], "patience: wanted validate_every with it"),
@@ -326,6 +332,7 @@ def test_plain_values_are_valid_json():
     [
         (KeyboardInterrupt("go on with --resume x"), 130, "go on with --resume x\n"),
         (KeyboardInterrupt(), 130, ""),
+        (with_note(ValueError("no"), "go on with [x]"), 1, "Error: no\ngo on with [x]\n"),
         (SystemExit(143), 143, ""),
         (ValueError("wanted [red]b[/x]y :smile:"), 1, "Error: wanted [red]b[/x]y :smile:\n"),
     ],
@@ -338,6 +345,13 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
     monkeypatch.setattr(matt_fast.recipe.transfer, "transfer", transfer)
     ended = run("transfer", *PATHS, "--quiet")
     assert (ended.exit_code, ended.stderr) == (status, words)
+
+
+def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch):
+    monkeypatch.setattr(TransferResult, "worse_than_start", "loss 9 after 1", raising=False)
+    ended = run("transfer", *PATHS, "--json", "--quiet")
+    assert (ended.exit_code, ended.stderr) == (1, "The result is worse than its start: loss 9 after 1\n")
+    assert json.loads(ended.stdout)["worse_than_start"] == "loss 9 after 1"
 
 
 def test_paths_are_printed_as_they_are(called):

@@ -72,5 +72,6 @@ def compare_inits(
                 on_original=on_original,
                 on_result=on_result,
                 on_progress=lambda name, done, total: display.on_progress("rows", done, total),
+                on_piece=lambda done: display.on_progress("pieces", done, eval_pieces),
             )
         out.result(found)

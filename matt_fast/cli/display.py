@@ -79,7 +79,8 @@ def print_initialised(console: Console, result: "Initialised") -> None:
     """One line of figures, at once, and below it what the rows are made of."""
     figures = f"{result.bits_per_byte:.4f}", f"{result.seconds:.1f}", f"{result.memory / GIB:.2f}"
     say(console, INITIALISED.format(result.init, *figures))
-    for line in report_lines(result.report):
+    first, *rest = report_lines(result.report)
+    for line in (f"{result.init}: {first}", *rest):
         say(console, f"  {line}", "dim")
 
 

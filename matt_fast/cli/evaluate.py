@@ -42,19 +42,27 @@ def evaluate(
             check_location(name, value, TEXT_FILES)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
+            import torch
             from accelerate import Accelerator
 
             from matt_fast.data.documents import read_documents
             from matt_fast.evaluation.bits_per_byte import evaluate as run
             from matt_fast.model.teacher import Teacher
-            from matt_fast.recipe.transfer import DTYPES
 
             display.on_stage("model")
             source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-            loaded = source.load({"auto": "auto", **DTYPES}[precision]).to(device or Accelerator().device)
+            dtype = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}[precision]
+            loaded = source.load(dtype).to(device or Accelerator().device)
             documents = read_documents(data, split=split, text_field=text_field)
             display.on_stage("evaluation")
-            options = {"piece_bytes": piece_bytes, "max_pieces": pieces, "masked": source.masked}
-            result = run(loaded, source.load_tokenizer(tokenizer), documents, **options)
+            result = run(
+                loaded,
+                source.load_tokenizer(tokenizer),
+                documents,
+                piece_bytes=piece_bytes,
+                max_pieces=pieces,
+                masked=source.masked,
+                on_piece=lambda done: display.on_progress("pieces", done, pieces),
+            )
         print_evaluation(out.console, result)
         out.result(result)

@@ -165,7 +165,12 @@ Offload = Annotated[
 
 # While it runs.
 CheckpointEvery = Annotated[
-    str, Option(help="Steps, or a time such as 30s, 10m or 2h, between checkpoints.", rich_help_panel=WATCH)
+    str,
+    Option(
+        help="Steps, or a time such as 30s, 10m or 2h, between checkpoints; auto is ten minutes, or longer where "
+        "writing them is slow.",
+        rich_help_panel=WATCH,
+    ),
 ]
 ValidateEvery = Annotated[
     str | None,

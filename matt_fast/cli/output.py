@@ -31,7 +31,8 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, emoji=False)
+        message = escape("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", highlight=False, emoji=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if str(error):

@@ -29,7 +29,8 @@ class ProgressDisplay:
     """A context manager whose methods are the callbacks of `transfer`.
 
     On a terminal the stage has a bar once it takes longer than two seconds; one of unknown length has a moving bar.
-    Elsewhere a line is printed 15 seconds after the last stage's name, and then every 30.
+    Elsewhere a line is printed 15 seconds after the last stage's name, and then every 30. What training came to stays
+    to be read when it ends.
 
     Args:
         console: where to print; nothing is, and no thread runs, if it is quiet.
@@ -113,7 +114,7 @@ class ProgressDisplay:
             parts.append(self.figures)
         parts.append(f"{duration(time.monotonic() - self.since)} so far")
         left = None if task is None else task.time_remaining
-        if left is not None:
+        if left is not None and not task.finished:
             parts.append(f"{duration(left)} left")
         return f"{self.stage}: {', '.join(part for part in parts if part)}"
 
@@ -129,6 +130,8 @@ class ProgressDisplay:
         return next((state for state in self.bar.tasks if state.id == task), None)
 
     def _forget_tasks(self) -> None:
+        if self.figures:  # what training came to stays to be read
+            say(self.console, self.line())
         for task in self.tasks.values():
             self.bar.remove_task(task)
         self.tasks, self.current, self.figures = {}, None, ""

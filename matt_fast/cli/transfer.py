@@ -1,5 +1,6 @@
 """`matt-fast transfer`."""
 
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -58,7 +59,7 @@ def transfer(
     compile: o.Compile = False,
     quantization: o.Quantization = None,
     offload: o.Offload = None,
-    checkpoint_every: o.CheckpointEvery = "10m",
+    checkpoint_every: o.CheckpointEvery = "auto",
     validate_every: o.ValidateEvery = None,
     patience: o.Patience = None,
     track: o.Track = None,
@@ -78,7 +79,6 @@ def transfer(
             _sweep(arguments, out)
         else:
             _transfer(arguments, out)
-        say(out.console, f"Written: {output}")
 
 
 def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]:
@@ -118,10 +118,15 @@ def _transfer(arguments: dict[str, Any], out: Output) -> None:
         callbacks = ("on_step", "on_stage", "on_progress", "on_message")
         result = run(**_known(run, arguments | {name: getattr(display, name) for name in callbacks}))
     print_result(out.console, result)
+    say(out.console, f"Written: {arguments['output']}")
     progress = plain(result.progress)
     losses = progress.pop("losses")  # as many as steps; metrics.jsonl has them
     progress |= {"steps": len(losses), "first_loss": losses[0] if losses else None}
-    out.result({**plain(result), "progress": progress})
+    worse = getattr(result, "worse_than_start", None)  # TODO-LEAD: result.worse_than_start
+    out.result({**plain(result), "progress": progress, "worse_than_start": worse})
+    if worse is not None:
+        print(f"The result is worse than its start: {worse}", file=sys.stderr, flush=True)
+        raise typer.Exit(1)
 
 
 def _sweep(arguments: dict[str, Any], out: Output) -> None:
@@ -139,6 +144,7 @@ def _sweep(arguments: dict[str, Any], out: Output) -> None:
             **places, **_known(run, arguments, without=places), on_step=display.on_step, on_stage=display.on_stage
         )
     print_sweep(out.console, outcome)
+    say(out.console, f"Written: {arguments['output']}")
     out.result(outcome)
 
 

@@ -1,7 +1,7 @@
 """Bits per byte of held-out text: the one figure that compares models with different tokenizers."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ def evaluate(
     piece_bytes: int | None = None,
     max_pieces: int | None = None,
     masked: bool = False,
+    on_piece: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Score documents under a language model.
 
@@ -61,6 +62,7 @@ def evaluate(
         piece_bytes: UTF-8 bytes of a piece, at most; 2,048 if None, 480 for a masked model.
         max_pieces: stop after so many pieces.
         masked: whether `model` is a masked language model.
+        on_piece: called with the number of pieces that are scored, after each.
 
     Raises:
         ValueError: there is no text; the tokenizer has neither a bos nor an eos token, or no mask token; an id has no
@@ -80,6 +82,7 @@ def evaluate(
         nats += score(model, tokenizer, ids)
         n_bytes += len(piece.encode())
         n_tokens += len(ids)
+        on_piece(index + 1)
     if n_tokens == 0:
         raise ValueError("documents: wanted text to score, got none")
     return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens, piece_bytes, masked)

@@ -47,6 +47,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_watching(given)
 
 
+# TODO-LEAD: Run(output).check_free(resume) knows this, and more.
 def check_output(output: str | Path) -> Path:
     """Return `output` as a path; raise FileExistsError if something is there that saving would overwrite.
 
@@ -68,7 +69,8 @@ def _check_watching(given: Mapping[str, Any]) -> None:
     """What is done while a transfer runs: checkpoints, validation, trackers."""
     check_device(given.get("device"))
     for name in ("checkpoint_every", "validate_every"):
-        Every.parse(name, given.get(name))
+        if given.get(name) != "auto" or name == "validate_every":
+            Every.parse(name, given.get(name))
     for name, needs in (("validate_every", "eval_data"), ("patience", "validate_every")):
         if name in given and needs not in given:
             raise ValueError(f"{name}: wanted {needs} with it, got none")

@@ -57,6 +57,7 @@ def compare_initializers(
     device: str | None = None,
     on_original: Callable[[float], None] = lambda bits_per_byte: None,
     on_result: Callable[[Initialised], None] = lambda result: None,
+    on_piece: Callable[[int], None] = lambda done: None,
     on_progress: Callable[[str, int, int], None] = lambda init, done, total: None,
 ) -> tuple[float, list[Initialised]]:
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
@@ -68,6 +69,7 @@ def compare_initializers(
         device: where to work, "cuda:1" for example; what accelerate finds if None.
         on_original: called with bits per byte of the original model.
         on_result: called with each result.
+        on_piece: called with the number of pieces of text that are scored under the model at hand.
         on_progress: called with the initialiser, the rows that it has made, and their number; see `initial_rows`.
 
     Returns:
@@ -85,7 +87,8 @@ def compare_initializers(
 
     def bits(scored, its_tokenizer) -> float:
         scored.to(device)
-        return evaluate(scored, its_tokenizer, held_out, max_pieces=eval_pieces, masked=teacher.masked).bits_per_byte
+        options = {"max_pieces": eval_pieces, "masked": teacher.masked, "on_piece": on_piece}
+        return evaluate(scored, its_tokenizer, held_out, **options).bits_per_byte
 
     original = teacher.load(torch.float32)
     rows = len(original.get_input_embeddings().weight)
