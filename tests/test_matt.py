@@ -175,7 +175,7 @@ def test_arguments_of_another_type_are_named(setting):
 def test_training_shows_how_far_it_is(setting, capsys):
     matt, architecture, folder = setting
     matt.train(*(architecture.from_pretrained(folder, 2) for _ in range(2)))
-    assert re.search(r"training .* 3/3 .*tokens/s", capsys.readouterr().out)
+    assert re.search(r"training: step 3 of 3, .*tokens/s", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("multiple", [1, 16])

@@ -1,10 +1,5 @@
 """The command line."""
 
-from matt_fast.support.lazy import lazy_names
+from matt_fast.cli.app import app
 
-_WHERE = {
-    "app": "matt_fast.cli.app",
-}
-
-__all__ = list(_WHERE)
-__getattr__ = lazy_names(__name__, _WHERE)
+__all__ = ["app"]

@@ -5,6 +5,14 @@ import json
 from pathlib import Path
 
 
+def check_pairs_file(source: str | Path) -> Path:
+    """Return `source` as a path; raise a ValueError if it is no file of a format that `read_pairs` reads."""
+    path = Path(source)
+    if path.suffix not in (".tsv", ".jsonl") or not path.is_file():
+        raise ValueError(f"parallel: wanted a .tsv or .jsonl file of pairs of texts, got {str(source)!r}")
+    return path
+
+
 def read_pairs(source: str | Path) -> list[tuple[str, str]]:
     """Read pairs of texts of the same meaning.
 
@@ -19,9 +27,7 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
     Raises:
         ValueError: no such file, another format, a line that is no pair, or no pair with text on both sides.
     """
-    path = Path(source)
-    if path.suffix not in (".tsv", ".jsonl") or not path.is_file():
-        raise ValueError(f"parallel: wanted a .tsv or .jsonl file of pairs of texts, got {str(source)!r}")
+    path = check_pairs_file(source)
     pairs = []
     with path.open(encoding="utf-8", newline="") as lines:
         rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else lines

@@ -1,18 +1,19 @@
 """Where the rows of new tokens start."""
 
-from matt_fast.initializers.heuristics import METHODS, Method, initialize
-from matt_fast.initializers.report import InitReport, Outlier
-from matt_fast.initializers.rows import INIT_HEADS, INITS, Rows, initial_rows, needs_whole_model
+from matt_fast.support.lazy import lazy_names
 
-__all__ = [
-    "INITS",
-    "INIT_HEADS",
-    "METHODS",
-    "InitReport",
-    "Method",
-    "Outlier",
-    "Rows",
-    "initial_rows",
-    "initialize",
-    "needs_whole_model",
-]
+_WHERE = {
+    "INITS": "matt_fast.initializers.choices",
+    "INIT_HEADS": "matt_fast.initializers.choices",
+    "METHODS": "matt_fast.initializers.choices",
+    "InitReport": "matt_fast.initializers.report",
+    "Method": "matt_fast.initializers.heuristics",
+    "Outlier": "matt_fast.initializers.report",
+    "Rows": "matt_fast.initializers.rows",
+    "initial_rows": "matt_fast.initializers.rows",
+    "initialize": "matt_fast.initializers.heuristics",
+    "needs_whole_model": "matt_fast.initializers.rows",
+}
+
+__all__ = list(_WHERE)
+__getattr__ = lazy_names(__name__, _WHERE)

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from matt_fast.alignment.vocabulary import Match
-
-METHODS = ("mean", "length-mean", "random", "zero")
+from matt_fast.initializers.choices import METHODS
 
 Method = Callable[[torch.Tensor, int, Mapping[int, Match], Mapping[int, Sequence[int]]], torch.Tensor]
 

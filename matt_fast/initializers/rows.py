@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers.choices import INIT_HEADS, INITS, METHODS
 from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.focus import apply as focus_apply
 from matt_fast.initializers.focus import focus_rows
-from matt_fast.initializers.heuristics import METHODS, Method, initialize
+from matt_fast.initializers.heuristics import Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import SparseCoefficients, omp_coefficients
 from matt_fast.initializers.omp import apply as omp_apply
@@ -23,9 +24,6 @@ from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtu
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
 from matt_fast.model.teacher import Teacher
-
-INITS = (*METHODS, "contextual", "focus", "omp", "omp-self", "wechsel", "transtokenizers", "tokalign")
-INIT_HEADS = ("same", "boundary")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,12 @@
 """The AIM loss (paper §3.3-3.4): one function, engines behind it. See api.py."""
 
-from matt_fast.loss.api import AIMLoss, aim_loss, tile_planner
+from matt_fast.support.lazy import lazy_names
 
-__all__ = ["AIMLoss", "aim_loss", "tile_planner"]
+_WHERE = {
+    "AIMLoss": "matt_fast.loss.api",
+    "aim_loss": "matt_fast.loss.api",
+    "tile_planner": "matt_fast.loss.api",
+}
+
+__all__ = list(_WHERE)
+__getattr__ = lazy_names(__name__, _WHERE)

@@ -9,16 +9,10 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from matt_fast.loss.choices import check_choices
 from matt_fast.loss.documents import Document, find_documents
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-CHOICES = {
-    "variant": ("aim", "aim_star"),
-    "metric": ("mse", "cosine"),
-    "reduction": ("pairs", "documents"),
-    "backend": ("auto", "triton", "torch", "eager"),
-}
 
 
 def aim_loss(
@@ -255,9 +249,7 @@ def _pair_count(segments: int, variant: str, causal: bool) -> int:
 
 
 def _check_options(chosen: dict, scale, sliding_window, softcap, causal) -> None:
-    for name, value in chosen.items():
-        if value not in CHOICES[name]:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}; got {value!r}")
+    check_choices(chosen)
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None and not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number or None; got {type(value).__name__}")

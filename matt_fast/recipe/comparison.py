@@ -54,7 +54,10 @@ def compare_initializers(
     seed: int = 0,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    device: str | None = None,
+    on_original: Callable[[float], None] = lambda bits_per_byte: None,
     on_result: Callable[[Initialised], None] = lambda result: None,
+    on_piece: Callable[[int], None] = lambda done: None,
     on_progress: Callable[[str, int, int], None] = lambda init, done, total: None,
 ) -> tuple[float, list[Initialised]]:
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
@@ -63,7 +66,10 @@ def compare_initializers(
         model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
             trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
+        device: where to work, "cuda:1" for example; what accelerate finds if None.
+        on_original: called with bits per byte of the original model.
         on_result: called with each result.
+        on_piece: called with the number of pieces of text that are scored under the model at hand.
         on_progress: called with the initialiser, the rows that it has made, and their number; see `initial_rows`.
 
     Returns:
@@ -73,7 +79,7 @@ def compare_initializers(
         ValueError: an argument does not fit; the message names it.
     """
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    device = Accelerator().device
+    device = Accelerator().device if device is None else torch.device(device)
     teacher = Teacher(model, **options)
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)
     pairs = None if parallel is None else read_pairs(parallel)
@@ -81,12 +87,14 @@ def compare_initializers(
 
     def bits(scored, its_tokenizer) -> float:
         scored.to(device)
-        return evaluate(scored, its_tokenizer, held_out, max_pieces=eval_pieces, masked=teacher.masked).bits_per_byte
+        options = {"max_pieces": eval_pieces, "masked": teacher.masked, "on_piece": on_piece}
+        return evaluate(scored, its_tokenizer, held_out, **options).bits_per_byte
 
     original = teacher.load(torch.float32)
     rows = len(original.get_input_embeddings().weight)
     vocabulary = VocabularyPair(teacher.load_tokenizer(), teacher.load_tokenizer(tokenizer), rows)
     baseline = bits(original, vocabulary.teacher)
+    on_original(baseline)
     results = []
     for init in inits:
         reset_peak_memory(device)

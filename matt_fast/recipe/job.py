@@ -6,10 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.initializers import Method
-from matt_fast.support.every import Every
+from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.options import TrainingOptions
 
-PRECISIONS = ("auto", "no", "bf16")
 # Of what decides the result these may be others when a run goes on; steps only more of them.
 MAY_CHANGE = ("steps", "validate_every", "patience")
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
@@ -50,21 +49,7 @@ class Job:
     allow_pickle: bool
 
     def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision: wanted 'auto', 'no' (float32) or 'bf16', got {self.precision!r}")
-        for name in ("max_length", "batch_size", "eval_pieces", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {value}")
-        if self.epochs is not None and not 0 < self.epochs < float("inf"):
-            raise ValueError(f"epochs: wanted a number above 0, got {self.epochs}")
-        if self.checkpoint_every != "auto":
-            Every.parse("checkpoint_every", self.checkpoint_every)
-        Every.parse("validate_every", self.validate_every)
-        if self.validate_every is not None and self.eval_data is None:
-            raise ValueError("validate_every: wanted eval_data with it, the held-out text to measure on; got none")
-        if self.patience is not None and self.validate_every is None:
-            raise ValueError("patience: wanted validate_every with it, got none")
+        check_arguments({x.name: getattr(self, x.name) for x in fields(self)})
 
     @property
     def hub_options(self) -> dict[str, bool]:

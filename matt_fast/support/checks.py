@@ -1,7 +1,9 @@
-"""Types of settings, checked against what the settings are annotated with."""
+"""Arguments checked by their values: types, choices, paths. Imports nothing slow."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from numbers import Integral, Real
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
@@ -21,3 +23,32 @@ def check_field_types(settings: Any) -> None:
     """`check_type` for each field of a dataclass."""
     for field in fields(settings):
         check_type(field.name, getattr(settings, field.name), field.type)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a ValueError that names the argument unless `value` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}: wanted one of {', '.join(choices)}, got {value!r}")
+
+
+def check_least(name: str, value: float | None, least: int) -> None:
+    """Raise a ValueError that names the argument if `value` is below `least`; None is not."""
+    if value is not None and value < least:
+        raise ValueError(f"{name}: wanted at least {least}, got {value}")
+
+
+def check_location(name: str, value: str | Path | None, suffixes: Collection[str] = ()) -> None:
+    """Raise a FileNotFoundError that names the argument if `value` can only be a path, and nothing is there.
+
+    A name of the hub has one slash at most, and none at its ends. None is left alone, as is a URL.
+
+    Args:
+        name, value: of the argument.
+        suffixes: what only files end in, ".jsonl" for example.
+    """
+    text = str(value)
+    if value is None or "://" in text or Path(text).exists():
+        return
+    if text.count("/") > 1 or text[:1] in ("", "/", ".", "~", "<") or text[-1:] == "/" or Path(text).suffix in suffixes:
+        raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from matt_fast.loss import AIMLoss
+from matt_fast.loss.choices import check_choices
 from matt_fast.support.checks import check_field_types
 
 OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
@@ -101,7 +101,7 @@ class TrainingOptions:
             raise ValueError(
                 "offload: wanted checkpointing with it, got none: the weights of every layer would stay until backward"
             )
-        AIMLoss(metric=self.metric, reduction=self.reduction, backend=self.backend)  # checks
+        check_choices({name: getattr(self, name) for name in ("metric", "reduction", "backend")})
 
     @property
     def falling_steps(self) -> int:

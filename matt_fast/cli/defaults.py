@@ -1,0 +1,47 @@
+"""Options of a command that come from a file: --config and --resume."""
+
+import inspect
+import typing
+from pathlib import Path
+
+import typer
+
+from matt_fast.cli.output import clear_errors
+from matt_fast.recipe.config import load_config
+
+NOT_IN_FILES = ("config", "resume", "help")
+NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Callback of --config: its options become defaults, over those of a resumed run."""
+    if path is not None and not context.resilient_parsing:
+        with clear_errors():
+            context.default_map = {**(context.default_map or {}), **_load(context, path)}
+    return path
+
+
+def read_run(context: typer.Context, folder: Path | None) -> Path | None:
+    """Callback of --resume: the run's own options become defaults, and its folder is the output."""
+    if folder is not None and not context.resilient_parsing:
+        with clear_errors():
+            file = folder / "run" / "run.yaml"
+            if not file.is_file():
+                raise FileNotFoundError(f"resume: wanted the output of a run that was begun, but {file} is not there")
+            found = _load(context, file) | {"output": str(folder)}
+            context.default_map = found | (context.default_map or {})
+    return folder
+
+
+def _load(context: typer.Context, path: Path) -> dict[str, object]:
+    types = typing.get_type_hints(inspect.unwrap(context.command.callback))
+    known, other_names = {}, {}
+    for option in context.command.params:
+        if option.name in types and option.name not in NOT_IN_FILES:
+            kind = types[option.name] | int if option.name in NUMBER_OR_WORD else types[option.name]
+            parts = [str if part is Path else part for part in typing.get_args(kind) or (kind,)]
+            known[option.name] = typing.Union[tuple(parts)]  # noqa: UP007
+            other_names |= {name.lstrip("-").replace("-", "_"): option.name for name in option.opts}
+    found = load_config(path, known, other_names)
+    words = {name: str(found[name]) for name in NUMBER_OR_WORD if found.get(name) is not None}
+    return found | words

@@ -1,0 +1,196 @@
+"""Options of the commands: their types, names and help texts. What has no panel is shown first."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from matt_fast.cli.defaults import read_config, read_run
+
+ROWS, OBJECTIVE, DATA = "Start of new rows", "Objective and optimiser", "Data"
+SPEED, WATCH, OUTPUT = "Memory and speed", "While it runs", "Output and security"
+
+# What most people need.
+Model = Annotated[str, Option(help="Folder or hub name of the model.")]
+Tokenizer = Annotated[str, Option(help="Folder or hub name of the new tokenizer.")]
+TrainingData = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
+HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
+OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
+EvalData = Annotated[str | None, Option(help="Held-out text: measure bits per byte on it.")]
+Steps = Annotated[int, Option(help="Updates.")]
+Epochs = Annotated[float | None, Option(help="Passes over the data, instead of --steps.")]
+Resume = Annotated[
+    Path | None,
+    Option(
+        help="Go on with the run in this output folder, with the options that it was begun with.",
+        is_eager=True,
+        callback=read_run,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    Option(
+        help="YAML file with options by their long names, for example a run's run/run.yaml; the command line wins.",
+        is_eager=True,
+        callback=read_config,
+    ),
+]
+
+# Where new rows start.
+Init = Annotated[
+    str,
+    Option(
+        help="New rows: mean, length-mean, random, zero, contextual, focus, omp, omp-self, wechsel, "
+        "transtokenizers, tokalign, or ready ones (a folder or file).",
+        rich_help_panel=ROWS,
+    ),
+]
+Inits = Annotated[list[str], Option(help="As in transfer; give it several times.")]
+InitHead = Annotated[
+    str,
+    Option(
+        help="New output rows: 'same' as the input rows, or 'boundary', from what the teacher expects.",
+        rich_help_panel=ROWS,
+    ),
+]
+Donor = Annotated[str | None, Option(help="Model that has the new vocabulary, for --init omp.", rich_help_panel=ROWS)]
+Parallel = Annotated[
+    str | None,
+    Option(
+        help="Texts and their translations, for wechsel and transtokenizers: a .tsv file with two columns, or .jsonl "
+        "with source and target.",
+        rich_help_panel=ROWS,
+    ),
+]
+InitData = Annotated[
+    str | None,
+    Option(help="Text for contextual, boundary, focus, omp-self, tokalign and wechsel.", rich_help_panel=ROWS),
+]
+FreezeShared = Annotated[bool, Option(help="Keep the rows of tokens that both have as they are.", rich_help_panel=ROWS)]
+
+# Objective and optimiser.
+Objective = Annotated[
+    str,
+    Option(
+        help="aim, aim_star, aim-all-layers, token-distillation, boundary-head or ntp; several joined by '+'.",
+        rich_help_panel=OBJECTIVE,
+    ),
+]
+Layer = Annotated[
+    str,
+    Option(
+        "--layer",
+        "--n-layers",
+        help="Target layer, counted from 1: a number, 'third' of the depth, or 'sweep' to measure several depths "
+        "on your data (writes a table and a plot, no model).",
+        rich_help_panel=OBJECTIVE,
+    ),
+]
+PlannedLayer = Annotated[int | None, Option(help="Target layer; a third of the depth by default.")]
+LearningRate = Annotated[float, Option(help="Learning rate.", rich_help_panel=OBJECTIVE)]
+WarmupSteps = Annotated[int, Option(help="The rate rises over so many steps at the start.", rich_help_panel=OBJECTIVE)]
+DecaySteps = Annotated[
+    int | None,
+    Option(
+        help="The rate falls to 0 over so many steps at the end; half of them by default.", rich_help_panel=OBJECTIVE
+    ),
+]
+Moments = Annotated[
+    str,
+    Option(
+        help="Optimiser's moments of rows that a batch lacks: lazy (kept) or dense (they fade).",
+        rich_help_panel=OBJECTIVE,
+    ),
+]
+Accumulation = Annotated[int, Option(help="Batches per update.", rich_help_panel=OBJECTIVE)]
+MaxGradNorm = Annotated[
+    float, Option(help="Clip gradients to this norm; 0 for no clipping.", rich_help_panel=OBJECTIVE)
+]
+Metric = Annotated[str, Option(help="Of the AIM losses: mse or cosine.", rich_help_panel=OBJECTIVE)]
+Reduction = Annotated[
+    str,
+    Option(
+        help="Of the AIM losses: mean over all pairs of a batch, or per document: pairs, documents.",
+        rich_help_panel=OBJECTIVE,
+    ),
+]
+Seed = Annotated[int, Option(help="Of initialisation and order of the data.", rich_help_panel=OBJECTIVE)]
+
+# Data.
+MaxLength = Annotated[
+    int, Option(help="Tokens of a chunk; longer documents are cut into chunks.", rich_help_panel=DATA)
+]
+BatchSize = Annotated[int, Option(help="Rows per batch and process.", rich_help_panel=DATA)]
+Packing = Annotated[bool, Option(help="Fill rows with as many chunks as they hold, each alone.", rich_help_panel=DATA)]
+Split = Annotated[str, Option(help="Split of a hub dataset.", rich_help_panel=DATA)]
+TextField = Annotated[str, Option(help="Column that holds the text.", rich_help_panel=DATA)]
+DataCache = Annotated[
+    Path | None,
+    Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),
+]
+EvalPieces = Annotated[
+    int, Option(help="Pieces of 2,048 bytes of the held-out text to score, at most.", rich_help_panel=DATA)
+]
+
+# Memory and speed.
+Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps …; the fastest by default.", rich_help_panel=SPEED)]
+Precision = Annotated[str, Option(help="Of the frozen weights: auto, no (float32) or bf16.", rich_help_panel=SPEED)]
+Backend = Annotated[str, Option(help="Engine of the loss: auto, triton, torch or eager.", rich_help_panel=SPEED)]
+Attention = Annotated[
+    str | None, Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .", rich_help_panel=SPEED)
+]
+Checkpointing = Annotated[
+    bool,
+    Option(
+        "--checkpointing",
+        help="Run the student's layers once more in backward: less memory, more time.",
+        rich_help_panel=SPEED,
+    ),
+]
+Compile = Annotated[bool, Option("--compile", help="Run the layers through torch.compile.", rich_help_panel=SPEED)]
+Quantization = Annotated[
+    str | None,
+    Option(
+        help="Keep the frozen layers in 8bit or 4bit (bitsandbytes) while training; the result has the original ones.",
+        rich_help_panel=SPEED,
+    ),
+]
+Offload = Annotated[
+    str | None,
+    Option(
+        help="Keep the frozen layers in cpu memory or on disk until each runs; wants --checkpointing.",
+        rich_help_panel=SPEED,
+    ),
+]
+
+# While it runs.
+CheckpointEvery = Annotated[
+    str,
+    Option(
+        help="Steps, or a time such as 30s, 10m or 2h, between checkpoints; auto is ten minutes, or longer where "
+        "writing them is slow.",
+        rich_help_panel=WATCH,
+    ),
+]
+ValidateEvery = Annotated[
+    str | None,
+    Option(help="Steps or a time between measurements on --eval-data; the best rows are kept.", rich_help_panel=WATCH),
+]
+Patience = Annotated[
+    int | None, Option(help="Stop after so many measurements that are not the best.", rich_help_panel=WATCH)
+]
+Track = Annotated[
+    str | None, Option(help="tensorboard, wandb or trackio; several joined by ','.", rich_help_panel=WATCH)
+]
+
+# Output and security.
+Json = Annotated[
+    bool, Option("--json", help="Print the result as JSON; all else goes to stderr.", rich_help_panel=OUTPUT)
+]
+Quiet = Annotated[
+    bool, Option("--quiet", help="Print nothing but errors and what --json prints.", rich_help_panel=OUTPUT)
+]
+RemoteCode = Annotated[bool, Option(help="Let the repository run code of its own.", rich_help_panel=OUTPUT)]
+AllowPickle = Annotated[
+    bool, Option(help="Accept weights that are not safetensors (loading can run code).", rich_help_panel=OUTPUT)
+]

@@ -1,0 +1,112 @@
+"""Where a command's words go: results to stdout, errors to stderr, and nothing from any process but the first."""
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+SILENT = {  # what libraries read when they are imported
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Print what is wrong with the input in one message, without a traceback; end with 130 after Ctrl-C."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        message = escape("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", highlight=False, emoji=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        if str(error):
+            print(error, file=sys.stderr, flush=True)
+        raise typer.Exit(130) from error
+
+
+class Output:
+    """Where a command prints.
+
+    Attributes:
+        console: for people: stages, progress, tables.
+    """
+
+    def __init__(self, as_json: bool, quiet: bool):
+        self.main = os.environ.get("RANK", "0") == "0"  # of several processes one prints
+        self.as_json = as_json
+        self.stdout = sys.stdout
+        self.console = Console(stderr=as_json, quiet=quiet or not self.main)
+
+    def result(self, value: Any) -> None:
+        """Print the machine-readable result, if it was asked for."""
+        if self.as_json and self.main:
+            print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), file=self.stdout, flush=True)
+
+
+@contextmanager
+def command_output(as_json: bool, quiet: bool) -> Iterator[Output]:
+    """A command's output, and clear errors while it works.
+
+    Args:
+        as_json: the result is one line of JSON on stdout, and everything else goes to stderr.
+        quiet: nothing but errors and that line.
+    """
+    output = Output(as_json, quiet)
+    with clear_errors(), ExitStack() as stack:
+        if as_json:
+            stack.enter_context(redirect_stdout(sys.stderr))
+        if quiet:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            stack.enter_context(_environment(SILENT))
+        yield output
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dataclasses and mappings as objects; paths as texts; None for what is not finite."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(plain, value))
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Print a text as it is: no markup, no emoji codes, no line breaks of ours."""
+    console.print(Text(text, style), soft_wrap=True)

@@ -1,0 +1,73 @@
+"""`matt-fast plan`."""
+
+from typing import Annotated
+
+from typer import Option
+
+from matt_fast.cli import options as o
+from matt_fast.cli.display import print_plan
+from matt_fast.cli.output import command_output
+from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.training.options import TrainingOptions
+
+
+def plan(
+    model: o.Model,
+    tokenizer: o.Tokenizer,
+    length: Annotated[int, Option(help="Tokens of a chunk, --max-length of a transfer.")] = 512,
+    batch: Annotated[int, Option(help="Chunks, --batch-size of a transfer.")] = 4,
+    vram: Annotated[float | None, Option(help="GiB that a step may use: search what fits.")] = None,
+    layer: o.PlannedLayer = None,
+    objective: o.Objective = "token-distillation",
+    accumulation: o.Accumulation = 1,
+    checkpointing: o.Checkpointing = False,
+    quantization: o.Quantization = None,
+    offload: o.Offload = None,
+    precision: Annotated[str, Option(help="Of the frozen weights: no (float32) or bf16.")] = "bf16",
+    freeze_shared: o.FreezeShared = True,
+    device: Annotated[str, Option(help="cuda or cpu.")] = "cuda",
+    teraflops: Annotated[
+        float | None, Option(help="10¹² operations that your device does in a second: adds a modelled time.")
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    trust_remote_code: o.RemoteCode = False,
+) -> None:
+    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
+    with command_output(json, quiet) as out:
+        training = TrainingOptions(
+            objective=objective,
+            accumulation=accumulation,
+            checkpointing=checkpointing,
+            quantization=quantization,
+            offload=offload,
+        )
+        for name, value in (("teraflops", teraflops), ("vram", vram)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        for name, value in (("length", length), ("batch", batch), ("layer", layer)):
+            check_least(name, value, 1)
+        check_choice("precision", precision, ("no", "bf16"))
+        check_choice("device", device, ("cuda", "cpu"))
+        for name, value in (("model", model), ("tokenizer", tokenizer)):
+            check_location(name, value)
+        with ProgressDisplay(out.console, announce=False) as display:
+            display.on_stage("planning")
+            from matt_fast.planning.plan import plan as run
+
+            found = run(
+                model,
+                tokenizer,
+                length=length,
+                batch_size=batch,
+                n_layers=layer,
+                training=training,
+                precision=precision,
+                freeze_shared=freeze_shared,
+                device=device,
+                vram=None if vram is None else int(vram * (1 << 30)),
+                trust_remote_code=trust_remote_code,
+            )
+        print_plan(out.console, found, teraflops)
+        out.result(found)

@@ -1,0 +1,67 @@
+"""What can be told of a transfer's arguments by their values alone. Imports nothing slow, reads no file."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matt_fast.data.parallel import check_pairs_file
+from matt_fast.initializers.choices import FROM_PAIRS, INIT_HEADS
+from matt_fast.recipe.run import Run
+from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.support.every import Every
+
+TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+PRECISIONS = ("auto", "no", "bf16")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?")
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check what is there of a transfer's arguments, by name; objects given in Python are left alone.
+
+    Raises:
+        ValueError: a value that no transfer takes; the message names it.
+        OSError: a path where nothing is, or an output that has something in it.
+    """
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in ("model", "tokenizer", "donor", "init", "data", "eval_data"):
+        if isinstance(given.get(name), str | Path):
+            check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
+    if "parallel" in given:
+        check_pairs_file(given["parallel"])
+    if "output" in given:
+        Run(given["output"]).check_free(bool(given.get("resume")))
+    for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
+        if name in given:
+            check_choice(name, given[name], choices)
+    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience"):
+        check_least(name, given.get(name), 1)
+    if not 0 < given.get("epochs", 1) < math.inf:
+        raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")
+    init = given.get("init")
+    if init == "omp" and "donor" not in given:
+        raise ValueError("donor: wanted a model with the new vocabulary for init 'omp', got none")
+    if init in FROM_PAIRS and "parallel" not in given:
+        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+    _check_watching(given)
+
+
+def check_device(device: str | None) -> None:
+    """Raise a ValueError unless `device` is a device's name, or None."""
+    if device is not None and not DEVICE.fullmatch(device):
+        raise ValueError(f"device: wanted cpu, cuda, cuda:1, mps or the like; got {device!r}")
+
+
+def _check_watching(given: Mapping[str, Any]) -> None:
+    """What is done while a transfer runs: checkpoints, validation, trackers."""
+    check_device(given.get("device"))
+    for name in ("checkpoint_every", "validate_every"):
+        if given.get(name) != "auto" or name == "validate_every":
+            Every.parse(name, given.get(name))
+    for name, needs in (("validate_every", "eval_data"), ("patience", "validate_every")):
+        if name in given and needs not in given:
+            raise ValueError(f"{name}: wanted {needs} with it, got none")
+    for tracker in given.get("track", "").split(",") if "track" in given else ():
+        check_choice("track", tracker.strip(), TRACKERS)
