@@ -17,7 +17,7 @@ import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli import app
 from matt_fast.cli.output import plain
-from matt_fast.data.documents import FORMATS
+from matt_fast.data.reading import FORMATS
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
 from matt_fast.recipe.arguments import TEXT_FILES
@@ -136,8 +136,11 @@ def test_an_output_with_something_in_it_is_refused(called, tmp_path):
     (tmp_path / "output" / "file").touch()
     refused = run("transfer", *PATHS[:3], f"--output={tmp_path / 'output'}")
     assert "output: wanted a new or empty folder" in message(refused)
-    (tmp_path / "output" / "run").mkdir()  # begun: it is up to `transfer`
-    assert run("transfer", *PATHS[:3], f"--output={tmp_path / 'output'}").exit_code == 0
+    (tmp_path / "output" / "run").mkdir()
+    (tmp_path / "output" / "run" / "run.json").write_text("{}")
+    refused = run("transfer", *PATHS[:3], f"--output={tmp_path / 'output'}")
+    assert "holds a run that is not finished; go on with it: matt-fast transfer --resume" in message(refused)
+    assert not called
 
 
 def test_arguments_are_checked_before_slow_imports():
@@ -243,6 +246,7 @@ def test_a_run_is_resumed_with_its_own_options(called, tmp_path):
     (folder / "run").mkdir(parents=True)
     config = {"model": "org/model", "tokenizer": "org/tok", "data": "org/data", "output": "/elsewhere", "steps": 70}
     (folder / "run" / "run.yaml").write_text(dump_config(config))
+    (folder / "run" / "run.json").write_text("{}")
     assert run("transfer", f"--resume={folder}").exit_code == 0
     assert run("transfer", "--data=org/other", f"--resume={folder}", f"--output={folder}/../moved").exit_code == 0
     first, second = called

@@ -1,6 +1,6 @@
 """What a transfer gives back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matt_fast.evaluation.bits_per_byte import Evaluation
@@ -23,11 +23,11 @@ class TransferResult:
         trainable, seen: rows that were trainable, and those of them that occurred in training.
         progress: losses, tokens, seconds of training, and what was skipped.
         evaluations: "original", "initialised" and "trained", if evaluation data was given.
-        validation: (step, bits per byte) of each validation during training.
-        best_step: the one of them whose rows became the result; None without validation.
         seconds: wall-clock seconds of each stage of the work, by name.
         training_memory, peak_memory: bytes in use at most, in training and in all; of the accelerator if there is one,
             else of this process (outside Linux both are those of all the work so far).
+        validation: (step, bits per byte) of each validation during training.
+        best_step: the one of them whose rows became the result; None without validation.
     """
 
     output: Path
@@ -40,11 +40,11 @@ class TransferResult:
     seen: int
     progress: Progress
     evaluations: dict[str, Evaluation]
-    validation: list[tuple[int, float]]
-    best_step: int | None
     seconds: dict[str, float]
     training_memory: int
     peak_memory: int
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int | None = None
 
     @property
     def worse_than_start(self) -> str | None:
