@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import InitReport, Rows
 
 ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # other settings count in some of them only
 
 
 def replace_vocabulary(model: PreTrainedModel, rows: Rows) -> None:
@@ -52,6 +53,45 @@ def update_special_ids(model: PreTrainedModel, vocabulary: VocabularyPair) -> No
         for name in ID_LISTS:
             if getattr(config, name, None):
                 setattr(config, name, translate(getattr(config, name)))
+
+
+def repair_generation_config(model: PreTrainedModel) -> list[str]:
+    """`repair_generation` of a model's own, to be called before it is saved; nothing to do where it has none."""
+    config = getattr(model, "generation_config", None)
+    return [] if config is None else repair_generation(config)
+
+
+def repair_generation(config: GenerationConfig) -> list[str]:
+    """Leave out, in place, what keeps transformers from saving a generation configuration; a line says what.
+
+    Many models come with settings that have no effect in their mode, such as a temperature without `do_sample`.
+    transformers loads them and warns, but saves none that was changed. `generate` does the same without them.
+
+    Raises:
+        ValueError: transformers refuses it without naming a setting that could be left out.
+    """
+    dropped = {}
+    while complaint := _complaint(config):
+        named = {name: value for name, value in config.to_dict().items() if f"`{name}`" in complaint}
+        named = {name: value for name, value in named.items() if value is not None and name not in MODES}
+        if not named:
+            raise ValueError(f"generation_config.json: wanted one that transformers can save: {complaint}")
+        for name in named:
+            setattr(config, name, None)
+        dropped |= named
+    if not dropped:
+        return []
+    settings = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
+    how = "" if config.do_sample else "; to sample with them, give `generate` do_sample=True beside them"
+    return [f"generation_config.json: left out {settings}, without effect as it is and refused by transformers{how}"]
+
+
+def _complaint(config: GenerationConfig) -> str:
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,175 @@
+"""What can be known before training is checked before it, and before weights are loaded or rows initialised."""
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
+from matt_fast.model.teacher import Teacher, only_errors
+from matt_fast.recipe.export import repair_generation
+
+CHECKPOINTS_KEPT = 2
+CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
+MARGIN = 1.1  # tokenizer, card, logs
+
+
+def check_output(output: str | Path) -> Path:
+    """Return `output` as a path that can be written, a symlink to a folder or a mount point included.
+
+    It is tried: a file is written there and renamed. What was made for that, folders too, is removed again.
+
+    Raises:
+        OSError: a file is there, or a folder or file cannot be made.
+    """
+    path = Path(output)
+    made: list[Path] = []
+    try:
+        missing = list(itertools.takewhile(lambda x: not x.exists(), (path, *path.parents)))
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=path) as probe:
+            Path(probe, "file").write_text("content")
+            os.replace(Path(probe, "file"), Path(probe, "renamed"))
+    except OSError as error:
+        raise type(error)(
+            f"output: wanted a folder that can be written, got {str(path)!r}: {error.strerror}"
+        ) from error
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+    return path
+
+
+def check_room(output: str | Path, needed: int) -> None:
+    """Raise an OSError unless the file system of `output` has so many bytes free."""
+    path = Path(output).absolute()
+    place = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise OSError(
+            f"output: wanted {_size(needed)} of room on the disk for checkpoints and the result, got {_size(free)} "
+            f"free in {str(place)!r}"
+        )
+
+
+def estimate_bytes(teacher: Teacher, rows: int, trainable: int) -> int:
+    """Bytes on the disk that a transfer takes at most: the result, checkpoints, the rows as they start and end.
+
+    Args:
+        teacher: the model, of which the configuration is read.
+        rows: of the new vocabulary.
+        trainable: rows that are trained, in each table.
+    """
+    dtype = getattr(teacher.config, "dtype", None) or torch.float32
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    outline = teacher.outline(dtype)
+    head = outline.get_output_embeddings()
+    tables = {id(x.weight): x.weight for x in (outline.get_input_embeddings(), head) if x is not None}.values()
+    widths = sum(table.shape[1] for table in tables)
+    others = sum(x.numel() for x in outline.parameters()) - sum(table.numel() for table in tables)
+    result = (others + rows * widths) * dtype.itemsize
+    checkpoints = (CHECKPOINTS_KEPT + 1) * CHECKPOINT_TABLES * trainable * widths * 4  # one more while it is written
+    return round(MARGIN * (result + checkpoints + 2 * rows * widths * 4))
+
+
+def rehearse_saving(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Save and load again all of the result but its weights, in a temporary folder; returns what will be repaired.
+
+    Raises:
+        ValueError: the configuration, generation configuration or tokenizer cannot be saved, or not be loaded again, or
+            the tokenizer is another one then.
+    """
+    messages: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="matt-fast-") as folder, only_errors():
+        _rehearse("model: its configuration", lambda: teacher.config.save_pretrained(folder))
+        _rehearse("model: its configuration", lambda: AutoConfig.from_pretrained(folder, **teacher.options))
+        generation = _rehearse("model: its generation configuration", lambda: _generation_config(teacher))
+        if generation is not None:
+            messages = repair_generation(generation)
+            _rehearse("model: its generation configuration", lambda: generation.save_pretrained(folder))
+            _rehearse("model: its generation configuration", lambda: GenerationConfig.from_pretrained(folder))
+        _rehearse("tokenizer: it", lambda: tokenizer.save_pretrained(folder))
+        again = _rehearse("tokenizer: it", lambda: teacher.load_tokenizer(folder))
+        before, after = tokenizer.get_vocab(), again.get_vocab()
+    if before != after:
+        token = sorted(before.items() ^ after.items())[0][0]
+        raise ValueError(
+            "tokenizer: wanted one that is the same when it was saved and loaded again, got another vocabulary: "
+            f"{token!r} is {before.get(token)} before and {after.get(token)} after"
+        )
+    return messages
+
+
+def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError if both have the same vocabulary with the same merges: there is nothing to transfer."""
+    if student.get_vocab() != teacher.get_vocab():
+        return
+    models = [json.loads(x.backend_tokenizer.to_str())["model"] for x in (student, teacher)]
+    if models[0] == models[1]:
+        raise ValueError(
+            f"tokenizer: wanted another than the model's own, got the same vocabulary of {len(student)} tokens with "
+            "the same merges: there is nothing to transfer"
+        )
+
+
+def check_max_length(max_length: int, limit: int | None) -> None:
+    """Raise a ValueError if a training chunk may have more tokens than `position_limit` of the model."""
+    if limit is not None and max_length > limit:
+        raise ValueError(f"max_length: wanted at most the model's {limit} positions, got {max_length}")
+
+
+def check_pieces(
+    held_out: Iterable[str | None],
+    tokenizers: Iterable[PreTrainedTokenizerBase],
+    limit: int | None,
+    *,
+    masked: bool,
+    max_pieces: int | None,
+) -> None:
+    """Read the pieces of text that `evaluate` will score, and look whether the model has positions for their tokens.
+
+    Raises:
+        ValueError: there is no text, or a piece has more tokens, by either tokenizer, than `limit`.
+    """
+    size = MASKED_PIECE_BYTES if masked else PIECE_BYTES
+    pieces = list(itertools.islice(cut_pieces((text for text in held_out if text), size), max_pieces))
+    if not pieces:
+        raise ValueError("eval_data: wanted text to score, got none")
+    for piece, tokenizer in itertools.product(pieces, tokenizers):
+        special = max(1, tokenizer.num_special_tokens_to_add())  # a causal model wants one before the text
+        tokens = special + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"eval_data: wanted pieces of text within the model's {limit} positions, got one of "
+                f"{len(piece.encode())} bytes that has {tokens} tokens: {piece[:40]!r}"
+            )
+
+
+def _rehearse(what: str, work):
+    try:
+        return work()
+    except Exception as error:  # of many kinds, and each would come after the training
+        raise ValueError(f"{what} cannot be saved and loaded again: {error}") from error
+
+
+def _generation_config(teacher: Teacher) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(teacher.model)
+    except OSError:  # it has none
+        return None
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

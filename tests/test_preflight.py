@@ -1,0 +1,248 @@
+"""What is checked before training, each against what really happens when it is not."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    FalconConfig,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    RobertaConfig,
+)
+
+from matt_fast.model.positions import position_limit
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe import preflight
+from matt_fast.recipe.export import repair_generation_config
+from matt_fast.recipe.preflight import (
+    check_max_length,
+    check_output,
+    check_pieces,
+    check_room,
+    check_tokenizers_differ,
+    estimate_bytes,
+    rehearse_saving,
+)
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
+
+
+def test_outputs_that_can_be_written_are_left_as_they_were(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "real")
+    for output in (".", tmp_path / "link", tmp_path / "full", tmp_path / "new" / "deep" / "er", "relative"):
+        assert str(check_output(output)) == str(output)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_outputs_that_cannot_be_written_are_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for output in (tmp_path / "file", tmp_path / "file" / "x" / "y", tmp_path / "dangling", "/proc/matt-fast/x"):
+        with pytest.raises(OSError, match=f"^output: wanted a folder that can be written, got {str(output)!r}: "):
+            check_output(output)
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_room_is_asked_of_the_disk_that_the_output_is_on(tmp_path, monkeypatch):
+    asked = []
+    usage = namedtuple("usage", "total used free")
+
+    def disk_usage(place):
+        asked.append(place)
+        return usage(0, 0, 3 << 30)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    check_room(tmp_path / "a" / "b", 3 << 30)
+    with pytest.raises(OSError, match=rf"output: wanted 4.5 GiB of room .*, got 3.0 GiB free in '{tmp_path}'"):
+        check_room(tmp_path / "a" / "b", int(4.5 * 2**30))
+    assert set(asked) == {tmp_path}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="free in"):
+        check_room(".", 1 << 40)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_of_a_result_and_its_checkpoints(tmp_path, tied, dtype):
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, tie_word_embeddings=tied), dtype=dtype)
+    model.save_pretrained(tmp_path / "model")
+    estimate = estimate_bytes(Teacher(tmp_path / "model"), 5000, 4000)
+    model.resize_token_embeddings(5000)
+    model.save_pretrained(tmp_path / "result")
+    result = (tmp_path / "result" / "model.safetensors").stat().st_size
+    tables = 1 if tied else 2
+    expected = result + tables * 32 * 4 * (3 * 3 * 4000 + 2 * 5000)
+    assert expected < estimate < 1.15 * expected
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_rehearsal_of_what_can_be_saved(folder):
+    before = {x.name: x.read_bytes() for x in folder.iterdir()}
+    assert rehearse_saving(Teacher(folder), new_tokenizer()) == []
+    assert {x.name: x.read_bytes() for x in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.6, "top_p": 0.9},
+        {"temperature": 0.6, "do_sample": False, "top_k": 20, "min_p": 0.1},
+        {"length_penalty": 2.0, "early_stopping": True},
+        {"do_sample": True, "temperature": 0.7, "output_scores": True},
+    ],
+)
+def test_generation_settings_that_transformers_will_not_save_are_left_out(folder, settings, tmp_path):
+    edit(folder / "generation_config.json", **settings)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.generation_config.eos_token_id = 5  # one that was changed is refused
+    with pytest.raises(ValueError, match="`"):
+        model.save_pretrained(tmp_path / "refused")
+    (message,) = rehearse_saving(Teacher(folder), new_tokenizer())
+    assert repair_generation_config(model) == [message]
+    kept = {"do_sample": True, "temperature": 0.7} if settings.get("do_sample") else {}
+    for name in settings.keys() - kept.keys() - {"do_sample"}:
+        assert f"{name}={settings[name]!r}" in message
+    model.save_pretrained(tmp_path / "saved")
+    saved = GenerationConfig.from_pretrained(tmp_path / "saved")
+    expected = GenerationConfig.from_pretrained(folder)
+    assert (saved.eos_token_id, saved.bos_token_id) == (5, expected.bos_token_id)
+    assert {name: getattr(saved, name) for name in kept} == kept
+    saved.validate(strict=True)
+    assert repair_generation_config(model) == []
+
+
+def test_a_generation_configuration_that_cannot_be_loaded_is_an_error(folder):
+    edit(folder / "generation_config.json", num_return_sequences=3)
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(
+        ValueError, match="model: its generation configuration cannot be saved and loaded again: Greedy"
+    ):
+        rehearse_saving(Teacher(folder), new_tokenizer())
+
+
+def test_generate_is_the_same_without_them(folder, tmp_path):
+    edit(folder / "generation_config.json", temperature=0.1, top_k=1, length_penalty=3.0)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.tensor([[3, 70, 80]])
+    before = model.generate(ids, max_new_tokens=12)
+    repair_generation_config(model)
+    assert torch.equal(model.generate(ids, max_new_tokens=12), before)
+
+
+def test_what_cannot_be_saved_or_loaded_again_is_an_error(folder, monkeypatch):
+    tokenizer = new_tokenizer()
+
+    def refuse(*_, **__):
+        raise NotImplementedError("not this one")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tokenizer), "save_pretrained", refuse)
+        with pytest.raises(ValueError, match="tokenizer: it cannot be saved and loaded again: not this one"):
+            rehearse_saving(Teacher(folder), tokenizer)
+    other = byte_level(TEXTS, 300, eos_token="</s>")
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "load_tokenizer", lambda self, path: other)
+        with pytest.raises(
+            ValueError, match="tokenizer: wanted one that is the same when it was saved and loaded again"
+        ):
+            rehearse_saving(Teacher(folder), tokenizer)
+    teacher = Teacher(folder)
+    monkeypatch.setattr(type(teacher.config), "save_pretrained", refuse)
+    with pytest.raises(ValueError, match="model: its configuration cannot be saved"):
+        rehearse_saving(teacher, tokenizer)
+
+
+def test_tokenizers_that_do_not_differ():
+    one = byte_level(TEXTS, 300, eos_token="</s>")
+    with pytest.raises(ValueError, match=r"tokenizer: wanted another than .* the same vocabulary of 300 tokens"):
+        check_tokenizers_differ(byte_level(TEXTS, 300, eos_token="</s>"), one)
+    check_tokenizers_differ(byte_level(TEXTS, 299, eos_token="</s>"), one)
+    check_tokenizers_differ(byte_level(TEXTS, 300, eos_token="<end>"), one)
+
+
+def scaled(**rope):
+    return LlamaConfig(**SMALL, max_position_embeddings=64, rope_parameters={"rope_theta": 1e4, **rope})
+
+
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 300}
+OPT = {"hidden_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LIMITS = {
+    "gpt2": (GPT2Config(**GPT2, n_positions=48), 48),
+    "opt": (OPTConfig(**OPT, vocab_size=300, max_position_embeddings=48), 48),
+    "bert": (BertConfig(**SMALL, max_position_embeddings=48, architectures=["BertForMaskedLM"]), 48),
+    "roberta": (RobertaConfig(**SMALL, max_position_embeddings=48, architectures=["RobertaForMaskedLM"]), 46),
+    "llama": (LlamaConfig(**SMALL, max_position_embeddings=64), 64),
+    "default": (scaled(rope_type="default"), 64),
+    "linear": (scaled(rope_type="linear", factor=2.0), None),
+    "dynamic": (scaled(rope_type="dynamic", factor=2.0), None),
+    "alibi": (FalconConfig(**SMALL, alibi=True, max_position_embeddings=64), None),
+}
+TABLES = ("gpt2", "opt", "bert", "roberta")
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_positions_end_where_the_model_does(tmp_path, name):
+    config, limit = LIMITS[name]
+    config.save_pretrained(tmp_path)
+    teacher = Teacher(tmp_path)
+    assert type(teacher.config) is type(AutoConfig.from_pretrained(tmp_path))
+    assert position_limit(teacher.trunk(teacher.outline(torch.float32))) == limit
+    if name in TABLES:
+        torch.manual_seed(0)
+        trunk = teacher.trunk(type(teacher.outline(torch.float32))(teacher.config).eval())
+        ids = torch.full((1, limit), 7)
+        trunk(input_ids=ids)
+        with pytest.raises((IndexError, RuntimeError)):
+            trunk(input_ids=torch.full((1, limit + 1), 7))
+
+
+def test_lengths_are_held_against_the_limit():
+    tokenizers = [byte_level(TEXTS, 300, bos_token="<s>"), new_tokenizer()]
+    text = "日本語" * 400  # 3,600 bytes
+    longest = max(1 + len(t("日本語" * 227)["input_ids"]) for t in tokenizers)
+    check_max_length(64, 64)
+    check_max_length(65, None)
+    with pytest.raises(ValueError, match="max_length: wanted at most the model's 64 positions, got 65"):
+        check_max_length(65, 64)
+    options = {"masked": False, "max_pieces": 3}
+    check_pieces([None, "", text], tokenizers, longest + 5, **options)
+    check_pieces([text], tokenizers, None, **options)
+    with pytest.raises(
+        ValueError, match=r"eval_data: .*within the model's 500 positions, got one of 2046 bytes that has"
+    ):
+        check_pieces([text], tokenizers, 500, **options)
+    with pytest.raises(ValueError, match=r"positions, got one of 48\d bytes"):
+        check_pieces([text], tokenizers, 50, masked=True, max_pieces=1)
+    with pytest.raises(ValueError, match="eval_data: wanted text to score, got none"):
+        check_pieces([None, " \n"], tokenizers, 50, **options)
+    assert preflight.PIECE_BYTES == 2048
