@@ -85,6 +85,10 @@ def start(arguments: dict, log: Path) -> int:
 
         transfer(**arguments, on_stage=on_stage)
         status = 0
+    except SystemExit as stop:
+        status = stop.code
+    except KeyboardInterrupt:
+        status = 130
     except BaseException:
         import traceback
 
@@ -159,6 +163,61 @@ def killed(arguments: dict, folder: Path, seconds: dict[str, float], targets: li
             return digests(output), hit
 
 
+def stopped(arguments: dict, folder: Path, number: int, stage: str, whom: str = "run") -> dict:
+    """Send a signal to a run, or to the processes that work for it, in a stage, and see what it leaves."""
+    output, log = folder / "stopped", folder / "stopped.log"
+    process = start(arguments | {"output": output}, log)
+    run = psutil.Process(process)
+    while stage not in dict(stages_of(folder)):
+        assert wait(process, 0.002) is None, log.read_text()
+    while not run.children() or (stage == "training" and not list(output.glob("run/checkpoints/step-*"))):
+        assert wait(process, 0.002) is None, log.read_text()
+    children = run.children(recursive=True)
+    for receiver in [run] if whom == "run" else children:
+        receiver.send_signal(number)
+    status = wait(process)
+    _, alive = psutil.wait_procs(children, timeout=20)
+    said = log.read_text()
+    finished = status == 0
+    if not finished:
+        go_on = arguments | {"output": output, "resume": (output / "run" / "run.json").exists()}
+        assert wait(start(go_on, folder / "resumed.log")) == 0, (folder / "resumed.log").read_text()
+    left = [x.name for place in (folder, folder / "cache") if place.exists() for x in place.glob(".*")]
+    return {"status": status, "said": said, "alive": len(alive), "left": left, "files": digests(output)}
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "matt_fast"]
+
+
+def in_two(arguments: dict, output: Path, draw: random.Random | None) -> int:
+    """The command line in two processes under torchrun; with `draw` one of them is killed behind a checkpoint."""
+    training = ["--objective=aim", "--steps=60", "--lr=1e-2", "--packing", "--quiet"]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items() if "eval" not in name]
+    resume = (output / "run" / "run.json").exists()
+    command = ["transfer", f"--resume={output}"] if resume else ["transfer", f"--output={output}", *options, *training]
+    with (output.parent / "two.log").open("a") as log:
+        launcher = psutil.Popen([*LAUNCH, *command], stdout=log, stderr=log)
+        if draw is not None:
+            while launcher.poll() is None and len(list(output.glob("run/checkpoints/step-*"))) < 2:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 0.3))
+            workers = [x for x in launcher.children() if "matt_fast" in " ".join(x.cmdline())]
+            everyone = launcher.children(recursive=True)
+            draw.choice(workers).kill()
+            launcher.wait()
+            _, alive = psutil.wait_procs(everyone, timeout=30)
+            assert not alive, f"still there after the kill: {alive}"
+        return launcher.wait()
+
+
+def two_processes(arguments: dict, folder: Path, draw: random.Random) -> bool:
+    """Whether two processes, one of them killed, give the bits of two that were left alone."""
+    assert in_two(arguments, folder / "alone", None) == 0, (folder / "two.log").read_text()
+    assert in_two(arguments, folder / "killed", draw) != 0
+    assert in_two(arguments, folder / "killed", None) == 0, (folder / "two.log").read_text()
+    return digests(folder / "alone") == digests(folder / "killed")
+
+
 def main(kills: int = 20, seed: int = 0) -> None:
     draw, in_all, same = random.Random(seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="matt-fast-killing-"))
@@ -177,6 +236,8 @@ def main(kills: int = 20, seed: int = 0) -> None:
         print(f"{name:36} {'same bits' if got == expected else 'OTHER BITS'}   killed in {', '.join(hit)}", flush=True)
         if in_all.total() >= kills:
             break
+    equal = two_processes(arguments, folder, draw)
+    print(f"{'two processes, one killed':36} {'same bits' if equal else 'OTHER BITS'}")
     print(f"{same} of {in_all.total()} kills led to the same bits; by stage: {dict(in_all)}")
     shutil.rmtree(folder)
 
