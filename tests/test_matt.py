@@ -284,12 +284,25 @@ def test_wandb(setting, caplog, tmp_path, monkeypatch):
     fake.init = lambda **options: told.append(options) or fake
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
-    losses = losses_of(setting, caplog, use_wandb=True, wandb_project="mine", wandb_output_dir="there")
+    options = {"use_wandb": True, "wandb_project": "mine", "wandb_output_dir": "there"}
+    losses = losses_of(setting, caplog, **options, with_ntp=True)
     assert (told[0]["project"], told[0]["dir"]) == ("mine", "there")
     assert Path("there").is_dir()
     assert told[1]["wandb_project"] == "mine"
-    logged = [entry[0]["loss"] for entry in told if isinstance(entry, tuple)]
-    assert logged == pytest.approx(losses, rel=1e-4)
+    *steps, (at_end, at_step) = [entry for entry in told if isinstance(entry, tuple)]
+    assert [values["loss"] for values, _ in steps] == pytest.approx(losses, rel=1e-4)
+    for values, _ in steps:
+        assert values["aim_loss"] == values["aim"]
+        assert values["ntp_loss"] == values["ntp"]
+        assert values["ntp_scaling_factor"] * values["ntp"] == pytest.approx(values["aim"])
+        assert values["aim_loss"] + values["scaled_ntp_loss"] == pytest.approx(values["loss"], rel=1e-5)
+    assert at_step["step"] == 3
+    assert at_end["total_training_time_seconds"] == setting[0].progress.seconds > 0
+    assert ("peak_vram_gb" in at_end) == HAS_GPU
+    assert told[-1] == "finish"
+    told.clear()
+    losses_of(setting, caplog, **options)
+    assert not any("ntp" in name for entry in told if isinstance(entry, tuple) for name in entry[0])
 
 
 def test_rows_of_a_model_in_float32_stay_as_they_are(setting):

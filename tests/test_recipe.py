@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
@@ -430,7 +431,12 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
 
     monkeypatch.setattr(sweep, "_in_process", measured)
     figures = []
-    monkeypatch.setattr(sweep.plot_library(), "close", figures.append)
+
+    def figure(**options):
+        figures.append(Figure(**options))
+        return figures[-1]
+
+    monkeypatch.setattr(sweep, "figure_class", lambda: figure)
     with pytest.raises(FloatingPointError):
         sweep_layers(**arguments, eval_data=arguments["data"], depths=[1, 2, 3])
     written = json.loads((arguments["output"] / "depths.json").read_text())

@@ -7,7 +7,7 @@ through, comes from the code itself.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import PreTrainedModel
 
 from matt_fast.data.batches import Batch, Chunk, collate
 from matt_fast.model.embeddings import BatchRows, RowAdamW
 from matt_fast.model.head import Head
+from matt_fast.support.flops import ATTENTION, FLOPS
 from matt_fast.training.objectives import (
     Pass,
     StepRows,
@@ -35,7 +35,6 @@ from matt_fast.training.objectives import (
 )
 from matt_fast.training.options import TrainingOptions
 
-ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 PARTS = ("frozen weights", "new rows, moments", "rows of the batch", "teacher", "student", "loss", "backward", "update")
 
 
@@ -154,23 +153,6 @@ def shapes_only(model: PreTrainedModel) -> Iterator[None]:
             f"model: {type(model).__name__} cannot be planned without its weights, since what it computes depends on "
             f"their values: {error}"
         ) from error
-
-
-def _attention_flops(query, key, value, *rest, out_val=None, **options) -> int:
-    key_shape, value_shape = ((*query.shape[:2], *x.shape[2:]) for x in (key, value))
-    return sdpa_flop_count(query.shape, key_shape, value_shape)
-
-
-def _attention_backward_flops(gradient, query, key, value, *rest, out_val=None, **options) -> int:
-    key_shape, value_shape = ((*query.shape[:2], *x.shape[2:]) for x in (key, value))
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key_shape, value_shape)
-
-
-FLOPS: dict[object, Callable] = {
-    **flop_registry,
-    ATTENTION: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
 
 
 def simulate(

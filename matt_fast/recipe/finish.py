@@ -8,6 +8,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
+from matt_fast.recipe.curves import draw_curves
 from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.stages import NUMBERS, ROWS
 from matt_fast.recipe.work import Work
@@ -28,6 +29,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         summary["output"] = str(result.output)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
+        draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
         run.finish()
     work.accelerator.wait_for_everyone()
     return result

@@ -8,6 +8,7 @@ from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import Run, reserved
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
 from matt_fast.support.stopping import stopping
+from matt_fast.training.trackers import accelerator_options
 
 
 @contextmanager
@@ -21,8 +22,8 @@ def opened(job: Job, output: str | Path, resume: bool, listeners: Listeners) -> 
     """
     with ExitStack() as stack:
         stop = stack.enter_context(stopping())
-        accelerator = make_accelerator(job)
         run = Run(output)
+        accelerator = make_accelerator(job, **accelerator_options(job.track, run.folder))
         if accelerator.is_main_process:
             run = stack.enter_context(reserved(output, resume))
             stop.how_to_go_on = lambda: run.how_to_go_on

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.curves import figure_class
 from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
@@ -79,7 +80,7 @@ def sweep_layers(
         ValueError: a depth that the model does not have. What `transfer` raises.
         ImportError: matplotlib is missing.
     """
-    plot_library()  # before hours of work
+    figure_class()  # before hours of work
     Run(output).check_free(resume=False)
     hub = {name: options.get(name, False) for name in ("trust_remote_code", "allow_pickle")}
     teacher = Teacher(model, **hub)
@@ -114,27 +115,11 @@ def _write(outcome: Sweep, folder: Path) -> None:
         file.replace(folder / file.name.removeprefix("."))
 
 
-def plot_library():
-    """matplotlib's pyplot, drawing to files only.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("a sweep draws a plot with matplotlib: pip install 'matt-fast[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def plot(outcome: Sweep, path: Path) -> None:
     """Draw quality, time and memory over the depth."""
-    pyplot = plot_library()
     layers = [depth.n_layers for depth in outcome.depths]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    figure = figure_class()(figsize=(12, 3.5), layout="constrained")
+    axes = figure.subplots(1, 3)
     curves = (
         ("bits per byte of held-out text", [depth.bits_per_byte for depth in outcome.depths]),
         ("seconds of training", [depth.seconds for depth in outcome.depths]),
@@ -148,7 +133,6 @@ def plot(outcome: Sweep, path: Path) -> None:
     axes[0].axhline(outcome.initialised, linestyle="--", color="grey", label="before training")
     axes[0].legend()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def _in_process(arguments: dict, on_step: Callable[[Progress], None] = lambda progress: None) -> TransferResult:

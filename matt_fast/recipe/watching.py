@@ -18,6 +18,7 @@ from matt_fast.support.every import Every
 from matt_fast.support.files import whole_folder
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
+from matt_fast.training.metrics import Metrics
 from matt_fast.training.options import TrainingOptions
 
 USUAL = 600.0  # seconds between two checkpoints
@@ -63,6 +64,7 @@ class RunWatcher(Watcher):
         more = more or {}
         self.curve: list[list[float]] = more.get("curve", [])
         self.best_step: int | None = more.get("best_step")
+        self.metrics: Metrics | None = None
 
     def __enter__(self) -> "RunWatcher":
         self.work.stop.patient = True
@@ -70,17 +72,25 @@ class RunWatcher(Watcher):
 
     def __exit__(self, kind, error, traceback) -> None:
         self.work.stop.patient = False
+        if self.metrics is not None:
+            self.metrics.close()
         if isinstance(error, DivergedError) and self.work.is_main:
             self.work.run.update("state.json", status="diverged")
 
     def began(self, state: TrainingState) -> None:
         """Training begins, or goes on, from this state."""
+        run, step = self.work.run, state.progress.step
+        config = run.read("run.json").get("settings")
+        options = {"name": run.output.resolve().name, "config": config, "step": step}
+        self.metrics = Metrics(run.path("metrics.jsonl"), self.work.accelerator, **options)
+        self.trainable = max(1, len(state.occurred))
         if state.progress.step:
             self.work.say(f"Goes on behind step {state.progress.step}.")
         if self.work.is_main:
             self.work.run.update("state.json", status="running", steps=self.options.steps, step=state.progress.step)
 
     def on_step(self, progress: Progress) -> None:
+        self.metrics.log(progress, new_tokens_seen_share=progress.new_tokens_seen / self.trainable)
         self.work.listeners.on_step(progress)
 
     def wishes(self, progress: Progress) -> tuple[bool, ...]:
@@ -116,6 +126,7 @@ class RunWatcher(Watcher):
             best = min((bits for _, bits in self.curve), default=math.inf)
             bits = self._bits(state)
             self.curve.append([step, bits])
+            self.metrics.log_validation(step, bits)
             if bits < best:
                 self.best_step = step
                 tables = zip(("input", "output"), state.student.tables, strict=False)

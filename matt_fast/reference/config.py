@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from matt_fast.support.checks import check_field_types
+from matt_fast.training.options import TrainingOptions
 
 PRECISIONS = {  # dtype of the frozen weights; None as they were loaded
     "bf16-mixed": None,
@@ -139,3 +140,26 @@ class MATTConfig:
             raise ValueError(f"devices: wanted a number of processes, -1 or 'auto', got {self.devices!r}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr: wanted a number above 0, got {self.lr}")
+
+
+def training_options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions:
+    """The configuration for our training; a last step that a pass does not fill is filled from the next pass."""
+    batches = math.ceil(math.ceil(chunks / processes) / config.batch_size)
+    by_epochs = math.ceil(batches * config.max_epochs / config.accumulate_grad_batches)
+    steps = min(n for n, limit in ((by_epochs, config.max_epochs), (config.max_steps, config.max_steps)) if limit != -1)
+    if config.num_warmup_steps + config.num_decay_steps > steps:
+        raise ValueError(
+            f"num_warmup_steps and num_decay_steps: wanted at most the {steps} steps of this training together "
+            f"(max_steps={config.max_steps}, max_epochs={config.max_epochs} over {chunks} chunks), got "
+            f"{config.num_warmup_steps} and {config.num_decay_steps}"
+        )
+    return TrainingOptions(
+        objective=config.aim_impl + ("+ntp" if config.with_ntp else ""),
+        steps=steps,
+        lr=config.lr,
+        warmup_steps=config.num_warmup_steps,
+        decay_steps=config.num_decay_steps,
+        accumulation=config.accumulate_grad_batches,
+        max_grad_norm=None if config.gradient_clip_val in (0, math.inf) else config.gradient_clip_val,
+        metric=config.loss,
+    )

@@ -6,7 +6,6 @@ tokens are matched by their bytes, frozen embeddings combine with `with_ntp`, an
 
 import json
 import logging
-import math
 import os
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -17,7 +16,6 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, load_from_disk
 from rich.console import Console
-from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
@@ -27,14 +25,15 @@ from matt_fast.data.documents import check_text_column
 from matt_fast.data.prepared import HIGHEST_IDS, data_key, find_damage, prepare
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
-from matt_fast.reference.config import PRECISIONS, MATTConfig
+from matt_fast.reference.checkpoints import Checkpoints
+from matt_fast.reference.config import PRECISIONS, MATTConfig, training_options
 from matt_fast.reference.data import batches
+from matt_fast.reference.figures import begin_figures, figures_at_end, losses_logged
 from matt_fast.reference.output import MATTOutput
 from matt_fast.reference.rows import input_table, place, student_tables, write_back
 from matt_fast.support.checks import check_type
 from matt_fast.training.loop import Progress, train
-from matt_fast.training.objectives import Student
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.trackers import finish_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +156,11 @@ class MATT:
         set_seed(config.seed)
         accelerator = _accelerator(config)
         data = load_from_disk(self.dataset_path).with_format("numpy")
-        options = _options(config, len(data), accelerator.num_processes)
+        options = training_options(config, len(data), accelerator.num_processes)
         for name, side in (("teacher_model", teacher_model), ("student_model", student_model)):
             place(side, name, PRECISIONS[config.precision], accelerator.device)
         student = student_tables(student_model)
-        checkpoints = _Checkpoints(config, student, accelerator)
+        checkpoints = Checkpoints(config, student, accelerator)
 
         display = ProgressDisplay(Console(quiet=not accelerator.is_main_process), options.steps)
 
@@ -171,12 +170,13 @@ class MATT:
             if last or progress.step % config.log_every_n_steps == 0:
                 lr = options.lr_at(progress.step)
                 logger.info("step %d: loss %.6g, lr %.3g, %s", progress.step, progress.loss, lr, progress.parts)
-                accelerator.log({"loss": progress.loss, "lr": lr, **progress.parts}, step=progress.step)
+                accelerator.log({"loss": progress.loss, "lr": lr, **losses_logged(progress.parts)}, step=progress.step)
             if last or progress.step % config.save_every_n_steps == 0:
                 checkpoints.save(progress)
 
         passes = batches(data, config, accelerator)
         models = teacher_model.trunk, student_model.trunk
+        begin_figures(accelerator.device)
         try:
             with display:
                 self.progress, _ = train(
@@ -185,8 +185,8 @@ class MATT:
         finally:
             passes.close()
             write_back(student, student_model)
-        for tracker in accelerator.trackers:  # end_training would end the process group, too
-            tracker.finish()
+        accelerator.log(figures_at_end(self.progress, accelerator.device), step=self.progress.step)
+        finish_trackers(accelerator)
         output = student.tables[-1].weight().cpu() if config.with_ntp else None
         return MATTOutput(student.input.weight().cpu(), output)
 
@@ -264,56 +264,3 @@ def _accelerator(config: MATTConfig) -> Accelerator:
         os.makedirs(config.wandb_output_dir, exist_ok=True)
         accelerator.init_trackers(config.wandb_project, asdict(config), {"wandb": {"dir": config.wandb_output_dir}})
     return accelerator
-
-
-def _options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions:
-    """The configuration for our training; a last step that a pass does not fill is filled from the next pass."""
-    batches = math.ceil(math.ceil(chunks / processes) / config.batch_size)
-    by_epochs = math.ceil(batches * config.max_epochs / config.accumulate_grad_batches)
-    steps = min(n for n, limit in ((by_epochs, config.max_epochs), (config.max_steps, config.max_steps)) if limit != -1)
-    if config.num_warmup_steps + config.num_decay_steps > steps:
-        raise ValueError(
-            f"num_warmup_steps and num_decay_steps: wanted at most the {steps} steps of this training together "
-            f"(max_steps={config.max_steps}, max_epochs={config.max_epochs} over {chunks} chunks), got "
-            f"{config.num_warmup_steps} and {config.num_decay_steps}"
-        )
-    return TrainingOptions(
-        objective=config.aim_impl + ("+ntp" if config.with_ntp else ""),
-        steps=steps,
-        lr=config.lr,
-        warmup_steps=config.num_warmup_steps,
-        decay_steps=config.num_decay_steps,
-        accumulation=config.accumulate_grad_batches,
-        max_grad_norm=None if config.gradient_clip_val in (0, math.inf) else config.gradient_clip_val,
-        metric=config.loss,
-    )
-
-
-class _Checkpoints:
-    """The trained rows on disk, every so many steps: the best by loss, and the last."""
-
-    def __init__(self, config: MATTConfig, student: Student, accelerator: Accelerator):
-        self.folder, self.keep = Path(config.checkpoint_output_dir), config.save_top_k
-        self.student, self.accelerator = student, accelerator
-        self.kept: list[tuple[float, Path]] = []
-
-    def save(self, progress: Progress) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            name: table.weight().cpu().contiguous()
-            for name, table in zip(("input_embeddings", "output_embeddings"), self.student.tables, strict=False)
-        }
-        names = [self.folder / "last.safetensors"]
-        if self.keep != 0:
-            names.append(self.folder / f"step{progress.step}_loss{progress.loss:.4g}.safetensors")
-            self.kept.append((progress.loss, names[-1]))
-        for name in names:
-            temporary = name.with_name(f".{name.name}")
-            save_file(tensors, temporary)
-            os.replace(temporary, name)
-        while 0 < self.keep < len(self.kept):
-            worst = max(self.kept)
-            worst[1].unlink(missing_ok=True)
-            self.kept.remove(worst)

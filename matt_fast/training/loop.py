@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.batches import Batch, Position
 from matt_fast.model.embeddings import RowAdamW
+from matt_fast.support.flops import count_flops
 from matt_fast.training.frozen import keep_gradients
 from matt_fast.training.objectives import StepRows, Student, combine, losses
 from matt_fast.training.options import TrainingOptions
@@ -30,7 +31,7 @@ class Progress:
     `gradient_norm` (of the tables' norms the largest, before clipping) are the last step's; `new_tokens_seen` counts
     the trainable rows that occurred in any process; `epoch` is the pass over the data, from 0; `seconds` are counted
     from the first batch on; `padding` is the share of both sides' tokens that is padding, `waiting` the share of the
-    time in which the loop waited for data.
+    time in which the loop waited for data; `flops` is the work so far, see `FlopCounter`.
     """
 
     step: int = 0
@@ -48,6 +49,9 @@ class Progress:
     padding_tokens: int = 0
     all_tokens: int = 0
     seconds_waiting: float = 0.0
+    flops: int = 0
+    counted_flops: int = 0
+    counted_tokens: int = 0
     first_loss: float | None = None  # of the first step in which new tokens occurred
     steps_far_off: int = 0  # in a row, up to this one, with a loss DIVERGED times the first
 
@@ -156,7 +160,10 @@ def train(
         asked = time.perf_counter()
         micro_batches = [next(batches) for _ in range(options.accumulation)]
         progress.seconds_waiting += time.perf_counter() - asked
-        granted = _step(teacher, student_model, state, micro_batches, n_layers, options, accelerator, causal, watcher)
+        with count_flops(progress, sum(batch.padding[1] for batch in micro_batches)):
+            step = teacher, student_model, state, micro_batches, n_layers, options, accelerator, causal, watcher
+            granted = _step(*step)
+        progress.step += 1
         progress.seconds = time.perf_counter() - start
         on_step(progress)
         _check_course(progress)
@@ -191,7 +198,6 @@ def _step(
         sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
     state.occurred[rows.input.slots] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
-    progress.step += 1
     progress.parts = dict(zip(names, values, strict=True))
     if student.head is not None:
         table = student.tables[-1]

@@ -1,0 +1,142 @@
+"""Pictures: a run's curves from its metrics.jsonl, and what a sweep needs to draw."""
+
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from matt_fast.training.options import OBJECTIVES
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = 500  # points of a curve: more than pixels across
+WINDOW = 25  # of them that a smoothed curve averages over
+DECADE = 10  # the ratio of a curve's values from which on the scale is logarithmic
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def figure_class() -> "type[Figure]":
+    """matplotlib's Figure. It draws to files without pyplot, whose windows and notebooks are the user's.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots are drawn with matplotlib: pip install 'matt-fast[plot]'") from error
+    return Figure
+
+
+def draw_curves(metrics: Path, picture: Path, on_message: Callable[[str], None] = lambda text: None) -> None:
+    """Draw losses, learning rate and the bits per byte of validations over the steps of a run, as PNG.
+
+    Where matplotlib is missing, there is nothing to draw or the picture cannot be written, there is no picture;
+    `on_message` is told why.
+
+    Args:
+        metrics: metrics.jsonl, see `Metrics`.
+        picture: file to write.
+    """
+    try:
+        figure = curves_figure(read_curves(metrics))
+        figure.savefig(picture, dpi=150)
+    except (ImportError, OSError, ValueError) as error:
+        on_message(f"no {picture.name}: {error}")
+
+
+def read_curves(metrics: Path, names: Iterable[str] = ("loss", *OBJECTIVES, "lr", "bits_per_byte")) -> dict[str, Curve]:
+    """(steps, values) of these names, where there are any, from metrics.jsonl; both [lines] float64.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line but the last is no JSON object.
+    """
+    found = defaultdict(lambda: (array("d"), array("d")))
+    with open(metrics, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break  # being written
+            try:
+                values = dict(json.loads(line))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{metrics}, line {number}: wanted a JSON object, got {line[:40]!r}") from error
+            for name in names:
+                if values.get(name) is not None:
+                    steps, column = found[name]
+                    steps.append(values["step"])
+                    column.append(values[name])
+    return {name: tuple(np.frombuffer(column) for column in found[name]) for name in names if name in found}
+
+
+def curves_figure(curves: dict[str, Curve]) -> "Figure":
+    """A figure of the curves that `read_curves` gives, a panel each for losses, learning rate and bits per byte.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: there is not one step.
+    """
+    figure_of = figure_class()
+    if "loss" not in curves:
+        raise ValueError("no step was written down")
+    parts = [name for name in OBJECTIVES if name in curves]
+    if len(parts) == 1:  # the sum, too
+        losses = {parts[0]: curves[parts[0]]}
+    else:
+        losses = {"sum, scaled to the first": curves["loss"]} | {name: curves[name] for name in parts}
+    panels = [("training loss", losses, True), ("learning rate", {"": curves["lr"]}, False)]
+    if "bits_per_byte" in curves:
+        panels.append(("held-out text, bits per byte", {"": curves["bits_per_byte"]}, False))
+    figure = figure_of(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True)
+    for axis, (what, drawn, noisy) in zip(axes, panels, strict=True):
+        for number, (label, curve) in enumerate(drawn.items()):
+            draw = _draw_noisy if noisy else _draw
+            draw(axis, curve, label, f"C{number}")
+        axis.set(xlabel="step", ylabel=what)
+        axis.locator_params(axis="x", nbins=5, integer=True)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.grid(alpha=0.3, which="both")
+        if noisy:
+            axis.legend(fontsize="small")
+            values = np.concatenate([values for _, values in drawn.values()])
+            if values.min() > 0 and values.max() > DECADE * values.min():
+                axis.set_yscale("log")
+        else:
+            axis.ticklabel_format(axis="y", scilimits=(-2, 4))
+    return figure
+
+
+def _draw_noisy(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
+    """Every value, or the range of those of a bin, pale; a running mean over it."""
+    steps, mean, low, high = _in_bins(curve)
+    pale = {"color": colour, "alpha": 0.3, "linewidth": 0.8}
+    axis.plot(steps, mean, **pale)
+    if len(mean) < len(curve[1]):
+        axis.fill_between(steps, low, high, **pale | {"linewidth": 0, "alpha": 0.2})
+    window = min(WINDOW, max(1, len(mean) // 10))
+    ones = np.ones(window)
+    smooth = np.convolve(mean, ones, "same") / np.convolve(np.ones(len(mean)), ones, "same")  # fewer at the ends
+    axis.plot(steps, smooth, color=colour, label=label)
+
+
+def _draw(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
+    steps, mean, *_ = _in_bins(curve)
+    axis.plot(steps, mean, color=colour, label=label, marker="o" if len(mean) <= WINDOW else None)
+
+
+def _in_bins(curve: Curve) -> list[NDArray[np.float64]]:
+    """Steps, and the mean, lowest and highest value, of at most BINS neighbouring parts of a curve."""
+    steps, values = curve
+    starts = np.unique(np.linspace(0, len(values), BINS, endpoint=False).astype(int))
+    sizes = np.diff(starts, append=len(values))
+    means = [np.add.reduceat(x, starts) / sizes for x in (steps, values)]
+    return [*means, np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)]
