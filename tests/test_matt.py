@@ -30,6 +30,8 @@ from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head
 from matt_fast.reference.data import batches
+from matt_fast.support.flops import FlopCounter
+from matt_fast.training import loop
 from matt_fast.training.objectives import next_token
 
 HAS_GPU = torch.cuda.is_available()
@@ -289,7 +291,8 @@ def test_wandb(setting, caplog, tmp_path, monkeypatch):
     assert (told[0]["project"], told[0]["dir"]) == ("mine", "there")
     assert Path("there").is_dir()
     assert told[1]["wandb_project"] == "mine"
-    *steps, (at_end, at_step) = [entry for entry in told if isinstance(entry, tuple)]
+    (first, _), *steps, (at_end, at_step) = [entry for entry in told if isinstance(entry, tuple)]
+    assert first.keys() == {"flops"}
     assert [values["loss"] for values, _ in steps] == pytest.approx(losses, rel=1e-4)
     for values, _ in steps:
         assert values["aim_loss"] == values["aim"]
@@ -303,6 +306,27 @@ def test_wandb(setting, caplog, tmp_path, monkeypatch):
     told.clear()
     losses_of(setting, caplog, **options)
     assert not any("ntp" in name for entry in told if isinstance(entry, tuple) for name in entry[0])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 16])  # the last goes on into a second pass
+def test_flops_are_those_of_a_chunk(setting, monkeypatch, accumulation):
+    """Counted around what the step calls, by the chunks that it was given."""
+    matt, architecture, folder = setting
+    matt.config.batch_size, matt.config.accumulate_grad_batches, matt.config.max_steps = 9, accumulation, 1
+    logged, chunks, counter = [], [], FlopCounter()
+    monkeypatch.setattr("matt_fast.reference.matt.Accelerator.log", lambda self, values, **_: logged.append(values))
+    given = loop.losses
+
+    def losses(*arguments, **options):
+        chunks.append(len(arguments[4].student_ids))
+        return given(*arguments, **options)
+
+    monkeypatch.setattr(loop, "losses", losses)
+    models = [architecture.from_pretrained(folder, n_layers=2) for _ in range(2)]
+    with counter:
+        matt.train(*models)
+    assert len(chunks) == accumulation
+    assert logged[0] == {"flops": pytest.approx(counter.flops / sum(chunks), abs=1)}
 
 
 def test_rows_of_a_model_in_float32_stay_as_they_are(setting):

@@ -1,9 +1,12 @@
 """What `MATT` logs, under the names of the reference library."""
 
 import logging
+import math
 
 import torch
+from accelerate import Accelerator
 
+from matt_fast.reference.config import MATTConfig
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import Progress
 
@@ -24,6 +27,18 @@ def losses_logged(parts: dict[str, float]) -> dict[str, float]:
         factor = aim / loss if loss else 0.0
         logged |= {"ntp_loss": loss, "ntp_scaling_factor": factor, "scaled_ntp_loss": factor * loss}
     return logged
+
+
+def flops_of_a_chunk(progress: Progress, config: MATTConfig, chunks: int, accelerator: Accelerator) -> int:
+    """Work of the first step, forward and backward, by the chunks that this process had in it.
+
+    Args:
+        progress: after the first step.
+        chunks: in the data.
+    """
+    mine = math.ceil(chunks / accelerator.num_processes)  # of a pass
+    passes, batches = divmod(config.accumulate_grad_batches, math.ceil(mine / config.batch_size))
+    return progress.flops // (passes * mine + min(batches * config.batch_size, mine))
 
 
 def begin_figures(device: torch.device) -> None:

@@ -28,7 +28,7 @@ from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.reference.checkpoints import Checkpoints
 from matt_fast.reference.config import PRECISIONS, MATTConfig, training_options
 from matt_fast.reference.data import batches
-from matt_fast.reference.figures import begin_figures, figures_at_end, losses_logged
+from matt_fast.reference.figures import begin_figures, figures_at_end, flops_of_a_chunk, losses_logged
 from matt_fast.reference.output import MATTOutput
 from matt_fast.reference.rows import input_table, place, student_tables, write_back
 from matt_fast.support.checks import check_type
@@ -166,6 +166,8 @@ class MATT:
 
         def on_step(progress: Progress) -> None:
             display.on_step(progress)
+            if progress.step == 1:
+                accelerator.log({"flops": flops_of_a_chunk(progress, config, len(data), accelerator)}, step=1)
             last = progress.step == options.steps
             if last or progress.step % config.log_every_n_steps == 0:
                 lr = options.lr_at(progress.step)
