@@ -144,6 +144,8 @@ def test_every_token_is_scored_once_with_every_seventh_masked(folder):
 
 
 def test_the_whole_job(folder):
+    held_out = folder / "held-out.jsonl"
+    held_out.write_text("".join(reversed((folder / "corpus.jsonl").read_text().splitlines(keepends=True))))
     result = transfer(
         folder / "teacher",
         folder / "tokenizer",
@@ -151,7 +153,7 @@ def test_the_whole_job(folder):
         folder / "output",
         n_layers=LAYERS,
         max_length=48,
-        eval_data=folder / "corpus.jsonl",
+        eval_data=held_out,
         training=TrainingOptions(steps=30, lr=1e-2),
     )
     assert sum(result.progress.losses[-5:]) < 0.9 * sum(result.progress.losses[:5])

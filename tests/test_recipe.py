@@ -42,6 +42,13 @@ def corpus(tmp_path):
     return path
 
 
+def held_out(arguments):
+    """A file of the same texts, which is not the file that is trained on."""
+    path = arguments["data"].with_name("held-out.jsonl")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[::-1]))
+    return path
+
+
 @pytest.fixture
 def job(tmp_path, corpus):
     """Arguments of a small transfer."""
@@ -60,7 +67,7 @@ def job(tmp_path, corpus):
 
 def test_the_folder_loads_generates_and_tells_what_was_done(job):
     arguments, teacher_tokenizer = job
-    result = transfer(**arguments, eval_data=arguments["data"], n_layers=2)
+    result = transfer(**arguments, eval_data=held_out(arguments), n_layers=2)
     output = arguments["output"]
     tokenizer = AutoTokenizer.from_pretrained(output)
     model = AutoModelForCausalLM.from_pretrained(output)
@@ -144,7 +151,7 @@ def test_output_rows_that_are_not_tied_are_trained_and_exported(job, tmp_path, o
     arguments |= {
         "model": tmp_path / "other",
         "training": TrainingOptions(objective=objective, steps=4, lr=1e-2),
-        "eval_data": arguments["data"],
+        "eval_data": held_out(arguments),
     }
     transfer(**arguments)
     before = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
@@ -193,10 +200,19 @@ def test_training_lowers_the_loss_and_reaches_every_row_when_none_is_frozen(job)
     assert sum(result.progress.losses[-5:]) < 0.7 * sum(result.progress.losses[:5])
 
 
-def test_identical_tokenizers_have_no_loss_and_nothing_to_train(job):
+def test_identical_tokenizers_are_refused(job):
     arguments, _ = job
-    result = transfer(**arguments | {"tokenizer": arguments["model"]})
-    assert result.new == 0
+    with pytest.raises(ValueError, match="tokenizer: wanted another than the model's own"):
+        transfer(**arguments | {"tokenizer": arguments["model"]})
+    assert not arguments["output"].exists()
+
+
+def test_steps_without_new_tokens_are_counted_and_lose_nothing(job):
+    """All but one of the tokens are shared, and the data does not have it."""
+    arguments, teacher_tokenizer = job
+    teacher_tokenizer.add_tokens(["§§"])
+    result = transfer(**arguments | {"tokenizer": teacher_tokenizer})
+    assert result.new == 1
     assert result.progress.losses == [0.0] * 4
     assert result.progress.steps_without_new_tokens == 4
     assert "- Skipped: 4 steps without new tokens." in (arguments["output"] / "README.md").read_text()
@@ -352,7 +368,7 @@ def test_the_command_line_transfers_and_evaluates(job):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data", "output")]
     training = ("--steps=40", "--max-length=48", "--objective=ntp", "--lr=1e-2")
-    done = run("transfer", *paths, *training, f"--eval-data={arguments['data']}")
+    done = run("transfer", *paths, *training, f"--eval-data={held_out(arguments)}")
     assert done.exit_code == 0, done.output
     assert "after training" in done.output
     assert (arguments["output"] / "model.safetensors").exists()
@@ -386,7 +402,7 @@ def test_the_command_line_names_what_is_wrong(job):
 
 def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
     arguments, _ = job
-    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=3, lr=1e-2)}
+    arguments |= {"eval_data": held_out(arguments), "training": TrainingOptions(steps=3, lr=1e-2)}
     seen = []
     outcome = sweep_layers(**arguments, depths=[1, 3], on_step=lambda progress: seen.append(progress.step))
     assert seen == [1, 2, 3] * 2
@@ -411,7 +427,7 @@ def test_a_sweep_ends_its_processes_in_peace(job, monkeypatch):
     arguments, _ = job
     alive = []
     monkeypatch.setattr("multiprocessing.context.SpawnProcess.kill", lambda self: alive.append(self.is_alive()))
-    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=1)}
+    arguments |= {"eval_data": held_out(arguments), "training": TrainingOptions(steps=1)}
     sweep_layers(**arguments, depths=[1])
     assert alive == [False, False]
 
@@ -438,7 +454,7 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
 
     monkeypatch.setattr(sweep, "figure_class", lambda: figure)
     with pytest.raises(FloatingPointError):
-        sweep_layers(**arguments, eval_data=arguments["data"], depths=[1, 2, 3])
+        sweep_layers(**arguments, eval_data=held_out(arguments), depths=[1, 2, 3])
     written = json.loads((arguments["output"] / "depths.json").read_text())
     assert [depth["n_layers"] for depth in written["depths"]] == [1, 2]
     assert sorted(path.name for path in arguments["output"].iterdir()) == ["depths.json", "depths.png"]
@@ -455,7 +471,9 @@ def test_the_command_line_sweeps_and_names_what_is_missing(job):
     assert "eval_data: wanted held-out text to compare depths on, got none" in " ".join(without.output.split())
     wrong = run("transfer", *paths, "--layer=half")
     assert "layer: wanted a number, 'third' or 'sweep', got 'half'" in " ".join(wrong.output.split())
-    done = run("transfer", *paths, "--layer=sweep", "--steps=1", "--max-length=48", f"--eval-data={arguments['data']}")
+    done = run(
+        "transfer", *paths, "--layer=sweep", "--steps=1", "--max-length=48", f"--eval-data={held_out(arguments)}"
+    )
     assert done.exit_code == 0, done.output
     assert "before training" in done.output
     assert (arguments["output"] / "depths.png").exists()
@@ -465,11 +483,11 @@ def test_initialisers_side_by_side(job):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer")]
     inits = ["--init=mean", "--init=zero", f"--init={arguments['model']}"]
-    failed = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits)
+    failed = run("compare-inits", *paths, f"--eval-data={held_out(arguments)}", *inits)
     assert "init: wanted input_embeddings with at least 330 rows" in " ".join(failed.output.split())
-    done = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits[:2])
+    done = run("compare-inits", *paths, f"--eval-data={held_out(arguments)}", *inits[:2])
     assert done.exit_code == 0, done.output
-    result = transfer(**arguments, eval_data=arguments["data"])
+    result = transfer(**arguments, eval_data=held_out(arguments))
     for name in ("original", "initialised"):
         assert f"{result.evaluations[name].bits_per_byte:.4f}" in done.output
 
@@ -477,16 +495,16 @@ def test_initialisers_side_by_side(job):
 def test_rows_from_the_teachers_states_from_the_command_line(job, tmp_path):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
-    scored = f"--eval-data={arguments['data']}"
+    scored = f"--eval-data={held_out(arguments)}"
     contextual = run("compare-inits", *paths, scored, "--init=contextual")
     boundary = run("compare-inits", *paths, scored, "--init=mean", "--init-head=boundary")
     assert contextual.exit_code == boundary.exit_code == 0, contextual.output + boundary.output
     for objective in ("aim", "ntp"):  # the teacher's lower layers are loaded, or all of it
-        given = {**arguments, "output": tmp_path / objective, "eval_data": arguments["data"]}
+        given = {**arguments, "output": tmp_path / objective, "eval_data": held_out(arguments)}
         given["training"] = TrainingOptions(steps=1, objective=objective)
         result = transfer(**given, init="contextual")
         assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in contextual.output
-    result = transfer(**{**arguments, "output": tmp_path / "head"}, eval_data=arguments["data"], init_head="boundary")
+    result = transfer(**{**arguments, "output": tmp_path / "head"}, eval_data=held_out(arguments), init_head="boundary")
     assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in boundary.output
     wrong = run("transfer", *paths, f"--output={tmp_path / 'x'}", "--init-head=mean")
     assert "init_head: wanted one of same, boundary, got 'mean'" in " ".join(wrong.output.split())
@@ -498,13 +516,13 @@ def test_parallel_text_from_the_command_line(job, tmp_path):
     pairs.write_text("".join(f"def {text.splitlines()[0]}\t{text.splitlines()[0]}\n" for text in TEXTS))
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
     inits = [f"--init={name}" for name in ("mean", "transtokenizers", "wechsel", "tokalign")]
-    failed = run("compare-inits", *paths, f"--eval-data={arguments['data']}", *inits)
+    failed = run("compare-inits", *paths, f"--eval-data={held_out(arguments)}", *inits)
     assert "parallel: wanted pairs of texts and translations for init 'transtokenizers'" in " ".join(
         failed.output.split()
     )
-    done = run("compare-inits", *paths, f"--eval-data={arguments['data']}", f"--parallel={pairs}", *inits)
+    done = run("compare-inits", *paths, f"--eval-data={held_out(arguments)}", f"--parallel={pairs}", *inits)
     assert done.exit_code == 0, done.output
-    result = transfer(**arguments, eval_data=arguments["data"], init="transtokenizers", parallel=pairs)
+    result = transfer(**arguments, eval_data=held_out(arguments), init="transtokenizers", parallel=pairs)
     assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in done.output
     trained = run(
         "transfer", *paths, f"--output={tmp_path / 'x'}", "--init=transtokenizers", f"--parallel={tmp_path}/no"

@@ -6,10 +6,22 @@ from importlib.metadata import version
 from pathlib import Path
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
-from matt_fast.data.summary import DataSummary, check_readable
+from matt_fast.data.summary import DataSummary, check_held_out, check_readable
+from matt_fast.model.checkpoint_files import check_savable, check_weights
+from matt_fast.model.positions import position_limit
 from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
+from matt_fast.recipe.preflight import (
+    check_max_length,
+    check_output,
+    check_pieces,
+    check_room,
+    check_tokenizers_differ,
+    estimate_bytes,
+    rehearse_saving,
+)
 from matt_fast.recipe.work import Work
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 
@@ -33,16 +45,39 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
+    if not known:
+        _check_model(work, vocabulary)
     data = _readable(work, "data")
     held_out = None if job.eval_data is None else _readable(work, "eval_data")
     if data.characters == 0:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
+    if held_out is not None:
+        check_held_out(held_out, data, job.eval_data, job.data)
     prints = _fingerprints(work, vocabulary, data, held_out)
     if known:
         check_unchanged(known["fingerprints"], prints)
     run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
+
+
+def _check_model(work: Work, vocabulary: VocabularyPair) -> None:
+    """What would keep the result from being made, written or loaded, before weights are read."""
+    job, teacher = work.job, work.teacher
+    check_output(work.run.output)
+    check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
+    check_savable(teacher)
+    check_weights(teacher)
+    for message in rehearse_saving(teacher, vocabulary.student):
+        work.say(message)
+    limit = position_limit(teacher.trunk(teacher.outline(work.dtype)))
+    check_max_length(job.max_length, limit)
+    if job.eval_data is not None:
+        documents = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
+        tokenizers = vocabulary.teacher, vocabulary.student
+        check_pieces(documents, tokenizers, limit, masked=teacher.masked, max_pieces=job.eval_pieces)
+    trainable = vocabulary.rows - len(vocabulary.matches) * job.freeze_shared
+    check_room(work.run.output, estimate_bytes(teacher, vocabulary.rows, trainable))
 
 
 def check_teacher(work: Work) -> None:

@@ -113,7 +113,8 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], 
         return sides, None, options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
-        prepared = prepare_once(cache, job.data, *sides, split=job.split, text_field=job.text_field)
+        given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
+        prepared = prepare_once(cache, job.data, *sides, **given)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
         batches = count_batches(prepared, job.batch_size, work.accelerator.num_processes, limits)
@@ -233,6 +234,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     export.replace_vocabulary(full, rows)
     export.update_special_ids(full, vocabulary)
     export.keep_chat_template(vocabulary.student, vocabulary.teacher)
+    export.repair_generation_config(full)
     with only_errors():
         full.save_pretrained(folder)
     vocabulary.student.save_pretrained(folder)
