@@ -119,11 +119,8 @@ def _transfer(arguments: dict[str, Any], out: Output) -> None:
         result = run(**_known(run, arguments | {name: getattr(display, name) for name in callbacks}))
     print_result(out.console, result)
     say(out.console, f"Written: {arguments['output']}")
-    progress = plain(result.progress)
-    losses = progress.pop("losses")  # as many as steps; metrics.jsonl has them
-    progress |= {"steps": len(losses), "first_loss": losses[0] if losses else None}
     worse = getattr(result, "worse_than_start", None)  # TODO-LEAD: result.worse_than_start
-    out.result({**plain(result), "progress": progress, "worse_than_start": worse})
+    out.result({**plain(result), "worse_than_start": worse})
     if worse is not None:
         print(f"The result is worse than its start: {worse}", file=sys.stderr, flush=True)
         raise typer.Exit(1)
