@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+LONG = ("losses", "made")  # a value for each step or token; they are in files of the output
 SILENT = {  # what libraries read when they are imported
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -93,9 +94,12 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: dataclasses and mappings as objects; paths as texts; None for what is not finite."""
+    """A value as JSON has it: dataclasses and mappings as objects; paths as texts; None for what is not finite.
+
+    Of dataclasses the fields in LONG are left out.
+    """
     if is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.name not in LONG}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
