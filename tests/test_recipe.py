@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -407,17 +410,18 @@ def test_a_sweep_ends_its_processes_in_peace(job, monkeypatch):
     """One that is killed leaves its semaphores behind."""
     arguments, _ = job
     alive = []
-    monkeypatch.setattr("multiprocessing.context.SpawnProcess.kill", lambda self: alive.append(self.is_alive()))
+    monkeypatch.setattr("subprocess.Popen.kill", lambda process: alive.append(process.poll() is None))
     arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=1)}
     sweep_layers(**arguments, depths=[1])
     assert alive == [False, False]
 
 
-def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
-    arguments, _ = job
+def measured_without_work(calls, fails_at=None):
+    """In place of `transfer_apart`: figures that follow from the depth."""
 
-    def measured(arguments, on_step=None):
-        if arguments["n_layers"] == 3:
+    def measured(arguments, callbacks):
+        calls.append(arguments["n_layers"])
+        if arguments["n_layers"] == fails_at:
             raise FloatingPointError("not finite")
         evaluations = {name: SimpleNamespace(bits_per_byte=1.5) for name in ("original", "initialised", "trained")}
         return SimpleNamespace(
@@ -426,7 +430,12 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
             training_memory=1 << 30,
         )
 
-    monkeypatch.setattr(sweep, "_in_process", measured)
+    return measured
+
+
+def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
+    arguments, _ = job
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work([], fails_at=3))
     figures = []
     monkeypatch.setattr(sweep.plot_library(), "close", figures.append)
     with pytest.raises(FloatingPointError):
@@ -438,6 +447,110 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
         highest = max(axis.lines[0].get_ydata())
         assert axis.get_ylim()[0] == 0
         assert axis.get_ylim()[1] > 1.05 * highest  # the marker is not cut
+
+
+def test_a_second_sweep_measures_only_what_is_missing(job, monkeypatch):
+    arguments, _ = job
+    arguments |= {"eval_data": arguments["data"], "init": rows_of_ones}
+    calls, told = [], []
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work(calls, fails_at=3))
+    with pytest.raises(FloatingPointError):
+        sweep_layers(**arguments, depths=[2, 3])
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work(calls))
+    (arguments["output"] / ".part-model" / "run").mkdir(parents=True)  # as one that was killed leaves it
+    outcome = sweep_layers(**arguments, depths=[3, 1, 2], on_depth=lambda depth: told.append(depth.n_layers))
+    assert calls == [2, 2, 3, 3, 1]  # the first is the start before training
+    assert told == [3, 1, 2]
+    assert [depth.n_layers for depth in outcome.depths] == [1, 2, 3]
+    assert sorted(path.name for path in arguments["output"].iterdir()) == ["depths.json", "depths.png"]
+    other = arguments | {"training": TrainingOptions(steps=5, lr=1e-2), "seed": 3}
+    with pytest.raises(ValueError, match=r"other settings: seed 0 there, 3 here; training.steps 4 there, 5 here$"):
+        sweep_layers(**other)
+    with pytest.raises(ValueError, match=r"other settings: init 'test_recipe.rows_of_ones' there, 'mean' here$"):
+        sweep_layers(**arguments | {"init": "mean"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'iint'"):
+        sweep_layers(**arguments, iint="mean")
+    assert len(calls) == 5
+
+
+def rows_of_ones(embeddings, rows, matches, subtokens):
+    return torch.ones(rows, embeddings.shape[1])
+
+
+SCRIPT = """
+import sys
+import psutil
+import torch
+from matt_fast import TrainingOptions, sweep_layers
+
+print("the script runs", flush=True)
+scale = 0.25
+
+def rows_of_ones(embeddings, rows, matches, subtokens):
+    return scale * torch.ones(rows, embeddings.shape[1])
+
+def tell(progress):
+    if progress.step == 1:
+        print("children", *[child.pid for child in psutil.Process().children()], flush=True)
+
+model, tokenizer, data, output, steps = sys.argv[1:]
+training = TrainingOptions(steps=int(steps))
+given = {"training": training, "max_length": 48, "init": rows_of_ones, "depths": [2], "on_step": tell}
+sweep_layers(model, tokenizer, data, output, data, **given)
+"""
+
+
+@pytest.fixture
+def script(job, tmp_path):
+    """A command that sweeps, but for the number of steps."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    paths = [str(job[0][name]) for name in ("model", "tokenizer", "data", "output")]
+    return [sys.executable, str(tmp_path / "script.py"), *paths]
+
+
+def test_a_script_that_sweeps_needs_no_guard(job, script):
+    arguments, _ = job
+    done = subprocess.run([*script, "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the script runs") == 1
+    written = json.loads((arguments["output"] / "depths.json").read_text())
+    given = arguments | {"output": arguments["output"].with_name("alone"), "training": TrainingOptions(steps=1)}
+    quarter = lambda *given: rows_of_ones(*given) / 4  # noqa: E731
+    alone = transfer(**given | {"batch_size": 4}, eval_data=arguments["data"], init=quarter, n_layers=2)
+    assert written["initialised"] == pytest.approx(alone.evaluations["initialised"].bits_per_byte, rel=1e-6)
+    assert written["depths"][0]["bits_per_byte"] == pytest.approx(alone.evaluations["trained"].bits_per_byte, rel=1e-6)
+
+
+def test_the_process_of_a_depth_ends_with_the_sweep(script):
+    sweeping = subprocess.Popen([*script, "100000"], stdout=subprocess.PIPE, text=True)
+    line = next(line for line in sweeping.stdout if line.startswith("children"))
+    children = [psutil.Process(int(pid)) for pid in line.split()[1:]]
+    assert len(children) == 1
+    sweeping.kill()
+    sweeping.communicate()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_process_of_a_depth_that_was_killed_is_told(job):
+    arguments, _ = job
+
+    def kill(progress):
+        if progress.step == 2:
+            (child,) = psutil.Process().children()
+            child.kill()
+
+    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=100000)}
+    with pytest.raises(RuntimeError, match=r"the process of a transfer was killed \(SIGKILL\)"):
+        sweep_layers(**arguments, depths=[1], on_step=kill)
+    assert not arguments["output"].exists()
+
+
+def test_what_cannot_go_to_another_process_is_told(job):
+    arguments, _ = job
+    file = open(arguments["data"])  # noqa: SIM115
+    with file, pytest.raises(TypeError, match="arguments: wanted what dill can pickle for another process, got "):
+        sweep_layers(**arguments, eval_data=arguments["data"], init=lambda *given: next(file), depths=[1])
 
 
 def test_the_command_line_sweeps_and_names_what_is_missing(job):
