@@ -2,13 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 import warnings
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -384,12 +381,15 @@ def test_the_command_line_names_what_is_wrong(job):
     assert "Traceback" not in failed.output
 
 
-def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
+def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job, monkeypatch):
     arguments, _ = job
+    alive = []  # a process that is killed leaves its semaphores behind
+    monkeypatch.setattr("subprocess.Popen.kill", lambda process: alive.append(process.poll() is None))
     arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=3, lr=1e-2)}
     seen = []
     outcome = sweep_layers(**arguments, depths=[1, 3], on_step=lambda progress: seen.append(progress.step))
     assert seen == [1, 2, 3] * 2
+    assert alive == [False] * 3
     output = arguments.pop("output")
     assert sorted(path.name for path in output.iterdir()) == ["depths.json", "depths.png"]
     written = json.loads((output / "depths.json").read_text())
@@ -404,16 +404,6 @@ def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
     with pytest.raises(ValueError, match=r"max_length: wanted room for text"):  # from the other process, as it is
         sweep_layers(**arguments | {"max_length": 1}, output=output.with_name("other"), depths=[1])
     assert not output.with_name("other").exists()
-
-
-def test_a_sweep_ends_its_processes_in_peace(job, monkeypatch):
-    """One that is killed leaves its semaphores behind."""
-    arguments, _ = job
-    alive = []
-    monkeypatch.setattr("subprocess.Popen.kill", lambda process: alive.append(process.poll() is None))
-    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=1)}
-    sweep_layers(**arguments, depths=[1])
-    assert alive == [False, False]
 
 
 def measured_without_work(calls, fails_at=None):
@@ -475,82 +465,6 @@ def test_a_second_sweep_measures_only_what_is_missing(job, monkeypatch):
 
 def rows_of_ones(embeddings, rows, matches, subtokens):
     return torch.ones(rows, embeddings.shape[1])
-
-
-SCRIPT = """
-import sys
-import psutil
-import torch
-from matt_fast import TrainingOptions, sweep_layers
-
-print("the script runs", flush=True)
-scale = 0.25
-
-def rows_of_ones(embeddings, rows, matches, subtokens):
-    return scale * torch.ones(rows, embeddings.shape[1])
-
-def tell(progress):
-    if progress.step == 1:
-        print("children", *[child.pid for child in psutil.Process().children()], flush=True)
-
-model, tokenizer, data, output, steps = sys.argv[1:]
-training = TrainingOptions(steps=int(steps))
-given = {"training": training, "max_length": 48, "init": rows_of_ones, "depths": [2], "on_step": tell}
-sweep_layers(model, tokenizer, data, output, data, **given)
-"""
-
-
-@pytest.fixture
-def script(job, tmp_path):
-    """A command that sweeps, but for the number of steps."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    paths = [str(job[0][name]) for name in ("model", "tokenizer", "data", "output")]
-    return [sys.executable, str(tmp_path / "script.py"), *paths]
-
-
-def test_a_script_that_sweeps_needs_no_guard(job, script):
-    arguments, _ = job
-    done = subprocess.run([*script, "1"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the script runs") == 1
-    written = json.loads((arguments["output"] / "depths.json").read_text())
-    given = arguments | {"output": arguments["output"].with_name("alone"), "training": TrainingOptions(steps=1)}
-    quarter = lambda *given: rows_of_ones(*given) / 4  # noqa: E731
-    alone = transfer(**given | {"batch_size": 4}, eval_data=arguments["data"], init=quarter, n_layers=2)
-    assert written["initialised"] == pytest.approx(alone.evaluations["initialised"].bits_per_byte, rel=1e-6)
-    assert written["depths"][0]["bits_per_byte"] == pytest.approx(alone.evaluations["trained"].bits_per_byte, rel=1e-6)
-
-
-def test_the_process_of_a_depth_ends_with_the_sweep(script):
-    sweeping = subprocess.Popen([*script, "100000"], stdout=subprocess.PIPE, text=True)
-    line = next(line for line in sweeping.stdout if line.startswith("children"))
-    children = [psutil.Process(int(pid)) for pid in line.split()[1:]]
-    assert len(children) == 1
-    sweeping.kill()
-    sweeping.communicate()
-    _, alive = psutil.wait_procs(children, timeout=60)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
-
-
-def test_a_process_of_a_depth_that_was_killed_is_told(job):
-    arguments, _ = job
-
-    def kill(progress):
-        if progress.step == 2:
-            (child,) = psutil.Process().children()
-            child.kill()
-
-    arguments |= {"eval_data": arguments["data"], "training": TrainingOptions(steps=100000)}
-    with pytest.raises(RuntimeError, match=r"the process of a transfer was killed \(SIGKILL\)"):
-        sweep_layers(**arguments, depths=[1], on_step=kill)
-    assert not arguments["output"].exists()
-
-
-def test_what_cannot_go_to_another_process_is_told(job):
-    arguments, _ = job
-    file = open(arguments["data"])  # noqa: SIM115
-    with file, pytest.raises(TypeError, match="arguments: wanted what dill can pickle for another process, got "):
-        sweep_layers(**arguments, eval_data=arguments["data"], init=lambda *given: next(file), depths=[1])
 
 
 def test_the_command_line_sweeps_and_names_what_is_missing(job):

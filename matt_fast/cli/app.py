@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from matt_fast.support.threads import wait_passively
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_show_locals=False)
 console = Console()
 
@@ -58,6 +60,7 @@ def clear_errors() -> Iterator[None]:
 @app.callback()
 def main() -> None:
     """Give a pretrained language model a new tokenizer and keep what the model knows."""
+    wait_passively()  # commands import torch later
 
 
 @app.command()
