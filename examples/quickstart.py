@@ -17,6 +17,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from matt_fast.support.threads import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()  # before torch is imported
+
 import torch
 from bpe_continue import continue_training
 from rich.console import Console

@@ -400,12 +400,15 @@ def test_the_command_line_names_what_is_wrong(job):
     assert "Traceback" not in failed.output
 
 
-def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
+def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job, monkeypatch):
     arguments, _ = job
+    alive = []  # a process that is killed leaves its semaphores behind
+    monkeypatch.setattr("subprocess.Popen.kill", lambda process: alive.append(process.poll() is None))
     arguments |= {"eval_data": held_out(arguments), "training": TrainingOptions(steps=3, lr=1e-2)}
     seen = []
     outcome = sweep_layers(**arguments, depths=[1, 3], on_step=lambda progress: seen.append(progress.step))
     assert seen == [1, 2, 3] * 2
+    assert alive == [False] * 3
     output = arguments.pop("output")
     assert sorted(path.name for path in output.iterdir()) == ["depths.json", "depths.png"]
     written = json.loads((output / "depths.json").read_text())
@@ -422,21 +425,12 @@ def test_a_sweep_measures_each_depth_as_a_transfer_of_its_own(job):
     assert not output.with_name("other").exists()
 
 
-def test_a_sweep_ends_its_processes_in_peace(job, monkeypatch):
-    """One that is killed leaves its semaphores behind."""
-    arguments, _ = job
-    alive = []
-    monkeypatch.setattr("multiprocessing.context.SpawnProcess.kill", lambda self: alive.append(self.is_alive()))
-    arguments |= {"eval_data": held_out(arguments), "training": TrainingOptions(steps=1)}
-    sweep_layers(**arguments, depths=[1])
-    assert alive == [False, False]
+def measured_without_work(calls, fails_at=None):
+    """In place of `transfer_apart`: figures that follow from the depth."""
 
-
-def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
-    arguments, _ = job
-
-    def measured(arguments, on_step=None):
-        if arguments["n_layers"] == 3:
+    def measured(arguments, callbacks):
+        calls.append(arguments["n_layers"])
+        if arguments["n_layers"] == fails_at:
             raise FloatingPointError("not finite")
         evaluations = {name: SimpleNamespace(bits_per_byte=1.5) for name in ("original", "initialised", "trained")}
         return SimpleNamespace(
@@ -445,7 +439,12 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
             training_memory=1 << 30,
         )
 
-    monkeypatch.setattr(sweep, "_in_process", measured)
+    return measured
+
+
+def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
+    arguments, _ = job
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work([], fails_at=3))
     figures = []
 
     def figure(**options):
@@ -462,6 +461,34 @@ def test_a_sweep_keeps_what_it_measured_and_draws_all_of_it(job, monkeypatch):
         highest = max(axis.lines[0].get_ydata())
         assert axis.get_ylim()[0] == 0
         assert axis.get_ylim()[1] > 1.05 * highest  # the marker is not cut
+
+
+def test_a_second_sweep_measures_only_what_is_missing(job, monkeypatch):
+    arguments, _ = job
+    arguments |= {"eval_data": held_out(arguments), "init": rows_of_ones}
+    calls, told = [], []
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work(calls, fails_at=3))
+    with pytest.raises(FloatingPointError):
+        sweep_layers(**arguments, depths=[2, 3])
+    monkeypatch.setattr(sweep, "transfer_apart", measured_without_work(calls))
+    (arguments["output"] / ".part-model" / "run").mkdir(parents=True)  # as one that was killed leaves it
+    outcome = sweep_layers(**arguments, depths=[3, 1, 2], on_depth=lambda depth: told.append(depth.n_layers))
+    assert calls == [2, 2, 3, 3, 1]  # the first is the start before training
+    assert told == [3, 1, 2]
+    assert [depth.n_layers for depth in outcome.depths] == [1, 2, 3]
+    assert sorted(path.name for path in arguments["output"].iterdir()) == ["depths.json", "depths.png"]
+    other = arguments | {"training": TrainingOptions(steps=5, lr=1e-2), "seed": 3}
+    with pytest.raises(ValueError, match=r"other settings: seed 0 there, 3 here; training.steps 4 there, 5 here$"):
+        sweep_layers(**other)
+    with pytest.raises(ValueError, match=r"other settings: init 'test_recipe.rows_of_ones' there, 'mean' here$"):
+        sweep_layers(**arguments | {"init": "mean"})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'iint'"):
+        sweep_layers(**arguments, iint="mean")
+    assert len(calls) == 5
+
+
+def rows_of_ones(embeddings, rows, matches, subtokens):
+    return torch.ones(rows, embeddings.shape[1])
 
 
 def test_the_command_line_sweeps_and_names_what_is_missing(job):

@@ -9,6 +9,7 @@ from matt_fast.cli.compare import compare_inits
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
 from matt_fast.cli.transfer import transfer
+from matt_fast.support.threads import wait_passively
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 
@@ -26,6 +27,7 @@ def main(
     ] = False,
 ) -> None:
     """Give a pretrained language model a new tokenizer and keep what the model knows."""
+    wait_passively()  # commands import torch later
 
 
 for command in (transfer, plan, compare_inits, evaluate):

@@ -120,19 +120,9 @@ def _transfer(arguments: dict[str, Any], out: Output) -> None:
         result = run(**arguments, **{name: getattr(display, name) for name in callbacks})
     print_result(out.console, result)
     say(out.console, f"Written: {arguments['output']}")
-<<<<<<< HEAD
-    progress = plain(result.progress)
-    losses = progress.pop("losses")  # as many as steps; metrics.jsonl has them
-    progress |= {"steps": len(losses), "first_loss": losses[0] if losses else None}
-    out.result({**plain(result), "progress": progress, "worse_than_start": result.worse_than_start})
+    out.result({**plain(result), "worse_than_start": result.worse_than_start})
     if result.worse_than_start is not None:
         print(f"The result is worse than its start: {result.worse_than_start}", file=sys.stderr, flush=True)
-=======
-    worse = getattr(result, "worse_than_start", None)  # TODO-LEAD: result.worse_than_start
-    out.result({**plain(result), "worse_than_start": worse})
-    if worse is not None:
-        print(f"The result is worse than its start: {worse}", file=sys.stderr, flush=True)
->>>>>>> cli
         raise typer.Exit(1)
 
 

@@ -1,21 +1,26 @@
 """How deep to put the target layer: the same transfer at several depths, on the user's own data (paper, Figure 4)."""
 
+import inspect
 import json
-import multiprocessing
-import tempfile
+import shutil
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.curves import figure_class
-from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.isolated import transfer_apart
 from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
-from matt_fast.training.loop import Progress
 from matt_fast.training.options import TrainingOptions
 
 GIB = 1 << 30
+JSON, MODEL = "depths.json", ".part-model"  # in the output; the second while a depth is measured
+# Arguments of `transfer` that the figures do not depend on, and the one that a sweep changes.
+NO_SETTINGS = ("output", "n_layers", "resume", "checkpoint_every", "track")
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,18 @@ class Depth:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Attributes:
-    original, initialised: bits per byte of the original model, and with the new tokenizer before training.
-    depths: one entry for each depth, in their order.
+    """What a folder of depths has, as in its depths.json.
+
+    Attributes:
+        original, initialised: bits per byte of the original model, and with the new tokenizer before training.
+        depths: one entry for each depth that was measured, by layer.
+        settings: what all depths were measured with: arguments of `transfer`, and the version.
     """
 
     original: float
     initialised: float
     depths: list[Depth]
+    settings: dict
 
 
 def default_depths(depth: int) -> list[int]:
@@ -61,57 +70,136 @@ def sweep_layers(
     *,
     depths: Iterable[int] | None = None,
     on_depth: Callable[[Depth], None] = lambda depth: None,
-    on_step: Callable[[Progress], None] = lambda progress: None,
     on_stage: Callable[[str], None] = lambda stage: None,
     **options,
 ) -> Sweep:
     """Run `transfer` at several depths, each in a process of its own, and measure quality, time and memory.
 
+    The processes are new ones and do not run the script that calls this, so it needs no `if __name__ == "__main__"`;
+    they end with the process that called.
+
     Args:
         model, tokenizer, data, eval_data: as in `transfer`; the held-out text is needed here. Paths and names only.
-        output: folder to write; it must be new or empty. It gets depths.json and depths.png, anew after each depth, so
-            that an error later on leaves what was measured; the models are not kept.
+        output: folder to write: a new or empty one, or that of a sweep with the same settings, whose depths are not
+            measured again. It gets depths.json and depths.png, anew after each depth, so that an error later on leaves
+            what was measured; the models are not kept.
         depths: target layers to try; sixths of the model's depth if None.
-        on_depth: called with each result.
-        on_step, on_stage: as in `transfer`.
-        **options: other arguments of `transfer`, but for `n_layers`.
+        on_depth: called with the result of each of `depths`, also of one that was measured before.
+        on_stage: called with the depth as its work begins.
+        **options: other arguments of `transfer`, but for `n_layers`. Its other callbacks are called in this process. An
+            `init` that is a function may be one of the calling script, or a lambda; it is pickled with dill.
 
     Raises:
-        ValueError: a depth that the model does not have. What `transfer` raises.
+        FileExistsError: `output` has something in it that is not a sweep's.
+        ValueError: a depth that the model does not have, or `output` was measured with other settings. What `transfer`
+            raises.
+        TypeError: an argument that `transfer` does not have, or that cannot be given to another process.
+        RuntimeError: the process of a transfer was killed.
         ImportError: matplotlib is missing.
     """
     figure_class()  # before hours of work
-    Run(output).check_free(resume=False)
+    output = Path(output)
+    callbacks = {name: options.pop(name) for name in list(options) if name.startswith("on_")}
+    arguments = {"model": model, "tokenizer": tokenizer, "data": data, "eval_data": eval_data, **options}
+    arguments.setdefault("seed", 0)
+    settings = _settings(arguments)
+    done = _measured(output, settings)
     hub = {name: options.get(name, False) for name in ("trust_remote_code", "allow_pickle")}
     teacher = Teacher(model, **hub)
     depths = default_depths(teacher.depth) if depths is None else list(depths)
+    if not depths:
+        raise ValueError("depths: wanted at least one layer, got none")
     for depth in depths:
         if not 1 <= depth <= teacher.depth:
             raise ValueError(f"depths: wanted layers from 1 to {teacher.depth} for this model, got {depth}")
-    arguments = {"model": model, "tokenizer": tokenizer, "data": data, "eval_data": eval_data, **options}
-    arguments.setdefault("seed", 0)
-    one_step = replace(options.get("training") or TrainingOptions(), steps=1, warmup_steps=0, decay_steps=0)
-    on_stage("before training")
-    start = _in_process(arguments | {"n_layers": depths[0], "training": one_step}).evaluations
-    found = []
-    for depth in depths:
-        on_stage(f"layer {depth} of {teacher.depth}")
-        result = _in_process(arguments | {"n_layers": depth}, on_step)
-        bits = result.evaluations["trained"].bits_per_byte
-        found.append(Depth(depth, bits, result.progress.seconds, result.training_memory))
-        outcome = Sweep(start["original"].bits_per_byte, start["initialised"].bits_per_byte, found)
-        _write(outcome, Path(output))
-        on_depth(found[-1])
-    return outcome
+
+    def run(n_layers: int, callbacks: dict[str, Callable], **changed):
+        with _model_folder(output) as folder:
+            return transfer_apart(arguments | {"n_layers": n_layers, "output": folder} | changed, callbacks)
+
+    if done is None:
+        on_stage("before training")
+        one_step = replace(options.get("training") or TrainingOptions(), steps=1, warmup_steps=0, decay_steps=0)
+        start = run(depths[0], {}, training=one_step).evaluations
+        done = Sweep(start["original"].bits_per_byte, start["initialised"].bits_per_byte, [], settings)
+    measured = {depth.n_layers: depth for depth in done.depths}
+    for n_layers in depths:
+        if n_layers not in measured:
+            on_stage(f"layer {n_layers} of {teacher.depth}")
+            result = run(n_layers, callbacks)
+            bits = result.evaluations["trained"].bits_per_byte
+            measured[n_layers] = Depth(n_layers, bits, result.progress.seconds, result.training_memory)
+            done = replace(done, depths=[measured[n] for n in sorted(measured)])
+            _write(done, output)
+        on_depth(measured[n_layers])
+    return done
+
+
+def _settings(arguments: dict) -> dict:
+    """All that the figures depend on, defaults included, as JSON has it; a function counts by its name."""
+
+    def plain(value):
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, Integral | Real):  # NumPy's
+            return int(value) if isinstance(value, Integral) else float(value)
+        if callable(value):
+            return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+        raise TypeError(f"arguments of a sweep: wanted plain values, paths and functions, got {value!r}")
+
+    bound = inspect.signature(transfer).bind(output=None, **arguments)
+    bound.apply_defaults()
+    used = {x: value for x, value in bound.arguments.items() if x not in NO_SETTINGS and not x.startswith("on_")}
+    training = asdict(used.pop("training") or TrainingOptions())
+    used |= {f"training.{name}": value for name, value in training.items()}
+    used["version"] = version("matt-fast")
+    return json.loads(json.dumps(used, default=plain))
+
+
+def _measured(folder: Path, settings: dict) -> Sweep | None:
+    """What a folder already has; None if it is new or empty.
+
+    Raises:
+        FileExistsError: it has something else.
+        ValueError: it was measured with other settings.
+    """
+    file = folder / JSON
+    if (folder / MODEL).exists():
+        shutil.rmtree(folder / MODEL)  # of a sweep that was killed
+    if not file.exists():
+        Run(folder).check_free(resume=False)
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    before = found.get("settings", {})
+    other = [
+        f"{name} {before.get(name)!r} there, {settings.get(name)!r} here"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if other:
+        raise ValueError(f"output: {str(file)!r} was measured with other settings: {'; '.join(other)}")
+    return Sweep(**found | {"depths": [Depth(**depth) for depth in found["depths"]]})
+
+
+@contextmanager
+def _model_folder(output: Path):
+    """A place for a model that is measured, not kept; an output with nothing in it vanishes too."""
+    folder = output / MODEL
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if output.is_dir() and not any(output.iterdir()):
+            output.rmdir()
 
 
 def _write(outcome: Sweep, folder: Path) -> None:
     """Both files, each under another name first."""
     folder.mkdir(parents=True, exist_ok=True)
-    json_file, plot_file = folder / ".depths.json", folder / ".depths.png"
+    json_file, plot_file = folder / f".{JSON}", folder / ".depths.png"
     json_file.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
     plot(outcome, plot_file)
-    for file in (json_file, plot_file):
+    for file in (plot_file, json_file):
         file.replace(folder / file.name.removeprefix("."))
 
 
@@ -133,38 +221,3 @@ def plot(outcome: Sweep, path: Path) -> None:
     axes[0].axhline(outcome.initialised, linestyle="--", color="grey", label="before training")
     axes[0].legend()
     figure.savefig(path, dpi=150)
-
-
-def _in_process(arguments: dict, on_step: Callable[[Progress], None] = lambda progress: None) -> TransferResult:
-    """Run one transfer in a fresh process, so that its peak memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_transfer, args=(theirs, arguments))
-    process.start()
-    theirs.close()
-    try:
-        while True:
-            kind, value = ours.recv()
-            if kind == "step":
-                on_step(value)
-                continue
-            process.join(timeout=60)  # one that is killed leaves its semaphores behind
-            if kind == "error":
-                raise value
-            return value
-    except EOFError as error:
-        process.join()
-        raise RuntimeError(f"the process of a transfer ended with exit code {process.exitcode}") from error
-    finally:
-        process.kill()
-        process.join()
-
-
-def _transfer(connection, arguments: dict) -> None:
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            step = lambda progress: connection.send(("step", progress))  # noqa: E731
-            result = transfer(output=Path(folder) / "model", on_step=step, **arguments)
-        connection.send(("result", result))
-    except Exception as error:
-        connection.send(("error", error))
