@@ -2,7 +2,8 @@
 
 Each run is a process of its own, forked from one that has imported everything, so that a moment drawn from the time of
 an undisturbed run falls on work and not on imports. It is killed by SIGKILL, goes on, is killed again, and so on until
-it ends; then every file of the model must have the bits of the run that was left alone.
+it ends; then every file of the model must have the bits of the run that was left alone. `python tests/killing.py
+signals` stops runs by signals that they can answer.
 """
 
 import hashlib
@@ -242,5 +243,30 @@ def main(kills: int = 20, seed: int = 0) -> None:
     shutil.rmtree(folder)
 
 
+def signals() -> None:
+    """Stop runs in order, and print what they leave as JSON."""
+    folder = Path(tempfile.mkdtemp(prefix="matt-fast-signals-"))
+    arguments = {name: value for name, value in prepare(folder).items() if "eval" not in name}
+    arguments["data"].write_text(arguments["data"].read_text() * 30)
+    arguments |= {"training": TrainingOptions(objective="aim", packing=True, **TRAINING | {"steps": 60})}
+    found = {}
+    for name, number, stage, whom in (
+        ("SIGTERM in training", signal.SIGTERM, "training", "run"),
+        ("SIGINT in training", signal.SIGINT, "training", "run"),
+        ("SIGTERM in data", signal.SIGTERM, "data", "run"),
+        ("worker in training", signal.SIGKILL, "training", "worker"),
+    ):
+        place = folder / "case"
+        place.mkdir()
+        case = arguments | ({"data_cache": place / "cache"} if stage == "data" else {})
+        expected, _ = left_alone(case, place)
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        result = stopped(case, place, number, stage, whom)
+        found[name] = result | {"same": result.pop("files") == expected}
+        shutil.rmtree(place)
+    print(json.dumps(found))
+    shutil.rmtree(folder)
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    signals() if sys.argv[1:] == ["signals"] else main(*map(int, sys.argv[1:]))
