@@ -130,6 +130,33 @@ def test_a_killed_preparation_leaves_no_process_and_the_next_one_its_folder(tmp_
     assert list(cache.iterdir()) == [folder]
 
 
+def stopped_in_preparation(cache, corpus, told, leave):
+    def handler(number, frame):
+        raise leave
+
+    prepared.make_chunks = lambda rows, *rest: time.sleep(600)
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        prepare_once(cache, corpus, *SIDES, **READING)
+    except BaseException as error:
+        told.put((type(error), psutil.Process().children(recursive=True), list(cache.iterdir())))
+
+
+@pytest.mark.parametrize("leave", [SystemExit(143), KeyboardInterrupt()])
+def test_a_signal_in_preparation_leaves_in_order(tmp_path, corpus, leave):
+    told = FORK.SimpleQueue()
+    main = FORK.Process(target=stopped_in_preparation, args=(tmp_path / "cache", corpus, told, leave))
+    main.start()
+    end = time.monotonic() + 60
+    workers = 1 + min(os.cpu_count(), len(TEXTS))  # and their manager
+    while len(psutil.Process(main.pid).children(recursive=True)) < workers and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(main.pid, signal.SIGTERM)
+    assert told.get() == (type(leave), [], [])
+    main.join()
+
+
 def killed(rows, *rest):
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -133,7 +133,9 @@ def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **opti
                 desc="Aligning",
                 **options,
             )
-        except RuntimeError as error:
+        except Exception as error:
+            if isinstance(error.__context__, SystemExit | KeyboardInterrupt):  # datasets waits for its workers, in vain
+                raise error.__context__ from None
             if "abruptly died" not in str(error):
                 raise
             raise ChildProcessError(
