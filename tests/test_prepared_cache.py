@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from datasets import Dataset
 from test_prepared import READING, SIDES, contents, write
 from tiny import TEXTS
 
@@ -195,3 +196,13 @@ def test_a_cache_that_cannot_be_written_is_read(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(prepared, "work_folder", None)
     assert prepare_once(tmp_path / "cache", corpus, *SIDES, **READING) == folder
     assert json.loads((folder / "skipped.json").read_text()) == {}
+
+
+def test_hub_data_is_known_by_the_fingerprint_that_datasets_gives_it(tmp_path, monkeypatch):
+    dataset = Dataset.from_dict({"text": TEXTS})
+    monkeypatch.setattr(prepared, "load_hub_documents", lambda name, split, text_field, streaming: dataset)
+    folder = prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING, digest="of the first rows")
+    assert chunks_of(folder) == sorted(contents(make_chunks(TEXTS, *SIDES, Counter())))
+    assert prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING) == folder
+    dataset = Dataset.from_dict({"text": TEXTS[1:]})
+    assert prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING, digest="of the first rows") != folder
