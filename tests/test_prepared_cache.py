@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from datasets import Dataset
 from test_prepared import READING, SIDES, contents, write
 from tiny import TEXTS
 
@@ -130,6 +131,33 @@ def test_a_killed_preparation_leaves_no_process_and_the_next_one_its_folder(tmp_
     assert list(cache.iterdir()) == [folder]
 
 
+def stopped_in_preparation(cache, corpus, told, leave):
+    def handler(number, frame):
+        raise leave
+
+    prepared.make_chunks = lambda rows, *rest: time.sleep(600)
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        prepare_once(cache, corpus, *SIDES, **READING)
+    except BaseException as error:
+        told.put((type(error), psutil.Process().children(recursive=True), list(cache.iterdir())))
+
+
+@pytest.mark.parametrize("leave", [SystemExit(143), KeyboardInterrupt()])
+def test_a_signal_in_preparation_leaves_in_order(tmp_path, corpus, leave):
+    told = FORK.SimpleQueue()
+    main = FORK.Process(target=stopped_in_preparation, args=(tmp_path / "cache", corpus, told, leave))
+    main.start()
+    end = time.monotonic() + 60
+    workers = 1 + min(os.cpu_count(), len(TEXTS))  # and their manager
+    while len(psutil.Process(main.pid).children(recursive=True)) < workers and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(main.pid, signal.SIGTERM)
+    assert told.get() == (type(leave), [], [])
+    main.join()
+
+
 def killed(rows, *rest):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -168,3 +196,13 @@ def test_a_cache_that_cannot_be_written_is_read(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(prepared, "work_folder", None)
     assert prepare_once(tmp_path / "cache", corpus, *SIDES, **READING) == folder
     assert json.loads((folder / "skipped.json").read_text()) == {}
+
+
+def test_hub_data_is_known_by_the_fingerprint_that_datasets_gives_it(tmp_path, monkeypatch):
+    dataset = Dataset.from_dict({"text": TEXTS})
+    monkeypatch.setattr(prepared, "load_hub_documents", lambda name, split, text_field, streaming: dataset)
+    folder = prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING, digest="of the first rows")
+    assert chunks_of(folder) == sorted(contents(make_chunks(TEXTS, *SIDES, Counter())))
+    assert prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING) == folder
+    dataset = Dataset.from_dict({"text": TEXTS[1:]})
+    assert prepare_once(tmp_path / "cache", "some/name", *SIDES, **READING, digest="of the first rows") != folder

@@ -18,6 +18,7 @@ from matt_fast.alignment.vocabulary import special_affixes
 from matt_fast.data.batches import Chunk
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import copy_documents, load_hub_documents
+from matt_fast.data.reading import find_files
 from matt_fast.data.summary import digest_files
 from matt_fast.support.fingerprints import compare, fingerprint_folder
 from matt_fast.support.temporary import flush, flush_tree, work_folder
@@ -62,7 +63,7 @@ def prepare_once(
         cache: folder of such folders.
         source, split, text_field: as `read_documents`.
         teacher, student: the two sides.
-        digest: `DataSummary.digest` of a local source; it is read for that if None.
+        digest: `DataSummary.digest` of the source; a local one is read for it if None.
         on_message: called with a line when something that was there is made again.
 
     Raises:
@@ -72,8 +73,10 @@ def prepare_once(
     sides = teacher, student
     tokenizers = tuple(side.tokenizer for side in sides)
     numbers = [number for side in sides for number in (side.rows, side.max_length)]
-    content = digest or digest_files(source)
-    if content is None:  # its revision is what `datasets` knows it by
+    local = find_files(source) is not None
+    if local:
+        content = digest or digest_files(source)
+    else:  # its revision is what `datasets` knows it by
         content = load_hub_documents(str(source), split, text_field, streaming=False)
     key = data_key(content, text_field, tokenizers, *numbers)
     folder = Path(cache) / key
@@ -82,7 +85,6 @@ def prepare_once(
             return folder
         on_message(f"data_cache: {str(folder)!r} is damaged ({'; '.join(damage)}); it is made again")
     with work_folder(Path(cache)) as temporary:
-        local = isinstance(content, str)
         dataset = copy_documents(source, text_field, temporary / "documents.arrow") if local else content
         processes = min(os.cpu_count() or 1, len(dataset)) or None
         options = {"num_proc": processes, "fn_kwargs": {"sides": sides, "column": "text"}, "new_fingerprint": key}
@@ -138,7 +140,9 @@ def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **opti
                 desc="Aligning",
                 **options,
             )
-        except RuntimeError as error:
+        except Exception as error:
+            if isinstance(error.__context__, SystemExit | KeyboardInterrupt):  # datasets waits for its workers, in vain
+                raise error.__context__ from None
             if "abruptly died" not in str(error):
                 raise
             raise ChildProcessError(
