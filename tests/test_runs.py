@@ -151,12 +151,13 @@ def test_files_that_change_while_it_trains_are_not_mixed(job, tmp_path):
 
 
 def test_a_run_that_diverges_says_so_and_can_go_on_with_another_rate(job):
-    wild = job | {"training": replace(OPTIONS, steps=40, lr=1e6, max_grad_norm=None), "checkpoint_every": 1}
+    options = replace(OPTIONS, objective="token-distillation", steps=40, lr=1e6)
+    wild = job | {"training": options, "checkpoint_every": 1}
     with pytest.raises(FloatingPointError, match=r"times its start|not finite") as stopped:
         transfer(**wild)
     assert "--resume" in "".join(stopped.value.__notes__)
     assert not (job["output"] / "config.json").exists()
-    transfer(**wild | {"training": replace(OPTIONS, steps=40, lr=1e-3, max_grad_norm=None)}, resume=True)
+    transfer(**wild | {"training": replace(options, lr=1e-3)}, resume=True)
     assert (job["output"] / "config.json").exists()
 
 

@@ -5,14 +5,18 @@ import io
 import itertools
 import os
 import pickle
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data._utils import signal_handling
 
 from matt_fast.data.batches import Batch, Chunk, Packer, Position, collate
 from matt_fast.data.chunks import Side, make_chunks
@@ -98,9 +102,10 @@ class AlignedBatches(IterableDataset):
         stream, killed = self, 0
         while True:
             loader = DataLoader(_AsBytes(stream), batch_size=None, num_workers=1, worker_init_fn=Worker(os.getpid()))
-            batches = map(pickle.loads, loader)
             try:
-                for item in batches:
+                with _no_error_from_afar():
+                    batches = iter(loader)
+                for item in map(pickle.loads, batches):
                     if isinstance(item, Exception):
                         raise item
                     stream, killed = stream.behind(item.position), 0
@@ -147,6 +152,23 @@ class AlignedBatches(IterableDataset):
         documents = read_documents(self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch)
         mine = itertools.islice(documents, self.process, None, self.processes)
         return make_chunks(mine, self.teacher, self.student, skipped, first)
+
+
+@contextmanager
+def _no_error_from_afar() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD out: it raises wherever the main thread is when a worker ends, mid-update too.
+
+    A loader that waits for a worker looks every few seconds whether it lives.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        signal_handling._SIGCHLD_handler_set = False  # other loaders of this process set it as before
 
 
 class Worker:

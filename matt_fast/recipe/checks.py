@@ -25,7 +25,7 @@ from matt_fast.recipe.preflight import (
 from matt_fast.recipe.work import Work
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 
-Prints = dict[str, dict[str, str]]
+Prints = dict[str, dict[str, str | None]]
 
 
 def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
@@ -95,23 +95,21 @@ def check_unchanged(before: Prints, now: Prints) -> None:
 
 def _readable(work: Work, argument: str) -> DataSummary:
     job = work.job
-    options = {"split": job.split, "text_field": job.text_field, "on_progress": work.listeners.on_progress}
+    options = {"split": job.split, "text_field": job.text_field, "on_progress": work.tell}
     return check_readable(getattr(job, argument), argument=argument, **options)
 
 
-def _fingerprints(
-    work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: DataSummary | None
-) -> dict[str, dict[str, str]]:
+def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: DataSummary | None) -> Prints:
     """Of everything that the result depends on: argument -> file -> digest."""
     job = work.job
     tokenizer = json.dumps(identity(vocabulary.student)).encode()
     prints = {
         "model": fingerprint_model(job.model),
         "tokenizer": {"content": hashlib.sha256(tokenizer).hexdigest()},
-        "data": {"content": data.digest},
+        "data": {"content": data.digest, "revision": data.revision},
     }
     if held_out is not None:
-        prints["eval_data"] = {"content": held_out.digest}
+        prints["eval_data"] = {"content": held_out.digest, "revision": held_out.revision}
     for name in ("init", "donor", "parallel"):
         value = getattr(job, name)
         if isinstance(value, str | Path) and Path(value).exists():

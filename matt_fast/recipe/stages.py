@@ -18,6 +18,7 @@ from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
+from matt_fast.model.checkpoint_files import check_pointers
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
 from matt_fast.recipe import export
@@ -39,6 +40,9 @@ def read_vocabulary(work: Work) -> VocabularyPair:
     """The two vocabularies; a function of tokenizers that do not change, made anew in each process."""
     with work.stage("vocabulary"):
         tokenizer = work.job.tokenizer
+        for place in (work.job.model, tokenizer):
+            if isinstance(place, str | Path) and Path(place).is_dir():
+                check_pointers(Path(place))
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
         else:
@@ -75,7 +79,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
             "init_head": job.init_head,
-            "on_progress": lambda done, total: work.listeners.on_progress("rows", done, total),
+            "on_progress": lambda done, total: work.tell("rows", done, total),
         }
         save_rows(part, initial_rows(model, vocabulary, job.init, job.seed, **given, **job.hub_options))
 
@@ -114,6 +118,7 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], 
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
         given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
+        given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
         prepared = prepare_once(cache, job.data, *sides, **given)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None

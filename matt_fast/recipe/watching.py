@@ -75,10 +75,13 @@ class RunWatcher(Watcher):
         if self.metrics is not None:
             self.metrics.close()
         if isinstance(error, DivergedError) and self.work.is_main:
+            progress = self.state.progress  # the rows behind the last step that was in order gave the first bad loss
+            self.checkpoints.remove_from(progress.step - progress.steps_far_off)
             self.work.run.update("state.json", status="diverged")
 
     def began(self, state: TrainingState) -> None:
         """Training begins, or goes on, from this state."""
+        self.state = state
         run, step = self.work.run, state.progress.step
         config = run.read("run.json").get("settings")
         options = {"name": run.output.resolve().name, "config": config, "step": step}

@@ -78,6 +78,7 @@ class Work:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Name a stage to the listeners, and note how long it took. Random draws in it depend on the seed alone."""
+        self.stop.check()
         self.listeners.on_stage(name)
         set_seed(self.job.seed)
         begin = time.perf_counter()
@@ -95,6 +96,11 @@ class Work:
                 make(part)
         self.accelerator.wait_for_everyone()
         return path
+
+    def tell(self, what: str, done: int, total: int | None) -> None:
+        """Tell the listeners how far a stage is."""
+        self.stop.check()
+        self.listeners.on_progress(what, done, total)
 
     def say(self, message: str) -> None:
         if self.is_main:
@@ -122,7 +128,7 @@ class Work:
         """Bits per byte of the held-out text."""
         model.to(self.device).eval()
         pieces = self.job.eval_pieces
-        told = lambda done: self.listeners.on_progress("pieces", done, pieces)  # noqa: E731
+        told = lambda done: self.tell("pieces", done, pieces)  # noqa: E731
         options = {"max_pieces": pieces, "masked": self.teacher.masked, "on_piece": told}
         return evaluate(model, tokenizer, held_out, **options)
 

@@ -33,6 +33,11 @@ class Stopping:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.requested)
 
+    def check(self) -> None:
+        """Leave if a signal came whose exception got lost: Python drops those that are raised in some callbacks."""
+        if self.requested is not None and not self.patient:
+            self.leave()
+
     def receive(self, number: int, frame: object = None) -> None:
         again = self.requested is not None
         self.requested = number

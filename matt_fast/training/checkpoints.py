@@ -73,6 +73,12 @@ class Checkpoints:
         """The checkpoints that are there whole, the oldest first."""
         return sorted(self.folder.glob("step-*"))
 
+    def remove_from(self, step: int) -> None:
+        """Remove the checkpoints behind this step and later ones."""
+        for folder in self.steps():
+            if int(folder.name.removeprefix("step-")) >= step:
+                shutil.rmtree(folder)
+
     def read(self, state: TrainingState, accelerator: Accelerator) -> dict | None:
         """Bring `state`, which is at its beginning, to that of the last checkpoint that can be read.
 
