@@ -19,6 +19,22 @@ def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
     ]
 
 
+def validation_line(result: TransferResult) -> str | None:
+    """What validation during training found; None without it."""
+    if not result.validation:
+        return None
+    best = min(bits for _, bits in result.validation)
+    return (
+        f"{len(result.validation)} validations, the best at step {result.best_step} with {best:.4f} bits per byte: its "
+        "rows are the result"
+    )
+
+
+def passes_line(progress: Progress) -> str:
+    """How often training went over the data."""
+    return "in the first pass over the data" if progress.epoch == 0 else f"in pass {progress.epoch + 1} over the data"
+
+
 def skipped_lines(progress: Progress) -> list[str]:
     """What training left out: parts of the data, and steps in which no trainable row occurred."""
     skipped = dict(progress.skipped)
@@ -69,7 +85,9 @@ def model_card(
         "",
         "## Training",
         "",
-        f"- {len(progress.losses)} steps, {progress.tokens} tokens from `{source}`, {progress.seconds:.0f} s.",
+        f"- {len(progress.losses)} steps, {progress.tokens} tokens from `{source}`, {progress.seconds:.0f} s, ended "
+        f"{passes_line(progress)}.",
+        *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
         *(f"- {name}: {value}" for name, value in asdict(training).items()),
     ]

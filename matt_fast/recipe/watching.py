@@ -87,6 +87,7 @@ class RunWatcher(Watcher):
         options = {"name": run.output.resolve().name, "config": config, "step": step}
         self.metrics = Metrics(run.path("metrics.jsonl"), self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
+        self.work.tell("steps", step, self.options.steps)
         if state.progress.step:
             self.work.say(f"Goes on behind step {state.progress.step}.")
         if self.work.is_main:
@@ -135,6 +136,7 @@ class RunWatcher(Watcher):
                 tables = zip(("input", "output"), state.student.tables, strict=False)
                 with whole_folder(self.work.run.path("best")) as part:
                     save_file({name: table.trainable.cpu().contiguous() for name, table in tables}, part / BEST)
+            self.work.tell("steps", step, self.options.steps)
         told = [self.curve, self.best_step]
         broadcast_object_list(told)
         self.curve, self.best_step = told
