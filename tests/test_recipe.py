@@ -491,8 +491,9 @@ def rows_of_ones(embeddings, rows, matches, subtokens):
     return torch.ones(rows, embeddings.shape[1])
 
 
-def test_the_command_line_sweeps_and_names_what_is_missing(job):
+def test_the_command_line_sweeps_and_names_what_is_missing(job, monkeypatch):
     arguments, _ = job
+    monkeypatch.setattr(sweep, "transfer_apart", lambda arguments, callbacks: transfer(**arguments, **callbacks))
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data", "output")]
     without = run("transfer", *paths, "--layer=sweep")
     assert "eval_data: wanted held-out text to compare depths on, got none" in " ".join(without.output.split())
