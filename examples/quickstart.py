@@ -72,6 +72,8 @@ def main() -> None:
             eval_pieces=20,
             on_step=display.on_step,
             on_stage=display.on_stage,
+            on_progress=display.on_progress,
+            on_message=display.on_message,
         )
     print_result(console, result)
     console.print(f"\nThe adapted model is in {OUTPUT}/. Its completion of a short prompt:\n")

@@ -15,6 +15,7 @@ from matt_fast.recipe.curves import figure_class
 from matt_fast.recipe.isolated import transfer_apart
 from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
+from matt_fast.support.files import whole_file, write_text
 from matt_fast.training.options import TrainingOptions
 
 GIB = 1 << 30
@@ -194,13 +195,11 @@ def _model_folder(output: Path):
 
 
 def _write(outcome: Sweep, folder: Path) -> None:
-    """Both files, each under another name first."""
+    """Both files, each whole or as it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    json_file, plot_file = folder / f".{JSON}", folder / ".depths.png"
-    json_file.write_text(json.dumps(asdict(outcome), indent=1) + "\n", encoding="utf-8")
-    plot(outcome, plot_file)
-    for file in (plot_file, json_file):
-        file.replace(folder / file.name.removeprefix("."))
+    with whole_file(folder / "depths.png") as part:
+        plot(outcome, part)
+    write_text(folder / JSON, json.dumps(asdict(outcome), indent=1) + "\n")
 
 
 def plot(outcome: Sweep, path: Path) -> None:

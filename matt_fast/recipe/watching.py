@@ -15,7 +15,7 @@ from matt_fast.initializers import Rows
 from matt_fast.recipe import export
 from matt_fast.recipe.work import Work
 from matt_fast.support.every import Every
-from matt_fast.support.files import whole_folder
+from matt_fast.support.files import seconds_to_write, whole_folder
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
 from matt_fast.training.metrics import Metrics
@@ -87,6 +87,9 @@ class RunWatcher(Watcher):
         options = {"name": run.output.resolve().name, "config": config, "step": step}
         self.metrics = Metrics(run.path("metrics.jsonl"), self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
+        if self.cheap and self.work.is_main:
+            size = sum(3 * table.trainable.nbytes for table in state.student.tables)
+            self.save_every.seconds = max(USUAL, seconds_to_write(run.folder, size) / SHARE)
         self.work.tell("steps", step, self.options.steps)
         if state.progress.step:
             self.work.say(f"Goes on behind step {state.progress.step}.")

@@ -5,11 +5,13 @@ A name that begins with PART belongs to a write that is under way, or to one who
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PART = ".part-"
+PROBE = 1 << 24  # bytes
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -82,6 +84,17 @@ def readable(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
             path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def seconds_to_write(folder: Path, size: int) -> float:
+    """How long writing so many bytes into a folder should take, flushed, by what a small file takes."""
+    probe = folder / f"{PART}probe"
+    begin = time.perf_counter()
+    probe.write_bytes(os.urandom(PROBE))
+    flush(probe)
+    seconds = time.perf_counter() - begin
+    probe.unlink()
+    return seconds * size / PROBE
 
 
 def flush_tree(folder: Path) -> None:

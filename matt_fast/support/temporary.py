@@ -67,22 +67,3 @@ def _locked(parent: Path) -> tuple[Path, int]:
         except OSError:  # a file system without locks: nothing on it is ever taken for stale
             return folder, lock
         os.close(lock)
-
-
-def flush_tree(folder: Path) -> None:
-    """`flush` for everything in a folder, and for the folder itself."""
-    for path in folder.rglob("*"):
-        flush(path)
-    flush(folder)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot do it for folders
-            raise
-    finally:
-        os.close(descriptor)
