@@ -20,8 +20,8 @@ from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import copy_documents, load_hub_documents
 from matt_fast.data.reading import find_files
 from matt_fast.data.summary import digest_files
-from matt_fast.support.fingerprints import compare, fingerprint_folder
 from matt_fast.support.files import flush, flush_tree
+from matt_fast.support.fingerprints import compare, fingerprint_folder
 from matt_fast.support.temporary import work_folder
 from matt_fast.support.workers import die_with_parent, forks_die_with_us
 
