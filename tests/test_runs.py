@@ -12,7 +12,6 @@ import torch
 from killing import digests
 from killing import prepare as small_job
 from safetensors.torch import load_file
-from tiny import TEXTS
 
 from matt_fast import TrainingOptions, transfer
 from matt_fast.recipe.result import TransferResult
@@ -98,6 +97,10 @@ def test_a_finished_run_keeps_its_figures_and_little_else(job):
         assert getattr(again, name) == getattr(first, name), name
     with pytest.raises(FileExistsError, match="holds a finished run"):
         transfer(**job)
+    with pytest.raises(
+        ValueError, match="is finished and cannot go on with steps: was 10, now 20; give another output"
+    ):
+        transfer(**job | {"training": replace(OPTIONS, steps=20)}, resume=True)
 
 
 def test_what_a_run_does_not_go_on_with(job, tmp_path):
@@ -248,4 +251,3 @@ def test_wrong_checkpoints_intervals_and_rates_are_named(job):
         with pytest.raises(ValueError, match=message):
             transfer(**job | change)
     assert not job["output"].exists()
-    assert TEXTS

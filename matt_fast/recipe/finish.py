@@ -36,7 +36,18 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
 
 
 def finished_result(work: Work) -> TransferResult:
-    """The result of a run that is finished already."""
+    """The result of a run that is finished already.
+
+    Raises:
+        ValueError: what is asked for now is not what the run did.
+    """
+    before, now = work.run.read("run.json")["settings"], json.loads(json.dumps(work.job.settings()))
+    other = [f"{name}: was {before.get(name)!r}, now {now[name]!r}" for name in now if now[name] != before.get(name)]
+    if other:
+        raise ValueError(
+            f"resume: the run in {str(work.run.output)!r} is finished and cannot go on with {'; '.join(other)}; give "
+            "another output"
+        )
     values = work.run.read("result.json")
     values["output"] = work.run.output
     values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])

@@ -49,13 +49,8 @@ class RunWatcher(Watcher):
         options: TrainingOptions,
         more: dict | None,
     ):
-        self.work, self.vocabulary, self.start, self.checkpoints, self.options = (
-            work,
-            vocabulary,
-            start,
-            checkpoints,
-            options,
-        )
+        self.work, self.vocabulary, self.start = work, vocabulary, start
+        self.checkpoints, self.options = checkpoints, options
         job = work.job
         self.cheap = job.checkpoint_every == "auto"
         self.save_every = Every(seconds=USUAL) if self.cheap else Every.parse("checkpoint_every", job.checkpoint_every)
