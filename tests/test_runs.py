@@ -97,9 +97,7 @@ def test_a_finished_run_keeps_its_figures_and_little_else(job):
         assert getattr(again, name) == getattr(first, name), name
     with pytest.raises(FileExistsError, match="holds a finished run"):
         transfer(**job)
-    with pytest.raises(
-        ValueError, match="is finished and cannot go on with steps: was 10, now 20; give"
-    ):
+    with pytest.raises(ValueError, match="is finished and cannot go on with steps: was 10, now 20; give"):
         transfer(**job | {"training": replace(OPTIONS, steps=20)}, resume=True)
 
 

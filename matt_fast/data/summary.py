@@ -95,23 +95,32 @@ def digest_files(source: str | Path) -> str | None:
     return _digest_of(source, digests)
 
 
-def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str | Path, data: str | Path) -> None:
-    """Raise a ValueError if a file of the held-out data is, or has the content of, a file that is trained on."""
-    same = held_out.files.keys() & training.files.keys()
-    twins = {digest: path for path, digest in training.files.items()}
-    wrong = [(path, path) for path in sorted(same)]
-    wrong += [(path, twins[x]) for path, x in held_out.files.items() if x in twins and x != _EMPTY]
+def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str | Path, data: str | Path) -> str | None:
+    """Compare held-out data with what is trained on.
+
+    Returns:
+        A warning where a file has the same content as another one that is trained on; else None.
+
+    Raises:
+        ValueError: both are the same file or dataset, or one is a folder that has the other's file.
+    """
+    same = sorted(held_out.files.keys() & training.files.keys())
+    if same:
+        raise ValueError(
+            f"eval_data: wanted text that is not trained on, got {str(eval_data)!r}, but {same[0]!r} is also part of "
+            f"data {str(data)!r}"
+        )
     if not held_out.files and held_out.digest == training.digest:
         raise ValueError(
             f"eval_data: wanted text that is not trained on, got the same dataset and split as data: {str(data)!r}"
         )
-    if wrong:
-        path, twin = wrong[0]
-        how = "is also part of" if path == twin else f"has the content of {twin!r}, part of"
-        raise ValueError(
-            f"eval_data: wanted text that is not trained on, got {str(eval_data)!r}, but {path!r} {how} "
-            f"data {str(data)!r}"
-        )
+    twins = {digest: path for path, digest in training.files.items()}
+    copies = [(path, twins[x]) for path, x in held_out.files.items() if x in twins and x != _EMPTY]
+    if not copies:
+        return None
+    return (
+        f"eval_data: {copies[0][0]!r} has the content of {copies[0][1]!r}: bits per byte are of text that is trained on"
+    )
 
 
 def _digest_of(source: str | Path, digests: Mapping[Path, str]) -> str:

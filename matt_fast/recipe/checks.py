@@ -53,8 +53,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
-    if held_out is not None:
-        check_held_out(held_out, data, job.eval_data, job.data)
+    if held_out is not None and (warning := check_held_out(held_out, data, job.eval_data, job.data)):
+        work.say(f"Warning: {warning}")
     prints = _fingerprints(work, vocabulary, data, held_out)
     if known:
         check_unchanged(known["fingerprints"], prints)
