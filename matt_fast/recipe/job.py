@@ -9,8 +9,8 @@ from matt_fast.initializers import Method
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.options import TrainingOptions
 
-# Of what decides the result these may be others when a run goes on; steps only more of them.
-MAY_CHANGE = ("steps", "validate_every", "patience")
+# Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
+MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = ("model", "tokenizer", "data", "eval_data", "parallel", "donor", "data_cache", "device", "track")
 NOT_COMPARED += ("checkpoint_every", "training", "init")
@@ -82,7 +82,7 @@ def changes(before: dict, now: dict, diverged: bool) -> list[str]:
     found = []
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        fewer = name == "steps" and new < old
+        fewer = name in ("steps", "epochs") and None not in (old, new) and new < old
         if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name == "lr"):
             found.append(f"{name}: was {old!r}, now {new!r}")
     return found

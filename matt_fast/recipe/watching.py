@@ -15,7 +15,7 @@ from matt_fast.initializers import Rows
 from matt_fast.recipe import export
 from matt_fast.recipe.work import Work
 from matt_fast.support.every import Every
-from matt_fast.support.files import seconds_to_write, whole_folder
+from matt_fast.support.files import seconds_to_write, whole_file
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
 from matt_fast.training.metrics import Metrics
@@ -23,7 +23,6 @@ from matt_fast.training.options import TrainingOptions
 
 USUAL = 600.0  # seconds between two checkpoints
 SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written
-BEST = "rows.safetensors"
 
 
 class RunWatcher(Watcher):
@@ -117,6 +116,9 @@ class RunWatcher(Watcher):
         self.checkpoints.write(state, self.work.accelerator, {"curve": self.curve, "best_step": self.best_step})
         if self.work.is_main:
             self.work.run.update("state.json", step=state.progress.step)
+            for old in self.work.run.path("best").glob("step-*"):
+                if self.best_step is None or old != self._best(self.best_step):
+                    old.unlink()  # no checkpoint that would be gone on from needs it
         if self.cheap:
             self.save_every.seconds = max(USUAL, (time.perf_counter() - begin) / SHARE)
         self.save_every.restart()
@@ -132,8 +134,9 @@ class RunWatcher(Watcher):
             if bits < best:
                 self.best_step = step
                 tables = zip(("input", "output"), state.student.tables, strict=False)
-                with whole_folder(self.work.run.path("best")) as part:
-                    save_file({name: table.trainable.cpu().contiguous() for name, table in tables}, part / BEST)
+                self._best(step).parent.mkdir(exist_ok=True)
+                with whole_file(self._best(step)) as part:
+                    save_file({name: table.trainable.cpu().contiguous() for name, table in tables}, part)
             self.work.tell("steps", step, self.options.steps)
         told = [self.curve, self.best_step]
         broadcast_object_list(told)
@@ -154,7 +157,9 @@ class RunWatcher(Watcher):
         held_out = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
         return self.work.measure(full, self.vocabulary.student, held_out).bits_per_byte
 
+    def _best(self, step: int) -> Path:
+        return self.work.run.path("best") / f"step-{step:09}.safetensors"
+
     def best_rows(self) -> dict[str, torch.Tensor] | None:
         """The rows that validation found best; None without validation."""
-        path = Path(self.work.run.path("best")) / BEST
-        return load_file(path) if self.best_step is not None and path.exists() else None
+        return None if self.best_step is None else load_file(self._best(self.best_step))
