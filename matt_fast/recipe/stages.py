@@ -23,6 +23,7 @@ from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
+from matt_fast.recipe.special_ids import update_special_ids
 from matt_fast.recipe.watching import RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
@@ -237,7 +238,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
         output = whole(full.get_output_embeddings().weight, start.output, trained.get("output"))
     rows = Rows(whole(full.get_input_embeddings().weight, start.input, trained["input"]), output, start.output_bias)
     export.replace_vocabulary(full, rows)
-    export.update_special_ids(full, vocabulary)
+    update_special_ids(full, vocabulary)
     export.keep_chat_template(vocabulary.student, vocabulary.teacher)
     export.repair_generation_config(full)
     with only_errors():
