@@ -59,7 +59,7 @@ def model_class(config: PreTrainedConfig) -> ModelClass:
             raise ValueError(f"{wanted}, which transformers does not have")
         return text
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if known is causal or name.endswith(("ForCausalLM", "LMHeadModel")):
+    if causal and (known is causal or name.endswith(("ForCausalLM", "LMHeadModel"))):
         return text
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if not (causal or masked) or name.endswith("ForConditionalGeneration"):

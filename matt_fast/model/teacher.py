@@ -1,5 +1,6 @@
 """Load a pretrained model, whole or only its lower layers, from a folder or the hub."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -71,9 +73,12 @@ class Teacher:
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
         return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **placement)
 
-    def outline(self, dtype: torch.dtype, n_layers: int | None = None) -> PreTrainedModel:
-        """What `load` gives, on the meta device: shapes from the configuration, no weights."""
-        config = self.config if n_layers is None else layer_config(self.config, n_layers)
+    def outline(
+        self, dtype: torch.dtype, n_layers: int | None = None, config: PreTrainedConfig | None = None
+    ) -> PreTrainedModel:
+        """What `load` gives, on the meta device: shapes from the configuration (the model's own), no weights."""
+        config = copy.deepcopy(self.config if config is None else config)  # a model changes its own
+        config = config if n_layers is None else layer_config(config, n_layers)
         with only_errors(), torch.device("meta"):
             if isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel):
                 return self.kind.loader._from_config(config, dtype=dtype).eval()

@@ -91,7 +91,7 @@ class _Translation:
         """The new value, and the ids that have none."""
         if name in OWN:
             return self.role(name, old)
-        if OTHER_VOCABULARY.search(name) or not old and old != 0:
+        if OTHER_VOCABULARY.search(name) or (not old and old != 0):
             return old, []
         if name == "forced_decoder_ids":  # position, id
             kept = [[place, self.student_of.get(i)] for place, i in old if i is None or i in self.student_of]

@@ -21,6 +21,7 @@ from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, need
 from matt_fast.model.checkpoint_files import check_pointers
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
+from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.special_ids import update_special_ids
@@ -243,6 +244,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     export.repair_generation_config(full)
     with only_errors():
         full.save_pretrained(folder)
+    check_same_weights(work.teacher, folder, full)
     vocabulary.student.save_pretrained(folder)
     is_trainable, seen = (frozen_from < 0).tolist(), trained["seen"].tolist()
     path = folder / "token_provenance.jsonl"
