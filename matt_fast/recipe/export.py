@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import InitReport, Rows
 
+NAMED = 5  # tokens that an error names
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # other settings count in some of them only
 
 
@@ -22,6 +23,20 @@ def replace_vocabulary(model: PreTrainedModel, rows: Rows) -> None:
             model.get_output_embeddings().weight.copy_(rows.output)
         if rows.output_bias is not None:
             model.get_output_embeddings().bias.copy_(rows.output_bias)
+
+
+def check_rows(rows: Rows, dtype: torch.dtype, vocabulary: VocabularyPair) -> None:
+    """Raise a ValueError that names the tokens whose rows are not finite in the dtype that the model is stored in."""
+    for name in ("input", "output", "output_bias"):
+        table = getattr(rows, name)
+        if table is None or (finite := table.to(dtype).isfinite().reshape(len(table), -1).all(1)).all():
+            continue
+        ids = (~finite).nonzero().flatten().tolist()
+        some = ", ".join(repr(vocabulary.student.convert_ids_to_tokens(i)) for i in ids[:NAMED])
+        raise ValueError(
+            f"rows: wanted {name} rows that are finite in {str(dtype).removeprefix('torch.')}, which the model is "
+            f"stored in, but those of {len(ids)} tokens are not: {some}{' and others' if len(ids) > NAMED else ''}"
+        )
 
 
 def repair_generation_config(model: PreTrainedModel) -> list[str]:

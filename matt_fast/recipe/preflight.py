@@ -16,6 +16,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.recipe.export import repair_generation
+from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
 
 CHECKPOINTS_KEPT = 2
@@ -129,7 +130,7 @@ def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
             messages += _rehearse(what, lambda: translate_ids(generation, vocabulary))
             repair_generation(generation)
             _rehearse(what, lambda: generation.save_pretrained(folder))
-    return messages
+    return messages + copy_processor(teacher.model, None, vocabulary)
 
 
 def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
