@@ -1,6 +1,7 @@
 """What a model's weight files hold, by their headers: whether all is there, of the right shape, and can be saved."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes
 NAMED = 5  # tensors that an error names
+BUFFER = re.compile(r"(?:inv_freq|attn\.(?:masked_)?bias|position_ids|relative_position_index)$")  # made, not read
 
 
 def check_weights(teacher: Teacher) -> set[str]:
@@ -28,7 +30,8 @@ def check_weights(teacher: Teacher) -> set[str]:
     compared, nor are those of the hub of which neither the cache has the files nor the hub tells the headers.
 
     Returns:
-        the names of tensors that the model's class has no place for, so that they are left out.
+        the names of tensors that the model's class has no place for, so that they are left out. Those of `BUFFER` are
+        no weights: older files have them.
 
     Raises:
         ValueError: pickled weights, which are not allowed; a file that is cut off, or that stands for another
@@ -70,7 +73,10 @@ def check_weights(teacher: Teacher) -> set[str]:
             f"model: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw them "
             f"at random: {some_of(missing)}{other}"
         )
-    return set(loading["unexpected_keys"])
+    ignored = [re.compile(x) for x in outline._keys_to_ignore_on_load_unexpected or ()] + [BUFFER]
+    known = outline.state_dict().keys()
+    silent = {name for name in shapes.keys() - known if any(pattern.search(name) for pattern in ignored)}
+    return set(loading["unexpected_keys"]) | silent
 
 
 def check_savable(teacher: Teacher) -> None:

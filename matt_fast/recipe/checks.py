@@ -9,7 +9,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
 from matt_fast.data.summary import DataSummary, check_held_out, check_readable
-from matt_fast.model.checkpoint_files import check_savable, check_weights, some_of
+from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, some_of
 from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
@@ -78,10 +78,8 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
     unused = check_weights(teacher)
     check_tables(teacher)
     check_special_ids(teacher.config)
-    if unused:
-        work.say(
-            f"model: {len(unused)} tensors are no part of {teacher.kind.name}, left out: {some_of(sorted(unused))}"
-        )
+    if weights := sorted(name for name in unused if not BUFFER.search(name)):
+        work.say(f"model: left out, as no part of {teacher.kind.name}: {some_of(weights)}")
     for message in rehearse_saving(teacher, vocabulary.student) + rehearse_ids(teacher, vocabulary):
         work.say(message)
     limit = position_limit(teacher.trunk(teacher.outline(work.dtype)))
