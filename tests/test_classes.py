@@ -1,5 +1,6 @@
 """Models that are no language models: the class that the folder names is written again, or refused by name."""
 
+import copy
 import json
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
     MllamaConfig,
     MobileBertConfig,
     ModernBertConfig,
+    Qwen2_5_VLConfig,
     RobertaConfig,
     T5Config,
 )
@@ -48,12 +50,24 @@ CLASSES = {
     "GPT2Model": (GPT2Config(n_embd=32, n_layer=3, n_head=4), False),
     "Gemma3TextModel": (Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True), True),
 }
+TEXT = SMALL | {"num_key_value_heads": 2, "vocab_size": 275}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION |= {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+SEEING = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+WITH_IMAGES = {
+    "LlavaForConditionalGeneration": LlavaConfig(text_config=TEXT | {"model_type": "llama"}, vision_config=VISION),
+    "Qwen2_5_VLForConditionalGeneration": Qwen2_5_VLConfig(
+        text_config=TEXT | {"rope_parameters": ROPE}, vision_config=SEEING
+    ),
+}
 
 
 def save(folder, name, config):
     tokenizer = byte_level(TEXTS, 270, **ROLES)
     ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = config.__class__.from_dict(config.to_dict() | ids | {"vocab_size": 275})
+    config = copy.deepcopy(config)
+    config.get_text_config().update(ids | {"vocab_size": 275})
     torch.manual_seed(0)
     with only_errors():
         model = getattr(transformers, name)._from_config(config)
@@ -90,6 +104,20 @@ def test_the_class_is_kept_and_its_other_weights_bit_for_bit(tmp_path, name, obj
     assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == [name]
     with only_errors():
         getattr(transformers, name).from_pretrained(folder / "out")
+
+
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_language_models_with_images_keep_them(tmp_path, name):
+    folder = save(tmp_path, name, WITH_IMAGES[name])
+    (folder / "held-out.jsonl").write_text(json.dumps({"text": "".join(TEXTS)}) + "\n")
+    result = transfer(**job(folder, "aim+ntp"), eval_data=folder / "held-out.jsonl")
+    assert set(result.evaluations) == {"original", "initialised", "trained"}
+    before, after = (load_file(folder / x / "model.safetensors") for x in ("teacher", "out"))
+    assert before.keys() == after.keys()
+    assert sum("vis" in x for x in before) > 10
+    changed = {x for x in before if before[x].shape != after[x].shape or not torch.equal(before[x], after[x])}
+    assert changed == {x for x in before if before[x].shape[0] == 275}
+    assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == [name]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -130,7 +158,7 @@ def test_an_objective_of_the_head_is_refused(tmp_path):
     [
         (T5Config(), "T5ForConditionalGeneration"),
         (BartConfig(), "BartForSequenceClassification"),
-        (LlavaConfig(), "LlavaForConditionalGeneration"),
+        (LlavaConfig(), "LlavaNextForConditionalGeneration"),
         (CLIPConfig(), "CLIPModel"),
         (FlaubertConfig(), "FlaubertForSequenceClassificationOfSomeone"),
         (LlamaConfig(), "SomeoneModel"),
@@ -165,9 +193,10 @@ def outlined(config, name):
     return teacher
 
 
-GEMMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "num_attention_heads": 4, "head_dim": 8}
+GEMMA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4, "head_dim": 8}
 MANY = {**GEMMA, "vocab_size": 300, "vocab_size_per_layer_input": 290, "hidden_size_per_layer_input": 8}
-MANY |= {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 5, "laurel_rank": 4}
+MANY |= {"num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 6, "laurel_rank": 4}
+MANY |= {"layer_types": ["sliding_attention", "full_attention"] * 3}
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,12 @@ def test_ids_become_those_of_the_same_tokens_once_and_in_order(pair):
 def test_generation_settings_of_all_shapes(pair):
     a, b, c, gone = old_of(pair, *NAMED)
     new_a, new_b, new_c = new_of(pair, *NAMED[:3])
+    same_letter = next(i for i, match in pair.matches.items() if match.teacher_id == 65)
     config = GenerationConfig(
         decoder_start_token_id=a,
         forced_bos_token_id=b,
         forced_eos_token_id=[c, gone],
-        suppress_tokens=[a, pair.teacher.pad_token_id, b],
+        suppress_tokens=[a, pair.teacher.pad_token_id, 65],
         begin_suppress_tokens=[b],
         bad_words_ids=[[a, b], [gone, a], [c]],
         force_words_ids=[[[a, b], [gone]], [[c]]],
@@ -86,7 +87,7 @@ def test_generation_settings_of_all_shapes(pair):
     lines = translate_ids(config, pair)
     assert (config.decoder_start_token_id, config.forced_bos_token_id) == (new_a, new_b)
     assert config.forced_eos_token_id == [new_c]
-    assert (config.suppress_tokens, config.begin_suppress_tokens) == ([new_a, new_b], [new_b])
+    assert (config.suppress_tokens, config.begin_suppress_tokens) == ([new_a, same_letter], [new_b])
     assert config.bad_words_ids == [[new_a, new_b], [new_c]]
     assert config.force_words_ids == [[[new_a, new_b]], [[new_c]]]
     assert config.sequence_bias == {(new_a, new_b): -1.5}

@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
+WITH_IMAGES = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
 POSSIBLE = (
-    "causal language models (…ForCausalLM, …LMHeadModel), masked ones (…ForMaskedLM), and the bodies and heads for "
-    "other tasks of the same architectures (…Model, …ForSequenceClassification, …ForTokenClassification …)"
+    "causal language models (…ForCausalLM, …LMHeadModel; …ForConditionalGeneration with images), masked ones "
+    "(…ForMaskedLM), and the bodies and heads for other tasks of the same architectures (…Model, "
+    "…ForSequenceClassification, …ForTokenClassification …)"
 )
 # A name that transformers does not have is one of a language model, unless it says what else it is.
 OTHER_TASK = re.compile(r"For(?!CausalLM|Causal|AIM|ConditionalGeneration)[A-Z]\w*$|(?<!LMHead)Model$")
@@ -61,6 +65,8 @@ def model_class(config: PreTrainedConfig) -> ModelClass:
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if causal and (known is causal or name.endswith(("ForCausalLM", "LMHeadModel"))):
         return text
+    if any(type(config) in mapping and known is mapping[type(config)] for mapping in WITH_IMAGES):
+        return ModelClass(known, name, is_language_model=True, sees_all=False)
     masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if not (causal or masked) or name.endswith("ForConditionalGeneration"):
         raise ValueError(wanted)
