@@ -209,7 +209,7 @@ MANY |= {"layer_types": ["sliding_attention", "full_attention"] * 3}
             "has such rows in cls.predictions.dense.weight too",
         ),
         (
-            MllamaConfig(text_config={**SMALL, "vocab_size": 300, "cross_attention_layers": []}),
+            MllamaConfig(text_config=SMALL | {"vocab_size": 300, "cross_attention_layers": [], "pad_token_id": 0}),
             "MllamaForConditionalGeneration",
             r"lm_head.weight \(316, 32\) instead of \(308, 32\)",
         ),

@@ -123,6 +123,7 @@ def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
         config = copy.deepcopy(teacher.config)
         messages = _rehearse(what, lambda: translate_ids(config, vocabulary))
         config.get_text_config(decoder=True).vocab_size = vocabulary.rows
+        _rehearse(what, lambda: teacher.outline(torch.float32, config=config))
         _rehearse(what, lambda: config.save_pretrained(folder))
         _rehearse(what, lambda: AutoConfig.from_pretrained(folder, **teacher.options))
         generation = _generation_config(teacher)
