@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast.alignment.vocabulary import Match, VocabularyPair
@@ -17,6 +17,7 @@ from matt_fast.model.teacher import Teacher
 WEIGHT = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 MATCHES = {1: Match(5, "bytes"), 4: Match(0, "role")}
 SUBTOKENS = {0: [1, 1, 3], 3: [2]}
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def test_mean_of_subtokens():
@@ -165,3 +166,41 @@ def test_sparse_combinations_of_shared_rows(tmp_path, tied):
         initial_rows(teacher, vocabulary, "omp", seed=0, donor=tmp_path / "teacher")
     with pytest.raises(ValueError, match="texts: wanted text to train fastText on for init 'focus', got none"):
         initial_rows(teacher, vocabulary, "focus", seed=0)
+
+
+def test_rows_of_padding_enter_no_mean_and_no_draw():
+    """Rows that are no tokens', behind the tokens and between them, against a table that does not have them."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randn(40, 6, generator=generator)
+    places = torch.tensor([i for i in range(45) if i not in (7, 20)][:40])
+    padded = torch.full((60, 6), 100.0)
+    padded[places] = tokens
+    at = {i: int(place) for i, place in enumerate(places)}
+    matches = {i: Match(i + 1, "bytes") for i in range(3)}
+    subtokens = {3: [9, 30, 9]}
+    moved = {i: Match(at[match.teacher_id], "bytes") for i, match in matches.items()}, {3: [at[9], at[30], at[9]]}
+    for method in ("mean", "length-mean", "random", "zero"):
+        lengths = {i: i % 3 + 1 for i in range(40)}
+        expected = initialize(tokens, 9, matches, subtokens, method=method, teacher_lengths=lengths)
+        lengths = {at[i]: length for i, length in lengths.items()}
+        options = {"method": method, "teacher_lengths": lengths, "teacher_ids": [*at.values(), 1000]}
+        assert torch.equal(initialize(padded, 9, *moved, **options), expected)
+    mean = initialize(padded, 9, *moved, teacher_ids=at.values())[5]
+    assert torch.allclose(mean, tokens.double().mean(0).float(), atol=1e-6)
+
+
+def test_a_model_with_padding_rows_starts_new_tokens_from_its_tokens(tmp_path):
+    tokenizer = save_tiny_model(tmp_path, LlamaConfig(**SMALL, tie_word_embeddings=False), padding_rows=50)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        table.data[len(tokenizer) :] = 100.0
+    student = byte_level(TEXTS, 300, eos_token="<|nobody knows|>", mask_token="<|this|>")
+    vocabulary = VocabularyPair(tokenizer, student, len(table))
+    i = student.convert_tokens_to_ids("<|this|>")
+    assert i not in vocabulary.matches
+    assert i not in vocabulary.subtokens
+    rows = initial_rows(model, vocabulary, "mean", 0)
+    for found, table in ((rows.input, model.get_input_embeddings()), (rows.output, model.get_output_embeddings())):
+        expected = table.weight[: len(tokenizer)].double().mean(0).float()
+        assert torch.allclose(found[i], expected, atol=1e-6)
+    assert initial_rows(model, vocabulary, "random", 0).input.abs().max() < 5

@@ -51,6 +51,7 @@ def evaluate(
 
             display.on_stage("model")
             source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+            source.check_language_model("evaluate")
             dtype = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}[precision]
             loaded = source.load(dtype).to(device or Accelerator().device)
             documents = read_documents(data, split=split, text_field=text_field)

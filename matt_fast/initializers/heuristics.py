@@ -1,6 +1,6 @@
 """Where the rows of new tokens start, told by the teacher's own rows: the baselines."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -19,15 +19,16 @@ def initialize(
     method: str | Method = "mean",
     seed: int = 0,
     teacher_lengths: Mapping[int, int] | None = None,
+    teacher_ids: Iterable[int] | None = None,
 ) -> torch.Tensor:
     """The first value of every row of a student's embedding table.
 
     Shared tokens get the teacher's row. New ones get, by `method`:
 
     * "mean": the mean of the teacher's rows of the token's sub-tokens; a token that the teacher cannot spell gets the
-      mean of all the teacher's rows;
+      mean of the rows of all the teacher's tokens;
     * "length-mean": the same, weighted by the bytes of each sub-token;
-    * "random": a draw from the normal distribution with the mean and covariance of the teacher's rows;
+    * "random": a draw from the normal distribution with the mean and covariance of the rows of the teacher's tokens;
     * "zero": zeros;
     * a function of (teacher_weight, student_rows, matches, subtokens), which gives all rows.
 
@@ -39,6 +40,8 @@ def initialize(
         method: one of the names above, or a function.
         seed: of the random draws. Same seed, same rows.
         teacher_lengths: teacher id -> bytes of the token; needed by "length-mean".
+        teacher_ids: the ids that are tokens of the teacher. Rows of other ids (padding, which no training reached) tell
+            nothing: they enter no mean and no draw. All rows count if None.
 
     Returns:
         [student_rows, hidden] float32.
@@ -47,6 +50,9 @@ def initialize(
         ValueError: unknown method, a teacher id that has no row, or rows of another shape from a function.
     """
     weight = teacher_weight.detach().float()
+    known = weight
+    if teacher_ids is not None:
+        known = weight[torch.tensor(sorted(i for i in teacher_ids if i < len(weight)), device=weight.device)]
     used = [match.teacher_id for match in matches.values()] + [i for ids in subtokens.values() for i in ids]
     if used and max(used) >= len(weight):
         raise ValueError(f"teacher_weight: wanted a row for each teacher id up to {max(used)}, got {len(weight)} rows")
@@ -57,13 +63,13 @@ def initialize(
                 f"method: wanted rows of shape {(student_rows, weight.shape[1])} from it, got {tuple(rows.shape)}"
             )
     elif method == "mean":
-        rows = _subtoken_means(weight, student_rows, subtokens, lambda i: 1)
+        rows = _subtoken_means(weight, known.mean(0), student_rows, subtokens, lambda i: 1)
     elif method == "length-mean":
         if teacher_lengths is None:
             raise ValueError("teacher_lengths: wanted the bytes of each teacher token for 'length-mean', got None")
-        rows = _subtoken_means(weight, student_rows, subtokens, teacher_lengths.__getitem__)
+        rows = _subtoken_means(weight, known.mean(0), student_rows, subtokens, teacher_lengths.__getitem__)
     elif method == "random":
-        rows = _normal_like(weight, student_rows, seed)
+        rows = _normal_like(known, student_rows, seed)
     elif method == "zero":
         rows = weight.new_zeros(student_rows, weight.shape[1])
     else:
@@ -75,6 +81,7 @@ def initialize(
 
 def _subtoken_means(
     weight: torch.Tensor,
+    unspelled: torch.Tensor,
     student_rows: int,
     subtokens: Mapping[int, Sequence[int]],
     importance: Callable[[int], float],
@@ -84,7 +91,7 @@ def _subtoken_means(
     factors = weight.new_tensor([float(importance(i)) for pieces in subtokens.values() for i in pieces])
     sums = weight.new_zeros(student_rows, weight.shape[1]).index_add_(0, owner, weight[flat] * factors[:, None])
     totals = weight.new_zeros(student_rows).index_add_(0, owner, factors)[:, None]
-    return torch.where(totals > 0, sums / totals.where(totals > 0, 1), weight.mean(0))
+    return torch.where(totals > 0, sums / totals.where(totals > 0, 1), unspelled)
 
 
 def _normal_like(weight: torch.Tensor, rows: int, seed: int) -> torch.Tensor:

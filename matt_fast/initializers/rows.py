@@ -99,6 +99,7 @@ def initial_rows(
             method="mean" if made else init,
             seed=seed,
             teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
+            teacher_ids=vocabulary.teacher_tokens,
         )
         if made:
             start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
@@ -107,7 +108,8 @@ def initial_rows(
     tied = head is None or head.weight is embedding.weight
     bias = None if head is None else getattr(head, "bias", None)
     if bias is not None:
-        bias = initialize(bias[:, None], vocabulary.rows, vocabulary.matches, vocabulary.subtokens)[:, 0]
+        known = vocabulary.matches, vocabulary.subtokens
+        bias = initialize(bias[:, None], vocabulary.rows, *known, teacher_ids=vocabulary.teacher_tokens)[:, 0]
     input_rows = rows(embedding.weight, "input_embeddings")
     output_rows = None if tied or from_states else rows(head.weight, "output_embeddings")
     report = _report(vocabulary, init, made, input_rows, output_rows)

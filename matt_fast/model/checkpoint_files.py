@@ -1,6 +1,7 @@
 """What a model's weight files hold, by their headers: whether all is there, of the right shape, and can be saved."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from matt_fast.model.teacher import Teacher, only_errors
 
@@ -17,14 +19,19 @@ ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes
 NAMED = 5  # tensors that an error names
+BUFFER = re.compile(r"(?:inv_freq|attn\.(?:masked_)?bias|position_ids|relative_position_index)$")  # made, not read
 
 
-def check_weights(teacher: Teacher) -> None:
+def check_weights(teacher: Teacher) -> set[str]:
     """Compare the tensors in a model's files with those that it needs, without reading any.
 
     Names and shapes go through transformers' own loading, on the meta device, so that what it renames, fuses, ties or
     leaves out counts as it does there. Models with code of their own, with adapters and with quantised weights are not
     compared, nor are those of the hub of which neither the cache has the files nor the hub tells the headers.
+
+    Returns:
+        the names of tensors that the model's class has no place for, so that they are left out. Those of `BUFFER` are
+        no weights: older files have them.
 
     Raises:
         ValueError: pickled weights, which are not allowed; a file that is cut off, or that stands for another
@@ -39,11 +46,11 @@ def check_weights(teacher: Teacher) -> None:
     else:
         files = []
         shapes = _shapes_on_hub(str(teacher.model), getattr(teacher.config, "_commit_hash", None))
-    if not shapes or (folder / ADAPTER).exists() or _quantization(teacher):
-        return
+    if not shapes or (folder / ADAPTER).exists() or is_quantised(teacher):
+        return set()
     outline = teacher.outline(torch.float32)
     if outline.is_remote_code():
-        return
+        return set()
     name = str(teacher.model)
     try:
         loading = _load_outline(outline, shapes)
@@ -56,16 +63,20 @@ def check_weights(teacher: Teacher) -> None:
     if mismatched:
         lines = [f"{key} {list(got)} instead of {list(wanted)}" for key, got, wanted in mismatched]
         raise ValueError(
-            f"model: wanted weights of the shapes that its configuration says, got in {name!r}: {_some(lines)}"
+            f"model: wanted weights of the shapes that its configuration says, got in {name!r}: {some_of(lines)}"
         )
     missing = sorted(loading["missing_keys"])
     if missing:
         unknown = sorted(loading["unexpected_keys"])
-        other = f"; it has {len(unknown)} that are not expected: {_some(unknown)}" if unknown else ""
+        other = f"; it has {len(unknown)} that are not expected: {some_of(unknown)}" if unknown else ""
         raise ValueError(
             f"model: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw them "
-            f"at random: {_some(missing)}{other}"
+            f"at random: {some_of(missing)}{other}"
         )
+    ignored = [re.compile(x) for x in outline._keys_to_ignore_on_load_unexpected or ()] + [BUFFER]
+    known = outline.state_dict().keys()
+    silent = {name for name in shapes.keys() - known if any(pattern.search(name) for pattern in ignored)}
+    return set(loading["unexpected_keys"]) | silent
 
 
 def check_savable(teacher: Teacher) -> None:
@@ -143,6 +154,39 @@ def weight_files(folder: Path, teacher: Teacher) -> list[Path]:
     return files
 
 
+def source_files(teacher: Teacher) -> list[Path]:
+    """The files that a model's weights are in; those of the hub are fetched where the cache does not have them.
+
+    Raises:
+        ValueError, FileNotFoundError: as `weight_files`.
+    """
+    folder = Path(teacher.model)
+    if folder.is_dir():
+        return weight_files(folder, teacher)
+    for name in (SINGLE, INDEX, *(() if teacher.use_safetensors else PICKLED)):
+        found = cached_file(str(teacher.model), name, _raise_exceptions_for_missing_entries=False)
+        if found is not None and name.endswith(".json"):
+            return [Path(x) for x in get_checkpoint_shard_files(str(teacher.model), found)[0]]
+        if found is not None:
+            return [Path(found)]
+    raise FileNotFoundError(f"model: wanted {SINGLE} or {INDEX} in {str(teacher.model)!r}, got neither")
+
+
+def stored_dtype(teacher: Teacher) -> torch.dtype:
+    """The dtype that a result is written in: the configuration's, else that of the first tensor in the files."""
+    dtype = getattr(teacher.config, "dtype", None)
+    if isinstance(dtype, str):
+        return getattr(torch, dtype)
+    if dtype is not None:
+        return dtype
+    first = source_files(teacher)[0]
+    if first.suffix != ".safetensors":
+        return torch.float32
+    with safe_open(first, "pt") as tensors:
+        dtypes = (tensors.get_slice(name)[:0].dtype for name in tensors.keys() if tensors.get_slice(name).get_shape())  # noqa: SIM118
+        return next((x for x in dtypes if x.is_floating_point), torch.float32)
+
+
 def _named_by(index: Path) -> list[Path]:
     names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     return [index.with_name(name) for name in sorted(set(names))]
@@ -188,10 +232,14 @@ def _shapes_on_hub(name: str, commit: str | None) -> dict[str, list[int]]:
     return {key: info.shape for header in headers.values() for key, info in header.tensors.items()}
 
 
+def is_quantised(teacher: Teacher) -> bool:
+    return bool(_quantization(teacher))
+
+
 def _quantization(teacher: Teacher) -> object:
     text_config = teacher.config.get_text_config(decoder=True)
     return getattr(teacher.config, "quantization_config", None) or getattr(text_config, "quantization_config", None)
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

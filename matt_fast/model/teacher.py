@@ -1,5 +1,6 @@
 """Load a pretrained model, whole or only its lower layers, from a folder or the hub."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,21 +8,22 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from matt_fast.model.classes import model_class
 from matt_fast.model.layers import layer_config
 
 
 class Teacher:
     """Where a pretrained model comes from, and how much may run on the way.
 
-    It is a causal language model, or a masked one (an encoder) if its configuration names such an architecture.
+    It is a language model, causal or masked (an encoder), or the body of one, or one with a head for another task: the
+    class that its configuration names.
 
     Args:
         model: folder or hub name.
@@ -29,7 +31,7 @@ class Teacher:
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
 
     Raises:
-        ValueError: there is no such model, or its configuration cannot be read.
+        ValueError: there is no such model, its configuration cannot be read, or it is of another kind.
     """
 
     def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
@@ -40,6 +42,7 @@ class Teacher:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(model)!r} could not be loaded as a model: {error}") from error
+        self.kind = model_class(self.config)
 
     @property
     def depth(self) -> int:
@@ -47,15 +50,20 @@ class Teacher:
 
     @property
     def masked(self) -> bool:
-        """Whether it is an encoder with a masked-language-model head."""
-        return any(name.endswith("ForMaskedLM") for name in self.config.architectures or ())
+        """Whether it is an encoder: its tokens see those behind them."""
+        return self.kind.sees_all
+
+    def check_language_model(self, what: str) -> None:
+        """Raise a ValueError if the model has no language model's head, which `what` wants."""
+        if not self.kind.is_language_model:
+            raise ValueError(f"{what} wants a language model, but {str(self.model)!r} is a {self.kind.name}")
 
     def trunk(self, model: PreTrainedModel) -> PreTrainedModel:
         """A loaded model without its head."""
-        return model.base_model if self.masked else model.get_decoder()
+        return model.base_model if self.masked and self.kind.is_language_model else model.get_decoder()
 
     def load(self, dtype: torch.dtype | str, n_layers: int | None = None, **placement) -> PreTrainedModel:
-        """The language model in evaluation mode, on the CPU.
+        """The model in evaluation mode, on the CPU.
 
         Args:
             dtype: of the weights; "auto" keeps the one they are stored in.
@@ -65,21 +73,24 @@ class Teacher:
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
         return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **placement)
 
-    def outline(self, dtype: torch.dtype, n_layers: int | None = None) -> PreTrainedModel:
-        """What `load` gives, on the meta device: shapes from the configuration, no weights."""
-        config = self.config if n_layers is None else layer_config(self.config, n_layers)
-        kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
+    def outline(
+        self, dtype: torch.dtype, n_layers: int | None = None, config: PreTrainedConfig | None = None
+    ) -> PreTrainedModel:
+        """What `load` gives, on the meta device: shapes from the configuration (the model's own), no weights."""
+        config = copy.deepcopy(self.config if config is None else config)  # a model changes its own
+        config = config if n_layers is None else layer_config(config, n_layers)
         with only_errors(), torch.device("meta"):
-            return kind.from_config(config, dtype=dtype, **self.options).eval()
+            if isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel):
+                return self.kind.loader._from_config(config, dtype=dtype).eval()
+            return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
 
     def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """A model that was made of this one, from the folder it was written to."""
         return self._load(folder, dtype=dtype)
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
-        kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
         with only_errors():
-            return kind.from_pretrained(path, **arguments, **self.options).eval()
+            return self.kind.loader.from_pretrained(path, **arguments, **self.options).eval()
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
         """The model's own tokenizer, or the one at `path`, under the same options."""

@@ -100,6 +100,8 @@ def plan(
     with_head = trains_output(training.objectives())
     if with_head and source.masked:
         raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
+    if with_head:
+        source.check_language_model(f"objective {training.objective!r}")
     outline = _outlines(source, None if with_head else n_layers, device)
     rows = len(outline(precision, None, None).get_input_embeddings().weight)
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)

@@ -9,8 +9,10 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
 from matt_fast.data.summary import DataSummary, check_held_out, check_readable
-from matt_fast.model.checkpoint_files import check_savable, check_weights
+from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, some_of
 from matt_fast.model.positions import position_limit
+from matt_fast.model.tables import check_tables
+from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
 from matt_fast.recipe.preflight import (
@@ -20,8 +22,10 @@ from matt_fast.recipe.preflight import (
     check_room,
     check_tokenizers_differ,
     estimate_bytes,
+    rehearse_ids,
     rehearse_saving,
 )
+from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.work import Work
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 
@@ -45,8 +49,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
-    if not known:
-        _check_model(work, vocabulary)
+    unused = set() if known else _check_model(work, vocabulary)
     data = _readable(work, "data")
     held_out = None if job.eval_data is None else _readable(work, "eval_data")
     if data.characters == 0:
@@ -58,17 +61,26 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     prints = _fingerprints(work, vocabulary, data, held_out)
     if known:
         check_unchanged(known["fingerprints"], prints)
+    else:
+        check_values(work.teacher, unused, work.tell)
     run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
 
 
-def _check_model(work: Work, vocabulary: VocabularyPair) -> None:
-    """What would keep the result from being made, written or loaded, before weights are read."""
+def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
+    """What would keep the result from being made, written or loaded, before weights are read.
+
+    Returns the names of tensors that the model's class leaves out.
+    """
     job, teacher = work.job, work.teacher
     check_output(work.run.output)
     check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
     check_savable(teacher)
-    check_weights(teacher)
-    for message in rehearse_saving(teacher, vocabulary.student):
+    unused = check_weights(teacher)
+    check_tables(teacher)
+    check_special_ids(teacher.config)
+    if weights := sorted(name for name in unused if not BUFFER.search(name)):
+        work.say(f"model: left out, as no part of {teacher.kind.name}: {some_of(weights)}")
+    for message in rehearse_saving(teacher, vocabulary.student) + rehearse_ids(teacher, vocabulary):
         work.say(message)
     limit = position_limit(teacher.trunk(teacher.outline(work.dtype)))
     check_max_length(job.max_length, limit)
@@ -78,6 +90,7 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> None:
         check_pieces(documents, tokenizers, limit, masked=teacher.masked, max_pieces=job.eval_pieces)
     trainable = vocabulary.rows - len(vocabulary.matches) * job.freeze_shared
     check_room(work.run.output, estimate_bytes(teacher, vocabulary.rows, trainable))
+    return unused
 
 
 def check_teacher(work: Work) -> None:

@@ -81,6 +81,7 @@ def compare_initializers(
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     device = Accelerator().device if device is None else torch.device(device)
     teacher = Teacher(model, **options)
+    teacher.check_language_model("eval_data")
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)
     pairs = None if parallel is None else read_pairs(parallel)
     held_out = read_documents(eval_data, split=split, text_field=text_field)

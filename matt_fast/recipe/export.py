@@ -10,8 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import InitReport, Rows
 
-ID_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
-ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")
+NAMED = 5  # tokens that an error names
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # other settings count in some of them only
 
 
@@ -26,33 +25,18 @@ def replace_vocabulary(model: PreTrainedModel, rows: Rows) -> None:
             model.get_output_embeddings().bias.copy_(rows.output_bias)
 
 
-def update_special_ids(model: PreTrainedModel, vocabulary: VocabularyPair) -> None:
-    """Translate the token ids in the model's configuration and generation configuration to the new vocabulary.
-
-    The new tokenizer's own bos, eos and pad ids come first. Further ids of a list (ends of text in a generation
-    configuration) become those of the same student tokens; ids without a student token are dropped.
-    """
-    student_of: dict[int, int] = {}
-    for student_id, match in sorted(vocabulary.matches.items(), key=lambda item: item[1].how != "bytes"):
-        student_of.setdefault(match.teacher_id, student_id)
-
-    def translate(ids: list[int]) -> list[int]:
-        return [student_of[i] for i in ids if i in student_of]
-
-    generation = [config] if (config := getattr(model, "generation_config", None)) else []  # a decoder has one
-    for config in (model.config, model.config.get_text_config(decoder=True), *generation):
-        for name in ID_FIELDS:
-            if not hasattr(config, name):
-                continue
-            old, own = getattr(config, name, None), getattr(vocabulary.student, name)
-            ids = [] if own is None else [own]
-            if isinstance(old, list):
-                setattr(config, name, list(dict.fromkeys(ids + translate(old))))
-            else:
-                setattr(config, name, next(iter(ids or translate([] if old is None else [old])), None))
-        for name in ID_LISTS:
-            if getattr(config, name, None):
-                setattr(config, name, translate(getattr(config, name)))
+def check_rows(rows: Rows, dtype: torch.dtype, vocabulary: VocabularyPair) -> None:
+    """Raise a ValueError that names the tokens whose rows are not finite in the dtype that the model is stored in."""
+    for name in ("input", "output", "output_bias"):
+        table = getattr(rows, name)
+        if table is None or (finite := table.to(dtype).isfinite().reshape(len(table), -1).all(1)).all():
+            continue
+        ids = (~finite).nonzero().flatten().tolist()
+        some = ", ".join(repr(vocabulary.student.convert_ids_to_tokens(i)) for i in ids[:NAMED])
+        raise ValueError(
+            f"rows: wanted {name} rows that are finite in {str(dtype).removeprefix('torch.')}, which the model is "
+            f"stored in, but those of {len(ids)} tokens are not: {some}{' and others' if len(ids) > NAMED else ''}"
+        )
 
 
 def repair_generation_config(model: PreTrainedModel) -> list[str]:

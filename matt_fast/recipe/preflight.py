@@ -1,5 +1,6 @@
 """What can be known before training is checked before it, and before weights are loaded or rows initialised."""
 
+import copy
 import itertools
 import json
 import os
@@ -11,9 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.recipe.export import repair_generation
+from matt_fast.recipe.processor_files import copy_processor
+from matt_fast.recipe.special_ids import translate_ids
 
 CHECKPOINTS_KEPT = 2
 CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
@@ -106,6 +110,28 @@ def rehearse_saving(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> lis
             f"{token!r} is {before.get(token)} before and {after.get(token)} after"
         )
     return messages
+
+
+def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
+    """Translate the token ids of the configurations, save them and load them again; returns what is dropped.
+
+    Raises:
+        ValueError: they cannot be saved with the new ids, or not be loaded again.
+    """
+    what = "model: its configuration with the new vocabulary"
+    with tempfile.TemporaryDirectory(prefix="matt-fast-") as folder, only_errors():
+        config = copy.deepcopy(teacher.config)
+        messages = _rehearse(what, lambda: translate_ids(config, vocabulary))
+        config.get_text_config(decoder=True).vocab_size = vocabulary.rows
+        _rehearse(what, lambda: teacher.outline(torch.float32, config=config))
+        _rehearse(what, lambda: config.save_pretrained(folder))
+        _rehearse(what, lambda: AutoConfig.from_pretrained(folder, **teacher.options))
+        generation = _generation_config(teacher)
+        if generation is not None:
+            messages += _rehearse(what, lambda: translate_ids(generation, vocabulary))
+            repair_generation(generation)
+            _rehearse(what, lambda: generation.save_pretrained(folder))
+    return messages + copy_processor(teacher.model, None, vocabulary)
 
 
 def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

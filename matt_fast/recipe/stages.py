@@ -18,11 +18,14 @@ from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
-from matt_fast.model.checkpoint_files import check_pointers
+from matt_fast.model.checkpoint_files import check_pointers, stored_dtype
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
+from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
+from matt_fast.recipe.processor_files import copy_processor
+from matt_fast.recipe.special_ids import update_special_ids
 from matt_fast.recipe.watching import RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
@@ -88,6 +91,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     else:
         with work.stage("initialisation"):
             start = load_rows(work.once("rows", make))
+    export.check_rows(start, stored_dtype(work.teacher), vocabulary)
     _warn_of_untrained_rows(start, work)
     return start
 
@@ -236,13 +240,16 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     if start.output is not None:
         output = whole(full.get_output_embeddings().weight, start.output, trained.get("output"))
     rows = Rows(whole(full.get_input_embeddings().weight, start.input, trained["input"]), output, start.output_bias)
+    export.check_rows(rows, full.get_input_embeddings().weight.dtype, vocabulary)
     export.replace_vocabulary(full, rows)
-    export.update_special_ids(full, vocabulary)
+    update_special_ids(full, vocabulary)
     export.keep_chat_template(vocabulary.student, vocabulary.teacher)
     export.repair_generation_config(full)
     with only_errors():
         full.save_pretrained(folder)
+    check_same_weights(work.teacher, folder, full)
     vocabulary.student.save_pretrained(folder)
+    copy_processor(work.job.model, folder, vocabulary)
     is_trainable, seen = (frozen_from < 0).tolist(), trained["seen"].tolist()
     path = folder / "token_provenance.jsonl"
     export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen)

@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedModel
 
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
+from matt_fast.initializers import needs_whole_model
 from matt_fast.model.precision import choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
@@ -65,6 +66,13 @@ class Work:
                 "objective: ntp and boundary-head want a causal language model, but "
                 f"{str(job.model)!r} is a masked one; got {job.training.objective!r}"
             )
+        wishes = {
+            f"objective {job.training.objective!r}": self.with_head,
+            f"init {job.init_name!r} with init_head {job.init_head!r}": needs_whole_model(job.init, job.init_head),
+            "eval_data": job.eval_data is not None,
+        }
+        for what in (what for what, wished in wishes.items() if wished):
+            self.teacher.check_language_model(what)
         self._loaded: PreTrainedModel | None = None
 
     @property
