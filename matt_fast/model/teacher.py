@@ -9,13 +9,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from matt_fast.model.folders import check_language_model, check_model_place
 from matt_fast.model.layers import layer_config
+from matt_fast.model.tokenizer_files import load_tokenizer
 
 
 class Teacher:
@@ -29,17 +30,20 @@ class Teacher:
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
 
     Raises:
-        ValueError: there is no such model, or its configuration cannot be read.
+        FileNotFoundError: there is no such folder, or no configuration in it.
+        ValueError: there is no such model, its configuration cannot be read, or it is no language model.
     """
 
     def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
         self.model = model
         self.options = {"trust_remote_code": trust_remote_code}
         self.use_safetensors = None if allow_pickle else True
+        check_model_place(model)
         try:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{str(model)!r} could not be loaded as a model: {error}") from error
+            raise ValueError(f"model: {str(model)!r} could not be loaded as a model: {error}") from error
+        check_language_model(self.config, model)
 
     @property
     def depth(self) -> int:
@@ -69,7 +73,7 @@ class Teacher:
         """What `load` gives, on the meta device: shapes from the configuration, no weights."""
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
         kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
-        with only_errors(), torch.device("meta"):
+        with self._building(), torch.device("meta"):
             return kind.from_config(config, dtype=dtype, **self.options).eval()
 
     def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -78,12 +82,26 @@ class Teacher:
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
         kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
-        with only_errors():
+        with self._building():
             return kind.from_pretrained(path, **arguments, **self.options).eval()
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        try:
+            with only_errors():
+                yield
+        except ImportError as error:
+            attention = getattr(self.config, "_attn_implementation", None)
+            named = "" if attention is None else f", whose configuration names the attention {attention!r},"
+            raise ValueError(
+                f"model: {str(self.model)!r}{named} needs a package that is not here: {error} Install it, or take "
+                "attn_implementation out of config.json"
+            ) from error
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
         """The model's own tokenizer, or the one at `path`, under the same options."""
-        return AutoTokenizer.from_pretrained(self.model if path is None else path, **self.options)
+        place, argument = (self.model, "model") if path is None else (path, "tokenizer")
+        return load_tokenizer(place, argument, **self.options)
 
 
 @contextmanager
