@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from typer.testing import CliRunner
 import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli import app
-from matt_fast.cli.output import plain
+from matt_fast.cli.output import command_output, plain
 from matt_fast.data.reading import FORMATS
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
 from matt_fast.recipe.arguments import TEXT_FILES
 from matt_fast.recipe.config import dump_config, load_config, resolved_config
+from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
 PATHS = ["--model=org/model", "--tokenizer=org/tokenizer", "--data=org/data", "--output=new-folder"]
@@ -362,6 +365,48 @@ def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch
 def test_paths_are_printed_as_they_are(called):
     done = run("transfer", *PATHS[:3], "--output=a[/b]y :smile: [bold]")
     assert "Written: a[/b]y :smile: [bold]\n" in done.stdout
+
+
+EVIL = "a\x1b[2J\x1b]0;x\x07b\x9bc\u202ed\u2028e\rf\udcffg"
+SHOWN = r"a\x1b[2J\x1b]0;x\x07b\x9bc\u202ed\u2028e\rf\udcffg"
+
+
+def test_control_characters_are_printed_as_escapes():
+    assert printable(EVIL) == SHOWN
+    for harmless in ("", "two\nlines\tand a tab", "日本語 café עברית 👩‍👩‍👧", "x" * 99):
+        assert printable(harmless) == harmless
+
+
+def test_names_cannot_reach_the_terminal_with_escape_codes(called, monkeypatch):
+    done = run("transfer", *PATHS[:3], f"--output={EVIL}")
+    assert f"Written: {SHOWN}\n" in done.stdout
+    done = run("transfer", *PATHS[:3], f"--output={EVIL}", "--json")
+    assert json.loads(done.stdout)["output"] == EVIL
+    assert done.stdout.isascii()
+
+    def transfer(**arguments):
+        arguments["on_stage"](f"stage {EVIL}")
+        arguments["on_message"](f"message {EVIL}")
+        raise OSError(f"no such file: {EVIL}")
+
+    monkeypatch.setattr(matt_fast.recipe.transfer, "transfer", transfer)
+    ended = run("transfer", *PATHS)
+    assert ended.exit_code == 1
+    assert "\x1b" not in ended.stdout + ended.stderr
+    assert f"stage {SHOWN}\nmessage {SHOWN}\n" in ended.stdout
+    assert f"no such file: {SHOWN}" in ended.stderr.replace("\n", "")
+
+
+def test_what_libraries_say_cannot_reach_the_terminal_with_escape_codes():
+    before = warnings.formatwarning, logging.getLogRecordFactory()
+    with command_output(as_json=False, quiet=False):
+        text = warnings.formatwarning(UserWarning(EVIL), UserWarning, "file.py", 1, "line")
+        record = logging.getLogger("library").makeRecord(
+            "library", logging.WARNING, "file.py", 1, "of %s", (EVIL,), None
+        )
+    assert f"UserWarning: {SHOWN}\n" in text
+    assert record.getMessage() == f"of {SHOWN}"
+    assert (warnings.formatwarning, logging.getLogRecordFactory()) == before
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from real_tokenizers import REAL_TOKENIZERS
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny import TEXTS, byte_level
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import (
     Token,
     VocabularyPair,
+    check_constant,
     check_fast,
+    check_ids,
     check_round_trip,
     match_tokens,
     special_affixes,
@@ -161,3 +164,69 @@ def test_an_unknown_decoder_is_an_error():
     tokenizer.backend_tokenizer.decoder = decoders.CTC()
     with pytest.raises(ValueError, match="CTC"):
         token_bytes(tokenizer)
+
+
+# What strangers' tokenizers do ----------------------------------------------------------------------------------------
+
+
+def spaces_as_added_tokens(runs=("▁▁", "▁▁▁"), special=False):
+    """Like Gemma's: runs of spaces are tokens of the BPE model and listed under added_tokens."""
+    letters = [*"▁abcdefghijklmnopqrstuvwxyz_1(),x\n"]
+    entries = list(dict.fromkeys(["<eos>", *[f"<0x{b:02X}>" for b in range(256)], *letters, *runs]))
+    merges = [("▁", "▁"), ("▁▁", "▁")]
+    raw = Tokenizer(models.BPE({x: i for i, x in enumerate(entries)}, merges, byte_fallback=True))
+    raw.normalizer = normalizers.Replace(" ", "▁")
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    raw.add_special_tokens(["<eos>"])
+    raw.add_tokens([AddedToken(run, normalized=False, special=special) for run in runs])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")
+
+
+def test_added_tokens_stand_for_what_the_decoder_makes_of_them():
+    gemma = spaces_as_added_tokens()
+    raw, tokens = gemma.backend_tokenizer, token_bytes(gemma)
+    for run in (2, 3):
+        (token,) = gemma(" " * run, add_special_tokens=False)["input_ids"]
+        assert tokens[token] == Token("text", raw.decode([token], skip_special_tokens=False).encode())
+    student = byte_level(["a  b   c    d        e\n    f"] * 20, 300, eos_token="<eos>")
+    pair = VocabularyPair(gemma, student, len(gemma))
+    theirs, ours = gemma.get_vocab(), student.get_vocab()
+    for run in (1, 2, 3):
+        assert pair.matches[ours["Ġ" * run]].teacher_id == theirs["▁" * run]
+    four = gemma("    ", add_special_tokens=False)["input_ids"]
+    assert pair.subtokens[ours["ĠĠĠĠ"]] == four == [theirs["▁▁"], theirs["▁▁"]]
+
+
+@pytest.mark.parametrize("text", ["  ", "\n\n\n", "café", "日本", "the end", "Ġthe", "<think>"])
+def test_added_tokens_of_a_byte_level_tokenizer(text):
+    tokenizer = word_level({"a": 0})
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False)])
+    (token,) = tokenizer(text, add_special_tokens=False)["input_ids"]
+    decoded = tokenizer.backend_tokenizer.decode([token])
+    wanted = text if "�" in decoded else decoded  # "é" alone is a byte of the alphabet
+    assert token_bytes(tokenizer)[token] == Token("text", wanted.encode())
+
+
+def test_special_runs_of_spaces_stay_special():
+    tokenizer = spaces_as_added_tokens(special=True)
+    assert token_bytes(tokenizer)[tokenizer.get_vocab()["▁▁"]].kind == "special"
+
+
+def test_huge_holes_between_ids_are_refused_and_small_ones_are_not():
+    check_ids({0: Token("text", b"a"), 32_000: Token("text", b"b")}, "tokenizer")
+    raw = Tokenizer(models.WordLevel({"a": 0, "b": 1, "far": 2_000_000_000}, unk_token="a"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    with pytest.raises(ValueError, match=r"^tokenizer: wanted ids without large holes.* 2,000,000,000 \('far'\)"):
+        check_ids(token_bytes(PreTrainedTokenizerFast(tokenizer_object=raw)), "tokenizer")
+
+
+def test_dropout_is_refused():
+    tokenizer = spaces_as_added_tokens()
+    tokenizer.backend_tokenizer.model.dropout = 0.3
+    assert len({tuple(tokenizer("      ")["input_ids"]) for _ in range(50)} | {()}) > 1
+    other = byte_level(TEXTS, 280, eos_token="<eos>")
+    for pair, name in (((tokenizer, other), "teacher"), ((other, tokenizer), "tokenizer")):
+        with pytest.raises(ValueError, match=f"^{name}: wanted one that always gives .* a dropout of 0.3"):
+            VocabularyPair(*pair, 300)
+    tokenizer.backend_tokenizer.model.dropout = 0.0
+    check_constant(tokenizer, "tokenizer")

@@ -27,17 +27,23 @@ def align_segments(
 
     Definition. Take the non-special tokens of each side. After the first ``i`` tokens of the teacher and the first
     ``j`` of the student a *cut* is possible when every token before it, of either side, ends no later than every token
-    behind it, of either side, starts: some character position then separates the two and lies inside no token. A
-    segmentation is a chain of cuts from ``(0, 0)`` to the end of both sides in which each cut is behind the one before
-    on both sides, so each segment has tokens of both. The result is the longest such chain and, where several are
-    equally long, the one whose every cut comes earliest (there is exactly one).
+    behind it, of either side, starts: some character position then separates the two and lies inside no token. It is
+    *clear* unless ``i`` could be cut together with several places of the student's, or ``j`` with several of the
+    teacher's, that have text between them: nobody can tell which side of the cut that text belongs to. A segmentation
+    is a chain of clear cuts from ``(0, 0)`` to the end of both sides in which each cut is behind the one before on both
+    sides, so each segment has tokens of both. The result is the longest such chain and, where several are equally long,
+    the one whose every cut comes earliest (there is exactly one).
 
-    Where starts do not decrease, as in nearly every tokenizer's output, this is the paper's loop token for token. What
-    follows for the awkward cases:
+    Where starts do not decrease and all possible cuts are clear, as in nearly every tokenizer's output, this is the
+    paper's loop token for token. What follows for the awkward cases:
 
-    * A stretch of text that only one side covers (spaces trimmed by the other, characters its normaliser dropped)
-      belongs to the segment behind it, at the end of the text to the last one. So ``" world"`` (5, 11) and
-      ``"world"`` (6, 11) make one segment, cut off at 5.
+    * A stretch of text that one side leaves out and the other has within a longer token (spaces trimmed) belongs to
+      that token. So ``" world"`` (5, 11) and ``"world"`` (6, 11) make one segment, cut off at 5.
+    * Where the other side has a token of its own for it (an accent that a composing normaliser takes into the letter
+      before, a space that was trimmed off the word behind), nothing is cut there: the tokens on both sides of the
+      stretch stay together, which is right either way. Give the text's characters to tokens first to get finer
+      segments, as ``make_chunks`` does (``matt_fast.alignment.offsets``). The paper's loop takes such a stretch to the
+      segment behind it.
     * Several tokens over one character (bytes of an emoji, NFKC's expansion of a ligature), and tokens that overlap
       (the ``"▁"`` that SentencePiece puts before the text and reports over its first character), stay together.
     * A zero-width token sits at its position and can be cut off on either side of it; it goes to the segment behind it
@@ -184,6 +190,8 @@ def _starting(spans, first):
         return _common(teacher, student), _common(student, teacher)
 
     teacher_at, student_at = np.flatnonzero(teacher.possible), np.flatnonzero(student.possible)
+    clear = _clear(teacher, teacher_at, student, student_at), _clear(student, student_at, teacher, teacher_at)
+    teacher_at, student_at = teacher_at[clear[0]], student_at[clear[1]]
     teacher_low, teacher_high = teacher.low[teacher_at], teacher.high[teacher_at]
     student_low, student_high = student.low[student_at], student.high[student_at]
 
@@ -234,6 +242,17 @@ def _cuts(spans, first, edges) -> _Cuts:
     if stray is not None:
         possible[:-1] &= ~stray
     return _Cuts(low, high, possible, not zero_width.any() and not (low < high).any())
+
+
+def _clear(ours: _Cuts, ours_at, theirs: _Cuts, theirs_at) -> NDArray[np.bool_]:
+    """Which of our cuts do not lie in a gap of ours that holds text of theirs which can be cut off on both sides."""
+    low, high, clear = ours.low[ours_at], ours.high[ours_at], np.ones(len(ours_at), bool)
+    their_low, their_high = theirs.low[theirs_at], theirs.high[theirs_at]
+    wide = np.flatnonzero(low < high)
+    from_ = np.searchsorted(their_high, low[wide])
+    to = np.searchsorted(their_low, high[wide], side="right") - 1
+    clear[wide] = their_low[to] <= their_high[from_]
+    return clear
 
 
 def _common(ours: _Cuts, theirs: _Cuts) -> NDArray[np.bool_]:

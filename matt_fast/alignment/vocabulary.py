@@ -18,6 +18,7 @@ BYTE_LEVEL = bytes_to_unicode()
 BYTE_OF = {character: byte for byte, character in BYTE_LEVEL.items()}
 # Single tokens with a role in the model, matched by the role where their texts differ ("<s>" and "<bos>").
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+HOLES, FEW_TOKENS = 2, 1 << 14  # rows that a tokenizer may ask for: so many times its tokens, and these more
 
 
 class Token(NamedTuple):
@@ -47,7 +48,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, Token]:
             fallback), WordPiece, or a plain word list.
 
     Returns:
-        id -> Token. Ids need not be consecutive.
+        id -> Token. Ids need not be consecutive. An added token that is not special stands for what the decoder makes
+        of it, as any other does: "▁▁", of which Gemma lists whole runs, for two spaces.
 
     Raises:
         TypeError: the tokenizer is not a fast one.
@@ -59,11 +61,13 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, Token]:
     added = {entry["id"]: entry for entry in backend["added_tokens"]}
     tokens = {}
     for text, token_id in tokenizer.get_vocab().items():
-        if token_id in added:
-            kind = "special" if added[token_id]["special"] else "text"
-            tokens[token_id] = Token(kind, text.encode())
+        if token_id in added and added[token_id]["special"]:
+            tokens[token_id] = Token("special", text.encode())
         else:
             tokens[token_id] = read(text)
+            # a byte-level tokenizer finds its added token "é" in texts as it is, and decodes it to half a character
+            if token_id in added and tokens[token_id].kind == "text" and not _is_text(tokens[token_id].bytes):
+                tokens[token_id] = Token("text", text.encode())
     return tokens
 
 
@@ -175,6 +179,27 @@ def check_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
+def check_constant(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError if a fast tokenizer gives a text other tokens each time: BPE dropout was left on."""
+    dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None)
+    if dropout:
+        raise ValueError(
+            f"{name}: wanted one that always gives a text the same tokens, got BPE with a dropout of {dropout:g}. "
+            "Switch it off and save the tokenizer: `tokenizer.backend_tokenizer.model.dropout = None`"
+        )
+
+
+def check_ids(tokens: Mapping[int, Token], name: str) -> None:
+    """Raise ValueError if most embedding rows for these ids would have no token: ids leave huge holes."""
+    rows = vocabulary_rows(tokens)
+    if rows > HOLES * (len(tokens) + FEW_TOKENS):
+        last = tokens[rows - 1].bytes.decode(errors="replace")
+        raise ValueError(
+            f"{name}: wanted ids without large holes, since a model has an embedding row for each up to the largest; "
+            f"got {len(tokens):,} tokens and the id {rows - 1:,} ({last!r})"
+        )
+
+
 def check_round_trip(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise ValueError if encoding and decoding a text loses or adds spaces, as a wrongly declared tokenizer does.
 
@@ -245,6 +270,10 @@ def _read_sentencepiece(entry: str, space: str, byte_fallback: bool) -> Token:
     return Token("text", entry.replace(space, " ").encode())
 
 
+def _is_text(wanted: bytes) -> bool:
+    return _write_text(wanted, str) is not None
+
+
 def _write_text(wanted: bytes, to_entry: Callable[[str], str]) -> str | None:
     try:
         return to_entry(wanted.decode())
@@ -268,15 +297,18 @@ class VocabularyPair:
 
     Raises:
         TypeError: a tokenizer is not a fast one.
-        ValueError: a tokenizer loses spaces, or its tokens cannot be read as bytes.
+        ValueError: a tokenizer loses spaces or draws its tokens at random, its tokens cannot be read as bytes, or the
+            student's ids leave huge holes.
     """
 
     def __init__(self, teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, teacher_rows: int):
         for name, tokenizer in (("teacher", teacher), ("tokenizer", student)):
             check_fast(tokenizer, name)
+            check_constant(tokenizer, name)
             check_round_trip(tokenizer, name)
         self.teacher, self.student, self.teacher_rows = teacher, student, teacher_rows
         self.tokens, self.teacher_tokens = token_bytes(student), token_bytes(teacher)
+        check_ids(self.tokens, "tokenizer")
         self.rows = vocabulary_rows(self.tokens)
         matches = match_tokens(student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from matt_fast.cli.output import say
 from matt_fast.cli.progress import GIB, ProgressDisplay
+from matt_fast.support.printable import printable
 
 if TYPE_CHECKING:  # these import torch
     from matt_fast.evaluation.bits_per_byte import Evaluation
@@ -31,7 +32,7 @@ def print_result(console: Console, result: "TransferResult") -> None:
     table.add_column("bits per byte", justify="right")
     table.add_column("bytes per token", justify="right")
     for row in evaluation_rows(result):
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     if table.row_count:
         console.print(table)
     progress, in_all = result.progress, sum(result.seconds.values())
@@ -106,7 +107,7 @@ def print_plan(console: Console, found: "Plan", teraflops: float | None = None) 
     table.add_column("GiB", justify="right")
     for name, size in found.step.parts.items():
         if size >= found.step.peak / 100:
-            table.add_row(Text(name), f"{size / GIB:.2f}")
+            table.add_row(Text(printable(name)), f"{size / GIB:.2f}")
     table.add_row("all tensors", f"{found.step.peak / GIB:.2f}", style="bold")
     console.print(table)
     lines = [

@@ -1,6 +1,7 @@
 """Where a command's words go: results to stdout, errors to stderr, and nothing from any process but the first."""
 
 import json
+import logging
 import math
 import os
 import sys
@@ -14,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
+from matt_fast.support.printable import printable
 
 LONG = ("losses", "made")  # a value for each step or token; they are in files of the output
 SILENT = {  # what libraries read when they are imported
@@ -32,12 +35,12 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        message = escape("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        message = escape(printable("\n".join([str(error), *getattr(error, "__notes__", ())])))
         Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", highlight=False, emoji=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if str(error):
-            print(error, file=sys.stderr, flush=True)
+            print(printable(str(error)), file=sys.stderr, flush=True)
         raise typer.Exit(130) from error
 
 
@@ -57,7 +60,7 @@ class Output:
     def result(self, value: Any) -> None:
         """Print the machine-readable result, if it was asked for."""
         if self.as_json and self.main:
-            print(json.dumps(plain(value), ensure_ascii=False, allow_nan=False), file=self.stdout, flush=True)
+            print(json.dumps(plain(value), allow_nan=False), file=self.stdout, flush=True)
 
 
 @contextmanager
@@ -69,7 +72,7 @@ def command_output(as_json: bool, quiet: bool) -> Iterator[Output]:
         quiet: nothing but errors and that line.
     """
     output = Output(as_json, quiet)
-    with clear_errors(), ExitStack() as stack:
+    with clear_errors(), printable_messages(), ExitStack() as stack:
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
         if quiet:
@@ -77,6 +80,24 @@ def command_output(as_json: bool, quiet: bool) -> Iterator[Output]:
             warnings.simplefilter("ignore")
             stack.enter_context(_environment(SILENT))
         yield output
+
+
+class _PrintableRecord(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+@contextmanager
+def printable_messages() -> Iterator[None]:
+    """Warnings and log messages, those of libraries too, can have names of files and tokens: print them `printable`."""
+    records, warning = logging.getLogRecordFactory(), warnings.formatwarning
+    logging.setLogRecordFactory(_PrintableRecord)
+    warnings.formatwarning = lambda *given, **more: printable(warning(*given, **more))
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(records)
+        warnings.formatwarning = warning
 
 
 @contextmanager
@@ -112,5 +133,5 @@ def plain(value: Any) -> Any:
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Print a text as it is: no markup, no emoji codes, no line breaks of ours."""
-    console.print(Text(text, style), soft_wrap=True)
+    """Print a text as it is: no markup, no emoji codes, no line breaks of ours; control characters as escapes."""
+    console.print(Text(printable(text), style), soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
 from matt_fast.cli.output import say
+from matt_fast.support.printable import printable
 
 if TYPE_CHECKING:
     from matt_fast.training.loop import Progress as TrainingProgress
@@ -174,7 +175,7 @@ class _Column(ProgressColumn):
         self.text = text
 
     def render(self, task: Task) -> Text:
-        return Text(self.text(task), no_wrap=True)
+        return Text(printable(self.text(task)), no_wrap=True)
 
 
 def amount(task: Task) -> str:

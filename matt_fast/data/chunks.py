@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.segments import SPECIAL, align_segments_batch
 from matt_fast.alignment.vocabulary import special_affixes
 from matt_fast.data.batches import Chunk
@@ -96,11 +97,10 @@ def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
 
 def _align(texts: list[str], sides: tuple[Side, Side]) -> Iterator[tuple[list[NDArray], list[NDArray]]]:
     """(ids, segments) of each text, each on both sides."""
-    encoded = [side.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True) for side in sides]
-    offsets = [[np.array(o, np.int64).reshape(-1, 2) for o in part["offset_mapping"]] for part in encoded]
+    encoded, offsets = zip(*(tokenize(side.tokenizer, texts) for side in sides), strict=True)
     segments = align_segments_batch(*offsets)
     for row in range(len(texts)):
-        ids = [np.array(part["input_ids"][row], np.int64) for part in encoded]
+        ids = [part[row] for part in encoded]
         for side, side_ids in zip(sides, ids, strict=True):
             _check_ids(side, side_ids)
         yield ids, [part[row] for part in segments]

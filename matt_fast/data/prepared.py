@@ -27,7 +27,7 @@ from matt_fast.support.workers import die_with_parent, forks_die_with_us
 
 logger = logging.getLogger(__name__)
 
-DATA_VERSION = 2  # count up when prepared data changes: part of the cache's key
+DATA_VERSION = 3  # count up when prepared data changes: part of the cache's key
 HIGHEST_IDS, SKIPPED, FILES = "highest_ids.json", "skipped.json", "files.json"  # beside the data
 READ_TOGETHER = 64  # chunks
 COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,7 +15,9 @@ from transformers import (
 from transformers.utils import logging
 
 from matt_fast.model.classes import model_class
+from matt_fast.model.folders import check_model_place
 from matt_fast.model.layers import layer_config
+from matt_fast.model.tokenizer_files import load_tokenizer
 
 
 class Teacher:
@@ -31,6 +32,7 @@ class Teacher:
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
 
     Raises:
+        FileNotFoundError: there is no such folder, or no configuration in it.
         ValueError: there is no such model, its configuration cannot be read, or it is of another kind.
     """
 
@@ -38,10 +40,11 @@ class Teacher:
         self.model = model
         self.options = {"trust_remote_code": trust_remote_code}
         self.use_safetensors = None if allow_pickle else True
+        check_model_place(model)
         try:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{str(model)!r} could not be loaded as a model: {error}") from error
+            raise ValueError(f"model: {str(model)!r} could not be loaded as a model: {error}") from error
         self.kind = model_class(self.config)
 
     @property
@@ -79,7 +82,7 @@ class Teacher:
         """What `load` gives, on the meta device: shapes from the configuration (the model's own), no weights."""
         config = copy.deepcopy(self.config if config is None else config)  # a model changes its own
         config = config if n_layers is None else layer_config(config, n_layers)
-        with only_errors(), torch.device("meta"):
+        with self._building(), torch.device("meta"):
             if isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel):
                 return self.kind.loader._from_config(config, dtype=dtype).eval()
             return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
@@ -89,12 +92,26 @@ class Teacher:
         return self._load(folder, dtype=dtype)
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
-        with only_errors():
+        with self._building():
             return self.kind.loader.from_pretrained(path, **arguments, **self.options).eval()
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        try:
+            with only_errors():
+                yield
+        except ImportError as error:
+            attention = getattr(self.config, "_attn_implementation", None)
+            named = "" if attention is None else f", whose configuration names the attention {attention!r},"
+            raise ValueError(
+                f"model: {str(self.model)!r}{named} needs a package that is not here: {error} Install it, or take "
+                "attn_implementation out of config.json"
+            ) from error
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
         """The model's own tokenizer, or the one at `path`, under the same options."""
-        return AutoTokenizer.from_pretrained(self.model if path is None else path, **self.options)
+        place, argument = (self.model, "model") if path is None else (path, "tokenizer")
+        return load_tokenizer(place, argument, **self.options)
 
 
 @contextmanager

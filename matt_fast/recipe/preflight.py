@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.model.teacher import Teacher, only_errors
+from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
@@ -101,13 +102,20 @@ def rehearse_saving(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> lis
             _rehearse("model: its generation configuration", lambda: generation.save_pretrained(folder))
             _rehearse("model: its generation configuration", lambda: GenerationConfig.from_pretrained(folder))
         _rehearse("tokenizer: it", lambda: tokenizer.save_pretrained(folder))
-        again = _rehearse("tokenizer: it", lambda: teacher.load_tokenizer(folder))
+        again = _rehearse("tokenizer: it", lambda: AutoTokenizer.from_pretrained(folder, **teacher.options))
         before, after = tokenizer.get_vocab(), again.get_vocab()
+        line = first_difference(tokenizer, again) if before == after else None
     if before != after:
         token = sorted(before.items() ^ after.items())[0][0]
         raise ValueError(
             "tokenizer: wanted one that is the same when it was saved and loaded again, got another vocabulary: "
             f"{token!r} is {before.get(token)} before and {after.get(token)} after"
+        )
+    if line is not None:
+        raise ValueError(
+            "tokenizer: wanted one that is the same when it was saved and loaded again, got other tokens then, of "
+            f"{line!r} for example: {type(again).__name__} does not keep what it was given. "
+            "PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer) does"
         )
     return messages
 

@@ -13,12 +13,13 @@ from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.work import Listeners
+from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import TrainingOptions
 
 
 def to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def transfer(

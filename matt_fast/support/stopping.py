@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from matt_fast.support.printable import printable
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -28,7 +30,7 @@ class Stopping:
     def leave(self) -> None:
         """Raise what the signal asks for: KeyboardInterrupt, or SystemExit with status 143."""
         if text := self.how_to_go_on():
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         if self.requested == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + self.requested)

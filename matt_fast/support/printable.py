@@ -1,0 +1,24 @@
+"""Text from files, made safe to print: a name or token must not be able to move the cursor or colour the screen."""
+
+import unicodedata
+
+KEPT = "\n\t"
+# Controls (escape sequences begin with one), halves of surrogate pairs (of file names that are not UTF-8), separators.
+UNSAFE = ("Cc", "Cs", "Zl", "Zp")
+# They turn the direction of what stands behind them, so that a line reads as another one.
+BIDI = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters written as escapes (`\x1b`); line ends and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(x) if x not in KEPT and _is_unsafe(x) else x for x in text)
+
+
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in UNSAFE or character in BIDI
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,134 @@
+"""Both sides of every segment have the same text, up to what the tokenizers themselves make alike."""
+
+import itertools
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_tokenizers import REAL_TOKENIZERS
+from tiny import TEXTS, byte_level
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from matt_fast.alignment.offsets import tokenize
+from matt_fast.alignment.segments import align_segments
+from matt_fast.alignment.vocabulary import token_bytes
+
+VIETNAMESE = "Tiếng Việt được nhiều người nói: Nguyễn, phở, Đà Nẵng"
+KOREAN = "한국어 값이 비싸다"
+DECOMPOSED = [
+    "cafe\u0301s",
+    "a\u0301\u0323x a\u0323\u0301x",  # the marks change places when they are composed
+    unicodedata.normalize("NFD", VIETNAMESE),
+    unicodedata.normalize("NFD", KOREAN) + "x",
+    unicodedata.normalize("NFD", "がぎぐ ἄνθρωπος å क़"),
+    "ㅋㅏx ｶﾞx ﾡￂx",  # composed by compatibility only
+    "กำ ก่ก้ हिन्दी ক\u09c7\u09be",
+    "\u0301x",
+]
+
+
+def trained(normalizer=None, trim=False):
+    tokenizer = byte_level(TEXTS + [VIETNAMESE, KOREAN] * 4, 420, eos_token="<e>")
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    if normalizer is not None:
+        raw.normalizer = normalizer
+    raw.post_processor = processors.ByteLevel(trim_offsets=trim)
+    if trim:  # then tokens can end with the space behind a word
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        raw.train_from_iterator(
+            TEXTS,
+            trainers.BpeTrainer(
+                vocab_size=500,
+                special_tokens=["<e>"],
+                show_progress=False,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            ),
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+
+
+MADE = {
+    "plain": trained(),
+    "trimming": trained(trim=True),
+    "NFC": trained(normalizers.NFC()),
+    "NFKC": trained(normalizers.NFKC()),
+    "NFD": trained(normalizers.NFD()),
+    "NFKD": trained(normalizers.NFKD()),
+    "NFC, then lower case": trained(normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()]), trim=True),
+}
+EXACT = {name: REAL_TOKENIZERS[name] for name in ("byte-bpe", "byte-bpe-nfkc", "sentencepiece-bpe", "tekken")}
+TOKENIZERS = MADE | {name: make() for name, make in EXACT.items()}
+BYTES = {name: token_bytes(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+PAIRS = list(itertools.combinations(TOKENIZERS, 2))
+
+texts = st.lists(
+    st.one_of(
+        st.sampled_from(["e", "a\u0301", "o\u0323\u0302", "\u0301", "\u0323", "\u0345", "x", "A", "ﬁ", "ß"]),
+        st.sampled_from([unicodedata.normalize("NFD", word) for word in (VIETNAMESE + KOREAN).split()]),
+        st.sampled_from([" ", "  ", "\n", "\t", ");\n", "_", "7", "日", "👍🏽", "\u200d", "ｶ", "ﾞ", "ㅋ", "ㅏ"]),
+        st.integers(0x1100, 0x11FF).map(chr),
+        st.integers(0x0300, 0x036F).map(chr),
+    ),
+    min_size=1,
+    max_size=14,
+).map("".join)
+
+
+def folded(text):
+    """The text as the strongest of the normalisers above leaves it."""
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).lower())
+
+
+def check(text, pair):
+    sides = [tokenize(TOKENIZERS[name], [text]) for name in pair]
+    ids, segments = [side[0][0] for side in sides], align_segments(*(side[1][0] for side in sides))
+    for k in range(segments[0].max(initial=-1) + 1):
+        parts = [
+            b"".join(BYTES[name][int(i)].bytes for i in own[of == k])
+            for name, own, of in zip(pair, ids, segments, strict=True)
+        ]
+        if k == 0:  # SentencePiece puts a space before the text
+            parts = [part.lstrip(b" ") for part in parts]
+        left, right = (folded(part.decode()) for part in parts)  # whole characters, on both sides
+        assert left == right, (text, parts)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_segments_of_decomposed_text(pair):
+    for text in DECOMPOSED:
+        check(text, pair)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts, pair=st.sampled_from(PAIRS))
+def test_segments_of_any_marks_and_jamo(text, pair):
+    check(text, pair)
+
+
+def test_a_space_that_is_trimmed_off_the_end_of_its_token_stays_with_it():
+    raw = Tokenizer(models.BPE({"x": 0, "Ġ": 1, "y": 2, "xĠ": 3}, [("x", "Ġ")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder, raw.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert tokenizer("x y", return_offsets_mapping=True)["offset_mapping"] == [(0, 1), (2, 3)]
+    before = tokenizer.backend_tokenizer.to_str()
+    (ids,), (offsets,) = tokenize(tokenizer, ["x y"])
+    assert (ids.tolist(), offsets.tolist()) == ([3, 2], [[0, 2], [2, 3]])
+    assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def test_segments_stay_as_fine_as_they_were_where_nothing_is_composed():
+    """Marks of Thai and points of Hebrew have no composed form that NFC would take: tokens may end between them."""
+    text = "ก่ก้ שָׁלוֹם"
+    plain, composing = (tokenize(TOKENIZERS[name], [text])[1][0] for name in ("plain", "NFC"))
+    assert composing.tolist() == plain.tolist()
+    assert len(np.unique(composing[:, 0])) == len(text)
+
+
+def test_characters_that_a_tokenizer_drops_belong_to_the_token_behind_them():
+    bert = REAL_TOKENIZERS["wordpiece-uncased"]()
+    _, (offsets,) = tokenize(bert, ["  cafe\u0301\u200b bar\n\nx "])
+    assert offsets.tolist() == [[0, 7], [7, 12], [12, 15]]
