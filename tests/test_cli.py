@@ -1,5 +1,6 @@
 """The command line: what it refuses before anything slow, options from files, and what it prints."""
 
+import importlib
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from typer.testing import CliRunner
 
@@ -34,6 +36,10 @@ def run(*arguments):
 def message(result):
     """What was printed, without the frame and the line breaks of a terminal."""
     return " ".join(result.output.replace("│", " ").split())
+
+
+WHERE = "--debug shows where it happened.\n"
+BAD_BYTE = UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid start byte")
 
 
 def with_note(error, note):
@@ -340,6 +346,23 @@ def test_plain_values_are_valid_json():
         (with_note(ValueError("no"), "go on with [x]"), 1, "Error: no\ngo on with [x]\n"),
         (SystemExit(143), 143, ""),
         (ValueError("wanted [red]b[/x]y :smile:"), 1, "Error: wanted [red]b[/x]y :smile:\n"),
+        (
+            OSError("got 'a\x1b[31m\udcffb\u202e'" + " long" * 40),
+            1,
+            f"Error: got 'a\\x1b[31m\\udcffb\\u202e'{' long' * 40}\n",
+        ),
+        (KeyError("model.a"), 1, f"Error: KeyError: 'model.a'\n{WHERE}"),
+        (StopIteration(), 1, f"Error: StopIteration\n{WHERE}"),
+        (NotImplementedError("of [b]"), 1, f"Error: NotImplementedError: of [b]\n{WHERE}"),
+        (with_note(IndexError("out of range"), "go on"), 1, f"Error: IndexError: out of range\ngo on\n{WHERE}"),
+        (SafetensorError("too short"), 1, f"Error: SafetensorError: too short\n{WHERE}"),
+        (
+            TypeError("'NoneType' object is not iterable"),
+            1,
+            f"Error: TypeError: 'NoneType' object is not iterable\n{WHERE}",
+        ),
+        (BAD_BYTE, 1, f"Error: UnicodeDecodeError: {BAD_BYTE}\n{WHERE}"),
+        (MemoryError(), 1, f"Error: MemoryError\n{WHERE}"),
     ],
     ids=repr,
 )
@@ -350,6 +373,31 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
     monkeypatch.setattr(matt_fast.recipe.transfer, "transfer", transfer)
     ended = run("transfer", *PATHS, "--quiet")
     assert (ended.exit_code, ended.stderr) == (status, words)
+    ended = run("transfer", *PATHS, "--quiet", "--debug")
+    assert ended.exit_code == status
+    assert ended.stderr.endswith(words.removesuffix(WHERE))
+    is_error = isinstance(raised, Exception)
+    assert ("Traceback" in ended.stderr and "in transfer\n    raise raised" in ended.stderr) == is_error
+
+
+@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
+def test_no_command_ends_with_a_traceback(monkeypatch, command):
+    def broken(*arguments, **options):
+        raise AttributeError("'NoneType' object has no attribute 'x'")
+
+    patched = (  # all are imported before the first is
+        (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
+        (importlib.import_module("matt_fast.recipe.comparison"), "compare_initializers"),
+        (importlib.import_module("matt_fast.planning.plan"), "plan"),
+        (importlib.import_module("matt_fast.model.teacher"), "Teacher"),
+    )
+    for module, name in patched:
+        monkeypatch.setattr(module, name, broken)
+    options = {"transfer": PATHS, "evaluate": PATHS[::2], "plan": PATHS[:2]}
+    compare = [*PATHS[:2], "--eval-data=org/other", "--init=mean"]
+    ended = run(command, *options.get(command, compare))
+    wanted = f"Error: AttributeError: 'NoneType' object has no attribute 'x'\n{WHERE}"
+    assert (ended.exit_code, ended.stderr) == (1, wanted)
 
 
 def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch):

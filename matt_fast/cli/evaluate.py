@@ -26,6 +26,7 @@ def evaluate(
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
@@ -33,7 +34,7 @@ def evaluate(
 
     Masked language models are scored by pseudo-likelihood; compare their figures with each other only.
     """
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         check_choice("precision", precision, PRECISIONS)
         check_device(device)
         check_least("pieces", pieces, 1)

@@ -32,10 +32,11 @@ def plan(
     ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         training = TrainingOptions(
             objective=objective,
             accumulation=accumulation,
