@@ -48,10 +48,12 @@ def evaluate(
 
             from matt_fast.data.documents import read_documents
             from matt_fast.evaluation.bits_per_byte import evaluate as run
+            from matt_fast.model.checkpoint_files import check_weights
             from matt_fast.model.teacher import Teacher
 
             display.on_stage("model")
             source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+            check_weights(source)
             dtype = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}[precision]
             loaded = source.load(dtype).to(device or Accelerator().device)
             documents = read_documents(data, split=split, text_field=text_field)

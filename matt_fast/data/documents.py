@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, read_texts
 
@@ -66,6 +67,7 @@ def _rows(files: list[str], text_field: str) -> Iterator[dict[str, str | None]]:
 
 def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:
     """What `read_documents` reads of the hub, as a dataset with the column "text"; whole, `datasets` keeps a copy."""
+    WebDataset.DECODERS.pop("pth", None)  # which torch would unpickle: it stays bytes
     try:
         dataset = load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # datasets raises many kinds, and few name the argument

@@ -1,7 +1,7 @@
 """Load a pretrained model, whole or only its lower layers, from a folder or the hub."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from matt_fast.model.layers import layer_config
+from matt_fast.model.trust import check_implementations, no_pickles
 
 
 class Teacher:
@@ -29,7 +30,7 @@ class Teacher:
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
 
     Raises:
-        ValueError: there is no such model, or its configuration cannot be read.
+        ValueError: there is no such model, its configuration cannot be read, or names code that would be fetched.
     """
 
     def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
@@ -40,6 +41,8 @@ class Teacher:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
             raise ValueError(f"{str(model)!r} could not be loaded as a model: {error}") from error
+        if not trust_remote_code:
+            check_implementations(self.config, str(model))
 
     @property
     def depth(self) -> int:
@@ -78,7 +81,7 @@ class Teacher:
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
         kind = AutoModelForMaskedLM if self.masked else AutoModelForCausalLM
-        with only_errors():
+        with only_errors(), no_pickles() if self.use_safetensors else nullcontext():
             return kind.from_pretrained(path, **arguments, **self.options).eval()
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
