@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, fields
+import typing
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from safetensors import SafetensorError
 from tiny import TEXTS, new_tokenizer, save_tiny_model
@@ -135,6 +137,38 @@ def test_a_wrong_argument_is_named(called, arguments, words):
     assert refused.exit_code in (1, 2)
     assert words in message(refused)
     assert not called
+
+
+MAY_BE_ZERO = {"seed", "warmup_steps", "decay_steps", "max_grad_norm"}
+MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}
+
+
+@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
+def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, command):
+    stub_all(monkeypatch, ValueError("reached"))
+    monkeypatch.chdir(tmp_path)
+    numbers = []
+    known = typer.main.get_command(app).commands[command]
+    types = typing.get_type_hints(inspect.unwrap(known.callback))
+    for option in known.params:
+        kinds = {types.get(option.name), *typing.get_args(types.get(option.name))}
+        if not kinds & {int, float} and option.name not in ("checkpoint_every", "validate_every", "layer"):
+            continue
+        numbers.append(option.name)
+        values = ["0", "-1", "-3", "-1000000000000", str(10**30), "nan", "inf", "-inf", "1e300"]
+        for value in values:
+            ended = run(command, *REQUIRED[command], f"{option.opts[0]}={value}")
+            allowed = (value == "0" and option.name in MAY_BE_ZERO) or (
+                value in ("1e300", str(10**30)) and option.name in MAY_BE_HUGE
+            )
+            said = ended.stderr.replace("n_layers", "layer").replace("-", "_")
+            assert "Traceback" not in said
+            assert ended.exit_code == (1 if ended.stderr.startswith("Error: ") else 2), (option.name, value, said)
+            if "reached" in said:
+                assert allowed, (option.name, value)
+            else:
+                assert option.name in said, (option.name, value, said)
+    assert len(numbers) == {"transfer": 15, "evaluate": 2, "plan": 6, "compare-inits": 2}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):
@@ -380,10 +414,19 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
     assert ("Traceback" in ended.stderr and "in transfer\n    raise raised" in ended.stderr) == is_error
 
 
-@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
-def test_no_command_ends_with_a_traceback(monkeypatch, command):
+REQUIRED = {
+    "transfer": PATHS,
+    "evaluate": PATHS[::2],
+    "plan": PATHS[:2],
+    "compare-inits": [*PATHS[:2], "--eval-data=org/other", "--init=mean"],
+}
+
+
+def stub_all(monkeypatch, error):
+    """Let what each command calls raise an error at once."""
+
     def broken(*arguments, **options):
-        raise AttributeError("'NoneType' object has no attribute 'x'")
+        raise error
 
     patched = (  # all are imported before the first is
         (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
@@ -393,9 +436,12 @@ def test_no_command_ends_with_a_traceback(monkeypatch, command):
     )
     for module, name in patched:
         monkeypatch.setattr(module, name, broken)
-    options = {"transfer": PATHS, "evaluate": PATHS[::2], "plan": PATHS[:2]}
-    compare = [*PATHS[:2], "--eval-data=org/other", "--init=mean"]
-    ended = run(command, *options.get(command, compare))
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_no_command_ends_with_a_traceback(monkeypatch, command):
+    stub_all(monkeypatch, AttributeError("'NoneType' object has no attribute 'x'"))
+    ended = run(command, *REQUIRED[command])
     wanted = f"Error: AttributeError: 'NoneType' object has no attribute 'x'\n{WHERE}"
     assert (ended.exit_code, ended.stderr) == (1, wanted)
 
@@ -405,6 +451,20 @@ def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch
     ended = run("transfer", *PATHS, "--json", "--quiet")
     assert (ended.exit_code, ended.stderr) == (1, "The result is worse than its start: loss 9 after 1\n")
     assert json.loads(ended.stdout)["worse_than_start"] == "loss 9 after 1"
+
+
+@pytest.mark.parametrize(
+    ("losses", "worse"),
+    [
+        ([0.0, 0.9, 0.8], None),  # the first batch had nothing to predict
+        ([0.4, 0.0, 0.9], "loss 0.9 at the end of training, 0.4 at its start"),
+        ([0.0, 0.0], None),
+        ([], None),
+    ],
+)
+def test_steps_with_nothing_to_predict_are_no_start(losses, worse):
+    result = replace(a_result("x"), evaluations={}, progress=Progress(losses=losses))
+    assert result.worse_than_start == worse
 
 
 def test_paths_are_printed_as_they_are(called):

@@ -165,3 +165,15 @@ def test_sparse_combinations_of_shared_rows(tmp_path, tied):
         initial_rows(teacher, vocabulary, "omp", seed=0, donor=tmp_path / "teacher")
     with pytest.raises(ValueError, match="texts: wanted text to train fastText on for init 'focus', got none"):
         initial_rows(teacher, vocabulary, "focus", seed=0)
+
+
+@pytest.mark.parametrize("init", ["contextual", "focus", "omp-self", "tokalign", "wechsel"])
+def test_texts_that_are_none_or_empty_are_passed_over(tmp_path, init):
+    save_tiny_model(tmp_path)
+    source = Teacher(tmp_path)
+    model = source.load(torch.float32)
+    vocabulary = VocabularyPair(source.load_tokenizer(), new_tokenizer(), len(model.get_input_embeddings().weight))
+    pairs = [("def self return", "def value return")] * 20 if init == "wechsel" else None
+    texts = [None, *TEXTS[:5], "", " \n", None, *TEXTS[5:]]
+    rows = [initial_rows(model, vocabulary, init, 0, texts=x, parallel=pairs).input for x in (texts, TEXTS)]
+    assert torch.equal(*rows)

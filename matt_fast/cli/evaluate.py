@@ -9,7 +9,7 @@ from matt_fast.cli.display import print_evaluation
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import PRECISIONS, TEXT_FILES, check_device
-from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.support.checks import MANY, check_choice, check_location, check_range
 
 
 def evaluate(
@@ -37,8 +37,8 @@ def evaluate(
     with command_output(json, quiet, debug) as out:
         check_choice("precision", precision, PRECISIONS)
         check_device(device)
-        check_least("pieces", pieces, 1)
-        check_least("piece_bytes", piece_bytes, 4)  # the longest character
+        check_range("pieces", pieces, 1, MANY)
+        check_range("piece_bytes", piece_bytes, 4, MANY)  # the longest character
         for name, value in (("model", model), ("tokenizer", tokenizer), ("data", data)):
             check_location(name, value, TEXT_FILES)
         with ProgressDisplay(out.console, announce=False) as display:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
+from matt_fast.support.texts import Joined
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
     if init == "transtokenizers":
         return transtokenizer_mixtures(pairs, vocabulary)
     source = train_word_vectors((text for text, _ in pairs), seed=seed)
-    target = train_word_vectors(chain((text for _, text in pairs), texts or ()), seed=seed)
+    target = train_word_vectors(Joined([text for _, text in pairs], texts or ()), seed=seed)
     return wechsel_mixtures(vocabulary, source, target, dictionary_from_pairs(pairs))
 
 

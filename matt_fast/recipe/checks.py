@@ -15,11 +15,13 @@ from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
 from matt_fast.recipe.preflight import (
     check_max_length,
+    check_new_tokens,
     check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
     estimate_bytes,
+    missing_new_tokens,
     rehearse_saving,
 )
 from matt_fast.recipe.work import Work
@@ -55,6 +57,14 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         )
     if held_out is not None:
         check_held_out(held_out, data, job.eval_data, job.data)
+    for argument, found in (("data", data), ("eval_data", held_out)):
+        if found is not None and found.skipped and not known:
+            parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
+            work.say(f"{argument}: passed over {', '.join(parts)}")
+    if not known and job.freeze_shared:
+        documents = read_documents(job.data, split=job.split, text_field=job.text_field)
+        if (message := missing_new_tokens(documents, vocabulary)) is not None:
+            work.say(message)
     prints = _fingerprints(work, vocabulary, data, held_out)
     if known:
         check_unchanged(known["fingerprints"], prints)
@@ -66,6 +76,8 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> None:
     job, teacher = work.job, work.teacher
     check_output(work.run.output)
     check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
+    if job.freeze_shared:
+        check_new_tokens(vocabulary)
     check_savable(teacher)
     check_weights(teacher)
     for message in rehearse_saving(teacher, vocabulary.student):
