@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from matt_fast.support.texts import printable
+
 LONG = ("losses", "made")  # a value for each step or token; they are in files of the output
 PACKAGE = Path(__file__).parents[1]
 SILENT = {  # what libraries read when they are imported
@@ -65,11 +67,6 @@ def _tells_what_was_wanted(error: Exception) -> bool:
         frames = traceback.extract_tb(error.__traceback__)
         return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE) and ": wanted " in str(error)
     return isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
-
-
-def printable(text: str) -> str:
-    """A text without control characters and halves of characters, which a terminal would obey or could not write."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class Output:

@@ -1,4 +1,4 @@
-"""Texts of any length, in pieces and groups that take a bounded memory when they are tokenised."""
+"""Texts of any length in pieces and groups that take a bounded memory when they are tokenised; texts to print."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -74,3 +74,11 @@ def groups(items: Iterable[T], together: int, text: Callable[[T], str] = lambda 
             group, characters = [], 0
     if group:
         yield group
+
+
+def printable(text: str) -> str:
+    """A text without control characters and halves of characters, which a terminal would obey or could not write.
+
+    They are there as escapes; line ends stay.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
