@@ -240,6 +240,21 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert list(read_documents(folder / ".named.txt")) == ["asked for"]
 
 
+def test_links_to_nothing_and_pointers_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "gone.csv")
+    assert list(read_documents(tmp_path)) == ["text"]
+    (tmp_path / "b.jsonl").symlink_to("../.annex/objects/b")
+    with pytest.raises(
+        FileNotFoundError, match=r"data: wanted a file, got the link .*b.jsonl' to '../.annex/objects/b'"
+    ):
+        read_documents(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "c.md").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"data: wanted the content of .*c.md', got a pointer of git-lfs"):
+        check_readable(tmp_path)
+
+
 def test_columns_that_differ_between_files_are_named(tmp_path):
     jsonl(tmp_path / "a.jsonl", ["one"])
     (tmp_path / "b.jsonl").write_text('{"body": "two"}\n')

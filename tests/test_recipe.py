@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -229,6 +230,21 @@ def test_a_tokenizer_without_new_tokens_is_refused_unless_shared_rows_are_traine
     assert transfer(**arguments | {"tokenizer": part}, freeze_shared=False).seen > 0
 
 
+def test_rows_without_text_are_passed_over_by_the_same_rule_everywhere(job):
+    arguments, _ = job
+    plain = transfer(**arguments, eval_data=held_out(arguments))
+    for path in (arguments["data"], held_out(arguments)):
+        path.write_text('{"text": null}\n' + path.read_text() + '{"text": " "}\n{"text": ""}\n')
+    said = []
+    options = {"eval_data": arguments["data"].with_name("held-out.jsonl"), "on_message": said.append}
+    training = TrainingOptions(steps=30, lr=1e-2)  # more than a pass over the data
+    output = arguments["output"].with_name("other")
+    found = transfer(**arguments | {"output": output, "training": training}, init="contextual", **options)
+    assert said == [f"{name}: passed over 3 documents without text" for name in ("data", "eval_data")]
+    assert found.progress.skipped["documents without text"] >= 3
+    assert found.evaluations["original"] == replace(plain.evaluations["original"], without_text=3)
+
+
 def test_new_tokens_are_looked_for_only_until_one_is_found(job):
     vocabulary = VocabularyPair(job[1], new_tokenizer(), 275)
 
@@ -307,7 +323,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments, precision="fp16")
     with pytest.raises(ValueError, match="could not be loaded as a model"):
         transfer(**arguments | {"model": tmp_path / "full"})
-    (tmp_path / "empty.jsonl").write_text('{"text": ""}')
+    (tmp_path / "empty.jsonl").write_text('{"text": " \\n"}')
     with pytest.raises(ValueError, match=r"^data: wanted text to train on .*1 documents without text\)$"):
         transfer(**arguments | {"data": tmp_path / "empty.jsonl"})
     (tmp_path / "empty.jsonl").unlink()

@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ BLOCK = 1 << 20  # bytes decoded at a time
 PIECE = 1 << 18  # characters of plain text given at a time: some 60,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
 SHOWN = 60  # characters of a bad line in an error
+LFS = b"version https://git-lfs.github.com/spec/"
 TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -33,11 +35,15 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
 
     Raises:
         ValueError: a folder without readable files, or a file of another format.
+        FileNotFoundError: a link to nothing.
     """
     path = Path(source)
     if not path.exists():
         return None
     files = [file for file, why in _listed(path) if why is None]
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{argument}: wanted a file, got the link {str(file)!r} to {os.readlink(file)!r}")
     if not files:
         raise ValueError(f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
     return files
@@ -50,7 +56,9 @@ def passed_over(source: str | Path) -> Counter:
 
 def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
     """A path, or the files in a folder in order; and why one is not read, None for one that is."""
-    for file in filter(Path.is_file, sorted(path.rglob("*")) if path.is_dir() else [path]):
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.exists() and not file.is_file():
+            continue
         inside = file.relative_to(path).parts
         hidden = any(part.startswith(".") for part in inside)
         yield file, "hidden files" if hidden else None if format_of(file) else "files of another format"
@@ -83,7 +91,12 @@ def read_texts(
                     pass
             yield from _parquet_texts(raw, file, text_field, argument)
             return
-        start = stream.peek(4)[:4]
+        start = stream.peek(len(LFS))
+        if start.startswith(LFS):
+            raise ValueError(
+                f"{argument}: wanted the content of {str(file)!r}, got a pointer of git-lfs, see git lfs pull"
+            )
+        start = start[:4]
         if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32")
         if kind == "text":

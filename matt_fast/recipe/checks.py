@@ -8,7 +8,7 @@ from pathlib import Path
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
-from matt_fast.data.summary import DataSummary, check_held_out, check_readable
+from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out, check_readable
 from matt_fast.model.checkpoint_files import check_savable, check_weights
 from matt_fast.model.positions import position_limit
 from matt_fast.recipe.config import dump_config, resolved_config
@@ -51,7 +51,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         _check_model(work, vocabulary)
     data = _readable(work, "data")
     held_out = None if job.eval_data is None else _readable(work, "eval_data")
-    if data.characters == 0:
+    if data.characters == 0 or data.skipped[WITHOUT_TEXT] == data.documents:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
