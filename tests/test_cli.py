@@ -1,17 +1,21 @@
 """The command line: what it refuses before anything slow, options from files, and what it prints."""
 
+import importlib
 import inspect
 import json
 import logging
 import os
 import subprocess
 import sys
+import typing
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from safetensors import SafetensorError
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from typer.testing import CliRunner
 
@@ -37,6 +41,10 @@ def run(*arguments):
 def message(result):
     """What was printed, without the frame and the line breaks of a terminal."""
     return " ".join(result.output.replace("│", " ").split())
+
+
+WHERE = "--debug shows where it happened.\n"
+BAD_BYTE = UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid start byte")
 
 
 def with_note(error, note):
@@ -132,6 +140,38 @@ def test_a_wrong_argument_is_named(called, arguments, words):
     assert refused.exit_code in (1, 2)
     assert words in message(refused)
     assert not called
+
+
+MAY_BE_ZERO = {"seed", "warmup_steps", "decay_steps", "max_grad_norm"}
+MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}
+
+
+@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
+def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, command):
+    stub_all(monkeypatch, ValueError("reached"))
+    monkeypatch.chdir(tmp_path)
+    numbers = []
+    known = typer.main.get_command(app).commands[command]
+    types = typing.get_type_hints(inspect.unwrap(known.callback))
+    for option in known.params:
+        kinds = {types.get(option.name), *typing.get_args(types.get(option.name))}
+        if not kinds & {int, float} and option.name not in ("checkpoint_every", "validate_every", "layer"):
+            continue
+        numbers.append(option.name)
+        values = ["0", "-1", "-3", "-1000000000000", str(10**30), "nan", "inf", "-inf", "1e300"]
+        for value in values:
+            ended = run(command, *REQUIRED[command], f"{option.opts[0]}={value}")
+            allowed = (value == "0" and option.name in MAY_BE_ZERO) or (
+                value in ("1e300", str(10**30)) and option.name in MAY_BE_HUGE
+            )
+            said = ended.stderr.replace("n_layers", "layer").replace("-", "_")
+            assert "Traceback" not in said
+            assert ended.exit_code == (1 if ended.stderr.startswith("Error: ") else 2), (option.name, value, said)
+            if "reached" in said:
+                assert allowed, (option.name, value)
+            else:
+                assert option.name in said, (option.name, value, said)
+    assert len(numbers) == {"transfer": 15, "evaluate": 2, "plan": 6, "compare-inits": 2}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):
@@ -343,6 +383,23 @@ def test_plain_values_are_valid_json():
         (with_note(ValueError("no"), "go on with [x]"), 1, "Error: no\ngo on with [x]\n"),
         (SystemExit(143), 143, ""),
         (ValueError("wanted [red]b[/x]y :smile:"), 1, "Error: wanted [red]b[/x]y :smile:\n"),
+        (
+            OSError("got 'a\x1b[31m\udcffb\u202e'" + " long" * 40),
+            1,
+            f"Error: got 'a\\x1b[31m\\udcffb\\u202e'{' long' * 40}\n",
+        ),
+        (KeyError("model.a"), 1, f"Error: KeyError: 'model.a'\n{WHERE}"),
+        (StopIteration(), 1, f"Error: StopIteration\n{WHERE}"),
+        (NotImplementedError("of [b]"), 1, f"Error: NotImplementedError: of [b]\n{WHERE}"),
+        (with_note(IndexError("out of range"), "go on"), 1, f"Error: IndexError: out of range\ngo on\n{WHERE}"),
+        (SafetensorError("too short"), 1, f"Error: SafetensorError: too short\n{WHERE}"),
+        (
+            TypeError("'NoneType' object is not iterable"),
+            1,
+            f"Error: TypeError: 'NoneType' object is not iterable\n{WHERE}",
+        ),
+        (BAD_BYTE, 1, f"Error: UnicodeDecodeError: {BAD_BYTE}\n{WHERE}"),
+        (MemoryError(), 1, f"Error: MemoryError\n{WHERE}"),
     ],
     ids=repr,
 )
@@ -353,6 +410,43 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
     monkeypatch.setattr(matt_fast.recipe.transfer, "transfer", transfer)
     ended = run("transfer", *PATHS, "--quiet")
     assert (ended.exit_code, ended.stderr) == (status, words)
+    ended = run("transfer", *PATHS, "--quiet", "--debug")
+    assert ended.exit_code == status
+    assert ended.stderr.endswith(words.removesuffix(WHERE))
+    is_error = isinstance(raised, Exception)
+    assert ("Traceback" in ended.stderr and "in transfer\n    raise raised" in ended.stderr) == is_error
+
+
+REQUIRED = {
+    "transfer": PATHS,
+    "evaluate": PATHS[::2],
+    "plan": PATHS[:2],
+    "compare-inits": [*PATHS[:2], "--eval-data=org/other", "--init=mean"],
+}
+
+
+def stub_all(monkeypatch, error):
+    """Let what each command calls raise an error at once."""
+
+    def broken(*arguments, **options):
+        raise error
+
+    patched = (  # all are imported before the first is
+        (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
+        (importlib.import_module("matt_fast.recipe.comparison"), "compare_initializers"),
+        (importlib.import_module("matt_fast.planning.plan"), "plan"),
+        (importlib.import_module("matt_fast.model.teacher"), "Teacher"),
+    )
+    for module, name in patched:
+        monkeypatch.setattr(module, name, broken)
+
+
+@pytest.mark.parametrize("command", REQUIRED)
+def test_no_command_ends_with_a_traceback(monkeypatch, command):
+    stub_all(monkeypatch, AttributeError("'NoneType' object has no attribute 'x'"))
+    ended = run(command, *REQUIRED[command])
+    wanted = f"Error: AttributeError: 'NoneType' object has no attribute 'x'\n{WHERE}"
+    assert (ended.exit_code, ended.stderr) == (1, wanted)
 
 
 def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch):
@@ -360,6 +454,20 @@ def test_a_result_that_is_worse_than_its_start_is_no_success(called, monkeypatch
     ended = run("transfer", *PATHS, "--json", "--quiet")
     assert (ended.exit_code, ended.stderr) == (1, "The result is worse than its start: loss 9 after 1\n")
     assert json.loads(ended.stdout)["worse_than_start"] == "loss 9 after 1"
+
+
+@pytest.mark.parametrize(
+    ("losses", "worse"),
+    [
+        ([0.0, 0.9, 0.8], None),  # the first batch had nothing to predict
+        ([0.4, 0.0, 0.9], "loss 0.9 at the end of training, 0.4 at its start"),
+        ([0.0, 0.0], None),
+        ([], None),
+    ],
+)
+def test_steps_with_nothing_to_predict_are_no_start(losses, worse):
+    result = replace(a_result("x"), evaluations={}, progress=Progress(losses=losses))
+    assert result.worse_than_start == worse
 
 
 def test_paths_are_printed_as_they_are(called):

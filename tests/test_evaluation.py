@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TEXTS, byte_level, new_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from matt_fast.evaluation.bits_per_byte import cut_pieces, evaluate
 
@@ -61,6 +63,34 @@ def test_the_number_of_pieces_can_be_bounded():
     tokenizer = new_tokenizer()
     result = evaluate(BigramModel(len(tokenizer)), tokenizer, ["abc\n" * 10], piece_bytes=4, max_pieces=3)
     assert result.n_bytes == 12
+
+
+def test_documents_without_text_are_passed_over_and_counted():
+    tokenizer = new_tokenizer()
+    model = BigramModel(len(tokenizer))
+    found = evaluate(model, tokenizer, [None, TEXTS[0], "", TEXTS[1], " \n", None])
+    assert found == replace(evaluate(model, tokenizer, TEXTS[:2]), without_text=4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_tokens_than_positions_are_named(tmp_path, masked):
+    """Not an index out of range, nor a figure that no model of these positions would give."""
+    tokenizer = byte_level(TEXTS, 280, bos_token="<s>", mask_token="<mask>")
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=48, vocab_size=len(tokenizer))
+    model = GPT2LMHeadModel(config).eval()
+    fits = "日" * 15  # 45 bytes, as many tokens, and <s>
+    lengths = [len(tokenizer(text)["input_ids"]) for text in (fits, fits + "日")]
+    assert lengths[0] <= 48 < lengths[1]
+    assert evaluate(model, tokenizer, [fits], masked=masked).n_tokens == lengths[0] - 1
+    with pytest.raises(ValueError, match=f"piece_bytes: .* within the model's 48 positions.* has {lengths[1]} tokens"):
+        evaluate(model, tokenizer, [fits + "日"], masked=masked)
+    assert evaluate(model, tokenizer, [fits + "日"], masked=masked, piece_bytes=24).n_bytes == 48
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_pieces", 0), ("max_pieces", -3), ("piece_bytes", -1)])
+def test_numbers_that_make_no_sense_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}: wanted at least"):
+        evaluate(BigramModel(330), new_tokenizer(), TEXTS, **{name: value})
 
 
 def test_bad_input_is_named():

@@ -204,3 +204,15 @@ def test_a_model_with_padding_rows_starts_new_tokens_from_its_tokens(tmp_path):
         expected = table.weight[: len(tokenizer)].double().mean(0).float()
         assert torch.allclose(found[i], expected, atol=1e-6)
     assert initial_rows(model, vocabulary, "random", 0).input.abs().max() < 5
+
+
+@pytest.mark.parametrize("init", ["contextual", "focus", "omp-self", "tokalign", "wechsel"])
+def test_texts_that_are_none_or_empty_are_passed_over(tmp_path, init):
+    save_tiny_model(tmp_path)
+    source = Teacher(tmp_path)
+    model = source.load(torch.float32)
+    vocabulary = VocabularyPair(source.load_tokenizer(), new_tokenizer(), len(model.get_input_embeddings().weight))
+    pairs = [("def self return", "def value return")] * 20 if init == "wechsel" else None
+    texts = [None, *TEXTS[:5], "", " \n", None, *TEXTS[5:]]
+    rows = [initial_rows(model, vocabulary, init, 0, texts=x, parallel=pairs).input for x in (texts, TEXTS)]
+    assert torch.equal(*rows)

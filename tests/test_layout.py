@@ -16,8 +16,8 @@ PACKAGE = ROOT / "matt_fast"
 FLOORS = (
     ("support", "matt_kernels"),
     ("alignment", "loss"),
-    ("model", "evaluation"),
-    ("data", "initializers"),
+    ("model",),
+    ("data", "initializers", "evaluation"),
     ("training", "modeling"),
     ("recipe",),
     ("planning",),

@@ -2,8 +2,10 @@
 
 import functools
 import time
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from matt_fast import TrainingOptions, aim_loss, capture_attention
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.batches import Batch, collate
+from matt_fast.data.batches import Batch, Chunk, collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
@@ -51,7 +53,6 @@ class Sides:
         self.start = initial_rows(self.model, self.vocabulary, "random", 0)
         self.student = make_student(self.model, self.vocabulary, self.start, freeze_shared=True, with_head=True)
         sides = Side("teacher", teacher_tokenizer, rows, 40), Side("student", student_tokenizer, 330, 40)
-        from collections import Counter
 
         chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
         self.batch: Batch = collate([[chunks[0]], [chunks[3]], [chunks[-1]]], Counter())
@@ -334,6 +335,41 @@ def test_a_batch_without_new_tokens_is_no_error(sides):
     )
     assert progress.steps_without_new_tokens == 2
     assert torch.equal(sides.student.input.weight(), before)
+
+
+WITH_HEAD = ("ntp", "boundary-head", "aim+ntp", "ntp+aim", "aim+boundary-head", "ntp+boundary-head+aim")
+
+
+@pytest.mark.parametrize("objective", WITH_HEAD)
+def test_a_batch_with_nothing_to_predict_counts_as_zero(sides, objective):
+    """One token a row: nothing follows it, and nothing is before it. AIM has the influence of a token on itself."""
+    whole, token = sides.batch, int(sides.student.input.trainable_ids[-1])
+    ids, zero = torch.tensor([[token]]), np.zeros(1, np.int64)
+    nothing = collate([[Chunk(np.array([5]), np.array([token]), zero, zero)]] * 2, Counter())
+    assert (nothing.student_ids == ids).all()
+    rows, expected_rows = (sides.student.rows(nothing.student_ids) for _ in range(2))
+    sides.batch = nothing
+    parts = sides.losses(objective, rows)
+    total = combine(parts)
+    assert {name: part.item() for name, part in parts.items() if name != "aim"} == {
+        name: 0.0 for name in parts if name != "aim"
+    }
+    first = next(iter(parts))
+    aim_alone = sides.losses("aim", expected_rows)["aim"] if first == "aim" else None
+    assert total.item() == (0.0 if aim_alone is None else aim_alone.item())
+    total.backward()
+    if aim_alone is not None:
+        aim_alone.backward()
+    for part, expected in zip(rows.by_table, expected_rows.by_table, strict=True):
+        wanted = torch.zeros_like(part.trainable) if expected.trainable.grad is None else expected.trainable.grad
+        got = torch.zeros_like(part.trainable) if part.trainable.grad is None else part.trainable.grad
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+    options = TrainingOptions(objective=objective, steps=3, lr=1e-2)
+    batches = iter([nothing, whole, nothing])
+    progress, _ = train(sides.model, sides.model, sides.student, batches, LAYERS, options, Accelerator(cpu=True))
+    assert [loss > 0 for loss in progress.losses] == [first == "aim", True, first == "aim"]
+    assert progress.first_loss == progress.losses[first != "aim"]  # what later losses are held against
 
 
 def test_learning_rate_schedule():

@@ -181,6 +181,11 @@ def test_what_fits_fits_and_a_little_more_does_not(folders):
     assert all(x.fits == (x.peak <= 1 << 20) for x in found.remedies)
 
 
+def test_no_more_positions_than_the_model_has(folders):
+    found = plan(*folders, length=8, batch_size=1, device="cpu", vram=1 << 40)
+    assert found.longest == 2048
+
+
 def test_all_remedies_together_where_none_is_enough(folders):
     settings = {"length": 512, "batch_size": 1, "n_layers": 3, "precision": "no", "device": "cpu"}
     single = plan(*folders, **settings, vram=plan(*folders, **settings).step.peak - 1).remedies
@@ -230,6 +235,9 @@ def test_an_encoder(tmp_path):
     ("changes", "message"),
     [
         ({"length": 0}, "length: wanted at least 1, got 0"),
+        ({"length": 2049}, "length: wanted at most the model's 2048 positions, got 2049"),
+        ({"length": 10**12}, "length: wanted at most 16,777,216, got"),
+        ({"batch_size": 10**12}, "batch_size: wanted at most 65,536, got"),
         ({"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
         ({"n_layers": 4}, "n_layers: wanted 1 to 3 for this model, got 4"),
         ({"precision": "fp16"}, "precision: wanted no or bf16, got 'fp16'"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections import Counter
 
 import pyarrow as pa
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matt_fast.data import reading, summary
+from matt_fast.data import documents, reading, summary
 from matt_fast.data.documents import read_documents
+from matt_fast.data.parallel import read_pairs
 from matt_fast.data.reading import read_texts
 from matt_fast.data.summary import check_held_out, check_readable, digest_files
 
@@ -65,6 +67,10 @@ BAD_ROWS = {
     b'{"body": "x"}\n': r"text_field: wanted one of the columns \['body'\] of line 4 of .*, got 'text'",
     b"[1, 2]\n": "data: wanted a row with columns in line 4 of",
     b'"text"\n': "data: wanted a row with columns in line 4 of",
+    b"[" * 100_000 + b"\n": "data: wanted JSON in line 4 of .*maximum recursion depth exceeded",
+    b'{"text": ' + b"[" * 100_000 + b"\n": "data: wanted JSON in line 4 of .*maximum recursion depth exceeded",
+    b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n": "data: wanted JSON in line 4 of .*digits",
+    b"\0\0\n": "data: wanted JSON in line 4 of",
     b'{"text": "\\ud83d"}\n': r"data: wanted whole characters in line 4 of .*, got \\ud83d",
 }
 
@@ -117,6 +123,51 @@ def test_plain_text_is_one_document_with_its_lines_ended_alike(tmp_path, monkeyp
         list(read_documents(path))
 
 
+@pytest.mark.parametrize("block", [1, 2, 5, 1 << 20])
+def test_byte_order_marks_are_no_text(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(reading, "BLOCK", block)
+    for name, content in (("a.txt", "日\r\n"), ("b.md", ""), ("c.jsonl", '{"text": "x"}\n{"text": "y"}\r\n')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert list(read_documents(tmp_path)) == ["日\n", "", "x", "y"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_other_encodings_are_named(tmp_path, encoding, name):
+    (tmp_path / name).write_bytes('{"text": "naïve"}\n'.encode(encoding))
+    with pytest.raises(
+        ValueError, match=rf"data: wanted UTF-8 in line 1 of .*{name}', got what looks like UTF-16 or 32"
+    ):
+        check_readable(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["long.txt", "LONG.MD"])
+def test_a_long_text_comes_in_pieces(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(reading, "PIECE", 100)
+    monkeypatch.setattr(reading, "BLOCK", 64)
+    text = "".join(f"Zeile {i} — 日本\n" * (i % 3) + "ohne Ende " * (i == 7) * 30 for i in range(40))
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    pieces = list(read_documents(tmp_path / name))
+    assert "".join(pieces) == text
+    assert all(len(piece) <= 100 for piece in pieces)
+    assert sum(not piece.endswith("\n") for piece in pieces) == 3  # in the line of 300 characters
+    found = check_readable(tmp_path)
+    assert (found.documents, found.characters, found.bytes) == (1, len(text), len(text.encode()))
+
+
+def test_memory_does_not_grow_with_a_file(tmp_path):
+    line = "Zeile für Zeile 日本\n"
+    peaks = []
+    for megabytes in (4, 16):
+        (tmp_path / "a.txt").write_text(line * (megabytes * (1 << 20) // len(line.encode())))
+        tracemalloc.start()
+        for _ in read_texts(tmp_path / "a.txt", "text"):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 12 << 20
+
+
 def test_parquet_of_every_type_of_text_and_its_bad_rows(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     monkeypatch.setattr(reading, "ROWS_TOGETHER", 2)
@@ -165,6 +216,100 @@ def test_what_a_folder_holds(tmp_path):
     changed = check_readable(moved).digest
     (moved / "c.md").rename(moved / "d.md")
     assert len({found.digest, changed, check_readable(moved).digest}) == 3
+
+
+def test_what_is_passed_over_is_counted(tmp_path):
+    folder = tmp_path / ".home" / "data"  # that a folder above is hidden does not matter
+    for inner in (".cache", "x/.ipynb_checkpoints", "y"):
+        (folder / inner).mkdir(parents=True)
+    for hidden in (".cache/a.txt", "x/.ipynb_checkpoints/a.txt", "._b.jsonl", ".DS_Store"):
+        (folder / hidden).write_bytes(b"\xff\xfe no text")
+    for other in ("c.csv", "d.jsonl.gz", "LICENSE"):
+        (folder / other).write_text("other")
+    jsonl(folder / "A.JSONL", ["one", None, "", " \n", "two"])
+    pq.write_table(pa.table({"text": ["three", None]}), folder / "B.Parquet")
+    (folder / "C.TXT").write_text("four")
+    (folder / "y" / "empty.txt").write_text("")
+    (folder / "y" / "empty.jsonl").write_text("")
+    found = check_readable(folder)
+    assert found.skipped == {"hidden files": 4, "files of another format": 3, "documents without text": 5}
+    assert found.documents == 9
+    assert list(read_documents(folder)) == ["one", "", "", " \n", "two", "three", "", "four", ""]
+    assert check_readable(folder / "C.TXT").skipped == {}
+    assert list(read_documents(folder / ".cache" / ".." / "C.TXT")) == ["four"]
+    (folder / ".named.txt").write_text("asked for")
+    assert list(read_documents(folder / ".named.txt")) == ["asked for"]
+
+
+def test_links_to_nothing_and_pointers_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.csv").symlink_to(tmp_path / "gone.csv")
+    assert list(read_documents(tmp_path)) == ["text"]
+    (tmp_path / "b.jsonl").symlink_to("../.annex/objects/b")
+    with pytest.raises(
+        FileNotFoundError, match=r"data: wanted a file, got the link .*b.jsonl' to '../.annex/objects/b'"
+    ):
+        read_documents(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "c.md").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"data: wanted the content of .*c.md', got a pointer of git-lfs"):
+        check_readable(tmp_path)
+
+
+def test_columns_that_differ_between_files_are_named(tmp_path):
+    jsonl(tmp_path / "a.jsonl", ["one"])
+    (tmp_path / "b.jsonl").write_text('{"body": "two"}\n')
+    with pytest.raises(ValueError, match=r"text_field: wanted one of the columns \['body'\] of line 1 of .*b.jsonl'"):
+        check_readable(tmp_path)
+    pq.write_table(pa.table({"body": ["three"]}), tmp_path / "b.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": "two", "more": [1]}\n{"text": "x", "more": "y"}\n')
+    with pytest.raises(ValueError, match=r"text_field: wanted one of the columns \['body'\] of .*b.parquet'"):
+        check_readable(tmp_path)
+
+
+PAIRS = [("eins", "one"), ("zwei ", "two\u2028")]
+BAD_PAIRS = {
+    b"eins\tone\tuno\n": "wanted two columns in line 3 of",
+    b"eins\n": "wanted two columns in line 3 of",
+    b"caf\xe9\tcoffee\n": "wanted UTF-8 in line 3 of .*, got the byte 0xe9",
+}
+BAD_JSON_PAIRS = {
+    b'{"source": "a"}\n': 'wanted texts "source" and "target" in line 3 of',
+    b'{"source": "a", "target": 5}\n': 'wanted texts "source" and "target" in line 3 of',
+    b"[" * 100_000 + b"\n": 'wanted texts "source" and "target" in line 3 of',
+    b'{"source": "\\ud83d", "target": "b"}\n': "wanted whole characters in line 3 of",
+    b'{"source": "\xe9", "target": "b"}\n': "wanted UTF-8 in line 3 of .*, got the byte 0xe9",
+}
+
+
+def test_pairs_of_texts(tmp_path):
+    tsv, lines = tmp_path / "a.TSV", tmp_path / "a.JSONL"
+    tsv.write_bytes("\ufeffeins\tone\r\n\nzwei \ttwo\u2028\n\tnothing\n".encode())
+    lines.write_text(
+        "".join(json.dumps({"source": a, "target": b}) + "\n" for a, b in [*PAIRS, (None, "x"), ("y", "")])
+    )
+    long = "wort " * 40_000  # more than the csv module reads in a column
+    assert read_pairs(tsv) == read_pairs(lines) == PAIRS
+    tsv.write_text(f"{long}\tlong\n")
+    assert read_pairs(tsv) == [(long, "long")]
+
+
+@pytest.mark.parametrize(("row", "message"), [*BAD_PAIRS.items(), *BAD_JSON_PAIRS.items()], ids=range(8))
+def test_a_bad_pair_is_named(tmp_path, row, message):
+    path = tmp_path / ("a.tsv" if row in BAD_PAIRS else "a.jsonl")
+    good = b"eins\tone\n" if row in BAD_PAIRS else b'{"source": "eins", "target": "one"}\n'
+    path.write_bytes(good + b"\n" + row + good)
+    with pytest.raises(ValueError, match=f"parallel: {message}"):
+        read_pairs(path)
+
+
+def test_a_stream_that_holds_something_else_is_named(monkeypatch):
+    rows = [{"text": "a"}, {"text": None}, {"text": 5}]
+    monkeypatch.setattr(documents, "load_hub_documents", lambda *names, **options: rows)
+    texts = iter(read_documents("some/name"))
+    assert [next(texts), next(texts)] == ["a", ""]
+    with pytest.raises(ValueError, match="text_field: wanted texts, got int in a row of 'some/name'"):
+        next(texts)
 
 
 def test_held_out_data_is_not_the_training_data(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,16 +12,25 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from tiny import TEXTS, new_tokenizer, save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, GPTNeoXConfig, pipeline
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, sweep_layers, transfer
-from matt_fast.alignment.vocabulary import match_tokens
+from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
 from matt_fast.cli.app import app
 from matt_fast.cli.display import print_result
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe import sweep
 from matt_fast.recipe.export import keep_chat_template
+from matt_fast.recipe.preflight import missing_new_tokens
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import Student, losses
 
@@ -209,11 +219,55 @@ def test_identical_tokenizers_are_refused(job):
     assert not arguments["output"].exists()
 
 
+def test_a_tokenizer_without_new_tokens_is_refused_unless_shared_rows_are_trained(job):
+    """A part of the model's own vocabulary, so that the tokenizers differ."""
+    arguments, teacher_tokenizer = job
+    whole = json.loads(teacher_tokenizer.backend_tokenizer.to_str())
+    del whole["model"]["vocab"]["".join(whole["model"]["merges"].pop())]
+    roles = {name: getattr(teacher_tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")}
+    part = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)), **roles)
+    with pytest.raises(ValueError, match="tokenizer: wanted new tokens, got none: the model has all 269 of them"):
+        transfer(**arguments | {"tokenizer": part})
+    assert not arguments["output"].exists()
+    assert transfer(**arguments | {"tokenizer": part}, freeze_shared=False).seen > 0
+
+
+def test_rows_without_text_are_passed_over_by_the_same_rule_everywhere(job):
+    arguments, _ = job
+    plain = transfer(**arguments, eval_data=held_out(arguments))
+    for path in (arguments["data"], held_out(arguments)):
+        path.write_text('{"text": null}\n' + path.read_text() + '{"text": " "}\n{"text": ""}\n')
+    said = []
+    options = {"eval_data": arguments["data"].with_name("held-out.jsonl"), "on_message": said.append}
+    training = TrainingOptions(steps=30, lr=1e-2)  # more than a pass over the data
+    output = arguments["output"].with_name("other")
+    found = transfer(**arguments | {"output": output, "training": training}, init="contextual", **options)
+    assert said == [f"{name}: passed over 3 documents without text" for name in ("data", "eval_data")]
+    assert found.progress.skipped["documents without text"] >= 3
+    assert found.evaluations["original"] == replace(plain.evaluations["original"], without_text=3)
+
+
+def test_new_tokens_are_looked_for_only_until_one_is_found(job):
+    vocabulary = VocabularyPair(job[1], new_tokenizer(), 275)
+
+    def documents():
+        yield ""
+        yield TEXTS[0]
+        raise AssertionError("one has been found")
+
+    assert missing_new_tokens(documents(), vocabulary) is None
+
+
 def test_steps_without_new_tokens_are_counted_and_lose_nothing(job):
     """All but one of the tokens are shared, and the data does not have it."""
     arguments, teacher_tokenizer = job
     teacher_tokenizer.add_tokens(["§§"])
-    result = transfer(**arguments | {"tokenizer": teacher_tokenizer})
+    said = []
+    result = transfer(**arguments | {"tokenizer": teacher_tokenizer}, on_message=said.append)
+    characters = sum(map(len, TEXTS))
+    assert said == [
+        f"data: none of the 1 new tokens occurs in its first {characters:,} characters; steps without one train nothing"
+    ]
     assert result.new == 1
     assert result.progress.losses == [0.0] * 4
     assert result.progress.steps_without_new_tokens == 4
@@ -271,7 +325,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments, precision="fp16")
     with pytest.raises(ValueError, match="could not be loaded as a model"):
         transfer(**arguments | {"model": tmp_path / "full"})
-    (tmp_path / "empty.jsonl").write_text('{"text": ""}')
+    (tmp_path / "empty.jsonl").write_text('{"text": " \\n"}')
     with pytest.raises(ValueError, match=r"^data: wanted text to train on .*1 documents without text\)$"):
         transfer(**arguments | {"data": tmp_path / "empty.jsonl"})
     (tmp_path / "empty.jsonl").unlink()

@@ -31,14 +31,15 @@ def compare_inits(
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
     """Initialise a model for a new tokenizer in several ways and print what each costs, before any training."""
     arguments = dict(locals())
-    for name in ("output", "json", "quiet", "init"):
+    for name in ("output", "json", "quiet", "debug", "init"):
         del arguments[name]
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         for name in init:
             check_arguments(arguments | {"init": name})
         if output is not None and not output.absolute().parent.is_dir():

@@ -131,3 +131,5 @@ def print_evaluation(console: Console, result: "Evaluation") -> None:
     say(console, f"bits per byte    {result.bits_per_byte:.4f}")
     say(console, f"bytes per token  {result.bytes_per_token:.3f}")
     say(console, f"scored           {result.n_bytes:,} bytes, {result.n_tokens:,} tokens")
+    if result.without_text:
+        say(console, f"passed over      {result.without_text:,} documents without text")

@@ -9,7 +9,7 @@ from matt_fast.cli.display import print_evaluation
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import PRECISIONS, TEXT_FILES, check_device
-from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.support.checks import MANY, check_choice, check_location, check_range
 
 
 def evaluate(
@@ -26,6 +26,7 @@ def evaluate(
     device: o.Device = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
@@ -33,11 +34,11 @@ def evaluate(
 
     Masked language models are scored by pseudo-likelihood; compare their figures with each other only.
     """
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         check_choice("precision", precision, PRECISIONS)
         check_device(device)
-        check_least("pieces", pieces, 1)
-        check_least("piece_bytes", piece_bytes, 4)  # the longest character
+        check_range("pieces", pieces, 1, MANY)
+        check_range("piece_bytes", piece_bytes, 4, MANY)  # the longest character
         for name, value in (("model", model), ("tokenizer", tokenizer), ("data", data)):
             check_location(name, value, TEXT_FILES)
         with ProgressDisplay(out.console, announce=False) as display:
@@ -47,11 +48,13 @@ def evaluate(
 
             from matt_fast.data.documents import read_documents
             from matt_fast.evaluation.bits_per_byte import evaluate as run
+            from matt_fast.model.checkpoint_files import check_weights
             from matt_fast.model.teacher import Teacher
 
             display.on_stage("model")
             source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
             source.check_language_model("evaluate")
+            check_weights(source)
             dtype = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}[precision]
             loaded = source.load(dtype).to(device or Accelerator().device)
             documents = read_documents(data, split=split, text_field=text_field)

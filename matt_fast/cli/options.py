@@ -194,3 +194,4 @@ RemoteCode = Annotated[bool, Option(help="Let the repository run code of its own
 AllowPickle = Annotated[
     bool, Option(help="Accept weights that are not safetensors (loading can run code).", rich_help_panel=OUTPUT)
 ]
+Debug = Annotated[bool, Option("--debug", help="Print the traceback of an error.", rich_help_panel=OUTPUT)]

@@ -5,10 +5,12 @@ import logging
 import math
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,6 +21,7 @@ from rich.text import Text
 from matt_fast.support.printable import printable
 
 LONG = ("losses", "made")  # a value for each step or token; they are in files of the output
+PACKAGE = Path(__file__).parents[1]
 SILENT = {  # what libraries read when they are imported
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -30,18 +33,41 @@ SILENT = {  # what libraries read when they are imported
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Print what is wrong with the input in one message, without a traceback; end with 130 after Ctrl-C."""
+def clear_errors(debug: bool = False) -> Iterator[None]:
+    """Print any error as one message and end with status 1, or with 130 after Ctrl-C.
+
+    Args:
+        debug: print the traceback too.
+    """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        message = escape(printable("\n".join([str(error), *getattr(error, "__notes__", ())])))
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", highlight=False, emoji=False)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        parts = [str(error).strip(), *getattr(error, "__notes__", ())]
+        if not _tells_what_was_wanted(error):
+            parts[0] = f"{type(error).__name__}: {parts[0]}".removesuffix(": ")
+            parts += [] if debug else ["--debug shows where it happened."]
+        message = escape(printable("\n".join(parts)))
+        options = {"highlight": False, "emoji": False, "soft_wrap": True}
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", **options)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if str(error):
             print(printable(str(error)), file=sys.stderr, flush=True)
         raise typer.Exit(130) from error
+
+
+def _tells_what_was_wanted(error: Exception) -> bool:
+    """Whether an error is of a kind by which this package and its libraries say what is wrong with an input."""
+    if isinstance(error, UnicodeError | json.JSONDecodeError):  # they name neither argument nor file
+        return False
+    if isinstance(error, TypeError):  # Python's own come from anywhere
+        frames = traceback.extract_tb(error.__traceback__)
+        return bool(frames) and Path(frames[-1].filename).is_relative_to(PACKAGE) and ": wanted " in str(error)
+    return isinstance(error, ValueError | OSError | ImportError | FloatingPointError)
 
 
 class Output:
@@ -64,15 +90,16 @@ class Output:
 
 
 @contextmanager
-def command_output(as_json: bool, quiet: bool) -> Iterator[Output]:
+def command_output(as_json: bool, quiet: bool, debug: bool = False) -> Iterator[Output]:
     """A command's output, and clear errors while it works.
 
     Args:
         as_json: the result is one line of JSON on stdout, and everything else goes to stderr.
         quiet: nothing but errors and that line.
+        debug: tracebacks of errors, too.
     """
     output = Output(as_json, quiet)
-    with clear_errors(), printable_messages(), ExitStack() as stack:
+    with clear_errors(debug), printable_messages(), ExitStack() as stack:
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
         if quiet:

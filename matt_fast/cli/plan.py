@@ -8,7 +8,7 @@ from matt_fast.cli import options as o
 from matt_fast.cli.display import print_plan
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_location, check_range
 from matt_fast.training.options import TrainingOptions
 
 
@@ -32,10 +32,11 @@ def plan(
     ] = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         training = TrainingOptions(
             objective=objective,
             accumulation=accumulation,
@@ -46,8 +47,9 @@ def plan(
         for name, value in (("teraflops", teraflops), ("vram", vram)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
-        for name, value in (("length", length), ("batch", batch), ("layer", layer)):
-            check_least(name, value, 1)
+            check_range(name, value, 0, MANY)
+        for name, value, most in (("length", length, LENGTH), ("batch", batch, ROWS), ("layer", layer, MANY)):
+            check_range(name, value, 1, most)
         check_choice("precision", precision, ("no", "bf16"))
         check_choice("device", device, ("cuda", "cpu"))
         for name, value in (("model", model), ("tokenizer", tokenizer)):

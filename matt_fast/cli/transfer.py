@@ -14,7 +14,7 @@ from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.options import TrainingOptions
 
 TRAINING = [field.name for field in fields(TrainingOptions)]
-OF_THE_COMMAND = ("config", "json", "quiet", "layer")
+OF_THE_COMMAND = ("config", "json", "quiet", "debug", "layer")
 
 
 def transfer(
@@ -65,6 +65,7 @@ def transfer(
     track: o.Track = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
+    debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
@@ -72,7 +73,7 @@ def transfer(
     given = dict(locals())
     del given["context"]
     typed = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
-    with command_output(json, quiet) as out:
+    with command_output(json, quiet, debug) as out:
         arguments = transfer_arguments(given, typed)
         if layer == "sweep":
             check_arguments(arguments | {"output": None})

@@ -13,8 +13,8 @@ from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.segments import SPECIAL, align_segments_batch
 from matt_fast.alignment.vocabulary import special_affixes
 from matt_fast.data.batches import Chunk
+from matt_fast.support.texts import bounded_pieces, groups
 
-MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
 TOKENISE_TOGETHER = 16
 
 
@@ -52,7 +52,8 @@ def make_chunks(
         limits.append(side.max_length - len(prefix) - len(suffix))
         if limits[-1] < 1:
             raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
-    for together in _groups(itertools.islice(enumerate(_bounded_pieces(documents)), first, None)):
+    pieces = itertools.islice(enumerate(bounded_pieces(documents)), first, None)
+    for together in groups(pieces, TOKENISE_TOGETHER, lambda piece: piece[1]):
         texts = [text for _, text in together if text]
         aligned = iter(_align(texts, sides) if texts else ())
         for piece, text in together:
@@ -61,38 +62,6 @@ def make_chunks(
                 continue
             for parts in _cut(*next(aligned), limits, affixes, skipped):
                 yield Chunk(*parts, piece=piece)
-
-
-def _bounded_pieces(documents: Iterable[str]) -> Iterator[str]:
-    """The documents, and, of those that are very long, pieces that end with a line; "" for one without text."""
-    for document in documents:
-        if not document or document.isspace():
-            yield ""
-            continue
-        start = 0
-        while start < len(document):
-            end = min(start + MAX_CHARACTERS, len(document))
-            if end < len(document):
-                end = document.rfind("\n", start, end) + 1 or end
-            yield document[start:end]
-            start = end
-
-
-def _groups(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Pieces to tokenise together: as many as are worth it, and no more characters than memory should hold."""
-    group: list[tuple[int, str]] = []
-    characters = 0
-    for piece in pieces:
-        if group and characters + len(piece[1]) > MAX_CHARACTERS:
-            yield group
-            group, characters = [], 0
-        group.append(piece)
-        characters += len(piece[1])
-        if len(group) == TOKENISE_TOGETHER:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
 
 
 def _align(texts: list[str], sides: tuple[Side, Side]) -> Iterator[tuple[list[NDArray], list[NDArray]]]:

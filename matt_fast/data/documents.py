@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, read_texts
 
@@ -20,13 +21,15 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
 
     Args:
         source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
-            such files, or the name of a dataset on the hub.
+            such files, or the name of a dataset on the hub. Hidden files in a folder, and those of another format, are
+            passed over.
         split: of a hub dataset.
         text_field: the column that holds the text, in all but .txt and .md files.
         seed: shuffle with this seed; in the order of the source if None.
 
     Returns:
-        An iterable of str, which can be iterated again.
+        An iterable of str, which can be iterated again. A null gives "". A long file of plain text comes in pieces that
+        end with a line where they can, each as if it were a document.
 
     Raises:
         ValueError: no readable file in the folder, an unknown format, no such column, or one that holds no texts. While
@@ -41,7 +44,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=paths)
     if seed is not None:
         dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return _Texts(dataset)
+    return _Texts(dataset, str(source))
 
 
 def copy_documents(source: str | Path, text_field: str, copy: Path) -> Dataset:
@@ -66,6 +69,7 @@ def _rows(files: list[str], text_field: str) -> Iterator[dict[str, str | None]]:
 
 def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:
     """What `read_documents` reads of the hub, as a dataset with the column "text"; whole, `datasets` keeps a copy."""
+    WebDataset.DECODERS.pop("pth", None)  # which torch would unpickle: it stays bytes
     try:
         dataset = load_dataset(name, split=split, streaming=streaming)
     except Exception as error:  # datasets raises many kinds, and few name the argument
@@ -95,6 +99,11 @@ def check_text_column(dataset: Dataset | IterableDataset, column: str, argument:
 @dataclass(frozen=True)
 class _Texts:
     dataset: object
+    name: str
 
     def __iter__(self) -> Iterator[str]:
-        return (row["text"] for row in self.dataset)
+        for row in self.dataset:
+            text = row["text"]
+            if not isinstance(text, str | None):  # a stream of the hub that does not know its types
+                raise ValueError(f"text_field: wanted texts, got {type(text).__name__} in a row of {self.name!r}")
+            yield text or ""

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 DATA_VERSION = 3  # count up when prepared data changes: part of the cache's key
 HIGHEST_IDS, SKIPPED, FILES = "highest_ids.json", "skipped.json", "files.json"  # beside the data
 READ_TOGETHER = 64  # chunks
+ROWS_TOGETHER = 64  # documents that a process takes at a time
 COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
 
 
@@ -89,6 +90,7 @@ def prepare_once(
         dataset = copy_documents(source, text_field, temporary / "documents.arrow") if local else content
         processes = min(os.cpu_count() or 1, len(dataset)) or None
         options = {"num_proc": processes, "fn_kwargs": {"sides": sides, "column": "text"}, "new_fingerprint": key}
+        options["batch_size"] = ROWS_TOGETHER
         prepare(dataset, folder, argument="data", **options)
     return folder
 

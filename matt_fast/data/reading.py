@@ -3,15 +3,21 @@
 import codecs
 import io
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from matt_fast.support.texts import rejoin
 
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 BUFFER = 1 << 20  # bytes read at a time
 BLOCK = 1 << 20  # bytes decoded at a time
+PIECE = 1 << 18  # characters of plain text given at a time: some 60,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
 SHOWN = 60  # characters of a bad line in an error
+LFS = b"version https://git-lfs.github.com/spec/"
 TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -19,40 +25,64 @@ SPACE = re.compile(r"[ \t\n\r]*")
 Watch = Callable[[memoryview], None]
 
 
+def format_of(file: Path) -> str | None:
+    """ "text", "json" or "parquet" by the ending of its name, in capitals or not; None for another one."""
+    return FORMATS.get(file.suffix.lower())
+
+
 def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
     """The files of a local source, in the order in which they are read; None if nothing of that name is here.
 
     Raises:
         ValueError: a folder without readable files, or a file of another format.
+        FileNotFoundError: a link to nothing.
     """
     path = Path(source)
     if not path.exists():
         return None
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    files = [file for file in files if file.suffix in FORMATS]
+    files = [file for file, why in _listed(path) if why is None]
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{argument}: wanted a file, got the link {str(file)!r} to {os.readlink(file)!r}")
     if not files:
         raise ValueError(f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
     return files
 
 
+def passed_over(source: str | Path) -> Counter:
+    """How many files of a folder are not read, by reason."""
+    return Counter(why for _, why in _listed(Path(source)) if why is not None)
+
+
+def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """A path, or the files in a folder in order; and why one is not read, None for one that is."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.exists() and not file.is_file():
+            continue
+        inside = file.relative_to(path).parts
+        hidden = any(part.startswith(".") for part in inside)
+        yield file, "hidden files" if hidden else None if format_of(file) else "files of another format"
+
+
 def read_texts(
-    file: Path, text_field: str, argument: str = "data", *, in_blocks: bool = False, watch: Watch | None = None
+    file: Path, text_field: str, argument: str = "data", *, watch: Watch | None = None
 ) -> Iterator[str | None]:
-    """The texts of a file in their order: the whole of a .txt or .md file, else one a row, None where it is null.
+    """The texts of a file in their order: one a row, None where it is null; of plain text pieces of PIECE characters.
+
+    Pieces end with a line where they can. So memory does not grow with the file, but with its longest row.
 
     Args:
         file: a file of `find_files`.
         text_field: column that holds the text, in all but .txt and .md files.
         argument: what errors call the source.
-        in_blocks: give plain text in blocks, so that memory does not grow with the file.
         watch: called with the bytes of each block that is read, all bytes of the file in order.
 
     Raises (while iterating):
-        ValueError: bytes that are not UTF-8, a row that is not JSON, has no such column, or something else than a text
-            in it; file and line (row of a parquet file) are named.
+        ValueError: bytes that are not UTF-8 (a byte order mark is left out), a row that is not JSON, has no such
+            column, or something else than a text in it; file and line (row of a parquet file) are named.
         OSError: the file cannot be read.
     """
-    kind = FORMATS[file.suffix]
+    kind = format_of(file)
     with file.open("rb", buffering=BUFFER) as raw:
         stream = raw if watch is None else io.BufferedReader(_Watched(raw, watch), BUFFER)
         if kind == "parquet":
@@ -60,9 +90,19 @@ def read_texts(
                 while stream.read(BUFFER):
                     pass
             yield from _parquet_texts(raw, file, text_field, argument)
-        elif kind == "text":
-            blocks = _decoded(stream, file, argument)
-            yield from blocks if in_blocks else ["".join(blocks)]
+            return
+        start = stream.peek(len(LFS))
+        if start.startswith(LFS):
+            raise ValueError(
+                f"{argument}: wanted the content of {str(file)!r}, got a pointer of git-lfs, see git lfs pull"
+            )
+        start = start[:4]
+        if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32")
+        if kind == "text":
+            pieces = rejoin(_decoded(stream, file, argument), PIECE)
+            yield next(pieces, "")
+            yield from pieces
         else:
             for line, row in _json_rows(stream, file, argument):
                 yield _text_of(row, text_field, f"line {line} of {str(file)!r}", argument)
@@ -85,7 +125,7 @@ class _Watched(io.RawIOBase):
 
 def _decoded(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[str]:
     """Text in blocks, with \\n for every end of a line."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
     line = 1
     while True:
         block = stream.read(BLOCK)
@@ -106,7 +146,8 @@ def _not_utf8(error: UnicodeDecodeError, line: int, file: Path, argument: str) -
 
 def _text_of(row: object, text_field: str, place: str, argument: str) -> str | None:
     if not isinstance(row, dict):
-        raise ValueError(f"{argument}: wanted a row with columns in {place}, got {str(row)[:SHOWN]!r}")
+        got = repr(str(row)[:SHOWN]) if isinstance(row, str | int | float | None) else type(row).__name__
+        raise ValueError(f"{argument}: wanted a row with columns in {place}, got {got}")
     if text_field not in row:
         raise ValueError(f"text_field: wanted one of the columns {list(row)} of {place}, got {text_field!r}")
     text = row[text_field]
@@ -131,7 +172,7 @@ def _json_rows(stream: io.BufferedReader, file: Path, argument: str) -> Iterator
         stream.read(len(codecs.BOM_UTF8))
     try:
         one_a_line = isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         one_a_line = False
     if not one_a_line:
         yield from _JsonValues(_decoded(stream, file, argument), file, argument)
@@ -142,7 +183,7 @@ def _json_rows(stream: io.BufferedReader, file: Path, argument: str) -> Iterator
                 yield number, json.loads(line.decode())
             except UnicodeDecodeError as error:
                 raise _not_utf8(error, number, file, argument) from error
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # of a number with thousands of digits, too
                 shown = line[:SHOWN].decode(errors="replace").rstrip()
                 place = f"line {number} of {str(file)!r}"
                 raise ValueError(f"{argument}: wanted JSON in {place}, got {shown!r} ({error})") from error
@@ -179,7 +220,7 @@ class _JsonValues:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 cut = "Unterminated" in str(error) or getattr(error, "pos", 0) > len(self.text) - TAIL
                 if self.ended or not cut:
                     raise self._wrong("wanted JSON", error) from error
@@ -214,7 +255,8 @@ class _JsonValues:
         end = max(self.at, getattr(error, "pos", self.at))
         line = self.line + self.text.count("\n", self.at, end)
         got = self.text[end : end + SHOWN] or "the end of the file"
-        return ValueError(f"{self.argument}: {wanted} in line {line} of {str(self.file)!r}, got {got!r}")
+        why = f" ({error})" if error is not None and not isinstance(error, json.JSONDecodeError) else ""
+        return ValueError(f"{self.argument}: {wanted} in line {line} of {str(self.file)!r}, got {got!r}{why}")
 
 
 def _parquet_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
@@ -246,6 +288,6 @@ def _parquet_texts(raw: io.BufferedReader, file: Path, text_field: str, argument
 
 def check_first_rows(files: list[Path], text_field: str, argument: str = "data") -> None:
     """Read the first row of the first file of each format, so that a wrong `text_field` is an error at once."""
-    first_of = {FORMATS[file.suffix]: file for file in reversed(files)}
+    first_of = {format_of(file): file for file in reversed(files)}
     for file in first_of.values():
-        next(read_texts(file, text_field, argument, in_blocks=True), None)
+        next(read_texts(file, text_field, argument), None)

@@ -3,15 +3,17 @@
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from matt_fast.data.documents import read_documents
-from matt_fast.data.reading import FORMATS, find_files, read_texts
+from matt_fast.data.reading import find_files, format_of, passed_over, read_texts
 
 FIRST_ROWS = 100  # of a hub dataset, which is not read to the end
 REPORT_EVERY = 16 << 20  # bytes
+WITHOUT_TEXT = "documents without text"
 _EMPTY = hashlib.sha256().hexdigest()
 
 
@@ -25,6 +27,7 @@ class DataSummary:
         digest: changes with any byte of the files, their names and their order; of a hub dataset with the first rows.
         files: SHA-256 of each file's bytes, by its resolved path; empty for a hub dataset.
         revision: commit of a hub dataset; None for local data, or where the hub does not answer.
+        skipped: what is passed over, by reason: documents without text, files of another format, hidden files.
     """
 
     documents: int
@@ -33,6 +36,7 @@ class DataSummary:
     digest: str
     files: Mapping[str, str]
     revision: str | None = None
+    skipped: Counter = field(default_factory=Counter)
 
 
 def check_readable(
@@ -59,6 +63,7 @@ def check_readable(
         return _check_hub(str(source), split, text_field)
     total, done, reported = sum(file.stat().st_size for file in files), 0, 0
     documents = characters = size = 0
+    skipped = passed_over(source)
     digests: dict[Path, str] = {}
     for file in files:
         digest = hashlib.sha256()
@@ -71,16 +76,19 @@ def check_readable(
                 reported = done
                 on_progress("bytes", done, total)
 
-        for text in read_texts(file, text_field, argument, in_blocks=True, watch=watch):
-            documents += FORMATS[file.suffix] != "text"
+        in_file = with_text = 0
+        for in_file, text in enumerate(read_texts(file, text_field, argument, watch=watch), 1):  # noqa: B007
+            with_text += bool(text) and not text.isspace()
             characters += len(text or "")
             size += len((text or "").encode())
-        documents += FORMATS[file.suffix] == "text"
+        if format_of(file) == "text":  # one document, however many pieces it came in
+            in_file, with_text = 1, min(1, with_text)
+        documents += in_file
+        skipped[WITHOUT_TEXT] += in_file - with_text
         digests[file] = digest.hexdigest()
     on_progress("bytes", done, total)
-    return DataSummary(
-        documents, characters, size, _digest_of(source, digests), {str(x.resolve()): y for x, y in digests.items()}
-    )
+    by_path = {str(file.resolve()): digest for file, digest in digests.items()}
+    return DataSummary(documents, characters, size, _digest_of(source, digests), by_path, skipped=+skipped)
 
 
 def digest_files(source: str | Path) -> str | None:
@@ -126,7 +134,7 @@ def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str 
 def _digest_of(source: str | Path, digests: Mapping[Path, str]) -> str:
     """Names count inside a folder; of a single file only its format, so that it may be moved."""
     source = Path(source)
-    names = [x.relative_to(source).as_posix() if source.is_dir() else x.suffix for x in digests]
+    names = [x.relative_to(source).as_posix() if source.is_dir() else x.suffix.lower() for x in digests]
     return hashlib.sha256(json.dumps([names, list(digests.values())]).encode()).hexdigest()
 
 

@@ -1,6 +1,8 @@
 """Bits per byte of held-out text: the one figure that compares models with different tokenizers."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -8,6 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import special_affixes, start_of_text
+from matt_fast.model.positions import position_limit
+from matt_fast.support.checks import MANY, check_range
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,7 @@ class Evaluation:
     n_bytes, n_tokens: of the text scored.
     piece_bytes: each piece of the text, at most.
     masked: whether the likelihood is a masked language model's pseudo-likelihood.
+    without_text: documents that were passed over: null, empty or white space.
     """
 
     bits_per_byte: float
@@ -26,6 +31,7 @@ class Evaluation:
     n_tokens: int
     piece_bytes: int
     masked: bool
+    without_text: int = 0
 
 
 PIECE_BYTES = 2048
@@ -37,7 +43,7 @@ MASKED_AT_ONCE = 7  # every seventh token: about the 15% that masked language mo
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    documents: Iterable[str],
+    documents: Iterable[str | None],
     *,
     piece_bytes: int | None = None,
     max_pieces: int | None = None,
@@ -58,7 +64,7 @@ def evaluate(
     Args:
         model: gives logits [B, n, vocabulary].
         tokenizer: the model's own.
-        documents: texts.
+        documents: texts; those that are None or have no text are passed over, and counted.
         piece_bytes: UTF-8 bytes of a piece, at most; 2,048 if None, 480 for a masked model.
         max_pieces: stop after so many pieces.
         masked: whether `model` is a masked language model.
@@ -66,16 +72,19 @@ def evaluate(
 
     Raises:
         ValueError: there is no text; the tokenizer has neither a bos nor an eos token, or no mask token; an id has no
-            logit.
+            logit; a piece has more tokens than the model has positions, see `position_limit`.
     """
+    check_range("max_pieces", max_pieces, 1, MANY)
     if piece_bytes is None:
         piece_bytes = MASKED_PIECE_BYTES if masked else PIECE_BYTES
     score = _masked_nats if masked else _causal_nats
-    nats, n_bytes, n_tokens = 0.0, 0, 0
-    for index, piece in enumerate(cut_pieces(documents, piece_bytes)):
-        if index == max_pieces:
-            break
+    limit = position_limit(model) if isinstance(model, PreTrainedModel) else None
+    around = specials_around(tokenizer, masked)
+    nats, n_bytes, n_tokens, without_text = 0.0, 0, 0, Counter()
+    pieces = cut_pieces(_with_text(documents, without_text), piece_bytes)
+    for index, piece in enumerate(itertools.islice(pieces, max_pieces)):
         ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
+        check_positions(piece, len(ids) + around, limit)
         rows = model.get_input_embeddings().weight.shape[0]
         if max(ids) >= rows:
             raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
@@ -85,7 +94,30 @@ def evaluate(
         on_piece(index + 1)
     if n_tokens == 0:
         raise ValueError("documents: wanted text to score, got none")
-    return Evaluation(nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens, piece_bytes, masked)
+    figures = nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens
+    return Evaluation(*figures, piece_bytes, masked, without_text.total())
+
+
+def specials_around(tokenizer: PreTrainedTokenizerBase, masked: bool) -> int:
+    """How many special tokens a piece is scored with."""
+    return sum(map(len, special_affixes(tokenizer))) if masked else max(1, len(start_of_text(tokenizer)))
+
+
+def check_positions(piece: str, tokens: int, limit: int | None, argument: str = "piece_bytes") -> None:
+    """Raise a ValueError if a piece of text has more tokens than the model has positions."""
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"{argument}: wanted pieces of text within the model's {limit} positions, got one of "
+            f"{len(piece.encode())} bytes that has {tokens} tokens: {piece[:40]!r}"
+        )
+
+
+def _with_text(documents: Iterable[str | None], without: Counter) -> Iterator[str]:
+    for document in documents:
+        if not document or document.isspace():
+            without["documents"] += 1
+        else:
+            yield document
 
 
 def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
@@ -111,18 +143,18 @@ def _masked_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids
     return torch.nn.functional.cross_entropy(logits.float(), expected, reduction="sum").item()
 
 
-def cut_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[str]:
+def cut_pieces(documents: Iterable[str | None], piece_bytes: int) -> Iterator[str]:
     """Cut texts into pieces of at most `piece_bytes` UTF-8 bytes, at line ends where possible, else between characters.
 
-    Joined again, the pieces of a document are the document. Pieces of white space only are left out.
+    Joined again, the pieces of a document are the document. Pieces of white space only are left out, and documents that
+    are None.
 
     Raises:
-        ValueError: `piece_bytes` is below 4, the longest character.
+        ValueError: `piece_bytes` is below 4, the longest character, or above MANY.
     """
-    if piece_bytes < 4:
-        raise ValueError(f"piece_bytes: wanted at least 4, got {piece_bytes}")
+    check_range("piece_bytes", piece_bytes, 4, MANY)
     for document in documents:
-        data = document.encode()
+        data = (document or "").encode()
         start = 0
         while start < len(data):
             end = min(start + piece_bytes, len(data))

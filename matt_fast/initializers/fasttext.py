@@ -1,8 +1,7 @@
 """Vectors of tokens by fastText: two are alike where the tokens are used alike in a text."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_fast, vocabulary_rows
+from matt_fast.support.texts import bounded_pieces, groups
 
 TOKENISE_TOGETHER = 16
 BUCKETS = 2_000_000  # fastText's own number of rows for character n-grams
 # fastText 0.9.3 fills a tenth of its rows for each thread and leaves the rest as the allocator gives them. From 32 MiB
 # these are new pages, all zeros; below, remains of earlier objects: two runs then differ, and some diverge.
 MIN_DIM = 8
-MAX_CHARACTERS = 1 << 20  # longer documents are cut at line ends before they are tokenised, to bound memory
 # fastText splits at these characters and reads "</s>" as the end of a line. An entry with one of them is written with
 # the mark (a private-use character) and a letter instead; a mark in an entry is doubled, so that no two are confused.
 MARK = "\ue000"
@@ -148,20 +147,10 @@ def _word(entry: str) -> str:
 def _write_words(texts: Iterable[str], tokenizer, words: dict[int, str], file: Path) -> np.ndarray:
     """Write the tokens of each text in a line. Returns how often each id occurs, [vocabulary rows] int64."""
     counts = np.zeros(vocabulary_rows(words), np.int64)
-    pieces = (piece for text in texts for piece in _pieces(text))
+    pieces = filter(None, bounded_pieces(texts))
     with file.open("w", encoding="utf-8", newline="\n") as out:
-        while together := list(islice(pieces, TOKENISE_TOGETHER)):
+        for together in groups(pieces, TOKENISE_TOGETHER):
             for ids in tokenizer(together, add_special_tokens=False, verbose=False)["input_ids"]:
                 out.write(" ".join([words[token_id] for token_id in ids]) + "\n")
                 counts += np.bincount(np.array(ids, np.int64), minlength=len(counts))
     return counts
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        end = start + MAX_CHARACTERS
-        if end < len(text):
-            end = text.rfind("\n", start, end) + 1 or end
-        yield text[start:end]
-        start = end

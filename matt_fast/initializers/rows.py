@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -23,7 +23,9 @@ from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
+from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
+from matt_fast.support.texts import Joined
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,12 @@ def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
     if init == "transtokenizers":
         return transtokenizer_mixtures(pairs, vocabulary)
     source = train_word_vectors((text for text, _ in pairs), seed=seed)
-    target = train_word_vectors(chain((text for _, text in pairs), texts or ()), seed=seed)
+    target = train_word_vectors(Joined([text for _, text in pairs], texts or ()), seed=seed)
     return wechsel_mixtures(vocabulary, source, target, dictionary_from_pairs(pairs))
 
 
 def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
-    source = Teacher(donor, **hub_options)
+    source = _source(donor, "donor: wanted a model with the new tokenizer's vocabulary", hub_options)
     theirs, ours = source.load_tokenizer().get_vocab(), vocabulary.student.get_vocab()
     if different := [token for token, i in ours.items() if theirs.get(token) != i]:
         raise ValueError(
@@ -265,15 +267,24 @@ def _omp(
 
 
 def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
+    wanted = f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows"
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
-        return load_file(path)
-    try:
-        source = Teacher(path, **hub_options)
-    except ValueError as error:
-        raise ValueError(
-            f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows; got {error}"
-        ) from error
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{wanted}; got {str(path)!r}, which is damaged or none ({error})") from error
+    source = _source(path, wanted, hub_options)
     model = source.load(torch.float32, n_layers=1)
     head = model.get_output_embeddings()
     found = {"input_embeddings": model.get_input_embeddings().weight.detach()}
     return found if head is None else found | {"output_embeddings": head.weight.detach()}
+
+
+def _source(path: str | Path, wanted: str, hub_options: dict) -> Teacher:
+    """A model that rows are read of, with its weight files looked at."""
+    try:
+        source = Teacher(path, **hub_options)
+        check_weights(source)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{wanted}; got {error}") from error
+    return source

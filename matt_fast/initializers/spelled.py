@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
+from matt_fast.support.texts import bounded_pieces, groups
 
 MAX_CHARACTERS = 1 << 25  # of text that is read, at most
 TOGETHER = 256  # documents tokenised at a time
@@ -111,8 +112,8 @@ def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText
     lengths = np.array([len(part) for part in pieces])
     flat = np.array([i for part in pieces for i in part], np.int64)
     offsets = np.cumsum(lengths) - lengths
-    documents, texts = [], _up_to(texts, MAX_CHARACTERS)
-    while together := list(islice(texts, TOGETHER)):
+    documents, pieces = [], filter(None, bounded_pieces(texts))
+    for together in groups(_up_to(pieces, MAX_CHARACTERS), TOGETHER):
         for ids in vocabulary.student(together, add_special_tokens=False)["input_ids"]:
             documents.append(np.array([DOCUMENT, *ids], np.int64))
     if sum(len(ids) - 1 for ids in documents) == 0:

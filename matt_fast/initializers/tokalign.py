@@ -9,7 +9,6 @@ Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embed
 """
 
 from collections.abc import Iterable
-from itertools import islice
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair, check_fast, token_byt
 from matt_fast.initializers.fasttext import TokenVectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
 from matt_fast.initializers.word_alignment import encode
+from matt_fast.support.texts import bounded_pieces, groups
 
 TOGETHER = 256  # documents counted at a time
 SWEEPS = 5  # of the subspace iteration
@@ -61,8 +61,7 @@ def cooccurrence_vectors(
     counts = np.zeros(rows, np.int64)
     keys, sums = np.zeros(0, np.int64), np.zeros(0)
     pending: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-    texts = iter(texts)
-    while together := list(islice(texts, TOGETHER)):
+    for together in groups(filter(None, bounded_pieces(texts)), TOGETHER):
         documents = encode(tokenizer, together, kept)
         counts += np.bincount(np.concatenate(documents), minlength=rows)
         pending.append(_count_beside(documents, window, rows))

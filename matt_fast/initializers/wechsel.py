@@ -18,6 +18,7 @@ from matt_fast.alignment.vocabulary import Token, VocabularyPair, vocabulary_row
 from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
 from matt_fast.initializers.word_alignment import align, encode
+from matt_fast.support.texts import bounded_pieces
 
 WORD = r"\w+|[^\w\s]"
 UNKNOWN = "<unknown>"
@@ -47,7 +48,7 @@ def train_word_vectors(
         ImportError: fastText is missing.
         ValueError: no word occurs `min_count` times.
     """
-    texts = list(texts)
+    texts = list(texts) if iter(texts) is texts else texts  # they are read twice
     tokenizer = word_tokenizer(texts, min_count)
     found = fasttext_vectors(texts, tokenizer, dim=dim, epochs=epochs, min_count=min_count, seed=seed)
     known = found.ids != tokenizer.unk_token_id
@@ -63,7 +64,7 @@ def word_tokenizer(texts: Iterable[str], min_count: int) -> PreTrainedTokenizerF
     trainer = trainers.WordLevelTrainer(
         vocab_size=MAX_WORDS, min_frequency=min_count, special_tokens=[UNKNOWN], show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(bounded_pieces(texts), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
 
 

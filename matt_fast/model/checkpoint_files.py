@@ -223,7 +223,7 @@ def _shapes_on_hub(name: str, commit: str | None) -> dict[str, list[int]]:
         cached = try_to_load_from_cache(name, file, revision=commit)
         if isinstance(cached, str):
             files = [Path(cached)] if file == SINGLE else _named_by(Path(cached))
-            if all(x.is_file() for x in files):
+            if all(x.is_file() and x.suffix == ".safetensors" for x in files):
                 return read_shapes(files)
     try:
         headers = get_safetensors_metadata(name, revision=commit).files_metadata

@@ -56,13 +56,13 @@ def model_class(config: PreTrainedConfig) -> ModelClass:
         return ModelClass(AutoModelForMaskedLM, name, is_language_model=True, sees_all=True)
     text = ModelClass(AutoModelForCausalLM, name, is_language_model=True, sees_all=False)
     known = _known_class(name)
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) or name is None:
-        return text
-    if known is None:
-        if OTHER_TASK.search(name):
-            raise ValueError(f"{wanted}, which transformers does not have")
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return text
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if known is None:
+        if not causal or (name is not None and OTHER_TASK.search(name)):
+            raise ValueError(f"{wanted}, which transformers does not have")
+        return text
     if causal and (known is causal or name.endswith(("ForCausalLM", "LMHeadModel"))):
         return text
     if any(type(config) in mapping and known is mapping[type(config)] for mapping in WITH_IMAGES):

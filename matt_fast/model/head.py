@@ -45,7 +45,8 @@ class Head:
         """Mean cross-entropy of `targets` ([N] int64) given the head's input `hidden` ([N, hidden]), in nats.
 
         The softmax is over the whole vocabulary. Gradients flow to `hidden` and to `rows.trainable`, whose values the
-        head must have (see `update`); the rows of tokens that do not occur in the step get none.
+        head must have (see `update`); the rows of tokens that do not occur in the step get none. Without targets it is
+        0, with gradients of 0.
         """
         return _ChunkedCrossEntropy.apply(
             hidden,
@@ -120,7 +121,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap, loss_and_gradient):
-        chunk = max(1, min(len(hidden), LOGITS_AT_ONCE // len(weight)))
+        count = max(1, len(hidden))  # where there is nothing to predict the mean is 0, not 0/0
+        chunk = max(1, min(count, LOGITS_AT_ONCE // len(weight)))
         needs_hidden, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
         hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
@@ -128,7 +130,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part, target = hidden[start : start + chunk], targets[start : start + chunk]
             logits = head_logits(part, weight, bias, scale, softcap)
-            slope = scale / len(hidden)
+            slope = scale / count
             if softcap is not None:
                 slope = (logits / softcap).square_().neg_().add_(1).mul_(slope)
             part_loss, gradient = loss_and_gradient(logits, target)
@@ -140,7 +142,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if needs_rows:
                 row_gradient += (gradient[:, trained_ids].T @ part).to(row_gradient.dtype)
         ctx.save_for_backward(hidden_gradient, row_gradient)
-        return loss / len(hidden)
+        return loss / count
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from matt_fast.model.classes import model_class
 from matt_fast.model.folders import check_model_place
 from matt_fast.model.layers import layer_config
 from matt_fast.model.tokenizer_files import load_tokenizer
+from matt_fast.model.trust import check_implementations, no_pickles
 
 
 class Teacher:
@@ -33,7 +34,8 @@ class Teacher:
 
     Raises:
         FileNotFoundError: there is no such folder, or no configuration in it.
-        ValueError: there is no such model, its configuration cannot be read, or it is of another kind.
+        ValueError: there is no such model, its configuration cannot be read, it is of another kind, or it names code
+            that would be fetched.
     """
 
     def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
@@ -45,6 +47,8 @@ class Teacher:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
             raise ValueError(f"model: {str(model)!r} could not be loaded as a model: {error}") from error
+        if not trust_remote_code:
+            check_implementations(self.config, str(model))
         self.kind = model_class(self.config)
 
     @property
@@ -92,7 +96,7 @@ class Teacher:
         return self._load(folder, dtype=dtype)
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
-        with self._building():
+        with self._building(), no_pickles() if self.use_safetensors else nullcontext():
             return self.kind.loader.from_pretrained(path, **arguments, **self.options).eval()
 
     @contextmanager

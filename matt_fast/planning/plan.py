@@ -9,9 +9,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.model.positions import position_limit
 from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
+from matt_fast.support.checks import LENGTH, ROWS, check_range
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
@@ -86,7 +88,8 @@ def plan(
         trust_remote_code: let the repositories run code of their own.
 
     Raises:
-        ValueError: an argument does not fit; `vram` is too small for a single token.
+        ValueError: an argument does not fit; `length` is more than the model's positions; `vram` is too small for a
+            single token.
     """
     training = training or TrainingOptions()
     _check_arguments(length, batch_size, precision, device)
@@ -103,7 +106,11 @@ def plan(
     if with_head:
         source.check_language_model(f"objective {training.objective!r}")
     outline = _outlines(source, None if with_head else n_layers, device)
-    rows = len(outline(precision, None, None).get_input_embeddings().weight)
+    smallest = outline(precision, None, None)
+    limit = position_limit(smallest)
+    if limit is not None and length > limit:
+        raise ValueError(f"length: wanted at most the model's {limit} positions, got {length}")
+    rows = len(smallest.get_input_embeddings().weight)
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
     vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
 
@@ -117,10 +124,8 @@ def plan(
         return found
     last_resorts = _last_resorts(training, device)
     _check_single_token(run, last_resorts, vram)
-    text_config = source.config.get_text_config(decoder=True)
-    limit = max(length, getattr(text_config, "max_position_embeddings", None) or 1 << 20)
-    longest = _largest(lambda n: run(length=n).peak, vram, limit, CLOSE_ENOUGH)
-    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, 1 << 16, CLOSE_ENOUGH)
+    longest = _largest(lambda n: run(length=n).peak, vram, limit or max(length, 1 << 20), CLOSE_ENOUGH)
+    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, ROWS, CLOSE_ENOUGH)
     found = replace(found, longest=longest, largest_batch=largest_batch)
     if found.step.peak <= vram:
         return found
@@ -129,9 +134,8 @@ def plan(
 
 
 def _check_arguments(length: int, batch_size: int, precision: str, device: str) -> None:
-    for name, value in (("length", length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: wanted at least 1, got {value}")
+    for name, value, most in (("length", length, LENGTH), ("batch_size", batch_size, ROWS)):
+        check_range(name, value, 1, most)
     for name, value, choices in (("precision", precision, DTYPES), ("device", device, ("cuda", "cpu"))):
         if value not in choices:
             raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {value!r}")

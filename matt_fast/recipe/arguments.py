@@ -1,6 +1,5 @@
 """What can be told of a transfer's arguments by their values alone. Imports nothing slow, reads no file."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from matt_fast.data.parallel import check_pairs_file
 from matt_fast.initializers.choices import FROM_PAIRS, INIT_HEADS
 from matt_fast.recipe.run import Run
-from matt_fast.support.checks import check_choice, check_least, check_location
+from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
 from matt_fast.support.every import Every
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
@@ -36,10 +35,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
+    most = {"max_length": LENGTH, "batch_size": ROWS}
     for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience"):
-        check_least(name, given.get(name), 1)
-    if not 0 < given.get("epochs", 1) < math.inf:
+        check_range(name, given.get(name), 1, most.get(name, MANY))
+    check_range("seed", given.get("seed"), 0, SEEDS)
+    if not given.get("epochs", 1) > 0:
         raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")
+    check_range("epochs", given.get("epochs"), 0, MANY)
     init = given.get("init")
     if init == "omp" and "donor" not in given:
         raise ValueError("donor: wanted a model with the new vocabulary for init 'omp', got none")

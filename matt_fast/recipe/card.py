@@ -1,10 +1,14 @@
 """The model card that a transfer leaves beside the model: what was done, and what was measured."""
 
+import re
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import yaml
+
 from matt_fast.recipe.result import TransferResult
+from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import TrainingOptions
 
@@ -43,6 +47,14 @@ def skipped_lines(progress: Progress) -> list[str]:
     return [f"{count:,} {reason}" for reason, count in skipped.items()]
 
 
+def code(name: str) -> str:
+    """A name as a code span of Markdown, which no sign in it ends: nothing in it is a link, HTML or another line."""
+    name = printable(name).replace("\n", "\\n") or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
+    space = " " if name[0] in "` " or name[-1] in "` " else ""
+    return f"{fence}{space}{name}{space}{fence}"
+
+
 def model_card(
     result: TransferResult,
     model: str | Path,
@@ -55,29 +67,29 @@ def model_card(
 
     Folders of this machine are named by their last part only.
     """
-    base = Path(model).resolve().name if Path(model).exists() else str(model)
-    source = Path(data).name if Path(data).exists() else str(data)
+    here = Path(model).exists()
+    base = Path(model).resolve().name if here else str(model)
+    source = Path(data).resolve().name if Path(data).exists() else str(data)
+    init = Path(init).resolve().name if Path(init).exists() else init
+    metadata = {"library_name": "transformers"} | ({} if here else {"base_model": printable(base)})
+    metadata["tags"] = ["tokenizer-transfer", "matt-fast"]
     progress = result.progress
     lines = [
         "---",
-        "library_name: transformers",
-        *([] if Path(model).exists() else [f"base_model: {base}"]),
-        "tags:",
-        "- tokenizer-transfer",
-        "- matt-fast",
+        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=10_000).rstrip(),
         "---",
         "",
-        f"# {base} with a new tokenizer",
+        f"# {code(base)} with a new tokenizer",
         "",
-        f"Made with matt-fast {version('matt-fast')}: the tokenizer of `{base}` was replaced, and the embeddings of "
-        f"the new tokens were trained ({training.objective}) so that the model with them does what it did before "
+        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced, and the embeddings "
+        f"of the new tokens were trained ({training.objective}) so that the model with them does what it did before "
         "(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). All other weights are those of the original model.",
         "",
         "## Vocabulary",
         "",
         f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
         + (", unchanged." if freeze_shared else ", trained further."),
-        f"- {result.new} tokens are new. `{init}` made the first rows of {result.report.initialized}; "
+        f"- {result.new} tokens are new. {code(init)} made the first rows of {result.report.initialized}; "
         f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
         "all rows, as the original's tokens cannot spell them.",
         f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
@@ -85,11 +97,11 @@ def model_card(
         "",
         "## Training",
         "",
-        f"- {len(progress.losses)} steps, {progress.tokens} tokens from `{source}`, {progress.seconds:.0f} s, ended "
-        f"{passes_line(progress)}.",
+        f"- {len(progress.losses)} steps, {progress.tokens} tokens from {code(source)}, {progress.seconds:.0f} s, "
+        f"ended {passes_line(progress)}.",
         *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
-        *(f"- {name}: {value}" for name, value in asdict(training).items()),
+        *(f"- {name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(training).items()),
     ]
     if progress.losses:
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")

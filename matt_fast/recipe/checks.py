@@ -8,7 +8,7 @@ from pathlib import Path
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
-from matt_fast.data.summary import DataSummary, check_held_out, check_readable
+from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out, check_readable
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, some_of
 from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
@@ -17,11 +17,13 @@ from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
 from matt_fast.recipe.preflight import (
     check_max_length,
+    check_new_tokens,
     check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
     estimate_bytes,
+    missing_new_tokens,
     rehearse_ids,
     rehearse_saving,
 )
@@ -52,12 +54,20 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     unused = set() if known else _check_model(work, vocabulary)
     data = _readable(work, "data")
     held_out = None if job.eval_data is None else _readable(work, "eval_data")
-    if data.characters == 0:
+    if data.characters == 0 or data.skipped[WITHOUT_TEXT] == data.documents:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
     if held_out is not None and (warning := check_held_out(held_out, data, job.eval_data, job.data)):
         work.say(f"Warning: {warning}")
+    for argument, found in (("data", data), ("eval_data", held_out)):
+        if found is not None and found.skipped and not known:
+            parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
+            work.say(f"{argument}: passed over {', '.join(parts)}")
+    if not known and job.freeze_shared:
+        documents = read_documents(job.data, split=job.split, text_field=job.text_field)
+        if (message := missing_new_tokens(documents, vocabulary)) is not None:
+            work.say(message)
     prints = _fingerprints(work, vocabulary, data, held_out)
     if known:
         check_unchanged(known["fingerprints"], prints)
@@ -74,6 +84,8 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
     job, teacher = work.job, work.teacher
     check_output(work.run.output)
     check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
+    if job.freeze_shared:
+        check_new_tokens(vocabulary)
     check_savable(teacher)
     unused = check_weights(teacher)
     check_tables(teacher)

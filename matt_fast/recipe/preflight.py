@@ -12,16 +12,24 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
+from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
+from matt_fast.evaluation.bits_per_byte import (
+    MASKED_PIECE_BYTES,
+    PIECE_BYTES,
+    check_positions,
+    cut_pieces,
+    specials_around,
+)
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
+from matt_fast.support.texts import bounded_pieces
 
 CHECKPOINTS_KEPT = 2
 CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
+LOOKED_AT = 1 << 22  # characters of the data, for a new token
 MARGIN = 1.1  # tokenizer, card, logs
 
 
@@ -154,6 +162,33 @@ def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTraine
         )
 
 
+def check_new_tokens(vocabulary: VocabularyPair) -> None:
+    """Raise a ValueError if no token is new: with the shared rows frozen there is nothing to train."""
+    if not vocabulary.tokens.keys() - vocabulary.matches.keys():
+        raise ValueError(
+            f"tokenizer: wanted new tokens, got none: the model has all {len(vocabulary.tokens)} of them, so there is "
+            "nothing to train with freeze_shared; without it their rows are trained"
+        )
+
+
+def missing_new_tokens(documents: Iterable[str], vocabulary: VocabularyPair) -> str | None:
+    """A line that says so if none of the new tokens occurs where `documents` begin; None as soon as one is found."""
+    new = vocabulary.tokens.keys() - vocabulary.matches.keys()
+    if not new.isdisjoint(itertools.chain(*special_affixes(vocabulary.student))):
+        return None
+    characters = 0
+    for piece in bounded_pieces(documents, LOOKED_AT >> 8):
+        if not new.isdisjoint(vocabulary.student(piece, add_special_tokens=False)["input_ids"]):
+            return None
+        characters += len(piece)
+        if characters >= LOOKED_AT:
+            break
+    return (
+        f"data: none of the {len(new):,} new tokens occurs in its first {characters:,} characters; steps without one "
+        "train nothing"
+    )
+
+
 def check_max_length(max_length: int, limit: int | None) -> None:
     """Raise a ValueError if a training chunk may have more tokens than `position_limit` of the model."""
     if limit is not None and max_length > limit:
@@ -174,17 +209,14 @@ def check_pieces(
         ValueError: there is no text, or a piece has more tokens, by either tokenizer, than `limit`.
     """
     size = MASKED_PIECE_BYTES if masked else PIECE_BYTES
-    pieces = list(itertools.islice(cut_pieces((text for text in held_out if text), size), max_pieces))
+    pieces = list(itertools.islice(cut_pieces(held_out, size), max_pieces))
     if not pieces:
         raise ValueError("eval_data: wanted text to score, got none")
-    for piece, tokenizer in itertools.product(pieces, tokenizers):
-        special = max(1, tokenizer.num_special_tokens_to_add())  # a causal model wants one before the text
-        tokens = special + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
-        if limit is not None and tokens > limit:
-            raise ValueError(
-                f"eval_data: wanted pieces of text within the model's {limit} positions, got one of "
-                f"{len(piece.encode())} bytes that has {tokens} tokens: {piece[:40]!r}"
-            )
+    for tokenizer in tokenizers:
+        around = specials_around(tokenizer, masked)
+        for piece in pieces:
+            tokens = around + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
+            check_positions(piece, tokens, limit, "eval_data")
 
 
 def _rehearse(what: str, work):

@@ -54,7 +54,7 @@ class TransferResult:
             if after.bits_per_byte > before.bits_per_byte:
                 return f"bits per byte {after.bits_per_byte:.4f} after training, {before.bits_per_byte:.4f} before"
             return None
-        losses = self.progress.losses
+        losses = [loss for loss in self.progress.losses if loss > 0]  # 0 where a batch had nothing to predict
         few = max(1, len(losses) // 10)
         first, last = (sum(part) / len(part) for part in (losses[:few], losses[-few:])) if losses else (0.0, 0.0)
         return f"loss {last:.3g} at the end of training, {first:.3g} at its start" if last > GROWN * first else None

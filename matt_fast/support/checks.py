@@ -7,6 +7,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
+MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
+LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
+SEEDS = (1 << 32) - 1  # NumPy's largest
 _WIDER = {int: Integral, float: Real}  # numbers of NumPy too, and whole ones where a fraction may be
 
 
@@ -32,10 +35,12 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}: wanted one of {', '.join(choices)}, got {value!r}")
 
 
-def check_least(name: str, value: float | None, least: int) -> None:
-    """Raise a ValueError that names the argument if `value` is below `least`; None is not."""
-    if value is not None and value < least:
+def check_range(name: str, value: float | None, least: int, most: int) -> None:
+    """Raise a ValueError that names the argument if `value` is not from `least` to `most`; None may be."""
+    if value is not None and not value >= least:  # NaN is not either
         raise ValueError(f"{name}: wanted at least {least}, got {value}")
+    if value is not None and value > most:
+        raise ValueError(f"{name}: wanted at most {most:,}, got {value}")
 
 
 def check_location(name: str, value: str | Path | None, suffixes: Collection[str] = ()) -> None:
@@ -50,5 +55,10 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
     text = str(value)
     if value is None or "://" in text or Path(text).exists():
         return
-    if text.count("/") > 1 or text[:1] in ("", "/", ".", "~", "<") or text[-1:] == "/" or Path(text).suffix in suffixes:
+    if (
+        text.count("/") > 1
+        or text[:1] in ("", "/", ".", "~", "<")
+        or text[-1:] == "/"
+        or Path(text).suffix.lower() in suffixes
+    ):
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")

@@ -206,7 +206,7 @@ def _step(
     progress.losses.append(progress.loss)
     without = len(rows.input.slots) == 0
     progress.steps_without_new_tokens += without
-    if progress.first_loss is None and not without:
+    if progress.first_loss is None and not without and progress.loss > 0:  # 0 where a batch has nothing to predict
         progress.first_loss = progress.loss
     return granted
 

@@ -86,7 +86,7 @@ def token_distillation(given: Pass) -> torch.Tensor:
         side.hidden.flatten(0, 1)[ends].to(torch.promote_types(side.hidden.dtype, torch.float32))
         for side, ends in ((given.teacher, places.teacher_ends), (given.student, places.student_ends))
     )
-    return torch.nn.functional.mse_loss(student, teacher)
+    return torch.nn.functional.mse_loss(student, teacher, reduction="sum") / max(1, student.numel())
 
 
 def boundary_head(given: Pass) -> torch.Tensor:

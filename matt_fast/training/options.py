@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from matt_fast.loss.choices import check_choices
-from matt_fast.support.checks import check_field_types
+from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
 
 OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
 
@@ -67,9 +67,8 @@ class TrainingOptions:
                 "packing and compile: wanted one of them, got both: attention runs on one document at a time, and "
                 "layers would be compiled anew for the documents of each batch"
             )
-        for name in ("steps", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}")
+        for name, most in (("steps", MANY), ("accumulation", ROWS)):
+            check_range(name, getattr(self, name), 1, most)
         for name in ("warmup_steps", "decay_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")

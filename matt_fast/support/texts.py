@@ -1,0 +1,76 @@
+"""Texts of any length in pieces and groups that take a bounded memory when they are tokenised."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import TypeVar
+
+MAX_CHARACTERS = 1 << 20  # of a piece, and of pieces that are tokenised together
+
+T = TypeVar("T")
+
+
+class Joined:
+    """Several iterables as one, which can be iterated again if they can."""
+
+    def __init__(self, *parts: Iterable[T]):
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[T]:
+        return chain.from_iterable(self.parts)
+
+
+def bounded_pieces(documents: Iterable[str | None], most: int = MAX_CHARACTERS) -> Iterator[str]:
+    """The documents, and, of those that are very long, pieces that end with a line where they can.
+
+    A document that is None, empty or white space gives "": it has no text.
+
+    Args:
+        documents: texts.
+        most: characters of a piece.
+    """
+    for document in documents:
+        if not document or document.isspace():
+            yield ""
+        else:
+            yield from rejoin([document], most)
+
+
+def rejoin(blocks: Iterable[str], most: int = MAX_CHARACTERS) -> Iterator[str]:
+    """A text that comes in blocks, cut into pieces of at most `most` characters, behind line ends where there are any.
+
+    No more of it is held than a piece and a block. Where the blocks end does not matter.
+    """
+    text = ""
+    for block in blocks:
+        text, start = text + block, 0
+        while len(text) - start > most:
+            end = text.rfind("\n", start, start + most) + 1 or start + most
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    if text:
+        yield text
+
+
+def groups(items: Iterable[T], together: int, text: Callable[[T], str] = lambda item: item) -> Iterator[list[T]]:
+    """Items whose texts are tokenised at a time: so many, and no more characters than memory should hold.
+
+    Args:
+        items: pieces, or what has one each.
+        together: items of a group, at most.
+        text: of an item.
+    """
+    group: list[T] = []
+    characters = 0
+    for item in items:
+        length = len(text(item))
+        if group and characters + length > MAX_CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(item)
+        characters += length
+        if len(group) == together:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
