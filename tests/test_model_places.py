@@ -79,10 +79,11 @@ def test_models_that_are_no_language_models_are_refused_in_one_line(config, name
 def test_an_attention_whose_package_is_missing_is_named(model, tmp_path):
     config = json.loads((model / "config.json").read_text()) | {"attn_implementation": "flash_attention_2"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    text = refusal(Teacher(tmp_path).outline, "float32")
-    assert text.startswith(
-        f"model: {str(tmp_path)!r}, whose configuration names the attention 'flash_attention_2', needs"
-    )
+    named = f"model: the configuration of {str(tmp_path)!r} names attn_implementation 'flash_attention_2', which is not"
+    assert refusal(Teacher, tmp_path).startswith(named)
+    trusting = Teacher(tmp_path, trust_remote_code=True)
+    named = f"model: {str(tmp_path)!r}, whose configuration names the attention 'flash_attention_2', needs"
+    assert refusal(trusting.outline, "float32").startswith(named)
 
 
 # Tokenizers -----------------------------------------------------------------------------------------------------------

@@ -242,7 +242,9 @@ def test_rows_without_text_are_passed_over_by_the_same_rule_everywhere(job):
     training = TrainingOptions(steps=30, lr=1e-2)  # more than a pass over the data
     output = arguments["output"].with_name("other")
     found = transfer(**arguments | {"output": output, "training": training}, init="contextual", **options)
-    assert said == [f"{name}: passed over 3 documents without text" for name in ("data", "eval_data")]
+    assert [line for line in said if "data" in line] == [
+        f"{name}: passed over 3 documents without text" for name in ("data", "eval_data")
+    ]
     assert found.progress.skipped["documents without text"] >= 3
     assert found.evaluations["original"] == replace(plain.evaluations["original"], without_text=3)
 
@@ -323,7 +325,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments, n_layers=9)
     with pytest.raises(ValueError, match="precision: wanted one of auto, no, bf16, got 'fp16'"):
         transfer(**arguments, precision="fp16")
-    with pytest.raises(ValueError, match="could not be loaded as a model"):
+    with pytest.raises(FileNotFoundError, match=r"model: wanted a folder with config\.json, got .*full"):
         transfer(**arguments | {"model": tmp_path / "full"})
     (tmp_path / "empty.jsonl").write_text('{"text": " \\n"}')
     with pytest.raises(ValueError, match=r"^data: wanted text to train on .*1 documents without text\)$"):

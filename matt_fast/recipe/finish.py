@@ -1,7 +1,6 @@
 """The end of a run: its model card and summary, and the result that a call gives back."""
 
 import json
-from collections import Counter
 from dataclasses import asdict, fields
 
 from matt_fast.alignment.vocabulary import VocabularyPair
@@ -25,8 +24,9 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         job, run = work.job, work.run
         card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options)
         write_text(run.output / "README.md", card)
-        summary = asdict(result)
-        summary["output"] = str(result.output)
+        summary = {x.name: getattr(result, x.name) for x in fields(result)}
+        summary |= {"output": str(result.output), "progress": result.progress.to_json()}
+        summary |= {"report": asdict(result.report), "evaluations": run.read("evaluations.json")}
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
         draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
@@ -52,7 +52,7 @@ def finished_result(work: Work) -> TransferResult:
     values["output"] = work.run.output
     values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
     values["report"] = InitReport(**values["report"] | {"made": frozenset()})
-    values["progress"] = _progress(values["progress"])
+    values["progress"] = Progress.from_json(values["progress"])
     values["evaluations"] = {name: Evaluation(**x) for name, x in values["evaluations"].items()}
     work.say(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
@@ -79,7 +79,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         report=start.report,
         trainable=len(trainable),
         seen=int((seen[trainable] > 0).sum()),
-        progress=_progress(numbers["progress"]),
+        progress=Progress.from_json(numbers["progress"]),
         evaluations=evaluations,
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
@@ -87,8 +87,3 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         training_memory=numbers["training_memory"],
         peak_memory=max(numbers["peak_memory"], numbers["training_memory"], peak_memory(work.device)),
     )
-
-
-def _progress(values: dict) -> Progress:
-    values = {x.name: values[x.name] for x in fields(Progress)}
-    return Progress(**values | {"skipped": Counter(values["skipped"])})

@@ -177,7 +177,7 @@ def train_rows(
         batches.close()
         seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
         numbers = {
-            "progress": asdict(state.progress),
+            "progress": state.progress.to_json(),
             "validation": watcher.curve,
             "best_step": watcher.best_step,
             "training_memory": peak_memory(work.device),
