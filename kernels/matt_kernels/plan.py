@@ -38,9 +38,10 @@ class AimPlan:
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
     variant: str  # of the loss
+    long_segments: bool = True  # False: known to have none longer than a tile, whose kernels are left out then
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All but `widths` and `variant`, in order."""
+        """The tensors, in order."""
         return tuple(getattr(self, x) for x in TENSORS)
 
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
@@ -53,10 +54,10 @@ class AimPlan:
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, function) -> "AimPlan":
-        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant)
+        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant, self.long_segments)
 
 
-TENSORS = tuple(x.name for x in fields(AimPlan))[:-2]
+TENSORS = tuple(x.name for x in fields(AimPlan))[:-3]
 
 
 def make_plan(
