@@ -6,7 +6,7 @@ from itertools import product
 import matt_kernels
 import pytest
 import torch
-from kernel_checks import FLOAT32, assert_close, exact, found, long_segments
+from kernel_checks import FLOAT32, assert_close, exact, found, long_segments, record_launches
 from matt_kernels import configs, ops, tune
 from test_loss import (
     GRID,
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from matt_fast.loss import aim_loss
 
-pytestmark = pytest.mark.usefixtures("poisoned")
+pytestmark = pytest.mark.usefixtures("poisoned", "device")
 
 
 @pytest.mark.parametrize("dtype", FLOAT32)
@@ -99,13 +99,13 @@ def test_float16_gradients_survive_a_gradient_scaler(small_tiles):
             assert (x.double() / 2**14 - y).norm() <= 5e-3 * y.norm()
 
 
-def test_mixed_dtypes_and_autocast(small_tiles):
+def test_mixed_dtypes_and_autocast(small_tiles, device):
     teacher, student, *segments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
     halves = (*student[:2], student[2].detach().bfloat16().requires_grad_())
     _, *gradient = found((tuple(x.bfloat16() for x in teacher), halves, *segments), {})
     assert [x.dtype for x in gradient] == [torch.float32, torch.float32, torch.bfloat16]
     expected = found((teacher, student, *segments), {})
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         loss = aim_loss(teacher, student, *segments, backend="triton")
     results = loss.detach(), *torch.autograd.grad(loss, student)
     assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
@@ -245,7 +245,7 @@ def test_what_waits_is_found(wait):
 @pytest.mark.parametrize("base", GRID, ids=str)
 def test_never_waits_for_the_device(base, with_documents, monkeypatch, small_tiles):
     """Between ids on the device and the gradients."""
-    monkeypatch.setattr(configs.triton.runtime.interpreter.GridExecutor, "__call__", lambda *_, **__: None)
+    record_launches(monkeypatch)
     for name in ("cpu", "numpy", "tolist"):  # no torch operation where the tensor is on the CPU already
         monkeypatch.setattr(torch.Tensor, name, forbidden)
     *segments, documents = packed()
