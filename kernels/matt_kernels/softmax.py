@@ -34,7 +34,7 @@ def online_softmax(scores, running_max, running_sum):
 
 @triton.jit
 def softmax_of_side(
-    query_ptr, key_ptr, rows_ptr, softmax_ptr, mean_key_ptr, numbers, used, outputs, query_stride_n, key_stride_n,
+    query_ptr, key_ptr, rows_ptr, softmax_ptr, mean_key_ptr, batch_head, numbers, used, query_stride_n, key_stride_n,
     softmax_size, row_limit, scale, softcap,
     SIDE: tl.constexpr, MEAN_KEY: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
@@ -66,6 +66,7 @@ def softmax_of_side(
                 weights = operand(weights * slope, KIND)
                 mean_key = tl.dot(weights, widen(key), mean_key * factor[:, None], input_precision=PRECISION)
                 rounded_sum = rounded_sum * factor + tl.sum(weights.to(tl.float32), 1)
+    outputs = batch_head * row_limit + numbers
     store_softmax(softmax_ptr, outputs, numbers < row_limit, softmax_size, running_max, running_sum, KIND)
     if MEAN_KEY:
         # What all keys have in common must cancel in dQ: the weights that were added up have to sum to 1.
@@ -90,13 +91,12 @@ def softmax_kernel(
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     rows_ptr += batch * ROWS * row_limit
-    outputs = batch_head * row_limit + numbers
     # The student's first: with the mean key they take longer.
     if tl.program_id(2) == 0:
         softmax_of_side(
             student_query_ptr + batch * sq_stride_b + head * sq_stride_h,
             student_key_ptr + batch * sk_stride_b + (head // group) * sk_stride_h,
-            rows_ptr, student_softmax_ptr, mean_key_ptr, numbers, used, outputs, sq_stride_n, sk_stride_n,
+            rows_ptr, student_softmax_ptr, mean_key_ptr, batch_head, numbers, used, sq_stride_n, sk_stride_n,
             softmax_size, row_limit, scale, softcap,
             1, MEAN_KEY, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
@@ -104,7 +104,7 @@ def softmax_kernel(
         softmax_of_side(
             teacher_query_ptr + batch * tq_stride_b + head * tq_stride_h,
             teacher_key_ptr + batch * tk_stride_b + (head // group) * tk_stride_h,
-            rows_ptr, teacher_softmax_ptr, mean_key_ptr, numbers, used, outputs, tq_stride_n, tk_stride_n,
+            rows_ptr, teacher_softmax_ptr, mean_key_ptr, batch_head, numbers, used, tq_stride_n, tk_stride_n,
             softmax_size, row_limit, scale, softcap,
             0, False, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip

@@ -37,6 +37,6 @@ def add_up(loss, plan, divisor: int, metric: str, *, weighted: bool):
     total, unit = loss.new_empty(()), loss.new_empty(())
     total_kernel[(1,)](
         loss, plan.row_weights, plan.pair_weight, total, unit, batch, heads, row_limit, divisor,
-        2.0 if metric == "mse" else 1.0, WEIGHTED=weighted, BLOCK=BLOCK, num_warps=WARPS,
+        2.0 if metric == "mse" else 1.0, WEIGHTED=weighted, BLOCK=BLOCK, num_warps=WARPS, num_stages=1,
     )  # fmt: skip
     return total, unit
