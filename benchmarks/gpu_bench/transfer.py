@@ -16,19 +16,18 @@ import time
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-for place in ("kernels", "."):
-    sys.path.insert(0, str(ROOT / place))
-DRY = "--dry-run" in sys.argv
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))  # the tiny model of a dry run
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if DRY:
+if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
-    sys.path.insert(0, str(ROOT / "tests"))
 
 import torch
 
 import matt_fast
 
+DRY = "--dry-run" in sys.argv
 # name, arguments of TrainingOptions, arguments of transfer
 SPEED = [
     ("aim, kernels", {"objective": "aim", "backend": "triton", "steps": 60}, {}),
