@@ -142,7 +142,7 @@ def aim_loss(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     softcap = None if softcap is None else float(softcap)
     student = tuple(_aligned(x) for x in student)
-    teacher = tuple(_aligned(x.detach()) for x in teacher)
+    teacher = tuple(_aligned(x.detach() if x.requires_grad else x) for x in teacher)
     # The mean over heads, and over d_v for mse.
     divisor = query.shape[1] * (value.shape[-1] if metric == "mse" else 1)
     needed = [torch.is_grad_enabled() and x.requires_grad for x in student]
