@@ -32,6 +32,7 @@ import torch
 import triton
 import typer
 from matt_kernels import AimPlan, configs, ops
+from matt_kernels.device_plan import make_device_plan
 from matt_kernels.softmax import softmax_rows
 from rich.progress import Progress
 from triton.backends.compiler import GPUTarget
@@ -100,7 +101,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    loss: str  # the first to launch it: the metric, "star" or "star cosine" (and tiles, if others), or "update"
+    loss: str  # the first to launch it: the metric, "star" or "star cosine" (and tiles, if others), "update" or "plan"
     signature: dict
     constants: dict
     attributes: dict
@@ -157,6 +158,9 @@ def record_launches(case: Case, target: str) -> list[Job]:
         if case.dtype == "float32":
             label = "update"
             run_update(case)
+        if case == Case("float32", 64):
+            label = "plan"
+            run_plan()
     jobs = {}
     for launch in launches:
         job = make_job(case, target, *launch)
@@ -205,6 +209,13 @@ def run_update(case: Case) -> None:
     table, first, second = (torch.empty(1000, 9 * case.head_dim, device="meta") for _ in range(3))
     updates, slots = (torch.empty(x, dtype=torch.int64, device="meta") for x in (1000, 100))
     body(ops.update_rows)(table, first, second, updates, slots, table[:100], 1e-3, 0.9, 0.999, 1e-8)
+
+
+def run_plan() -> None:
+    """Of ids on a GPU: with documents, which have more to do. It has no head dimension."""
+    ids = [torch.empty(2, n, dtype=torch.int64, device="meta") for n in LENGTHS]
+    options = {"variant": "aim", "causal": True, "sliding_window": 64, "reduction": "documents"}
+    make_device_plan(*ids, *ids, widths=(32, 32), **options)
 
 
 def body(op):

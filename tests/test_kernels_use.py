@@ -260,7 +260,6 @@ def test_never_waits_for_the_device(base, with_documents, monkeypatch, small_til
                 loss = matt_kernels.aim_loss(teacher, student, *segments, **options, softcap=softcap)
                 torch.autograd.grad(loss, needed)
             assert mode.seen["aim_plan.default"] == 1
-            assert mode.seen["searchsorted.Tensor"] > 1  # inside it
             assert sum(x for name, x in mode.seen.items() if "_backward" in name) >= 1
 
 

@@ -18,6 +18,7 @@ from torch.library import custom_op
 from matt_kernels import configs, launch
 from matt_kernels.aim import aim_columns, aim_rows
 from matt_kernels.attend import attend, attend_columns, attend_rows
+from matt_kernels.device_plan import make_device_plan
 from matt_kernels.factors import aim_factors, empty_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
 from matt_kernels.plan import AimPlan, layout, make_plan
@@ -91,11 +92,13 @@ def aim_plan_op(
     student_documents: Tensor | None, teacher_width: int, student_width: int, variant: str, causal: bool,
     sliding_window: int | None, reduction: str,
 ) -> Plan:  # fmt: skip
-    return make_plan(
-        teacher_segments, student_segments, teacher_documents, student_documents,
-        widths=(teacher_width, student_width), variant=variant, causal=causal, sliding_window=sliding_window,
-        reduction=reduction,
-    ).tensors()  # fmt: skip
+    make = make_device_plan if teacher_segments.is_cuda else make_plan
+    with launch.on_device(teacher_segments):
+        return make(
+            teacher_segments, student_segments, teacher_documents, student_documents,
+            widths=(teacher_width, student_width), variant=variant, causal=causal, sliding_window=sliding_window,
+            reduction=reduction,
+        ).tensors()  # fmt: skip
 
 
 @aim_plan_op.register_fake
