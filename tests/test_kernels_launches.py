@@ -6,7 +6,7 @@ import matt_kernels
 import pytest
 import torch
 from kernel_checks import long_segments, record_launches
-from matt_kernels import configs, loss, ops
+from matt_kernels import configs, device_plan, ops
 from test_loss import GRID, inputs_for, packed, rows, segment_ids, two_sides
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.usefixtures("device")
 STEP = ["softmax_kernel", "aim_factors_kernel", "aim_rows_kernel", "total_kernel", "aim_columns_kernel"]
 STAR_STEP = ["attend_kernel", "attend_kernel", "attend_distance_kernel", "total_kernel"]
 STAR_STEP += ["attend_rows_kernel", "attend_columns_kernel"]
-MOST, MOST_WITH_DOCUMENTS = 320, 410  # torch operations of a plan
 LONG = {"aim_long_rows_kernel", "aim_long_columns_kernel"}
 
 
@@ -98,14 +97,14 @@ def test_a_plan_keeps_what_is_known(monkeypatch):
 
 
 @pytest.mark.parametrize("with_documents", [False, True])
-def test_a_plan_on_the_device(with_documents):
-    """Torch operations of one plan: made in the data workers it costs a step nothing."""
+def test_a_plan_on_the_device(with_documents, monkeypatch):
     *segments, documents = packed()
-    with Counting() as mode:
-        loss._plan(
-            *segments, *(documents.values() if with_documents else (None, None)), "aim", "pairs", None, True, (32, 32)
-        )
-    assert sum(mode.seen.values()) <= (MOST_WITH_DOCUMENTS if with_documents else MOST)
+    documents = documents.values() if with_documents else (None, None)
+    options = {"widths": (16, 16), "variant": "aim", "causal": True, "sliding_window": None, "reduction": "pairs"}
+    names = record_launches(monkeypatch)
+    launched, operations = counted(names, lambda: device_plan.make_device_plan(*segments, *documents, **options))
+    assert len(launched) == 7 + with_documents
+    assert not operations
 
 
 def test_a_config_is_looked_up_once(monkeypatch):

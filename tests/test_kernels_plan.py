@@ -7,7 +7,7 @@ import sanitizer
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_checks import long_segments, record_launches
+from kernel_checks import long_segments
 from matt_kernels import device_plan, plan
 from test_kernels_inputs import ids_that_may_break_the_rules
 from test_loss import packed, rows, segment_ids, text_like, two_sides
@@ -88,14 +88,3 @@ def test_broken_ids_stay_in_bounds(ids, monkeypatch):
     rows_of, tiles = found.rows[0, :, : found.counts[0, 0]], found.tiles[0, :, : found.counts[0, 1]]
     assert ((rows_of[:6] >= 0) & (rows_of[:6] <= 4)).all()
     assert ((tiles[:6] >= 0) & (tiles[:6] <= 4)).all()
-
-
-@pytest.mark.parametrize("with_documents", [False, True])
-def test_few_launches(with_documents, monkeypatch):
-    segments, documents = packed()[:2], packed()[2].values()
-    names = record_launches(monkeypatch)
-    device_plan.make_device_plan(
-        *segments, *(documents if with_documents else (None, None)), widths=(16, 16), variant="aim", causal=True,
-        sliding_window=None, reduction="pairs",
-    )  # fmt: skip
-    assert len(names) == 7 + with_documents
