@@ -31,7 +31,9 @@ from unittest import mock
 import torch
 import triton
 import typer
-from matt_kernels import configs, ops
+from matt_kernels import AimPlan, configs, ops
+from matt_kernels.device_plan import make_device_plan
+from matt_kernels.softmax import softmax_rows
 from rich.progress import Progress
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
@@ -99,7 +101,7 @@ class Job:
     dtype: str
     head_dim: int
     softcap: bool
-    loss: str  # the first to launch it: the metric, "star" or "star cosine" (and tiles, if others), or "update"
+    loss: str  # the first to launch it: the metric, "star" or "star cosine" (and tiles, if others), "update" or "plan"
     signature: dict
     constants: dict
     attributes: dict
@@ -108,9 +110,8 @@ class Job:
     @property
     def variant(self) -> str:
         """The flags that change what a kernel does."""
-        without_rest = "without rest" if self.constants.get("REST") is False else ""
         mean_key = "mean key" if self.constants.get("MEAN_KEY") else ""
-        return " ".join(x for x in (self.loss, without_rest, mean_key, "softcap" if self.softcap else "") if x)
+        return " ".join(x for x in (self.loss, mean_key, "softcap" if self.softcap else "") if x)
 
     @property
     def name(self) -> str:
@@ -157,10 +158,13 @@ def record_launches(case: Case, target: str) -> list[Job]:
         if case.dtype == "float32":
             label = "update"
             run_update(case)
+        if case == Case("float32", 64):
+            label = "plan"
+            run_plan()
     jobs = {}
     for launch in launches:
         job = make_job(case, target, *launch)
-        # The sides of softmax and attend differ in one constant, and metrics share some kernels.
+        # The sides of attend differ in one constant, and metrics share some kernels.
         constants = {x: y for x, y in job.constants.items() if x != "SIDE"}
         jobs.setdefault(repr((job.kernel, job.signature, constants, job.options)), job)
     return list(jobs.values())
@@ -182,19 +186,22 @@ def meta_inputs(case: Case, widths: tuple[int, int] = (16, 16)):
 
 
 def run_aim(case: Case, metric: str, widths: tuple[int, int]) -> None:
+    """All that a step launches, and softmax as it is where queries need no gradient."""
     teacher, student, plan = meta_inputs(case, widths)
-    common = *teacher, *student, plan, *widths, metric, case.head_dim**-0.5, 50.0 if case.softcap else None
-    _, _, *saved = body(ops.aim_forward)(*common, True, True, True)
-    multiplier = torch.empty((), dtype=torch.float32, device="meta")
-    body(ops.aim_backward)(*common, *saved, multiplier, True, True)
+    options = metric, case.head_dim**-0.5, 50.0 if case.softcap else None
+    common = *teacher, *student, plan, *widths, True, *options
+    _, *kept = body(ops.aim_forward)(*common, 1, True, True, True)
+    body(ops.aim_backward)(*common, kept, kept[0], True, True)
+    plan = AimPlan(*plan, widths, "aim")
+    config = ops.config_for(student[0], student[2], "aim", metric, lopsided=widths[0] > widths[1], softcap=case.softcap)
+    softmax_rows(teacher, student, kept[2].unbind(), plan, config, ops.Options(*options[1:]))
 
 
 def run_aim_star(case: Case, metric: str, widths: tuple[int, int]) -> None:
     teacher, student, plan = meta_inputs(case, widths)
     options = case.head_dim**-0.5, 50.0 if case.softcap else None
-    _, *saved = body(ops.attend_forward)(*teacher, *student, plan, *widths, metric, *options, True)
-    multiplier = torch.empty((), dtype=torch.float32, device="meta")
-    body(ops.attend_backward)(*student, plan, *widths, *options, *saved, multiplier, True, True, True)
+    _, *kept = body(ops.attend_forward)(*teacher, *student, plan, *widths, metric, *options, 1, True)
+    body(ops.attend_backward)(*student, plan, *widths, *options, kept, kept[0], True, True, True)
 
 
 def run_update(case: Case) -> None:
@@ -202,6 +209,13 @@ def run_update(case: Case) -> None:
     table, first, second = (torch.empty(1000, 9 * case.head_dim, device="meta") for _ in range(3))
     updates, slots = (torch.empty(x, dtype=torch.int64, device="meta") for x in (1000, 100))
     body(ops.update_rows)(table, first, second, updates, slots, table[:100], 1e-3, 0.9, 0.999, 1e-8)
+
+
+def run_plan() -> None:
+    """Of ids on a GPU: with documents, which have more to do. It has no head dimension."""
+    ids = [torch.empty(2, n, dtype=torch.int64, device="meta") for n in LENGTHS]
+    options = {"variant": "aim", "causal": True, "sliding_window": 64, "reduction": "documents"}
+    make_device_plan(*ids, *ids, widths=(32, 32), **options)
 
 
 def body(op):
@@ -296,8 +310,9 @@ def parse_sass(text: str) -> dict:
 def loop_of(text: str) -> dict | None:
     """What a warp issues in one turn of the main loop, and the bytes that it moves to and from shared memory.
 
-    The main loop is the shortest of those with tensor-core instructions and exponentials: kernels have a second one,
-    with masks, for the edges of what rows see. What tensor cores read from shared memory themselves is not counted.
+    The main loop is the shortest of those with exponentials and the most tensor-core instructions: kernels have a
+    second one, with masks, for the edges of what rows see, and softmax has one with fewer products for the teacher.
+    Loops around others do not count, nor does what tensor cores read from shared memory themselves.
     """
     places, instructions = {}, []
     for line in text.splitlines():
@@ -312,11 +327,20 @@ def loop_of(text: str) -> dict | None:
         and (target := re.search(r"\.L\w+", rest))
         and places.get(target[0], place + 1) <= place
     ]
-    bodies = [[x for x, _ in instructions[start : stop + 1]] for start, stop in jumps]
-    bodies = [x for x in bodies if any("MMA" in y for y in x) and "MUFU.EX2" in x]
-    if not bodies:
+    products = {}
+    for start, stop in jumps:
+        names = [x for x, _ in instructions[start : stop + 1]]
+        if (count := sum("MMA" in x for x in names)) and "MUFU.EX2" in names:
+            products[start, stop] = count, names
+    inner = [
+        found
+        for place, found in products.items()
+        if not any(place != x and place[0] <= x[0] and x[1] <= place[1] for x in products)
+    ]
+    if not inner:
         return None
-    body = min(bodies, key=len)
+    most = max(count for count, _ in inner)
+    body = min((names for count, names in inner if count == most), key=len)
     return {"instructions": len(body), "shared_bytes": sum(map(_shared_bytes, body))}
 
 

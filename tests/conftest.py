@@ -19,6 +19,17 @@ def setting(tmp_path, request, monkeypatch):
 
 
 @pytest.fixture
+def device():
+    """Where the kernels run: a GPU if there is one, and tensors of the test are made there; else the CPU, in Triton's
+    interpreter."""
+    if not torch.cuda.is_available():
+        yield torch.device("cpu")
+        return
+    with torch.device("cuda") as found:
+        yield found
+
+
+@pytest.fixture
 def poisoned(monkeypatch):
     """Every element of an uninitialised buffer must be written before it is read."""
     from test_loss import _poison

@@ -44,7 +44,7 @@ def useful_by_hand(segments, metric: str) -> int:
     for t, s in zip(*sizes, strict=True):
         once = (s * s + t * s + 4 * t * s) * dim + 3 * t * s * s
         rest = (t * s + t * t) * dim
-        found += SHAPE.kv_heads * (2 * once + rest * (1 if metric == "mse" else 2) + (2 * t * s + s * s) * dim)
+        found += SHAPE.kv_heads * (once + rest + (2 * t * s + s * s) * dim)
     return 2 * found
 
 

@@ -5,12 +5,14 @@ import sanitizer
 import torch
 import triton
 import triton.language as tl
-from kernel_checks import long_segments
+from kernel_checks import interpreted, long_segments
 from matt_kernels import configs
 from test_loss import GRID, gradients, inputs_for, packed, two_sides
 from triton.runtime.errors import InterpreterError
 
 from matt_fast.loss import aim_loss
+
+pytestmark = interpreted
 
 
 @triton.jit

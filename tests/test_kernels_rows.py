@@ -19,11 +19,14 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from matt_fast import TrainingOptions, transfer
 from matt_fast.model.embeddings import RowAdamW
 
+pytestmark = pytest.mark.usefixtures("device")
+
 ROWS = 7
 
 
 def drawn(*shape, seed=0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    found = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return found.to(torch.get_default_device())
 
 
 def steps_of(hidden: int, count: int = 6):

@@ -103,9 +103,10 @@ def rows(*ids):
 def states(batch, heads, kv_heads, length, dim=4, value_dim=None, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = (heads, dim), (kv_heads, dim), (kv_heads, value_dim or dim)
-    return tuple(
-        torch.randn(batch, h, length, d, generator=generator, dtype=torch.float64).to(dtype) for h, d in shapes
+    drawn = (
+        torch.randn(batch, h, length, d, generator=generator, dtype=torch.float64, device="cpu") for h, d in shapes
     )
+    return tuple(x.to(torch.get_default_device(), dtype) for x in drawn)
 
 
 def inputs_for(teacher_segments, student_segments, heads=2, kv_heads=1, **options):

@@ -9,6 +9,8 @@ import torch
 
 from matt_fast.loss import aim_loss, block, blockwise, workspace
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SEEDS, MORE_SEEDS = 8, 32
 ENGINES = "eager", "torch", "triton"
 

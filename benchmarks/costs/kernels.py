@@ -118,23 +118,23 @@ def softmax(case: Case, side: int) -> Cost:
     )
 
 
-def factors(case: Case, *, rest: bool) -> Cost:
-    """Once forward with the teacher's remainders, once backward, where mse does not need these."""
+def factors(case: Case) -> Cost:
+    """Made forward and kept for backward."""
     teacher, student = case.widths
     geometry, dim, block_v = case.geometry, case.shape.head_dim, case.config.block_v
     padded, tiles = -(-dim // block_v) * block_v, geometry.tile_count()
     across, low = teacher * student * padded, case.low
     grams = student * student * padded + (3 + low) * across + (2 + low) * (1 + low) * across
     mixtures = (3 + low) * teacher * student * student
-    remainders = (1 + low) * across + teacher * teacher * padded if rest else 0
+    remainders = (1 + low) * across + teacher * teacher * padded
     product = geometry.segment_products
     useful = product(0, 2) * dim + 5 * product(1, 1) * dim + 3 * product(1, 2)
-    useful += (product(1, 1) + product(2, 0)) * dim if rest else 0
+    useful += (product(1, 1) + product(2, 0)) * dim
     tokens = geometry.batch * np.array(geometry.lengths)
-    written = tokens @ [student * (1 + low) + teacher * rest, student] * case.factor_size
+    written = tokens @ [student * (1 + low) + teacher, student] * case.factor_size
     read = tokens.sum() * dim * case.shape.size  # later passes over a tile's values find them in the cache
     return case.cost(
-        f"factors{'' if rest else ' without remainders'}",
+        "factors",
         [case.exact(tiles * (grams + mixtures + remainders), useful)],
         private=case.shape.kv_heads * (written + read),
     )
@@ -324,8 +324,7 @@ def kernels(case: Case, variant: str, metric: str) -> list[Cost]:
         costs = [attend(case, 0), attend(case, 1), attend_distance(case, metric), attend_rows(case)]
         costs.append(attend_columns(case))
     else:
-        costs = [softmax(case, 0), softmax(case, 1), factors(case, rest=True), aim_rows(case, metric)]
-        costs += [factors(case, rest=metric == "cosine"), aim_columns(case, metric)]
+        costs = [softmax(case, 0), softmax(case, 1), factors(case), aim_rows(case, metric), aim_columns(case, metric)]
     return [*costs, torch_around(case, variant)]
 
 

@@ -31,7 +31,8 @@ def make_step(name: str, shape: Shape, device: str):
     prepared = None
     if name.startswith("triton"):
         ids = [x.to(device) for x in segments]
-        prepared = ids, plan_of(shape, inputs, ids) if "plan" in name else None
+        # As data workers make it: on the CPU, which knows whether there are long segments.
+        prepared = ids, plan_of(shape, inputs, segments).to(device) if "plan" in name else None
 
     def step():
         torch.autograd.grad(loss_of(name, shape, inputs, prepared), student)

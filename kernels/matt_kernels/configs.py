@@ -1,6 +1,7 @@
 """Every tile shape in one place, chosen by `make kernel-report`: fit and no spills first, then rows per block."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
@@ -68,6 +69,16 @@ class Problem:
     softcap: bool = False
 
 
+KINDS = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "fp32"}
+
+
+def factor_kind(dtype: torch.dtype, metric: str) -> str:
+    """Config.factor_kind: it decides the dtype in which factors are kept."""
+    better = {"bf16": "tf32", "tf32": "fp32", "fp32": "fp32"}
+    return better[KINDS[dtype]] if metric == "cosine" else KINDS[dtype]
+
+
+@cache
 def choose_config(problem: Problem) -> Config:
     """Precisions, tiles and launches.
 
@@ -77,11 +88,10 @@ def choose_config(problem: Problem) -> Config:
     """
     metric, target = problem.metric, problem.target
     block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (problem.head_dim, problem.value_dim))
-    kind = {torch.bfloat16: "bf16", torch.float16: "tf32", torch.float32: "fp32"}[problem.dtype]
+    kind = KINDS[problem.dtype]
     exact = "tf32x3" if target.startswith("cuda") else "ieee"
     half = "tf32" if target.startswith("cuda") else "ieee"
-    better = {"bf16": "tf32", "tf32": "fp32", "fp32": "fp32"}
-    factor_kind = better[kind] if metric == "cosine" else kind
+    of_factors = factor_kind(problem.dtype, metric)
     size = max(block_d, block_dv)
     # The three products of tf32x3 do not fit beside each other into the shared memory of these cards at 256.
     small = size > 128 and target in ("cuda:86", "cuda:89", "cuda:120")
@@ -102,8 +112,8 @@ def choose_config(problem: Problem) -> Config:
         kind=kind,
         score_precision=precision[kind],
         product_precision=precision[kind],
-        factor_kind=factor_kind,
-        factor_precision=precision[factor_kind],
+        factor_kind=of_factors,
+        factor_precision=precision[of_factors],
         exact_precision=exact,
         **_launches(kind, metric, size, target, lopsided, [x for x, y in needs.items() if y]),
     )

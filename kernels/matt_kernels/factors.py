@@ -179,23 +179,26 @@ def aim_factors_kernel(
             tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher)
 
 
-def aim_factors(teacher_value, student_value, plan, config, *, rest: bool) -> tuple[torch.Tensor | None, ...]:
-    """(C [B, H_kv, n_T, w_S], G [B, H_kv, n_S, w_S], R R' [B, H_kv, n_T, w_T] or None, lower digits of C or None), w
-    the widths of a tile."""
+def empty_factors(teacher_value, student_value, widths, kind: str) -> tuple[torch.Tensor | None, ...]:
+    """(C [B, H_kv, n_T, w_S], G [B, H_kv, n_S, w_S], R R' [B, H_kv, n_T, w_T], lower digits of C or None), w the widths
+    of a tile, `kind` the config's factor_kind."""
+    block_t, block_s = widths
+    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+    sizes = (teacher_value, block_s), (student_value, block_s), (teacher_value, block_t)
+    mixture, gram, rest = (x.new_empty(*x.shape[:3], width, dtype=dtype) for x, width in sizes)
+    return mixture, gram, rest, torch.empty_like(mixture) if kind == "fp32" else None
+
+
+def aim_factors(teacher_value, student_value, plan, config) -> tuple[torch.Tensor | None, ...]:
+    """The factors of all tiles, as empty_factors has them."""
     block_t, block_s = plan.widths
-    low = config.factor_kind == "fp32"
-    dtype = torch.bfloat16 if config.factor_kind == "bf16" else torch.float32
-    wanted = (teacher_value, block_s, True), (student_value, block_s, True), (teacher_value, block_t, rest)
-    outputs = [
-        torch.empty(*x.shape[:3], width, dtype=dtype, device=x.device) if needed else None
-        for x, width, needed in (*wanted, (teacher_value, block_s, low))
-    ]
+    outputs = empty_factors(teacher_value, student_value, plan.widths, config.factor_kind)
     aim_factors_kernel[tile_grid(plan, student_value)](
         teacher_value, student_value, plan.teacher_segments, plan.student_segments, plan.tiles, plan.counts, *outputs,
         *strides(teacher_value, student_value),
         student_value.shape[1], plan.tiles.shape[-1], teacher_value.shape[2], student_value.shape[2],
-        REST=rest, LOW=low, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
+        REST=True, LOW=outputs[3] is not None, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
         VALUE_DIM=student_value.shape[-1], BLOCK_V=config.block_v, EXACT=config.exact_precision,
         num_warps=config.factors.warps, num_stages=config.factors.stages,
     )  # fmt: skip
-    return tuple(outputs)
+    return outputs

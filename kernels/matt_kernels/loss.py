@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from triton import knobs
 
+from matt_kernels.autograd import AimLoss, AimStarLoss
 from matt_kernels.configs import is_lopsided
-from matt_kernels.ops import aim_forward, aim_plan_op, attend_forward, config_for
+from matt_kernels.ops import aim_plan_op, config_for
 from matt_kernels.plan import TENSORS, AimPlan, layout
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -34,8 +36,23 @@ def aim_plan(
     """What the kernels need to know about a batch's ids, on the ids' device and without synchronisation.
 
     Arguments as in aim_loss, which makes the plan itself unless it is given one, for instance from the data workers.
-    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; `tile_widths` says what suits.
+    `widths` is the most teacher and student tokens of a tile, powers of 2 from 16; `tile_widths` says what suits. A
+    plan made on the CPU knows whether a segment is longer than a tile: the loss launches two kernels less if none is.
     """
+    plan = _plan(
+        teacher_segments, student_segments, teacher_documents, student_documents, variant, reduction, sliding_window,
+        causal, widths,
+    )  # fmt: skip
+    if teacher_segments.device.type == "cpu" and not torch.compiler.is_compiling():
+        return replace(plan, long_segments=bool(plan.counts[:, 2].any()))
+    return plan
+
+
+def _plan(
+    teacher_segments, student_segments, teacher_documents, student_documents, variant, reduction, sliding_window,
+    causal, widths,
+) -> AimPlan:  # fmt: skip
+    """One that nobody has looked at: without synchronisation wherever the ids are."""
     _check_options(variant=variant, reduction=reduction)
     _check_ids(teacher_segments, student_segments, teacher_documents, student_documents)
     _check_visibility(sliding_window, causal)
@@ -105,10 +122,10 @@ def aim_loss(
     _check_factors(scale=scale, softcap=softcap)
     query, _, value = student
     if plan is None:
-        plan = aim_plan(
-            teacher_segments, student_segments, teacher_documents=teacher_documents,
-            student_documents=student_documents, variant=variant, reduction=reduction, sliding_window=sliding_window,
-            causal=causal, widths=tile_widths(query, value, variant, metric)(teacher[0].shape[2], query.shape[2]),
+        widths = tile_widths(query, value, variant, metric)(teacher[0].shape[2], query.shape[2])
+        plan = _plan(
+            teacher_segments, student_segments, teacher_documents, student_documents, variant, reduction,
+            sliding_window, causal, widths,
         )  # fmt: skip
     else:
         _check_plan(plan, variant, query.device)
@@ -125,15 +142,14 @@ def aim_loss(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     softcap = None if softcap is None else float(softcap)
     student = tuple(_aligned(x) for x in student)
-    teacher = tuple(_aligned(x.detach()) for x in teacher)
-    shared = list(plan.tensors()), *plan.widths
+    teacher = tuple(_aligned(x.detach() if x.requires_grad else x) for x in teacher)
+    # The mean over heads, and over d_v for mse.
+    divisor = query.shape[1] * (value.shape[-1] if metric == "mse" else 1)
     needed = [torch.is_grad_enabled() and x.requires_grad for x in student]
+    shared = *teacher, *student, *plan.tensors(), *plan.widths
     if variant == "aim_star":
-        loss = attend_forward(*teacher, *student, *shared, metric, scale, softcap, any(needed))[0]
-    else:
-        loss = aim_forward(*teacher, *student, *shared, metric, scale, softcap, *needed)[0]
-    padded, size = student[2].shape[-1], value.shape[-1]
-    return loss * (padded / size) if metric == "mse" and padded != size else loss
+        return AimStarLoss.apply(*shared, metric, scale, softcap, divisor, any(needed))
+    return AimLoss.apply(*shared, plan.long_segments, metric, scale, softcap, divisor, *needed)
 
 
 def tile_widths(

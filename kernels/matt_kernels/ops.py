@@ -1,27 +1,30 @@
-"""Custom ops: what torch.compile, autograd and opcheck see. Each calls launchers and nothing else.
+"""Custom ops: what torch.compile and opcheck see. Each calls launchers and nothing else.
 
 aim_plan                          ids -> the tensors of a plan
-aim_forward                       variant aim: loss with dQ for a unit of it
-aim_query_backward, aim_backward  variant aim: dQ; dK and dV
+aim_forward, aim_backward         variant aim: loss with dQ for a unit of it; dQ, dK and dV
+aim_query_backward                dQ where nothing else is wanted
 attend_forward, attend_backward   variant aim_star: loss, then dQ, dK and dV
 update_rows                       AdamW on some rows of a table, in place
 
-The backward ops have no autograd formula: a second derivative raises a RuntimeError that names the op.
+Gradients go through the autograd functions of autograd.py. No op has a formula of its own (torch's wrapping of one
+costs more than all launches): a second derivative raises a RuntimeError that names the op.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch.library import custom_op, register_autograd
+from torch.library import custom_op
 
 from matt_kernels import configs, launch
 from matt_kernels.aim import aim_columns, aim_rows
 from matt_kernels.attend import attend, attend_columns, attend_rows
-from matt_kernels.factors import aim_factors
+from matt_kernels.device_plan import make_device_plan
+from matt_kernels.factors import aim_factors, empty_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
 from matt_kernels.plan import AimPlan, layout, make_plan
 from matt_kernels.rows import adamw_rows
 from matt_kernels.softmax import softmax_rows
+from matt_kernels.total import add_up
 
 Tensor = torch.Tensor
 Plan = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -63,9 +66,24 @@ def gradient_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
-def factor(metric: str, query: Tensor, value: Tensor) -> float:
-    """What one unit of a row's loss weighs before pair_weight: the mean over heads, and over d_v for mse."""
-    return 1 / (query.shape[1] * (value.shape[-1] if metric == "mse" else 1))
+def _zeros(*tensors_and_needed) -> list[Tensor | None]:
+    """Gradients that kernels write in part, cleared in one operation; None where not needed."""
+    found = [
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) if needed else None for x, needed in tensors_and_needed
+    ]
+    if wanted := [x for x in found if x is not None]:
+        torch._foreach_zero_(wanted)
+    return found
+
+
+def _present(tensors, like: Tensor) -> list[Tensor]:
+    """Ops return tensors: empty ones for None."""
+    return [like.new_empty(0, dtype=torch.float32) if x is None else x for x in tensors]
+
+
+def _optional(tensors) -> list[Tensor | None]:
+    """The opposite."""
+    return [None if x.ndim == 1 else x for x in tensors]
 
 
 @custom_op("matt_kernels::aim_plan", mutates_args=())
@@ -74,11 +92,13 @@ def aim_plan_op(
     student_documents: Tensor | None, teacher_width: int, student_width: int, variant: str, causal: bool,
     sliding_window: int | None, reduction: str,
 ) -> Plan:  # fmt: skip
-    return make_plan(
-        teacher_segments, student_segments, teacher_documents, student_documents,
-        widths=(teacher_width, student_width), variant=variant, causal=causal, sliding_window=sliding_window,
-        reduction=reduction,
-    ).tensors()  # fmt: skip
+    make = make_device_plan if teacher_segments.is_cuda else make_plan
+    with launch.on_device(teacher_segments):
+        return make(
+            teacher_segments, student_segments, teacher_documents, student_documents,
+            widths=(teacher_width, student_width), variant=variant, causal=causal, sliding_window=sliding_window,
+            reduction=reduction,
+        ).tensors()  # fmt: skip
 
 
 @aim_plan_op.register_fake
@@ -94,210 +114,162 @@ def _(
 @custom_op("matt_kernels::aim_forward", mutates_args=())
 def aim_forward(
     teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
-    query_needed: bool, key_needed: bool, value_needed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, dQ for a unit of it, softmax of the teacher's rows, of the student's, D); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
+    plan: list[Tensor], teacher_width: int, student_width: int, long_segments: bool, metric: str, scale: float,
+    softcap: float | None, divisor: int, query_needed: bool, key_needed: bool, value_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, what a unit of it weighs in gradients, dQ before multiplication by both, softmax of both sides' rows, D,
+    factors as aim_factors has them); empty where not needed for backward."""
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim", long_segments)
     config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
-    row_limit = plan.rows.shape[-1]
-    loss = query.new_empty(*query.shape[:2], row_limit, dtype=torch.float32)
+    rows = *query.shape[:2], plan.rows.shape[-1]
+    loss = query.new_empty(rows, dtype=torch.float32)
     correction = torch.empty_like(loss)
+    softmaxes = loss.new_empty(2, launch.softmax_numbers(query), *rows)
     gradient = mean_key = None
     if query_needed:
         # Tokens that end no segment have no query row.
         gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
-        mean_key = loss.new_empty(*loss.shape, query.shape[-1])
+        mean_key = loss.new_empty(*rows, query.shape[-1])
     with launch.on_device(query):
-        softmaxes = [
-            softmax_rows(*x[:2], plan, config, scale, softcap, side=side, mean_key=keys)
-            for side, (x, keys) in enumerate(((teacher, None), (student, mean_key)))
-        ]
-        factors = aim_factors(teacher_value, value, plan, config, rest=True)
-        aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
-        aim_rows(teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient)
-    total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
-    total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
-    outputs = [gradient, *softmaxes, correction]
-    kept = query_needed, *[key_needed or value_needed] * 3
-    empty = (query.new_empty(0, dtype=torch.float32) for _ in outputs)
-    return total, *(x if needed else nothing for x, needed, nothing in zip(outputs, kept, empty, strict=True))
+        sides = softmaxes.unbind()
+        softmax_rows(teacher, student, sides, plan, config, options, mean_key)
+        factors = aim_factors(teacher_value, value, plan, config)
+        if plan.long_segments:
+            aim_long_rows(teacher, student, sides, plan, config, options, loss, correction, gradient)
+        aim_rows(teacher, student, factors, sides, mean_key, plan, config, options, loss, correction, gradient)
+        total, unit = add_up(loss, plan, divisor, metric, weighted=True)
+    mixture, gram, rest, low = factors
+    kept = [softmaxes, correction, mixture, gram, rest if metric == "cosine" else None, low]
+    kept = kept if key_needed or value_needed else [None] * 6
+    return total, unit, *_present([gradient, *kept], query)
 
 
 @aim_forward.register_fake
 def _(
-    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
-    softcap, query_needed, key_needed, value_needed,
+    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, long_segments,
+    metric, scale, softcap, divisor, query_needed, key_needed, value_needed,
 ):  # fmt: skip
-    new = query.new_empty
-    rows = (*query.shape[:2], plan[0].shape[-1]) if key_needed or value_needed else (0,)
-    softmax = (launch.softmax_numbers(query), *rows) if key_needed or value_needed else (0,)
-    gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else new(0, dtype=torch.float32)
-    return (
-        new((), dtype=torch.float32),
-        gradient,
-        *(new(softmax, dtype=torch.float32) for _ in range(2)),
-        new(rows, dtype=torch.float32),
-    )
+    new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
+    gradient = new(query.shape, dtype=gradient_dtype(query)) if query_needed else None
+    kept = [None] * 6
+    if key_needed or value_needed:
+        softmaxes = new(2, launch.softmax_numbers(query), *rows, dtype=torch.float32)
+        widths, kind = (teacher_width, student_width), configs.factor_kind(query.dtype, metric)
+        mixture, gram, rest, low = empty_factors(teacher_value, value, widths, kind)
+        rest = rest if metric == "cosine" else None
+        kept = [softmaxes, new(rows, dtype=torch.float32), mixture, gram, rest, low]
+    return *(new((), dtype=torch.float32) for _ in range(2)), *_present([gradient, *kept], query)
 
 
 @custom_op("matt_kernels::aim_query_backward", mutates_args=())
-def aim_query_backward(gradient: Tensor, multiplier: Tensor, dtype: torch.dtype) -> Tensor:
-    """dQ. An op of its own since torch would differentiate a product as if what forward kept were a constant."""
-    return (gradient * multiplier).to(dtype)
+def aim_query_backward(query: Tensor, gradient: Tensor, unit: Tensor, output_gradient: Tensor) -> Tensor:
+    """dQ. It takes the query, so that it is no constant to a second derivative."""
+    return _multiplied(gradient, output_gradient * unit, query)
 
 
 @aim_query_backward.register_fake
-def _(gradient, multiplier, dtype):
-    return torch.empty_like(gradient, dtype=dtype)
+def _(query, gradient, unit, output_gradient):
+    return query.new_empty(query.shape)
+
+
+def _multiplied(gradient: Tensor, multiplier: Tensor, query: Tensor) -> Tensor:
+    return torch.mul(gradient, multiplier, out=torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
 
 @custom_op("matt_kernels::aim_backward", mutates_args=())
 def aim_backward(
     teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
-    plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
-    teacher_softmax: Tensor, student_softmax: Tensor, correction: Tensor, multiplier: Tensor, key_needed: bool,
-    value_needed: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(dK, dV); empty where not needed."""
-    plan = AimPlan(*plan, (teacher_width, student_width), "aim")
+    plan: list[Tensor], teacher_width: int, student_width: int, long_segments: bool, metric: str, scale: float,
+    softcap: float | None, kept: list[Tensor], output_gradient: Tensor, key_needed: bool, value_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(dQ, dK, dV) from what aim_forward returned beside the loss; empty where not needed."""
+    plan = AimPlan(*plan, (teacher_width, student_width), "aim", long_segments)
     config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
+    unit, gradient, softmaxes, correction, *factors = kept
+    multiplier = output_gradient * unit
     # Padding and documents without a segment are in no tile.
-    gradients = [
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if needed else None
-        for x, needed in ((key, key_needed), (value, value_needed))
-    ]
+    gradients = _zeros((key, key_needed), (value, value_needed))
     with launch.on_device(query):
-        factors = aim_factors(teacher_value, value, plan, config, rest=metric == "cosine")
-        softmaxes = teacher_softmax, student_softmax
-        aim_columns(teacher, student, factors, softmaxes, correction, plan, config, options, multiplier, *gradients)
-        aim_long_columns(teacher, student, softmaxes, correction, plan, config, options, multiplier, *gradients)
-    return tuple(query.new_empty(0) if x is None else x for x in gradients)
+        common = softmaxes.unbind(), correction, plan, config, options, multiplier, *gradients
+        aim_columns(teacher, student, _optional(factors), *common)
+        if plan.long_segments:
+            aim_long_columns(teacher, student, *common)
+    query_gradient = None if gradient.ndim == 1 else _multiplied(gradient, multiplier, query)
+    return tuple(_present([query_gradient, *gradients], query))
 
 
 @aim_backward.register_fake
 def _(
-    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
-    softcap, teacher_softmax, student_softmax, correction, multiplier, key_needed, value_needed,
+    teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, long_segments,
+    metric, scale, softcap, kept, output_gradient, key_needed, value_needed,
 ):  # fmt: skip
-    sides = (key, key_needed), (value, value_needed)
-    return tuple(x.new_empty(x.shape) if needed else query.new_empty(0) for x, needed in sides)
-
-
-def _save_aim(ctx, inputs, output):
-    *tensors, plan, teacher_width, student_width, metric, scale, softcap, _, key_needed, value_needed = inputs
-    _, gradient, *rest = output
-    needed = key_needed or value_needed
-    # Only what backward reads: all of the inputs when keys or values need a gradient, nothing but dQ when they do not.
-    ctx.save_for_backward(gradient, plan[5], *((*tensors, *plan, *rest) if needed else ()))
-    ctx.options = teacher_width, student_width, metric, scale, softcap
-    ctx.needed = key_needed, value_needed
-    query, _, value = tensors[3:]
-    ctx.factor = factor(metric, query, value) * (2 if metric == "mse" else 1)
-    ctx.query_dtype = query.dtype
-
-
-def _differentiate_aim(ctx, output_gradient, *_):
-    gradient, pair_weight, *saved = ctx.saved_tensors
-    multiplier = output_gradient.float() * pair_weight * ctx.factor
-    query_gradient = aim_query_backward(gradient, multiplier, ctx.query_dtype) if len(gradient.shape) > 1 else None
-    others = [None, None]
-    if any(ctx.needed):
-        tensors, plan, rest = saved[:6], saved[6:14], saved[14:]
-        found = aim_backward(*tensors, plan, *ctx.options, *rest, multiplier, *ctx.needed)
-        others = [x if needed else None for x, needed in zip(found, ctx.needed, strict=True)]
-    return None, None, None, query_gradient, *others, [None] * 8, *[None] * 8
-
-
-register_autograd(aim_forward, _differentiate_aim, setup_context=_save_aim)
+    sides = (query, kept[1].ndim > 1), (key, key_needed), (value, value_needed)
+    return tuple(_present([x.new_empty(x.shape) if needed else None for x, needed in sides], query))
 
 
 @custom_op("matt_kernels::attend_forward", mutates_args=())
 def attend_forward(
     teacher_query: Tensor, teacher_key: Tensor, teacher_value: Tensor, query: Tensor, key: Tensor, value: Tensor,
     plan: list[Tensor], teacher_width: int, student_width: int, metric: str, scale: float, softcap: float | None,
-    gradient_needed: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, its derivative by the student's o, softmax, D); all but the loss empty where no gradient is needed."""
+    divisor: int, gradient_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """(loss, what a unit of it weighs in gradients, the derivative by the student's o, softmax, D); the last three
+    empty where no gradient is needed."""
     plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
     config = _config_of(query, value, metric, plan, softcap)
     options = Options(scale, softcap, metric)
     with launch.on_device(query):
         teacher, student = (teacher_query, teacher_key, teacher_value), (query, key, value)
         loss, *kept = attend(teacher, student, plan, config, options, gradient=gradient_needed)
-    total = loss.sum(dtype=torch.float64) * (plan.pair_weight.double() * factor(metric, query, value))
-    empty = (query.new_empty(0, dtype=torch.float32) for _ in kept)
-    return total.float(), *(x if gradient_needed else nothing for x, nothing in zip(kept, empty, strict=True))
+        total, unit = add_up(loss, plan, divisor, metric, weighted=False)
+    return total, unit, *_present(kept if gradient_needed else [None] * 3, query)
 
 
 @attend_forward.register_fake
 def _(
     teacher_query, teacher_key, teacher_value, query, key, value, plan, teacher_width, student_width, metric, scale,
-    softcap, gradient_needed,
+    softcap, divisor, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = [(*rows, value.shape[-1]), (launch.softmax_numbers(query), *rows), rows]
+    shapes = (*rows, value.shape[-1]), (launch.softmax_numbers(query), *rows), rows
     dtypes = gradient_dtype(query), torch.float32, torch.float32
-    kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
-    kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]
-    return new((), dtype=torch.float32), *kept
+    kept = [new(x, dtype=y) if gradient_needed else None for x, y in zip(shapes, dtypes, strict=True)]
+    return *(new((), dtype=torch.float32) for _ in range(2)), *_present(kept, query)
 
 
 @custom_op("matt_kernels::attend_backward", mutates_args=())
 def attend_backward(
     query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], teacher_width: int, student_width: int,
-    scale: float, softcap: float | None, change: Tensor, softmax: Tensor, correction: Tensor, multiplier: Tensor,
-    query_needed: bool, key_needed: bool, value_needed: bool,
+    scale: float, softcap: float | None, kept: list[Tensor], output_gradient: Tensor, query_needed: bool,
+    key_needed: bool, value_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(dQ, dK, dV) of the student; empty where not needed."""
+    """(dQ, dK, dV) of the student from what attend_forward returned beside the loss; empty where not needed."""
     plan = AimPlan(*plan, (teacher_width, student_width), "aim_star")
     config = _config_of(query, value, "mse", plan, softcap)
     options = Options(scale, softcap)
-    needed = query_needed, key_needed, value_needed
+    unit, *of_rows = kept
     # Tokens that end no segment have no query row; padding is in no tile.
-    gradients = [
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) if wanted else None
-        for x, wanted in zip((query, key, value), needed, strict=True)
-    ]
-    inputs = query, key, value, (change, softmax, correction), plan, config, options, multiplier
+    gradients = _zeros((query, query_needed), (key, key_needed), (value, value_needed))
+    inputs = query, key, value, of_rows, plan, config, options, output_gradient * unit
     with launch.on_device(query):
         if query_needed:
             attend_rows(*inputs, gradients[0])
         if key_needed or value_needed:
             attend_columns(*inputs, *gradients[1:])
-    return tuple(query.new_empty(0) if x is None else x for x in gradients)
+    return tuple(_present(gradients, query))
 
 
 @attend_backward.register_fake
 def _(
-    query, key, value, plan, teacher_width, student_width, scale, softcap, change, softmax, correction, multiplier,
-    query_needed, key_needed, value_needed,
+    query, key, value, plan, teacher_width, student_width, scale, softcap, kept, output_gradient, query_needed,
+    key_needed, value_needed,
 ):  # fmt: skip
     sides = (query, query_needed), (key, key_needed), (value, value_needed)
-    return tuple(x.new_empty(x.shape) if needed else query.new_empty(0) for x, needed in sides)
-
-
-def _save_attend(ctx, inputs, output):
-    *_, query, key, value, plan, teacher_width, student_width, metric, scale, softcap, _ = inputs
-    ctx.save_for_backward(query, key, value, *plan, *output[1:])
-    ctx.options = teacher_width, student_width, scale, softcap
-    ctx.factor = factor(metric, query, value) * (2 if metric == "mse" else 1)
-
-
-def _differentiate_attend(ctx, output_gradient, *_):
-    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[3:6]
-    plan = saved[3:11]
-    multiplier = output_gradient.float() * plan[5] * ctx.factor
-    found = attend_backward(*saved[:3], plan, *ctx.options, *saved[11:], multiplier, *needed)
-    found = [x if wanted else None for x, wanted in zip(found, needed, strict=True)]
-    return None, None, None, *found, [None] * 8, *[None] * 6
-
-
-register_autograd(attend_forward, _differentiate_attend, setup_context=_save_attend)
+    return tuple(_present([x.new_empty(x.shape) if needed else None for x, needed in sides], query))
 
 
 @custom_op("matt_kernels::update_rows", mutates_args=("table", "first_moment", "second_moment", "updates"))

@@ -1,7 +1,8 @@
 """Which rows see which tokens, and which tokens form a tile: integer work on the segment ids, on their own device.
 
 Everything here is a fixed number of torch operations whose shapes depend only on the shapes of the inputs: no copy to
-the host, no synchronisation. A training loop may make the plan in its data workers instead and move it with `to`.
+the host, no synchronisation. A training loop may make the plan in its data workers instead and move it with `to`. For
+ids on a GPU device_plan.py does the same in eight launches.
 """
 
 from dataclasses import dataclass, fields
@@ -38,9 +39,10 @@ class AimPlan:
     student_segments: torch.Tensor  # int32 [B, n_S]
     widths: tuple[int, int]  # most teacher and student tokens of a tile
     variant: str  # of the loss
+    long_segments: bool = True  # False: known to have none longer than a tile, whose kernels are left out then
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All but `widths` and `variant`, in order."""
+        """The tensors, in order."""
         return tuple(getattr(self, x) for x in TENSORS)
 
     def to(self, device, non_blocking: bool = False) -> "AimPlan":
@@ -53,10 +55,10 @@ class AimPlan:
         return self._map(lambda x: x.pin_memory())
 
     def _map(self, function) -> "AimPlan":
-        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant)
+        return AimPlan(*(function(x) for x in self.tensors()), self.widths, self.variant, self.long_segments)
 
 
-TENSORS = tuple(x.name for x in fields(AimPlan))[:-2]
+TENSORS = tuple(x.name for x in fields(AimPlan))[:-3]
 
 
 def make_plan(

@@ -1,6 +1,6 @@
-"""The softmax of every row, and the mean of the keys under it, which dQ needs: one pass over the keys of a side."""
+"""The softmax of every row on both sides, and the mean of the student's keys under it, which dQ needs: one launch, one
+pass over the keys of each side."""
 
-import torch
 import triton
 import triton.language as tl
 
@@ -18,7 +18,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, softmax_numbers, strides
+from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
 
 
 @triton.jit
@@ -32,23 +32,16 @@ def online_softmax(scores, running_max, running_sum):
     return weights, factor, new_max, running_sum * factor + tl.sum(weights, 1)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
-def softmax_kernel(
-    query_ptr, key_ptr, rows_ptr, counts_ptr, softmax_ptr, mean_key_ptr,
-    query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
-    heads, group, softmax_size, row_limit, scale, softcap,
+@triton.jit
+def softmax_of_side(
+    query_ptr, key_ptr, rows_ptr, softmax_ptr, mean_key_ptr, batch_head, numbers, used, query_stride_n, key_stride_n,
+    softmax_size, row_limit, scale, softcap,
     SIDE: tl.constexpr, MEAN_KEY: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    used = numbers < tl.load(counts_ptr + batch * COUNTS)
-    position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, SIDE)
-    query_ptr += batch * query_stride_b + head * query_stride_h
+    position, low, high = load_row(rows_ptr, numbers, used, row_limit, SIDE)
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
-    key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     if MEAN_KEY:
@@ -82,19 +75,55 @@ def softmax_kernel(
         store_vectors(mean_key_ptr, outputs, mean_key, used, HEAD_DIM, BLOCK_D)
 
 
-def softmax_rows(query, key, plan, config, scale, softcap, *, side: int, mean_key=None) -> torch.Tensor:
-    """[1 or 2, B, H, m] float32 as store_softmax has it; side 0 teacher, 1 student. Writes `mean_key`, [B, H, m, d], if
-    there is one: Σ a k of every row in use, times the derivative of soft-capping."""
+@triton.jit(do_not_specialize=LENGTHS)
+def softmax_kernel(
+    teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, rows_ptr, counts_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr,
+    tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
+    sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
+    heads, group, softmax_size, row_limit, scale, softcap,
+    MEAN_KEY: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    used = numbers < tl.load(counts_ptr + batch * COUNTS)
+    rows_ptr += batch * ROWS * row_limit
+    # The student's first: with the mean key they take longer.
+    if tl.program_id(2) == 0:
+        softmax_of_side(
+            student_query_ptr + batch * sq_stride_b + head * sq_stride_h,
+            student_key_ptr + batch * sk_stride_b + (head // group) * sk_stride_h,
+            rows_ptr, student_softmax_ptr, mean_key_ptr, batch_head, numbers, used, sq_stride_n, sk_stride_n,
+            softmax_size, row_limit, scale, softcap,
+            1, MEAN_KEY, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+    else:
+        softmax_of_side(
+            teacher_query_ptr + batch * tq_stride_b + head * tq_stride_h,
+            teacher_key_ptr + batch * tk_stride_b + (head // group) * tk_stride_h,
+            rows_ptr, teacher_softmax_ptr, mean_key_ptr, batch_head, numbers, used, tq_stride_n, tk_stride_n,
+            softmax_size, row_limit, scale, softcap,
+            0, False, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
+        )  # fmt: skip
+
+
+def softmax_rows(teacher, student, softmaxes, plan, config, options, mean_key=None) -> None:
+    """Writes the softmax of the teacher's and the student's rows, [1 or 2, B, H, m] float32 each as store_softmax has
+    it, and `mean_key`, [B, H, m, d], if there is one: Σ a k of every row in use of the student, times the derivative of
+    soft-capping."""
+    query, key, _ = student
     batch, heads, _, head_dim = query.shape
     row_limit = plan.rows.shape[-1]
-    softmax = query.new_empty(softmax_numbers(query), batch, heads, row_limit, dtype=torch.float32)
-    softmax_kernel[row_grid(plan, query, config.softmax.block_m)](
-        query, key, plan.rows, plan.counts, softmax, mean_key, *strides(query, key),
-        heads, heads // key.shape[1], batch * heads * row_limit, row_limit, *score_factors(scale, softcap),
-        SIDE=side, MEAN_KEY=mean_key is not None, SOFTCAP=softcap is not None,
+    softmax_kernel[(*row_grid(plan, query, config.softmax.block_m), 2)](
+        *teacher[:2], *student[:2], plan.rows, plan.counts, *softmaxes, mean_key, *strides(*teacher[:2], *student[:2]),
+        heads, heads // key.shape[1], batch * heads * row_limit, row_limit,
+        *score_factors(options.scale, options.softcap),
+        MEAN_KEY=mean_key is not None, SOFTCAP=options.softcap is not None,
         BLOCK_M=config.softmax.block_m, BLOCK_N=config.softmax.block_n,
         HEAD_DIM=head_dim, BLOCK_D=config.block_d, KIND=config.kind, SCORE_PRECISION=config.score_precision,
         PRECISION=config.product_precision,
         num_warps=config.softmax.warps, num_stages=config.softmax.stages,
     )  # fmt: skip
-    return softmax

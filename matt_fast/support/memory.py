@@ -21,7 +21,8 @@ def peak_memory(device: torch.device) -> int:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` begin anew from what is in use now, where the system can (CUDA, Linux)."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # else nothing is in use, and torch would refuse
+            torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
             file.write("5")

@@ -1,0 +1,170 @@
+"""A transfer end to end on a GPU: speed, memory and waiting of the AIM engines, then each objective for a given time.
+
+    python3 benchmarks/gpu_bench/transfer.py MODEL TOKENIZER TRAIN.jsonl --held-out HELD_OUT.jsonl --minutes 5
+    python3 benchmarks/gpu_bench/transfer.py --dry-run     a tiny model on a CPU
+
+MODEL is a folder, or one with a GGUF file cut into part00, part01 … (a large file is carried in pieces). Writes
+transfer.jsonl into $OUT (else here), a line after each run; a run that fails is a line too, and the others go on.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))  # the tiny model of a dry run
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+
+import matt_fast
+
+DRY = "--dry-run" in sys.argv
+# name, arguments of TrainingOptions, arguments of transfer
+SPEED = [
+    ("aim, kernels", {"objective": "aim", "backend": "triton", "steps": 60}, {}),
+    ("aim, torch engine", {"objective": "aim", "backend": "torch", "steps": 5}, {}),
+    (
+        "aim, kernels, packed 2,048",
+        {"objective": "aim", "backend": "triton", "steps": 40, "packing": True},
+        {"max_length": 2048, "batch_size": 8},
+    ),
+    ("aim, kernels, compile", {"objective": "aim", "backend": "triton", "steps": 30, "compile": True}, {}),
+]
+OBJECTIVES = ("aim", "token-distillation", "ntp")
+
+
+def joined(folder: Path, work: Path) -> Path:
+    """The model's folder; from the parts of a GGUF file, in float32, if there are some."""
+    parts = sorted(folder.glob("part*"))
+    if not parts:
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    raw, found = work / "gguf", work / "model"
+    raw.mkdir()
+    with (raw / "model.gguf").open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+    loaded = AutoModelForCausalLM.from_pretrained(raw, gguf_file="model.gguf", dtype=torch.float32)
+    del loaded.config.quantization_config
+    plain = type(loaded)(loaded.config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(found)
+    AutoTokenizer.from_pretrained(raw, gguf_file="model.gguf").save_pretrained(found)
+    return found
+
+
+def tiny(work: Path) -> tuple[Path, Path, Path, Path]:
+    from tiny import TEXTS, new_tokenizer, save_tiny_model
+
+    model, tokenizer, data, held_out = (work / x for x in ("model", "tokenizer", "data.jsonl", "held-out.jsonl"))
+    save_tiny_model(model)
+    new_tokenizer().save_pretrained(tokenizer)
+    data.write_text("".join(json.dumps({"text": x}) + "\n" for x in TEXTS))
+    held_out.write_text(json.dumps({"text": "class Held:\n    def out(self):\n        return None\n" * 20}))
+    return model, tokenizer, data, held_out
+
+
+def run(options, training: dict, more: dict, output: Path) -> dict:
+    """One transfer, and what is worth knowing of it; speed is that of the second half of its steps."""
+    ticks = []
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.empty_cache()
+
+    def tick(progress) -> None:
+        ticks.append((time.perf_counter(), progress.tokens, progress.loss))
+
+    shared = {"max_length": options.max_length, "batch_size": options.batch_size, "checkpoint_every": 10**9}
+    result = matt_fast.transfer(
+        options.model, options.tokenizer, options.data, output, training=matt_fast.TrainingOptions(**training),
+        on_step=tick, **shared | more,
+    )  # fmt: skip
+    half = len(ticks) // 2
+    (first, before, _), (last, after, loss) = ticks[half], ticks[-1]
+    seconds, steps = max(last - first, 1e-9), max(len(ticks) - 1 - half, 1)
+    return {
+        "tokens/s": (after - before) / seconds,
+        "ms a step": 1e3 * seconds / steps,
+        "steps": len(ticks),
+        "waiting": result.progress.waiting,
+        "padding": result.progress.padding,
+        "loss": [ticks[0][2], loss],
+        "training MiB": result.training_memory / 2**20,
+        "seconds": result.seconds,
+        "bits per byte": {name: x.bits_per_byte for name, x in result.evaluations.items()},
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    for name in ("model", "tokenizer", "data"):
+        add(name, type=Path, nargs="?" if DRY else None)
+    add("--held-out", type=Path)
+    add("--parts", nargs="+", choices=("speed", "objectives"), default=["speed", "objectives"])
+    add("--objectives", nargs="+", default=list(OBJECTIVES))
+    add("--seconds", type=float, default=1 if DRY else 60, help="of training for each objective")
+    add("--max-length", type=int, default=32 if DRY else 512)
+    add("--batch-size", type=int, default=2 if DRY else 16)
+    add("--minutes", type=float, default=5, help="runs not begun by then are left out")
+    add("--dry-run", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options, failed = parse(), 0
+    deadline = time.monotonic() + 60 * options.minutes
+    work = Path(tempfile.mkdtemp(prefix="gpu-transfer-"))
+    if DRY:
+        options.model, options.tokenizer, options.data, options.held_out = tiny(work)
+    options.model = joined(options.model, work)
+    report = Path(os.environ.get("OUT", "."), "transfer.jsonl")
+
+    def noted(name: str, training: dict, more: dict) -> dict | None:
+        nonlocal failed
+        began, record = time.perf_counter(), {"run": name}
+        if time.monotonic() > deadline:
+            record["not run"] = f"{options.minutes:g} minutes were over"
+        else:
+            try:
+                record |= run(options, training, more, work / f"run-{time.monotonic_ns()}")
+            except Exception as error:
+                traceback.print_exc(limit=6, file=sys.stdout)
+                record["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+        failed += "error" in record
+        record["all seconds"] = time.perf_counter() - began
+        print(json.dumps(record), flush=True)
+        with report.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        return record if "ms a step" in record else None
+
+    for name, training, more in SPEED if "speed" in options.parts else ():
+        if DRY:
+            training |= {"steps": 3, "compile": False}
+            more = {"max_length": 64, "batch_size": 2} if more else {}
+        noted(f"speed: {name}", training, more)
+    scored = {"eval_data": options.held_out, "eval_pieces": 2 if DRY else 40} if options.held_out else {}
+    for objective in options.objectives if "objectives" in options.parts else ():
+        # A few steps tell how many fit into the time; all objectives begin at the same rows and the same data.
+        trial = noted(f"trial: {objective}", {"objective": objective, "steps": 4 if DRY else 20}, {})
+        if trial:
+            steps = max(2, int(1e3 * options.seconds / trial["ms a step"]))
+            steps = min(steps, 5) if DRY else steps
+            noted(f"{options.seconds:g} s of {objective}", {"objective": objective, "steps": steps}, scored)
+    print(f"{failed} failed; {report}", flush=True)
+    raise SystemExit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
