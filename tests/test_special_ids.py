@@ -53,12 +53,13 @@ def new_of(pair, *names):
 def test_ids_become_those_of_the_same_tokens_once_and_in_order(pair):
     a, b, c, gone = old_of(pair, *NAMED)
     config = LlamaConfig(vocab_size=280, eos_token_id=[a, gone, c], bos_token_id=a, pad_token_id=b)
-    config.user_token_id, config.stop_tok_ids = b, [c, gone]
+    config.user_token_id, config.stop_tok_ids, config.unpadded_vocab_size = b, [c, gone], 274
     lines = translate_ids(config, pair)
     assert config.eos_token_id == new_of(pair, "</s>", "<|a|>", "<|c|>")
     assert config.bos_token_id == new_of(pair, "<s>")[0]
     assert config.pad_token_id == new_of(pair, "<|b|>")[0]  # the new tokenizer has no padding of its own
     assert config.user_token_id == new_of(pair, "<|b|>")[0]
+    assert config.unpadded_vocab_size == pair.rows  # or a model cuts off the logits of the tokens behind
     assert config.stop_tok_ids == new_of(pair, "<|c|>")
     assert lines == [
         "config.json: eos_token_id: dropped '<|gone|>', which the new tokenizer does not have",

@@ -21,6 +21,7 @@ ID_FIELD = re.compile(
 MANY_IDS = ("bad_words_ids", "force_words_ids")  # lists of lists of ids
 OTHER_VOCABULARY = re.compile(r"codec|codebook|t2u|blank|speaker|token_type")  # sounds, units, segments
 BY_TOKEN = ("vocabulary_map",)  # names and ids of the tokens that images are made of
+SIZES = ("unpadded_vocab_size",)  # logits behind it are cut off
 NO_TOKEN = -1  # for a field that wants a number; no token has it
 
 Container = dict[str, Any] | PreTrainedConfig | GenerationConfig
@@ -65,12 +66,13 @@ def translate_ids(config: Container, vocabulary: VocabularyPair, where: str | No
     """
     usual = "generation_config.json" if isinstance(config, GenerationConfig) else "config.json"
     translation = _Translation(vocabulary, isinstance(config, GenerationConfig))
-    return [line for place, part in _parts(config, where or usual) for line in translation.fields(part, place)]
+    parts = list(_parts(config, where or usual, vocabulary.teacher_rows))
+    return [line for place, part in parts for line in translation.fields(part, place)]
 
 
 class _Translation:
     def __init__(self, vocabulary: VocabularyPair, optional: bool):
-        self.student, self.optional = vocabulary.student, optional
+        self.student, self.rows, self.optional = vocabulary.student, vocabulary.rows, optional
         self.names = {i: token for token, i in vocabulary.teacher.get_vocab().items()}
         self.student_of: dict[int, int] = {}
         for student_id, match in sorted(vocabulary.matches.items(), key=lambda item: item[1].how != "bytes"):
@@ -91,6 +93,8 @@ class _Translation:
         """The new value, and the ids that have none."""
         if name in OWN:
             return self.role(name, old)
+        if name in SIZES:
+            return old and self.rows, []
         if OTHER_VOCABULARY.search(name) or (not old and old != 0):
             return old, []
         if name == "forced_decoder_ids":  # position, id
@@ -157,16 +161,16 @@ class _Translation:
         return repr(self.names[i]) if i in self.names else f"the id {i}"
 
 
-def _parts(config: Container, where: str) -> Iterator[tuple[str, Container]]:
-    """A configuration and those in it, each once, but for parts with another vocabulary."""
-    main, seen = None, set()
+def _parts(config: Container, where: str, rows: int | None = None) -> Iterator[tuple[str, Container]]:
+    """A configuration and those in it, each once, but for parts with another vocabulary than the one of `rows`."""
+    main, seen, text = None, set(), set()
     if isinstance(config, PreTrainedConfig):
         main = getattr(config.get_text_config(decoder=True), "vocab_size", None)
         text = {id(config), id(config.get_text_config(decoder=True))}
 
     def walk(part: Container, place: str) -> Iterator[tuple[str, Container]]:
         own = part.get("vocab_size") if isinstance(part, Mapping) else getattr(part, "vocab_size", None)
-        if id(part) in seen or (main is not None and own not in (None, main) and id(part) not in text):
+        if id(part) in seen or (main is not None and own not in (None, main, rows) and id(part) not in text):
             return
         seen.add(id(part))
         yield place, part
