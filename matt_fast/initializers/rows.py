@@ -213,7 +213,7 @@ def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
 
 
 def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
-    source = Teacher(donor, **hub_options)
+    source = Teacher(donor, **hub_options, argument="donor")
     theirs, ours = source.load_tokenizer().get_vocab(), vocabulary.student.get_vocab()
     if different := [token for token, i in ours.items() if theirs.get(token) != i]:
         raise ValueError(
@@ -266,8 +266,8 @@ def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
         return load_file(path)
     try:
-        source = Teacher(path, **hub_options)
-    except ValueError as error:
+        source = Teacher(path, **hub_options, argument="init")
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows; got {error}"
         ) from error
