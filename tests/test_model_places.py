@@ -5,10 +5,14 @@ import re
 import warnings
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, CLIPConfig, GPT2Tokenizer, LlavaConfig, T5Config
 
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers import initial_rows
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.tokenizer_files import first_difference, load_tokenizer
 from matt_fast.recipe.preflight import rehearse_saving
@@ -36,12 +40,35 @@ def test_places_where_nothing_is_name_the_argument(model, tmp_path):
 
 
 def test_folders_without_a_configuration(tmp_path):
-    assert refusal(Teacher, tmp_path, kind=FileNotFoundError).endswith("which has nothing")
+    start = f"model: {str(tmp_path)!r} could not be loaded as a model: wanted config.json in it, got "
+    assert refusal(Teacher, tmp_path) == start + "nothing"
     (tmp_path / "model.safetensors").touch()
-    text = refusal(Teacher, tmp_path, kind=FileNotFoundError)
-    assert text == f"model: wanted a folder with config.json, got {str(tmp_path)!r}, which has model.safetensors"
+    assert refusal(Teacher, tmp_path) == start + "model.safetensors"
     text = refusal(Teacher, tmp_path / "model.safetensors")
     assert text.startswith("model: wanted a folder with config.json and weights")
+
+
+def test_the_argument_is_named_that_the_model_came_by(model, tmp_path):
+    start = f"donor: {str(tmp_path)!r} could not be loaded"
+    with pytest.raises(ValueError, match=start):
+        Teacher(tmp_path, argument="donor")
+    pair = VocabularyPair(byte_level(TEXTS, 270), new_tokenizer(), 270)
+    outline = Teacher(model).load("auto")
+    with pytest.raises(ValueError, match=start):
+        initial_rows(outline, pair, "omp", 0, donor=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^init: wanted .* ready rows; got init: wanted a file or folder that is there"
+    ):
+        initial_rows(outline, pair, "./none", 0)
+
+
+def test_pickled_weights_name_what_allows_them(model, tmp_path):
+    (tmp_path / "config.json").write_text((model / "config.json").read_text())
+    torch.save(load_file(model / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"^model: the weights of .* are pickles, .* see allow_pickle$"):
+        Teacher(tmp_path).load("auto")
+    weight = Teacher(tmp_path, allow_pickle=True).load("auto").get_input_embeddings().weight
+    assert torch.equal(weight, Teacher(model).load("auto").get_input_embeddings().weight)
 
 
 def test_gguf_weights_are_called_by_their_name(tmp_path):
@@ -161,3 +188,10 @@ def test_a_damaged_tokenizer_is_refused_by_its_argument(model, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     text = refusal(Teacher(model).load_tokenizer, tmp_path)
     assert text.startswith(f"tokenizer: {str(tmp_path)!r} could not be loaded as a tokenizer: ")
+
+
+def test_a_tokenizer_that_draws_its_tokens_is_refused_wherever_it_is_loaded(tmp_path):
+    tokenizer = new_tokenizer()
+    tokenizer.backend_tokenizer.model.dropout = 0.1
+    tokenizer.save_pretrained(tmp_path)
+    assert "tokenizer: wanted one that always gives" in refusal(load_tokenizer, tmp_path)

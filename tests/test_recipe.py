@@ -325,7 +325,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         transfer(**arguments, n_layers=9)
     with pytest.raises(ValueError, match="precision: wanted one of auto, no, bf16, got 'fp16'"):
         transfer(**arguments, precision="fp16")
-    with pytest.raises(FileNotFoundError, match=r"model: wanted a folder with config\.json, got .*full"):
+    with pytest.raises(ValueError, match=r"model: .*full' could not be loaded as a model: wanted config\.json in it"):
         transfer(**arguments | {"model": tmp_path / "full"})
     (tmp_path / "empty.jsonl").write_text('{"text": " \\n"}')
     with pytest.raises(ValueError, match=r"^data: wanted text to train on .*1 documents without text\)$"):

@@ -7,7 +7,6 @@ come into the segment behind its own.
 """
 
 import json
-import sys
 import unicodedata
 from collections.abc import Iterator
 from functools import cache, lru_cache
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+
+PAIRS_BELOW = 0x20000  # no character above is composed of two
 
 _untrimmed: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer | None] = WeakKeyDictionary()
 
@@ -110,7 +111,7 @@ def _joins(character: str) -> bool:
 @cache
 def _second_parts() -> frozenset[str]:
     """Characters that are no marks by their class, and still compose with the one before: Indic vowels, jamo."""
-    pairs = (unicodedata.decomposition(chr(code)).split() for code in range(sys.maxunicode + 1))
+    pairs = (unicodedata.decomposition(chr(code)).split() for code in range(PAIRS_BELOW))
     seconds = {chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and not pair[0].startswith("<")}
     jamo = map(chr, (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)))
     return frozenset({x for x in seconds if not unicodedata.combining(x)} | set(jamo))

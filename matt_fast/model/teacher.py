@@ -20,6 +20,8 @@ from matt_fast.model.layers import layer_config
 from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.model.trust import check_implementations, no_pickles
 
+PICKLED = "pytorch_model*.bin"
+
 
 class Teacher:
     """Where a pretrained model comes from, and how much may run on the way.
@@ -31,22 +33,30 @@ class Teacher:
         model: folder or hub name.
         trust_remote_code: let the repository run code of its own.
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
+        argument: what errors call the model.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no configuration in it.
+        FileNotFoundError: it can only be a path, and nothing is there.
         ValueError: there is no such model, its configuration cannot be read, it is of another kind, or it names code
             that would be fetched.
     """
 
-    def __init__(self, model: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False):
-        self.model = model
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        argument: str = "model",
+    ):
+        self.model, self.argument = model, argument
         self.options = {"trust_remote_code": trust_remote_code}
         self.use_safetensors = None if allow_pickle else True
-        check_model_place(model)
+        check_model_place(model, argument)
         try:
             self.config = AutoConfig.from_pretrained(model, **self.options)
         except (OSError, ValueError) as error:
-            raise ValueError(f"model: {str(model)!r} could not be loaded as a model: {error}") from error
+            raise ValueError(f"{argument}: {str(model)!r} could not be loaded as a model: {error}") from error
         if not trust_remote_code:
             check_implementations(self.config, str(model))
         self.kind = model_class(self.config)
@@ -86,7 +96,7 @@ class Teacher:
         """What `load` gives, on the meta device: shapes from the configuration (the model's own), no weights."""
         config = copy.deepcopy(self.config if config is None else config)  # a model changes its own
         config = config if n_layers is None else layer_config(config, n_layers)
-        with self._building(), torch.device("meta"):
+        with self._building(self.model), torch.device("meta"):
             if isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel):
                 return self.kind.loader._from_config(config, dtype=dtype).eval()
             return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
@@ -96,11 +106,11 @@ class Teacher:
         return self._load(folder, dtype=dtype)
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
-        with self._building(), no_pickles() if self.use_safetensors else nullcontext():
+        with self._building(path), no_pickles() if self.use_safetensors else nullcontext():
             return self.kind.loader.from_pretrained(path, **arguments, **self.options).eval()
 
     @contextmanager
-    def _building(self) -> Iterator[None]:
+    def _building(self, place: str | Path) -> Iterator[None]:
         try:
             with only_errors():
                 yield
@@ -108,13 +118,19 @@ class Teacher:
             attention = getattr(self.config, "_attn_implementation", None)
             named = "" if attention is None else f", whose configuration names the attention {attention!r},"
             raise ValueError(
-                f"model: {str(self.model)!r}{named} needs a package that is not here: {error} Install it, or take "
-                "attn_implementation out of config.json"
+                f"{self.argument}: {str(place)!r}{named} needs a package that is not here: {error} Install it, or "
+                "take attn_implementation out of config.json"
+            ) from error
+        except OSError as error:
+            pickled = self.use_safetensors and Path(place).is_dir() and any(Path(place).glob(PICKLED))
+            hint = "; those in .bin are pickles, which can run code when they are loaded, see allow_pickle"
+            raise OSError(
+                f"{self.argument}: the weights of {str(place)!r} could not be loaded: {error}" + hint * pickled
             ) from error
 
     def load_tokenizer(self, path: str | Path | None = None) -> PreTrainedTokenizerBase:
         """The model's own tokenizer, or the one at `path`, under the same options."""
-        place, argument = (self.model, "model") if path is None else (path, "tokenizer")
+        place, argument = (self.model, self.argument) if path is None else (path, "tokenizer")
         return load_tokenizer(place, argument, **self.options)
 
 

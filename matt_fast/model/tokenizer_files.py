@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from matt_fast.alignment.vocabulary import check_constant
 from matt_fast.support.checks import check_location
 
 FILE, SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
@@ -52,21 +53,18 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
 
     Raises:
         FileNotFoundError: it can only be a path, and nothing is there.
-        ValueError: it cannot be loaded.
+        ValueError: it cannot be loaded, or draws its tokens at random (`check_constant`).
     """
     check_location(argument, path, (".json", ".gguf"))
     try:
-        if Path(path).is_file():
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-            return _with_special_tokens(tokenizer, path, argument)
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        if Path(path).is_dir() and not any(Path(path, name).is_file() for name in SETTINGS):
-            tokenizer = _with_special_tokens(tokenizer, path, argument)
-        return _as_in_file(tokenizer, path, argument, options)
+        tokenizer = _load(path, argument, options)
     except Exception as error:  # of many kinds; a damaged file raises Exception itself
-        raise ValueError(
-            f"{argument}: {str(path)!r} could not be loaded as a tokenizer: {_first_line(error)}"
-        ) from error
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{argument}: {str(path)!r} could not be loaded as a tokenizer: {line}") from error
+    if not tokenizer.is_fast:
+        return tokenizer
+    check_constant(tokenizer, argument)
+    return _as_in_file(tokenizer, path, argument, options)
 
 
 def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | Tokenizer) -> str | None:
@@ -83,13 +81,23 @@ def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBas
     return None
 
 
+def _load(path: str | Path, argument: str, options: Mapping) -> PreTrainedTokenizerBase:
+    if Path(path).is_file():
+        return _with_special_tokens(PreTrainedTokenizerFast(tokenizer_file=str(path)), path, argument)
+    tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    if Path(path).is_dir() and not any(Path(path, name).is_file() for name in SETTINGS):
+        return _with_special_tokens(tokenizer, path, argument)
+    return tokenizer
+
+
 def _as_in_file(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, argument: str, options: Mapping
 ) -> PreTrainedTokenizerBase:
     """`tokenizer`, or one that gives the tokens of its tokenizer.json where it does not."""
+    if Path(path).is_file() or type(tokenizer).__module__.startswith("transformers_modules"):
+        return tokenizer  # made of the file, or by code that may do anything
     file = cached_file(path, FILE, _raise_exceptions_for_missing_entries=False)
-    of_repository = type(tokenizer).__module__.startswith("transformers_modules")  # code that may do anything
-    if file is None or of_repository or not tokenizer.is_fast:
+    if file is None:
         return tokenizer
     raw = json.loads(Path(file).read_text(encoding="utf-8"))
     _take_prefix_space(raw["pre_tokenizer"], tokenizer)
@@ -106,7 +114,7 @@ def _as_in_file(
         f"the {FILE} there, of {line!r} for example; "
         + ("those of the file are taken" if ours else "look whether they are right")
         + '. "tokenizer_class": "PreTrainedTokenizerFast" in its tokenizer_config.json would make them the same',
-        stacklevel=4,
+        stacklevel=3,
     )
     return plain if ours else tokenizer
 
@@ -139,7 +147,3 @@ def _with_special_tokens(
         stacklevel=4,
     )
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

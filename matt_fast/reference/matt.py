@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import check_fast, match_tokens, token_bytes, vocabulary_rows
+from matt_fast.alignment.vocabulary import check_constant, check_fast, match_tokens, token_bytes, vocabulary_rows
 from matt_fast.cli.display import ProgressDisplay
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import check_text_column
@@ -62,6 +62,7 @@ class MATT:
         check_type("config", config, MATTConfig)
         for name, tokenizer in (("teacher_tokenizer", teacher_tokenizer), ("student_tokenizer", student_tokenizer)):
             check_fast(tokenizer, name)
+            check_constant(tokenizer, name)
         self.config = config
         self.teacher_tokenizer, self.student_tokenizer = teacher_tokenizer, student_tokenizer
         self.dataset_path: str | None = None
