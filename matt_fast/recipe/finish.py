@@ -1,7 +1,6 @@
 """The end of a run: its model card and summary, and the result that a call gives back."""
 
 import json
-from collections import Counter
 from dataclasses import asdict, fields
 
 from matt_fast.alignment.vocabulary import VocabularyPair
@@ -79,5 +78,4 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
 
 
 def _progress(values: dict) -> Progress:
-    values = {x.name: values[x.name] for x in fields(Progress)}
-    return Progress(**values | {"skipped": Counter(values["skipped"])})
+    return Progress(**{x.name: values[x.name] for x in fields(Progress)})

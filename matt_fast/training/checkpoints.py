@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -123,7 +122,6 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
         state.seen.copy_(tensors["seen"])
     state.occurred.copy_(tensors["occurred"])
     progress = numbers["progress"] | {"losses": tensors["losses"].tolist()}
-    progress["skipped"] = Counter(progress["skipped"])
     for field in fields(Progress):
         setattr(state.progress, field.name, progress[field.name])
     place = numbers["positions"][process]
