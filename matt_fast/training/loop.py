@@ -3,7 +3,6 @@
 import itertools
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 
@@ -45,7 +44,7 @@ class Progress:
     epoch: int = 0
     new_tokens_seen: int = 0
     steps_without_new_tokens: int = 0
-    skipped: Counter = field(default_factory=Counter)
+    skipped: dict[str, int] = field(default_factory=dict)  # no Counter: `asdict` would count its items
     padding_tokens: int = 0
     all_tokens: int = 0
     seconds_waiting: float = 0.0
@@ -228,7 +227,8 @@ def _count(state: TrainingState, micro_batches: list[Batch]) -> None:
         padding, in_all = batch.padding
         progress.padding_tokens += padding
         progress.all_tokens += in_all
-        progress.skipped.update(batch.skipped)
+        for reason, count in batch.skipped.items():
+            progress.skipped[reason] = progress.skipped.get(reason, 0) + count
         in_text = batch.student_ids[batch.student_segments >= 0]
         state.seen.index_add_(0, in_text, torch.ones_like(in_text))
         state.position = batch.position
