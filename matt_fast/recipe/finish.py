@@ -25,7 +25,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options)
         write_text(run.output / "README.md", card)
         summary = {x.name: getattr(result, x.name) for x in fields(result)}
-        summary |= {"output": str(result.output), "progress": result.progress.to_json()}
+        summary |= {"output": str(result.output), "progress": asdict(result.progress)}
         summary |= {"report": asdict(result.report), "evaluations": run.read("evaluations.json")}
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
@@ -52,7 +52,7 @@ def finished_result(work: Work) -> TransferResult:
     values["output"] = work.run.output
     values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
     values["report"] = InitReport(**values["report"] | {"made": frozenset()})
-    values["progress"] = Progress.from_json(values["progress"])
+    values["progress"] = Progress(**values["progress"])
     values["evaluations"] = {name: Evaluation(**x) for name, x in values["evaluations"].items()}
     work.say(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
@@ -79,7 +79,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         report=start.report,
         trainable=len(trainable),
         seen=int((seen[trainable] > 0).sum()),
-        progress=Progress.from_json(numbers["progress"]),
+        progress=Progress(**numbers["progress"]),
         evaluations=evaluations,
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],

@@ -177,7 +177,7 @@ def train_rows(
         batches.close()
         seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
         numbers = {
-            "progress": state.progress.to_json(),
+            "progress": asdict(state.progress),
             "validation": watcher.curve,
             "best_step": watcher.best_step,
             "training_memory": peak_memory(work.device),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Checkpoints:
         for process, position in enumerate(positions):
             tensors[f"position.{process}.open_shapes"] = torch.from_numpy(position.open_shapes)
             tensors[f"position.{process}.open_numbers"] = torch.from_numpy(position.open_numbers)
-        progress = state.progress.to_json()
+        progress = asdict(state.progress)
         tensors["losses"] = torch.tensor(progress.pop("losses"), dtype=torch.float64)
         numbers = {
             "progress": progress,
@@ -120,7 +121,7 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
     if accelerator.is_main_process:  # it has what all of them counted
         state.seen.copy_(tensors["seen"])
     state.occurred.copy_(tensors["occurred"])
-    state.progress = Progress.from_json(numbers["progress"] | {"losses": tensors["losses"].tolist()})
+    state.progress = Progress(**numbers["progress"] | {"losses": tensors["losses"].tolist()})
     place = numbers["positions"][process]
     arrays = (tensors[f"position.{process}.{name}"].numpy() for name in ("open_shapes", "open_numbers"))
     state.position = Position(**place, **dict(zip(("open_shapes", "open_numbers"), map(np.array, arrays), strict=True)))

@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -53,15 +53,6 @@ class Progress:
     counted_tokens: int = 0
     first_loss: float | None = None  # of the first step in which new tokens occurred
     steps_far_off: int = 0  # in a row, up to this one, with a loss DIVERGED times the first
-
-    def to_json(self) -> dict:
-        """All fields as JSON has them."""
-        return {x.name: getattr(self, x.name) for x in fields(self)} | {"skipped": dict(self.skipped)}
-
-    @classmethod
-    def from_json(cls, values: dict) -> "Progress":
-        """What `to_json` gave."""
-        return cls(**values | {"skipped": Counter(values["skipped"])})
 
     @property
     def padding(self) -> float:
