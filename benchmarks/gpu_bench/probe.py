@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,7 +174,7 @@ class Probe:
 
     def compile(self):
         self.step()  # compiles what the pool has not
-        return self.waiting[self.head_dim, None, None].result(timeout=180)
+        return self.waiting[self.head_dim, None, None].get(timeout=180)
 
     def kernels(self):
         return by_kernel(self.step)
@@ -237,7 +236,7 @@ class Probe:
                 found["not run"] = "the minutes were over"
                 break
             config = with_launch(best, kernel, shape)
-            _, error = compiled.result(timeout=max(1.0, self.options.deadline - time.monotonic()))
+            _, error = compiled.get(timeout=max(1.0, self.options.deadline - time.monotonic()))
             ops.TUNED[key] = config
             try:
                 taken = error or device_ms(graph_of(self.step), 10)
@@ -272,13 +271,13 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options, found = parse(), {}
-    pool = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), forget_interpreter)
-    jobs = [(x, None, None) for x in options.head_dims]
-    for head_dim in options.head_dims:
+    pool = multiprocessing.get_context("spawn").Pool(options.processes, forget_interpreter)
+    jobs = [(x, None, None) for x in options.head_dims if "compile" in options.parts]
+    for head_dim in options.head_dims if "shapes" in options.parts else ():
         candidates = [(head_dim, kernel, x) for kernel, shapes in CANDIDATES.items() for x in shapes]
         jobs += candidates[:1] if DRY else candidates
     target = "sm_90"
-    waiting = {job: pool.submit(compile_one, *job, target) for job in jobs}
+    waiting = {job: pool.apply_async(compile_one, (*job, target)) for job in jobs}
     output = Path(os.environ.get("OUT", "."), "probe.json")
 
     @contextlib.contextmanager
@@ -298,10 +297,10 @@ def main() -> None:
             name = f"d={head_dim} {part.replace('_', ' ')}"
             with going_on(name):
                 found[name] = getattr(probe, part)()
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.terminate()
     failed = sum(isinstance(x, str) for x in found.values())
     print(f"{len(found)} parts, {failed} failed; {output}", flush=True)
-    os._exit(failed > 0)  # compilers that still run are not waited for
+    raise SystemExit(failed > 0)
 
 
 if __name__ == "__main__":

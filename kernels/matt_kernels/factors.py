@@ -92,7 +92,7 @@ def aim_factors_kernel(
     mixture_ptr, gram_ptr, rest_ptr, low_ptr,
     teacher_stride_b, teacher_stride_h, teacher_stride_n, student_stride_b, student_stride_h, student_stride_n,
     kv_heads, tile_limit, teacher_length, student_length,
-    REST: tl.constexpr, LOW: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    LOW: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -163,20 +163,19 @@ def aim_factors_kernel(
         tl.store(mixture_ptr + rows * BLOCK_S + student_columns, stored(mixture, KIND), mask=in_teacher)
         if LOW:
             tl.store(low_ptr + rows * BLOCK_S + student_columns, low, mask=in_teacher)
-        if REST:
-            rest = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-            for first in range(0, VALUE_DIM, BLOCK_V):
-                student = load_slice(
-                    student_value_ptr, student_tokens, student_ids, student_stride_n, first, VALUE_DIM, BLOCK_V
-                )
-                teacher = load_slice(
-                    teacher_value_ptr, teacher_tokens, teacher_ids, teacher_stride_n, first, VALUE_DIM, BLOCK_V
-                )
-                left = remainder(teacher, student, mixture, low, LOW, EXACT)
-                rest = tl.dot(left, tl.trans(left), rest, input_precision=EXACT)
-            rest = tl.where(same_segment(teacher_ids, teacher_ids), rest, 0.0)
-            teacher_columns = tl.arange(0, BLOCK_T)[None, :]
-            tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher)
+        rest = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+        for first in range(0, VALUE_DIM, BLOCK_V):
+            student = load_slice(
+                student_value_ptr, student_tokens, student_ids, student_stride_n, first, VALUE_DIM, BLOCK_V
+            )
+            teacher = load_slice(
+                teacher_value_ptr, teacher_tokens, teacher_ids, teacher_stride_n, first, VALUE_DIM, BLOCK_V
+            )
+            left = remainder(teacher, student, mixture, low, LOW, EXACT)
+            rest = tl.dot(left, tl.trans(left), rest, input_precision=EXACT)
+        rest = tl.where(same_segment(teacher_ids, teacher_ids), rest, 0.0)
+        teacher_columns = tl.arange(0, BLOCK_T)[None, :]
+        tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher)
 
 
 def empty_factors(teacher_value, student_value, widths, kind: str) -> tuple[torch.Tensor | None, ...]:
@@ -197,7 +196,7 @@ def aim_factors(teacher_value, student_value, plan, config) -> tuple[torch.Tenso
         teacher_value, student_value, plan.teacher_segments, plan.student_segments, plan.tiles, plan.counts, *outputs,
         *strides(teacher_value, student_value),
         student_value.shape[1], plan.tiles.shape[-1], teacher_value.shape[2], student_value.shape[2],
-        REST=True, LOW=outputs[3] is not None, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
+        LOW=outputs[3] is not None, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
         VALUE_DIM=student_value.shape[-1], BLOCK_V=config.block_v, EXACT=config.exact_precision,
         num_warps=config.factors.warps, num_stages=config.factors.stages,
     )  # fmt: skip

@@ -1,0 +1,31 @@
+"""The scripts for a lent GPU: every part of them on a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "gpu_bench"
+
+
+def run(name: str, folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"OUT": str(folder)}
+    command = [sys.executable, str(SCRIPTS / name), "--dry-run", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder).stdout
+
+
+def test_probe(tmp_path):
+    parts = "kernels", "host", "plan_on_the_device", "attention", "bits"
+    run("probe.py", tmp_path, "--parts", *parts)
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert [x.removeprefix("d=64 ").replace(" ", "_") for x in found] == list(parts)
+    assert found["d=64 bits"] == {"runs that differ": 0, "finite": True}
+
+
+def test_transfer(tmp_path):
+    run("transfer.py", tmp_path, "--objectives", "token-distillation")
+    records = [json.loads(x) for x in (tmp_path / "transfer.jsonl").read_text().splitlines()]
+    assert len(records) == 6
+    assert not any("error" in x for x in records)
+    assert set(records[-1]["bits per byte"]) == {"original", "initialised", "trained"}
