@@ -116,7 +116,7 @@ def aim_forward(
             for side, (x, keys) in enumerate(((teacher, None), (student, mean_key)))
         ]
         factors = aim_factors(teacher_value, value, plan, config, rest=True)
-        aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, gradient)
+        aim_long_rows(teacher, student, softmaxes, mean_key, plan, config, options, loss, correction, gradient)
         aim_rows(teacher, student, factors, softmaxes, mean_key, plan, config, options, loss, correction, gradient)
     total = (loss * plan.row_weights[:, None]).sum(dtype=torch.float64)
     total = (total * (plan.pair_weight.double() * factor(metric, query, value))).float()
@@ -240,7 +240,7 @@ def _(
     softcap, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = [(*rows, value.shape[-1]), (launch.softmax_numbers(query), *rows), rows]
+    shapes = [(*rows, value.shape[-1]), (launch.attend_numbers(query), *rows), rows]
     dtypes = gradient_dtype(query), torch.float32, torch.float32
     kept = [new(x, dtype=y) for x, y in zip(shapes, dtypes, strict=True)]
     kept = kept if gradient_needed else [new(0, dtype=torch.float32) for _ in range(3)]
@@ -265,10 +265,11 @@ def attend_backward(
     ]
     inputs = query, key, value, (change, softmax, correction), plan, config, options, multiplier
     with launch.on_device(query):
-        if query_needed:
-            attend_rows(*inputs, gradients[0])
+        sinks = None
+        if query_needed or (key_needed and config.kind == "fp32"):
+            sinks = attend_rows(*inputs, gradients[0])
         if key_needed or value_needed:
-            attend_columns(*inputs, *gradients[1:])
+            attend_columns(*inputs, sinks, *gradients[1:])
     return tuple(query.new_empty(0) if x is None else x for x in gradients)
 
 
