@@ -209,7 +209,8 @@ def load_sinks(softmax_ptr, offsets, used, size):
 def attend_rows_block(
     query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, sink, sink_weight,
     sink_difference, other_weights, other_differences, key_stride_n, value_stride_n, scale, softcap,
-    EDGE: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
+    EDGE: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
@@ -272,13 +273,15 @@ def attend_rows_kernel(
         gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
             query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
             gradient, sink, sink_weight, sink_difference, other_weights, other_differences, key_stride_n,
-            value_stride_n, scale, softcap, False, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            value_stride_n, scale, softcap, False, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND,
+            SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
             query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
             inverse_sum, correction, gradient, sink, sink_weight, sink_difference, other_weights, other_differences,
-            key_stride_n, value_stride_n, scale, softcap, True, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            key_stride_n, value_stride_n, scale, softcap, True, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM,
+            BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     if KIND == "fp32":
         sink_difference = other_weights * sink_difference - other_differences
@@ -295,7 +298,8 @@ def attend_rows_kernel(
 
 @triton.jit
 def attend_columns_block(
-    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, sink_ptr, tokens, numbers, row_stop, outputs,
+    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, sink_ptr, tokens, numbers, row_stop,
+    outputs,
     key_gradient, value_gradient, query_stride_n, softmax_size, row_limit, scale, softcap,
     EDGE: tl.constexpr, KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -366,7 +370,8 @@ def attend_columns_kernel(
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
-                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
+                value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, False, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -375,7 +380,8 @@ def attend_columns_kernel(
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
-                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
+                value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, True, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -432,7 +438,9 @@ def attend_rows(query, key, value, kept, plan, config, options, multiplier, quer
     return sinks
 
 
-def attend_columns(query, key, value, kept, plan, config, options, multiplier, sinks, key_gradient, value_gradient) -> None:
+def attend_columns(
+    query, key, value, kept, plan, config, options, multiplier, sinks, key_gradient, value_gradient
+) -> None:
     """Writes dK and dV of all tokens in tiles; None for those not needed. `sinks` as attend_rows returns them."""
     batch, heads, length, _ = query.shape
     row_limit = plan.rows.shape[-1]

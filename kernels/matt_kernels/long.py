@@ -258,7 +258,8 @@ def aim_long_rows(
     """Stores the part of long segments in loss and correction, [B, H, m], and in dQ as aim_rows expects it."""
     aim_long_rows_kernel[row_grid(plan, student[0], config.long_rows.block_m)](
         *teacher, *student, plan.teacher_segments, plan.student_segments, plan.rows, plan.long, plan.counts,
-        *softmaxes, mean_key, loss, correction, query_gradient, *strides(*teacher, *student), *sizes(plan, teacher, student),
+        *softmaxes, mean_key, loss, correction, query_gradient, *strides(*teacher, *student),
+        *sizes(plan, teacher, student),
         *score_factors(options.scale, options.softcap), GRADIENT=query_gradient is not None,
         **_constants(student, config, options, config.long_rows),
     )  # fmt: skip
