@@ -1,5 +1,11 @@
 """Where digits cancel: the kernels' error against float64 is at most twice the plain formula's own there too."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +153,18 @@ def test_sums_of_tensor_cores(monkeypatch, variant):
     tensor_cores.emulate(monkeypatch, carried=True)
     plain, found = errors(torch.float32, cases, variant=variant)
     assert (found > 3 * plain).any(), (plain, found)
+
+
+@pytest.mark.parametrize("target", ["80", "90"])
+def test_tf32x3_starts_from_zero(target):
+    """The sum over a loop is added to in float32 and is no accumulator of a tensor core."""
+    command = sys.executable, Path(__file__).with_name("tf32x3.py"), target
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    code = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    (total,) = re.findall(r"scf\.for .*iter_args\((%\w+) = %\w+\) -> \(tensor<32x32xf32", code) or re.findall(
+        r"scf\.for .*iter_args\(.*?(%\w+) = %cst\w*[,)]", code
+    )
+    products, sums = ([x for x in code.splitlines() if y in x] for y in (" tt.dot ", " arith.addf "))
+    assert len(products) == 3
+    assert not any(re.search(rf"{total}\b", x) for x in products)
+    assert any(re.search(rf"{total}\b", x) for x in sums)
