@@ -178,7 +178,7 @@ def aim_rows_kernel(
     # What long segments add has been stored already; without one nothing has.
     added = numbers < tl.where(long_count > 0, row_count, 0)
     loss = tl.load(loss_ptr + outputs, mask=added, other=0.0)
-    correction = tl.load(correction_ptr + outputs, mask=added, other=0.0)
+    correction = tl.zeros([BLOCK_M], tl.float32)
     if GRADIENT:
         gradient_ptr += batch_head * student_length * HEAD_DIM
         gradient = load_vectors(gradient_ptr, student_row, added, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
@@ -265,7 +265,8 @@ def aim_rows_kernel(
     loss = tl.where(broken, float("nan"), tl.where(loss < 0, 0.0, loss))
     correction = tl.where(broken, float("nan"), correction)
     tl.store(loss_ptr + outputs, loss, mask=stored)
-    tl.store(correction_ptr + outputs, correction, mask=stored)
+    long_correction = tl.load(correction_ptr + outputs, mask=added, other=0.0)
+    tl.store(correction_ptr + outputs, correction + long_correction, mask=stored)
     if GRADIENT:
         row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
         mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D)

@@ -2,6 +2,11 @@
 
 D is known before backward starts: the product of o with the derivative by it. Blocks of tokens that all rows see
 entirely need no masks: each kernel has a loop for them and one for the others.
+
+A row that sinks into one token has p - D = 0 there but for rounding, p being the product of the token's value with that
+derivative: 1e-7 of numbers that are large, where the true difference is as small as all other weights together. float32
+therefore keeps the token of each row's largest weight, and the kernel of dQ forms its difference from the others':
+p* - D = Σ a_t (p* - p_t). float16 and bfloat16 have too few digits to show it.
 """
 
 import functools
@@ -29,7 +34,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, softmax_numbers, strides, tile_grid
+from matt_kernels.launch import LENGTHS, attend_numbers, row_grid, score_factors, strides, tile_grid
 
 
 @triton.jit
@@ -52,7 +57,7 @@ def logits(
 
 @triton.jit
 def attend_block(
-    query, key_ptr, value_ptr, tokens, low, high, running_max, running_sum, output, key_stride_n, value_stride_n,
+    query, key_ptr, value_ptr, tokens, low, high, running_max, running_sum, output, sink, key_stride_n, value_stride_n,
     scale, softcap,
     EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
@@ -62,7 +67,11 @@ def attend_block(
     found, factor, _ = logits(
         query, key, tokens[None, :], low[:, None], high[:, None], scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION
     )
-    new_max = tl.maximum(running_max, tl.max(found, 1) * factor)
+    block_max = tl.max(found, 1)
+    new_max = tl.maximum(running_max, block_max * factor)
+    if KIND == "fp32":
+        largest = tl.max(tl.where(found == block_max[:, None], tokens[None, :], -1), 1)
+        sink = tl.where(new_max > running_max, largest, sink)
     # A row that has seen nothing yet stays at -inf: subtract 0 there.
     finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)
     weights = tl.exp2(tl.fma(found, factor, -finite_max[:, None]))
@@ -70,7 +79,7 @@ def attend_block(
     values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
     # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
     output = tl.dot(operand(weights, KIND), values, output * decay[:, None], input_precision=PRECISION)
-    return new_max, running_sum * decay + tl.sum(weights, 1), output
+    return new_max, running_sum * decay + tl.sum(weights, 1), output, sink
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -82,7 +91,7 @@ def attend_kernel(
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o and softmax of one side's rows."""
+    """o and softmax of one side's rows; for float32 the token of the largest weight, -1 where a row sees none."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -95,18 +104,19 @@ def attend_kernel(
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     output = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    sink = tl.full([BLOCK_M], -1, tl.int32)
     first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
-        running_max, running_sum, output = attend_block(
-            query, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, running_max, running_sum, output,
+        running_max, running_sum, output, sink = attend_block(
+            query, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, running_max, running_sum, output, sink,
             key_stride_n, value_stride_n, scale, softcap,
             False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
-        running_max, running_sum, output = attend_block(
+        running_max, running_sum, output, sink = attend_block(
             query, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, running_max,
-            running_sum, output, key_stride_n, value_stride_n, scale, softcap,
+            running_sum, output, sink, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     output /= tl.where(running_sum == 0, 1.0, running_sum)[:, None]
@@ -114,6 +124,8 @@ def attend_kernel(
     stored = numbers < row_limit
     store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
     store_softmax(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
+    if KIND == "fp32":
+        tl.store(softmax_ptr + 2 * softmax_size + offsets, sink.to(tl.float32, bitcast=True), mask=stored)
 
 
 @triton.jit
@@ -164,54 +176,77 @@ def attend_distance_kernel(
 
 
 @triton.jit
-def score_gradient(
+def score_differences(
     left, right, left_change, right_change, tokens, low, high, shift, inverse_sum, correction, scale, softcap,
     SOFTCAP: tl.constexpr, EDGE: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(softmax weights, gradient of the scores), rows times tokens or the other way round."""
+    """(softmax weights, p - D, derivative of soft-capping), rows times tokens or the other way round."""
     found, factor, slope = logits(left, right, tokens, low, high, scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION)
     weights = tl.exp2(tl.fma(found, factor, -shift))
     if KIND == "fp32":
         weights *= inverse_sum
     products = tl.dot(left_change, tl.trans(right_change), input_precision=PRECISION)
-    gradient = weights * (products - correction) * slope
-    if EDGE:
-        # values of padding between documents may be anything
-        gradient = tl.where(weights == 0, 0.0, gradient)
-    return weights, gradient
+    return weights, products - correction, slope
+
+
+@triton.jit
+def times_weights(differences, weights, slope, EDGE: tl.constexpr):
+    """Gradient of the scores."""
+    gradient = weights * differences * slope
+    # values of padding between documents may be anything
+    return tl.where(weights == 0, 0.0, gradient) if EDGE else gradient
+
+
+@triton.jit
+def load_sinks(softmax_ptr, offsets, used, size):
+    """The token of each row's largest weight, -1 where there is none."""
+    bits = tl.load(softmax_ptr + 2 * size + offsets, mask=used, other=0.0).to(tl.int32, bitcast=True)
+    return tl.where(used, bits, -1)
 
 
 @triton.jit
 def attend_rows_block(
-    query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, key_stride_n,
-    value_stride_n, scale, softcap,
-    EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
+    query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, sink, sink_weight,
+    sink_difference, other_weights, other_differences, key_stride_n, value_stride_n, scale, softcap,
+    EDGE: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
     key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
     values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
-    _, changes = score_gradient(
+    weights, differences, slope = score_differences(
         query, key, change, values, tokens[None, :], low[:, None], high[:, None], shift[:, None], inverse_sum,
         correction[:, None], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
-    # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-    return tl.dot(operand(changes, KIND), widen(key), gradient, input_precision=PRECISION)
+    changes = times_weights(differences, weights, slope, EDGE)
+    if KIND == "fp32":
+        is_sink = tokens[None, :] == sink[:, None]
+        sink_weight += tl.sum(tl.where(is_sink, weights * slope, 0.0), 1)
+        sink_difference += tl.sum(tl.where(is_sink, differences, 0.0), 1)
+        others = tl.where(is_sink, 0.0, weights)
+        other_weights += tl.sum(others, 1)
+        other_differences += tl.sum(times_weights(differences, others, 1.0, True), 1)
+        changes = tl.where(is_sink, 0.0, changes)
+    if GRADIENT:
+        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+        gradient = tl.dot(operand(changes, KIND), widen(key), gradient, input_precision=PRECISION)
+    return gradient, sink_weight, sink_difference, other_weights, other_differences
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_rows_kernel(
     query_ptr, key_ptr, value_ptr, rows_ptr, counts_ptr, multiplier_ptr, change_ptr, softmax_ptr, correction_ptr,
-    gradient_ptr,
+    sink_ptr, gradient_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, student_length,
     scale, softcap, gradient_scale,
-    SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ."""
+    """dQ; for float32 also p - D at each row's sink."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -226,30 +261,45 @@ def attend_rows_kernel(
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     value_ptr += batch * value_stride_b + (head // group) * value_stride_h
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    sink = numbers
+    sink_weight = tl.zeros([BLOCK_M], tl.float32)
+    sink_difference, other_weights, other_differences = sink_weight, sink_weight, sink_weight
     if KIND == "fp32":
         inverse_sum = inverse_sum[:, None]
+        sink = load_sinks(softmax_ptr, offsets, used, softmax_size)
     first, blocks, inner, outer = whole_blocks(low, high, used, BLOCK_N)
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
-        gradient = attend_rows_block(
+        gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
             query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
-            gradient, key_stride_n, value_stride_n, scale, softcap,
-            False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            gradient, sink, sink_weight, sink_difference, other_weights, other_differences, key_stride_n,
+            value_stride_n, scale, softcap, False, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND,
+            SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
-        gradient = attend_rows_block(
+        gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
             query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
-            inverse_sum, correction, gradient, key_stride_n, value_stride_n, scale, softcap,
-            True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+            inverse_sum, correction, gradient, sink, sink_weight, sink_difference, other_weights, other_differences,
+            key_stride_n, value_stride_n, scale, softcap, True, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM,
+            BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
-    gradient *= tl.load(multiplier_ptr) * gradient_scale
-    gradient_ptr += batch_head * student_length * HEAD_DIM
-    store_vectors(gradient_ptr, position, gradient, used, HEAD_DIM, BLOCK_D)
+    if KIND == "fp32":
+        sink_difference = other_weights * sink_difference - other_differences
+        tl.store(sink_ptr + offsets, sink_difference, mask=used)
+    if GRADIENT:
+        if KIND == "fp32":
+            there = sink >= 0
+            key = load_vectors(key_ptr, tl.where(there, sink, 0), there, key_stride_n, HEAD_DIM, BLOCK_D)
+            gradient += (sink_weight * sink_difference)[:, None] * key
+        gradient *= tl.load(multiplier_ptr) * gradient_scale
+        gradient_ptr += batch_head * student_length * HEAD_DIM
+        store_vectors(gradient_ptr, position, gradient, used, HEAD_DIM, BLOCK_D)
 
 
 @triton.jit
 def attend_columns_block(
-    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, tokens, numbers, row_stop, outputs,
+    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, sink_ptr, tokens, numbers, row_stop,
+    outputs,
     key_gradient, value_gradient, query_stride_n, softmax_size, row_limit, scale, softcap,
     EDGE: tl.constexpr, KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -264,7 +314,7 @@ def attend_columns_block(
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
     change = load_vectors(change_ptr, outputs, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     # tokens times rows: no transposition before the next products
-    weights, changes = score_gradient(
+    weights, differences, slope = score_differences(
         key, query, values, change, tokens[:, None], low[None, :], high[None, :], shift[None, :], inverse_sum,
         correction[None, :], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
@@ -272,6 +322,11 @@ def attend_columns_block(
         # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_DV] -> [BLOCK_S, BLOCK_DV]
         value_gradient = tl.dot(operand(weights, KIND), change, value_gradient, input_precision=PRECISION)
     if KEY_GRADIENT:
+        if KIND == "fp32":
+            sink = load_sinks(softmax_ptr, outputs, used, softmax_size)
+            sink_difference = tl.load(sink_ptr + outputs, mask=used, other=0.0)
+            differences = tl.where(tokens[:, None] == sink[None, :], sink_difference[None, :], differences)
+        changes = times_weights(differences, weights, slope, EDGE)
         # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
         key_gradient = tl.dot(operand(changes, KIND), widen(query), key_gradient, input_precision=PRECISION)
     return key_gradient, value_gradient
@@ -280,7 +335,7 @@ def attend_columns_block(
 @triton.jit(do_not_specialize=LENGTHS)
 def attend_columns_kernel(
     query_ptr, key_ptr, value_ptr, rows_ptr, tiles_ptr, counts_ptr, multiplier_ptr, change_ptr, softmax_ptr,
-    correction_ptr, key_gradient_ptr, value_gradient_ptr,
+    correction_ptr, sink_ptr, key_gradient_ptr, value_gradient_ptr,
     query_stride_b, query_stride_h, query_stride_n, key_stride_b, key_stride_h, key_stride_n,
     value_stride_b, value_stride_h, value_stride_n, heads, group, softmax_size, row_limit, tile_limit,
     student_length, scale, softcap, gradient_scale,
@@ -315,7 +370,8 @@ def attend_columns_kernel(
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
-                tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
+                value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, False, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -324,7 +380,8 @@ def attend_columns_kernel(
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
                 key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
-                tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient, value_gradient,
+                sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
+                value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, True, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
                 HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -340,12 +397,13 @@ def attend_columns_kernel(
 
 def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[torch.Tensor, ...]:
     """(weighted distance [B, H, m] of each row, and for backward: its derivative by o [B, H, m, d_v], half of it for
-    mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax; D [B, H, m])."""
+    mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax and the bits of an int32, the token of the
+    largest weight; D [B, H, m])."""
     batch, heads = student[0].shape[:2]
     rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
     new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)
     loss, outputs = new(rows), [new(*rows, value_dim) for _ in range(2)]
-    softmax = new(softmax_numbers(student[0]), *rows)  # in the end the student's
+    softmax = new(attend_numbers(student[0]), *rows)  # in the end the student's
     for side, (query, key, value) in enumerate((teacher, student)):
         attend_kernel[row_grid(plan, query, config.attend.block_m)](
             query, key, value, plan.rows, plan.counts, outputs[side], softmax, *strides(query, key, value),
@@ -365,24 +423,29 @@ def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[
     return loss, change, softmax, correction
 
 
-def attend_rows(query, key, value, kept, plan, config, options, multiplier, query_gradient) -> None:
-    """Writes dQ at the queries of rows."""
+def attend_rows(query, key, value, kept, plan, config, options, multiplier, query_gradient) -> torch.Tensor | None:
+    """Writes dQ at the queries of rows, or nothing without it; returns p - D at the rows' sinks, [B, H, m], for
+    float32."""
     batch, heads, length, _ = query.shape
     row_limit = plan.rows.shape[-1]
+    sinks = torch.empty_like(kept[2]) if config.kind == "fp32" else None
     attend_rows_kernel[row_grid(plan, query, config.attend_rows.block_m)](
-        query, key, value, plan.rows, plan.counts, multiplier, *kept, query_gradient,
+        query, key, value, plan.rows, plan.counts, multiplier, *kept, sinks, query_gradient,
         *strides(query, key, value), heads, heads // key.shape[1], batch * heads * row_limit, row_limit, length,
-        *score_factors(options.scale, options.softcap), options.scale, BLOCK_N=config.attend_rows.block_n,
-        **_constants(query, value, config, options, config.attend_rows),
+        *score_factors(options.scale, options.softcap), options.scale, GRADIENT=query_gradient is not None,
+        BLOCK_N=config.attend_rows.block_n, **_constants(query, value, config, options, config.attend_rows),
     )  # fmt: skip
+    return sinks
 
 
-def attend_columns(query, key, value, kept, plan, config, options, multiplier, key_gradient, value_gradient) -> None:
-    """Writes dK and dV of all tokens in tiles; None for those not needed."""
+def attend_columns(
+    query, key, value, kept, plan, config, options, multiplier, sinks, key_gradient, value_gradient
+) -> None:
+    """Writes dK and dV of all tokens in tiles; None for those not needed. `sinks` as attend_rows returns them."""
     batch, heads, length, _ = query.shape
     row_limit = plan.rows.shape[-1]
     attend_columns_kernel[tile_grid(plan, key)](
-        query, key, value, plan.rows, plan.tiles, plan.counts, multiplier, *kept, key_gradient, value_gradient,
+        query, key, value, plan.rows, plan.tiles, plan.counts, multiplier, *kept, sinks, key_gradient, value_gradient,
         *strides(query, key, value), heads, heads // key.shape[1], batch * heads * row_limit, row_limit,
         plan.tiles.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
         KEY_GRADIENT=key_gradient is not None, VALUE_GRADIENT=value_gradient is not None, BLOCK_S=plan.widths[1],

@@ -17,9 +17,10 @@ import triton.language as tl
 from matt_kernels.attention import COUNTS, TILES, load_ids, load_tile, operand, same_segment
 from matt_kernels.launch import LENGTHS, strides, tile_grid
 
-# A value that adds less than this (squared, of the longest one of its segment) to the span of the others is left to the
+# A value that adds less than this part of itself (squared) to the span of the others of its segment is left to the
 # remainders: as small a part of it as this is then lost, and C, whose entries are as large as this is small, loses as
-# much to its own rounding. Below the last one the pivots themselves are rounding.
+# much to its own rounding. Below the last one the pivots themselves are rounding. Not a part of the longest one: tokens
+# that attention sinks into have short values, and those are most of the loss.
 DEPENDENT_BF16, DEPENDENT_TF32, DEPENDENT_FP32 = tl.constexpr(2e-3), tl.constexpr(2.5e-4), tl.constexpr(4e-6)
 # Below it a square has no inverse in float32.
 SMALLEST = tl.constexpr(1e-37)
@@ -53,7 +54,6 @@ def invert_by_segment(gram, ids, BLOCK: tl.constexpr, KIND: tl.constexpr):
     diagonal = places[:, None] == places[None, :]
     size = tl.sum(same.to(tl.int32), 0)
     lengths = tl.sum(tl.where(diagonal, gram, 0.0), 0)
-    longest = tl.max(tl.where(same, lengths[None, :], 0.0), 1)
     waiting = (size > 0).to(tl.int32)
     for _ in range(0, tl.max(size)):
         pivots = tl.where(waiting > 0, tl.maximum(tl.sum(tl.where(diagonal, gram, 0.0), 0), 0.0), -1.0)
@@ -67,7 +67,8 @@ def invert_by_segment(gram, ids, BLOCK: tl.constexpr, KIND: tl.constexpr):
         # gram is zero between segments: at most one chosen column or row per segment reaches these sums
         column = tl.sum(tl.where(column_chosen[None, :], gram, 0.0), 1)
         row = tl.sum(tl.where(row_chosen[:, None], gram, 0.0), 0)
-        kept = pivot > tl.maximum(DEPENDENT * longest, SMALLEST)
+        own = tl.sum(tl.where(at_column > 0, lengths[None, :], 0.0), 1)
+        kept = pivot > tl.maximum(DEPENDENT * own, SMALLEST)
         inverse = tl.where(kept, 1.0 / tl.where(kept, pivot, 1.0), 0.0)
         swept = tl.where(column_chosen[None, :], 1.0, -row[None, :]) * (column * inverse)[:, None]
         rest = tl.where(column_chosen[None, :] & same, 0.0, gram)

@@ -56,7 +56,7 @@ def segment_vectors(
 def aim_long_rows_kernel(
     teacher_query_ptr, teacher_key_ptr, teacher_value_ptr, student_query_ptr, student_key_ptr, student_value_ptr,
     teacher_ids_ptr, student_ids_ptr, rows_ptr, long_ptr, counts_ptr,
-    teacher_softmax_ptr, student_softmax_ptr, loss_ptr, correction_ptr, gradient_ptr,
+    teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     sk_stride_b, sk_stride_h, sk_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
@@ -65,7 +65,7 @@ def aim_long_rows_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
     KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Stores what long segments add to loss, correction and Σ a_S h k of a block of rows; aim_rows starts from it."""
+    """Stores what long segments add to loss, correction and dQ of a block of rows; aim_rows starts from it."""
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     kv_head = head // group
@@ -93,6 +93,7 @@ def aim_long_rows_kernel(
         loss = tl.zeros([BLOCK_M], tl.float32)
         correction = tl.zeros([BLOCK_M], tl.float32)
         gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        rounded_sum = tl.zeros([BLOCK_M], tl.float32)
         for number in range(long_count):
             segment = tl.load(long_ptr + number)
             teacher_start = tl.load(long_ptr + long_limit + number)
@@ -134,11 +135,16 @@ def aim_long_rows_kernel(
                     products = weights * tl.dot(change, tl.trans(values), input_precision=PRECISION)
                     score_gradient = operand(products * slope, KIND)
                     correction += tl.sum(products, 1)
+                    rounded_sum += tl.sum(score_gradient.to(tl.float32), 1)
                     # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                     gradient = tl.dot(score_gradient, widen(key), gradient, input_precision=PRECISION)
         tl.store(loss_ptr + outputs, loss, mask=used)
         tl.store(correction_ptr + outputs, correction, mask=used)
         if GRADIENT:
+            # As in aim_rows; before it is rounded, since what cancels here may be all that there is.
+            total = correction if SOFTCAP else rounded_sum
+            mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D)
+            gradient -= total[:, None] * mean_key
             gradient_ptr += batch_head * student_length * HEAD_DIM
             store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
@@ -246,11 +252,14 @@ def aim_long_columns_kernel(
             store_vectors(value_gradient_ptr, own_tokens, value_gradient, in_tile, VALUE_DIM, BLOCK_DV)
 
 
-def aim_long_rows(teacher, student, softmaxes, plan, config, options, loss, correction, query_gradient) -> None:
+def aim_long_rows(
+    teacher, student, softmaxes, mean_key, plan, config, options, loss, correction, query_gradient
+) -> None:
     """Stores the part of long segments in loss and correction, [B, H, m], and in dQ as aim_rows expects it."""
     aim_long_rows_kernel[row_grid(plan, student[0], config.long_rows.block_m)](
         *teacher, *student, plan.teacher_segments, plan.student_segments, plan.rows, plan.long, plan.counts,
-        *softmaxes, loss, correction, query_gradient, *strides(*teacher, *student), *sizes(plan, teacher, student),
+        *softmaxes, mean_key, loss, correction, query_gradient, *strides(*teacher, *student),
+        *sizes(plan, teacher, student),
         *score_factors(options.scale, options.softcap), GRADIENT=query_gradient is not None,
         **_constants(student, config, options, config.long_rows),
     )  # fmt: skip

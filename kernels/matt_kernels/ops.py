@@ -137,7 +137,7 @@ def aim_forward(
         softmax_rows(teacher, student, sides, plan, config, options, mean_key)
         factors = aim_factors(teacher_value, value, plan, config)
         if plan.long_segments:
-            aim_long_rows(teacher, student, sides, plan, config, options, loss, correction, gradient)
+            aim_long_rows(teacher, student, sides, mean_key, plan, config, options, loss, correction, gradient)
         aim_rows(teacher, student, factors, sides, mean_key, plan, config, options, loss, correction, gradient)
         total, unit = add_up(loss, plan, divisor, metric, weighted=True)
     mixture, gram, rest, low = factors
@@ -235,7 +235,7 @@ def _(
     softcap, divisor, gradient_needed,
 ):  # fmt: skip
     new, rows = query.new_empty, (*query.shape[:2], plan[0].shape[-1])
-    shapes = (*rows, value.shape[-1]), (launch.softmax_numbers(query), *rows), rows
+    shapes = (*rows, value.shape[-1]), (launch.attend_numbers(query), *rows), rows
     dtypes = gradient_dtype(query), torch.float32, torch.float32
     kept = [new(x, dtype=y) if gradient_needed else None for x, y in zip(shapes, dtypes, strict=True)]
     return *(new((), dtype=torch.float32) for _ in range(2)), *_present(kept, query)
@@ -256,10 +256,11 @@ def attend_backward(
     gradients = _zeros((query, query_needed), (key, key_needed), (value, value_needed))
     inputs = query, key, value, of_rows, plan, config, options, output_gradient * unit
     with launch.on_device(query):
-        if query_needed:
-            attend_rows(*inputs, gradients[0])
+        sinks = None
+        if query_needed or (key_needed and config.kind == "fp32"):
+            sinks = attend_rows(*inputs, gradients[0])
         if key_needed or value_needed:
-            attend_columns(*inputs, *gradients[1:])
+            attend_columns(*inputs, sinks, *gradients[1:])
     return tuple(_present(gradients, query))
 
 
