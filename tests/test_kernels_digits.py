@@ -148,11 +148,13 @@ def test_sums_of_tensor_cores(monkeypatch, variant):
     cases = [(*sides, [ids(x, 15, 20, 1) for x in (330, 307)])]
     tensor_cores.emulate(monkeypatch)
     plain, found = errors(torch.float32, cases, variant=variant)
-    assert (found <= 2 * plain + 4 * EPSILON).all(), (plain, found)
+    assert (found[1:] <= 2 * plain[1:]).all(), (plain, found)
+    # all that is rounded inside a tile makes squares smaller: no average of errors of both signs
+    assert found[0] <= 8e-7
     monkeypatch.undo()
     tensor_cores.emulate(monkeypatch, carried=True)
     plain, found = errors(torch.float32, cases, variant=variant)
-    assert (found > 3 * plain).any(), (plain, found)
+    assert (found[1:] > 2 * plain[1:]).any() or found[0] > 8e-7, (plain, found)
 
 
 @pytest.mark.parametrize("target", ["80", "90"])
