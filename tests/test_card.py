@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from matt_fast import TrainingOptions, TransferResult
 from matt_fast.initializers import InitReport
 from matt_fast.recipe.card import code, model_card
+from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
 NAMES = [
@@ -60,7 +61,7 @@ def parts(text: str) -> tuple[dict, list[str], list[str]]:
 
 
 def shown(name: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

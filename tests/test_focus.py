@@ -24,6 +24,7 @@ from matt_fast.initializers.focus import (
     sparsemax,
     sparsemax_coefficients,
 )
+from matt_fast.support.texts import bounded_pieces
 
 SMALL = {"dim": 8, "min_count": 2}
 
@@ -239,10 +240,9 @@ def test_vectors_are_deterministic_and_counted():
 
 
 @pytest.mark.usefixtures("_needs_fasttext")
-def test_long_documents_are_cut_at_lines(monkeypatch):
-    monkeypatch.setattr(fasttext, "MAX_CHARACTERS", 40)
+def test_long_documents_are_cut_at_lines():
     text = "".join(TEXTS)
-    pieces = list(fasttext._pieces(text))
+    pieces = list(bounded_pieces([text], 40))
     assert "".join(pieces) == text
     assert all(len(piece) <= 40 for piece in pieces)
     assert len(pieces) > 10

@@ -23,9 +23,9 @@ scale = 0.25
 def rows_alike(embeddings, rows, matches, subtokens):
     return scale * torch.ones(rows, embeddings.shape[1])
 
-model, tokenizer, data, output = sys.argv[1:]
+model, tokenizer, data, held_out, output = sys.argv[1:]
 given = {"training": TrainingOptions(steps=1), "max_length": 48, "init": rows_alike, "depths": [2]}
-sweep_layers(model, tokenizer, data, output, data, **given)
+sweep_layers(model, tokenizer, data, output, held_out, **given)
 """
 
 ENDLESS = """
@@ -61,7 +61,10 @@ def command(text: str, arguments: dict) -> list[str]:
 
 
 def test_a_script_that_sweeps_needs_no_guard(arguments):
-    done = subprocess.run(command(SWEEP, arguments), capture_output=True, text=True)
+    held_out = arguments["data"].with_name("held-out.jsonl")
+    held_out.write_text("".join(reversed(arguments["data"].read_text().splitlines(keepends=True))))
+    *given, output = command(SWEEP, arguments)
+    done = subprocess.run([*given, str(held_out), output], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the script runs") == 1
     written = json.loads((arguments["output"] / "depths.json").read_text())

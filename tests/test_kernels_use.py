@@ -168,7 +168,7 @@ def test_memory_is_linear(base):
     assert single[1] / lengths[1] <= 1.05 * single[0] / lengths[0]
 
 
-KEPT = {torch.bfloat16: (2, 12, 8), torch.float16: (4, 12, 8), torch.float32: (4, 20, 12)}
+KEPT = {torch.bfloat16: (2, 12, 8), torch.float16: (4, 12, 8), torch.float32: (4, 20, 16)}
 FACTORS = {torch.bfloat16: (64, 64), torch.float16: (128, 128), torch.float32: (256, 128)}  # teacher's, student's
 
 
@@ -353,7 +353,7 @@ def test_autotune_of_aim_star_is_what_both_metrics_launch(dtype, sizes, monkeypa
     arguments = inputs_for(*(rows(segment_ids(x)) for x in sizes), dtype=dtype, dim=20)
     launched = []
     plain = ops.attend_rows
-    monkeypatch.setattr(ops, "attend_rows", lambda *a: (launched.append(a[5].attend_rows), plain(*a)))
+    monkeypatch.setattr(ops, "attend_rows", lambda *a: (launched.append(a[5].attend_rows), plain(*a))[1])
 
     def measure(step):
         step()

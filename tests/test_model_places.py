@@ -54,7 +54,7 @@ def test_the_argument_is_named_that_the_model_came_by(model, tmp_path):
         Teacher(tmp_path, argument="donor")
     pair = VocabularyPair(byte_level(TEXTS, 270), new_tokenizer(), 270)
     outline = Teacher(model).load("auto")
-    with pytest.raises(ValueError, match=start):
+    with pytest.raises(ValueError, match=rf"^donor: wanted .* vocabulary; got {start}"):
         initial_rows(outline, pair, "omp", 0, donor=tmp_path)
     with pytest.raises(
         ValueError, match=r"^init: wanted .* ready rows; got init: wanted a file or folder that is there"

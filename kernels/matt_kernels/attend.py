@@ -125,7 +125,7 @@ def attend_kernel(
     store_vectors(output_ptr, offsets, output, stored, VALUE_DIM, BLOCK_DV)
     store_softmax(softmax_ptr, offsets, stored, softmax_size, running_max, running_sum, KIND)
     if KIND == "fp32":
-        tl.store(softmax_ptr + 2 * softmax_size + offsets, sink.to(tl.float32, bitcast=True), mask=stored)
+        tl.store(softmax_ptr + 2 * softmax_size + offsets, sink.to(tl.float32), mask=stored)
 
 
 @triton.jit
@@ -201,8 +201,7 @@ def times_weights(differences, weights, slope, EDGE: tl.constexpr):
 @triton.jit
 def load_sinks(softmax_ptr, offsets, used, size):
     """The token of each row's largest weight, -1 where there is none."""
-    bits = tl.load(softmax_ptr + 2 * size + offsets, mask=used, other=0.0).to(tl.int32, bitcast=True)
-    return tl.where(used, bits, -1)
+    return tl.load(softmax_ptr + 2 * size + offsets, mask=used, other=-1.0).to(tl.int32)
 
 
 @triton.jit
@@ -397,8 +396,8 @@ def attend_columns_kernel(
 
 def attend(teacher, student, plan, config, options, *, gradient: bool) -> tuple[torch.Tensor, ...]:
     """(weighted distance [B, H, m] of each row, and for backward: its derivative by o [B, H, m, d_v], half of it for
-    mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax and the bits of an int32, the token of the
-    largest weight; D [B, H, m])."""
+    mse; log-sum-exp or, for float32, maximum and inverse sum of the softmax and the token of the largest weight, exact
+    below 2^24; D [B, H, m])."""
     batch, heads = student[0].shape[:2]
     rows, value_dim = (batch, heads, plan.rows.shape[-1]), student[2].shape[-1]
     new = functools.partial(torch.empty, dtype=torch.float32, device=student[0].device)

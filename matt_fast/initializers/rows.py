@@ -283,7 +283,7 @@ def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
 def _source(path: str | Path, wanted: str, hub_options: dict) -> Teacher:
     """A model that rows are read of, with its weight files looked at."""
     try:
-        source = Teacher(path, **hub_options)
+        source = Teacher(path, **hub_options, argument=wanted.split(":")[0])
         check_weights(source)
     except (ValueError, OSError) as error:
         raise ValueError(f"{wanted}; got {error}") from error

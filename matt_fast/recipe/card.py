@@ -49,7 +49,7 @@ def skipped_lines(progress: Progress) -> list[str]:
 
 def code(name: str) -> str:
     """A name as a code span of Markdown, which no sign in it ends: nothing in it is a link, HTML or another line."""
-    name = printable(name).replace("\n", "\\n") or " "
+    name = printable(name).replace("\n", "\\n").replace("\t", "\\t") or " "
     fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
     space = " " if name[0] in "` " or name[-1] in "` " else ""
     return f"{fence}{space}{name}{space}{fence}"
