@@ -70,7 +70,7 @@ def test_a_script_that_sweeps_needs_no_guard(arguments):
     written = json.loads((arguments["output"] / "depths.json").read_text())
     arguments |= {"output": arguments["output"].with_name("alone"), "training": TrainingOptions(steps=1)}
     alike = lambda embeddings, rows, *given: torch.full((rows, embeddings.shape[1]), 0.25)  # noqa: E731
-    alone = transfer(**arguments, eval_data=arguments["data"], init=alike, n_layers=2).evaluations
+    alone = transfer(**arguments, eval_data=held_out, init=alike, n_layers=2).evaluations
     assert written["initialised"] == pytest.approx(alone["initialised"].bits_per_byte, rel=1e-6)
     assert written["depths"][0]["bits_per_byte"] == pytest.approx(alone["trained"].bits_per_byte, rel=1e-6)
 
