@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -267,3 +268,14 @@ def test_the_command_line(job, tmp_path):
     assert "offload: wanted checkpointing with it" in done.output.replace("\n", " ")
     done = CliRunner().invoke(app, ["plan", *named[:2], "--quantization=8bit", "--device=cpu"])
     assert done.exit_code == 0, done.output
+
+
+def test_what_killed_processes_left_of_offloaded_weights_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"{frozen.OFFLOAD}{gone.pid}-a", f"{frozen.OFFLOAD}{os.getpid()}-b", f"{frozen.OFFLOAD}mine"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    frozen._remove_stale()
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted(names[1:])

@@ -4,9 +4,13 @@ Embeddings and the output head stay as they are in any case; `TrainingOptions` s
 """
 
 import logging
+import os
+import shutil
 import tempfile
 from importlib.util import find_spec
+from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +21,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.training.options import TrainingOptions
 
 BLOCK = 64  # weights that share a scale in 4 bits
+OFFLOAD = "matt-fast-offload-"  # folders of weights beside the model's own files; the owner's process follows
 
 
 def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device) -> None:
@@ -59,11 +64,20 @@ def load_frozen(
         return keep_gradients(source.load(dtype, n_layers, quantization_config=config, device_map={"": str(device)}))
     if options.offload is not None:
         places = _places(source.outline(dtype, n_layers), str(device), options.offload)
-        folder = tempfile.TemporaryDirectory(prefix="matt-fast-offload-")  # stays empty but for converted weights
+        _remove_stale()
+        folder = tempfile.TemporaryDirectory(prefix=f"{OFFLOAD}{os.getpid()}-")  # empty but for converted weights
         model = source.load(dtype, n_layers, device_map=places, offload_folder=folder.name)
         decoder_layers(model).offload_folder = folder  # removed with them
         return model
     return source.load(dtype, n_layers)
+
+
+def _remove_stale() -> None:
+    """Remove what killed processes left of converted weights."""
+    for path in Path(tempfile.gettempdir()).glob(f"{OFFLOAD}*"):
+        owner = path.name.removeprefix(OFFLOAD).split("-")[0]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
