@@ -219,17 +219,22 @@ def test_identical_tokenizers_are_refused(job):
     assert not arguments["output"].exists()
 
 
-def test_a_tokenizer_without_new_tokens_is_refused_unless_shared_rows_are_trained(job):
+def test_a_tokenizer_without_new_tokens_takes_its_rows_over_and_says_so(job):
     """A part of the model's own vocabulary, so that the tokenizers differ."""
     arguments, teacher_tokenizer = job
     whole = json.loads(teacher_tokenizer.backend_tokenizer.to_str())
     del whole["model"]["vocab"]["".join(whole["model"]["merges"].pop())]
     roles = {name: getattr(teacher_tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")}
     part = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)), **roles)
-    with pytest.raises(ValueError, match="tokenizer: wanted new tokens, got none: the model has all 269 of them"):
-        transfer(**arguments | {"tokenizer": part})
-    assert not arguments["output"].exists()
-    assert transfer(**arguments | {"tokenizer": part}, freeze_shared=False).seen > 0
+    said = []
+    result = transfer(**arguments | {"tokenizer": part}, on_message=said.append)
+    assert any(line.startswith("tokenizer: the model has all 269 tokens: their rows are taken over") for line in said)
+    assert (result.new, result.progress.steps_without_new_tokens) == (0, 4)
+    before, after = (AutoModelForCausalLM.from_pretrained(x) for x in (arguments["model"], result.output))
+    rows = before.get_input_embeddings().weight[teacher_tokenizer.convert_tokens_to_ids(list(part.get_vocab()))]
+    assert torch.equal(after.get_input_embeddings().weight[list(part.get_vocab().values())], rows)
+    other = arguments | {"tokenizer": part, "output": arguments["output"].with_name("trained")}
+    assert transfer(**other, freeze_shared=False).seen > 0
 
 
 def test_rows_without_text_are_passed_over_by_the_same_rule_everywhere(job):

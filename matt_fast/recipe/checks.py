@@ -17,13 +17,13 @@ from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import changes
 from matt_fast.recipe.preflight import (
     check_max_length,
-    check_new_tokens,
     check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
     estimate_bytes,
     missing_new_tokens,
+    no_new_tokens,
     rehearse_ids,
     rehearse_saving,
 )
@@ -64,7 +64,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         if found is not None and found.skipped and not known:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
             work.say(f"{argument}: passed over {', '.join(parts)}")
-    if not known and job.freeze_shared:
+    if not known and job.freeze_shared and no_new_tokens(vocabulary) is None:
         documents = read_documents(job.data, split=job.split, text_field=job.text_field)
         if (message := missing_new_tokens(documents, vocabulary)) is not None:
             work.say(message)
@@ -84,8 +84,8 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
     job, teacher = work.job, work.teacher
     check_output(work.run.output)
     check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
-    if job.freeze_shared:
-        check_new_tokens(vocabulary)
+    if job.freeze_shared and (line := no_new_tokens(vocabulary)) is not None:
+        work.say(line)
     check_savable(teacher)
     unused = check_weights(teacher)
     check_tables(teacher)

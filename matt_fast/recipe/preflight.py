@@ -162,13 +162,14 @@ def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTraine
         )
 
 
-def check_new_tokens(vocabulary: VocabularyPair) -> None:
-    """Raise a ValueError if no token is new: with the shared rows frozen there is nothing to train."""
-    if not vocabulary.tokens.keys() - vocabulary.matches.keys():
-        raise ValueError(
-            f"tokenizer: wanted new tokens, got none: the model has all {len(vocabulary.tokens)} of them, so there is "
-            "nothing to train with freeze_shared; without it their rows are trained"
-        )
+def no_new_tokens(vocabulary: VocabularyPair) -> str | None:
+    """A line that says so if no token is new, as in a vocabulary that is a part of the model's; None otherwise."""
+    if vocabulary.tokens.keys() - vocabulary.matches.keys():
+        return None
+    return (
+        f"tokenizer: the model has all {len(vocabulary.tokens)} tokens: their rows are taken over, and steps train "
+        "nothing; one is enough. Without freeze_shared their rows are trained"
+    )
 
 
 def missing_new_tokens(documents: Iterable[str], vocabulary: VocabularyPair) -> str | None:
