@@ -231,8 +231,9 @@ def test_a_tokenizer_without_new_tokens_takes_its_rows_over_and_says_so(job):
     assert any(line.startswith("tokenizer: the model has all 269 tokens: their rows are taken over") for line in said)
     assert (result.new, result.progress.steps_without_new_tokens) == (0, 4)
     before, after = (AutoModelForCausalLM.from_pretrained(x) for x in (arguments["model"], result.output))
-    rows = before.get_input_embeddings().weight[teacher_tokenizer.convert_tokens_to_ids(list(part.get_vocab()))]
-    assert torch.equal(after.get_input_embeddings().weight[list(part.get_vocab().values())], rows)
+    tokens, ids = zip(*part.get_vocab().items(), strict=True)
+    rows = before.get_input_embeddings().weight[teacher_tokenizer.convert_tokens_to_ids(list(tokens))]
+    assert torch.equal(after.get_input_embeddings().weight[list(ids)], rows)
     other = arguments | {"tokenizer": part, "output": arguments["output"].with_name("trained")}
     assert transfer(**other, freeze_shared=False).seen > 0
 
