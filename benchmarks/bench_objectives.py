@@ -78,7 +78,7 @@ def run(
     model = source.load(torch.float32, None if with_head else LAYERS)
     model = model if with_head else model.get_decoder()
     freeze(model)
-    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=with_head)
+    student = make_student(model, vocabulary, start, freeze_shared=True, objectives=(objective,))
     sides = (
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, LENGTH),
         Side("student", vocabulary.student, vocabulary.rows, LENGTH),

@@ -127,7 +127,7 @@ def measure(folder: str, tokenizer: str, objective, length, batch_size, precisio
     start = initial_rows(model, vocabulary, "mean", 0)
     model = model if with_head else source.trunk(model)
     freeze(model)
-    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=with_head)
+    student = make_student(model, vocabulary, start, freeze_shared=True, objectives=options.objectives())
     del start
     make = real_batch if real else full_batch
     batches = [make(vocabulary, length, batch_size, seed) for seed in range(options.accumulation)]

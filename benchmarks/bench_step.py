@@ -144,7 +144,7 @@ def main(tokens: int, batch: int, objective: str, packing: bool, short: bool, pr
     start = initial_rows(trunk, vocabulary, "mean", 0)
     trunk = trunk.get_decoder()
     training.freeze(trunk)
-    student = make_student(trunk, vocabulary, start, freeze_shared=True, with_head=False)
+    student = make_student(trunk, vocabulary, start, freeze_shared=True, objectives=())
     sides = Side("teacher", vocabulary.teacher, rows, tokens), Side("student", vocabulary.student, 1 << 30, tokens)
     stream = AlignedBatches(corpus, *sides, batch_size=batch, seed=0, packing=packing)
 

@@ -78,7 +78,7 @@ def measure(folder: str, tokenizer: str, precision: str, options: dict) -> None:
     start = initial_rows(model, vocabulary, "mean", 0)
     model = source.trunk(model)
     freeze(model)
-    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=False)
+    student = make_student(model, vocabulary, start, freeze_shared=True, objectives=())
     del start
     batch = full_batch(vocabulary, LENGTH, BATCH, 0)
     table = student.input

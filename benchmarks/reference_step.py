@@ -103,7 +103,7 @@ def our_steps(
     start = initial_rows(model, vocabulary, "mean", 0)
     model = model.get_decoder()
     freeze(model)
-    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=False)
+    student = make_student(model, vocabulary, start, freeze_shared=True, objectives=())
     del start
     ends = [time.process_time()]
     options = TrainingOptions(objective="aim", steps=steps, lr=1e-3, **options)

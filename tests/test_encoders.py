@@ -98,7 +98,7 @@ def test_the_loss_is_over_all_pairs_of_eager_attention_and_blind_to_padding(fold
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     vocabulary = VocabularyPair(source.load_tokenizer(), tokenizer, 277)
     start = initial_rows(model, vocabulary, "random", 0)
-    student = make_student(model, vocabulary, start, freeze_shared=True, with_head=False)
+    student = make_student(model, vocabulary, start, freeze_shared=True, objectives=("aim",))
     sides = Side("teacher", vocabulary.teacher, 277, 60), Side("student", tokenizer, vocabulary.rows, 60)
     chunks = list(make_chunks(TEXTS[:3], *sides, Counter()))
     batch = collate([[chunks[0]], [chunks[1]]], Counter())
@@ -106,7 +106,7 @@ def test_the_loss_is_over_all_pairs_of_eager_attention_and_blind_to_padding(fold
     rows = student.rows(batch.student_ids)
     options = TrainingOptions(objective="aim", reduction="documents")
     ours = losses(
-        source.trunk(model), source.trunk(model), rows, None, batch, LAYERS, options, causal=False
+        source.trunk(model), source.trunk(model), student, rows, batch, LAYERS, options, causal=False
     )["aim"]  # fmt: skip
     ours.backward()
     assert rows.input.trainable.grad.abs().sum() > 0

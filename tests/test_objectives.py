@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from matt_fast import TrainingOptions, aim_loss, capture_attention
+from matt_fast.alignment.next_token import next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.batches import Batch, Chunk, collate
 from matt_fast.data.chunks import Side, make_chunks
@@ -22,7 +23,7 @@ from matt_fast.model import capture
 from matt_fast.model.teacher import Teacher
 from matt_fast.training import objectives
 from matt_fast.training.loop import freeze, train
-from matt_fast.training.objectives import combine, losses
+from matt_fast.training.objectives import combine, losses, trains_output
 from matt_fast.training.options import OBJECTIVES
 from matt_fast.training.student import make_student
 
@@ -51,7 +52,7 @@ class Sides:
         rows = len(self.model.get_input_embeddings().weight)
         self.vocabulary = VocabularyPair(teacher_tokenizer, student_tokenizer, rows)
         self.start = initial_rows(self.model, self.vocabulary, "random", 0)
-        self.student = make_student(self.model, self.vocabulary, self.start, freeze_shared=True, with_head=True)
+        self.student = make_student(self.model, self.vocabulary, self.start, freeze_shared=True, objectives=OBJECTIVES)
         sides = Side("teacher", teacher_tokenizer, rows, 40), Side("student", student_tokenizer, 330, 40)
 
         chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
@@ -61,7 +62,7 @@ class Sides:
     def losses(self, objective: str, rows=None, **options) -> dict[str, torch.Tensor]:
         rows = rows or self.student.rows(self.batch.student_ids)
         chosen = TrainingOptions(objective=objective, **options)
-        return losses(self.model, self.model, rows, self.student.head, self.batch, LAYERS, chosen)
+        return losses(self.model, self.model, self.student, rows, self.batch, LAYERS, chosen)
 
     def whole_student(self):
         """The student as an ordinary model, all its embeddings trainable."""
@@ -237,6 +238,59 @@ def test_aim_star_compares_attention_outputs_at_segment_ends(sides, metric):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-9)
 
 
+def log_probabilities(model, ids: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary]: of the token behind each one of a document, given alone."""
+    return model(input_ids=ids[None]).logits[0].log_softmax(-1)
+
+
+def each_document(sides):
+    """(ids, segments) of the teacher's and of the student's side of each row, without padding."""
+    batch = sides.batch
+    for row in range(len(batch.student_ids)):
+        kept = batch.teacher_documents[row] >= 0, batch.student_documents[row] >= 0
+        yield (
+            (batch.teacher_ids[row][kept[0]], batch.teacher_segments[row][kept[0]]),
+            (batch.student_ids[row][kept[1]], batch.student_segments[row][kept[1]]),
+        )
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse-kl", "tvd"])
+def test_alm_compares_the_likelihoods_of_segments(sides, divergence):
+    ours = sides.losses("alm", alm_divergence=divergence, alm_temperature=7.0)["alm"]
+    expected, whole = [], sides.whole_student()
+    for pair in each_document(sides):
+        likelihoods = []
+        for model, (ids, segments) in zip((sides.model, whole), pair, strict=True):
+            found, logs = {}, log_probabilities(model, ids)
+            for position, segment in enumerate(segments.tolist()):
+                if segment >= 0:
+                    log = logs[position - 1, ids[position]].item() if position else None
+                    found.setdefault(segment, []).append(log)
+            likelihoods.append(found)
+        for segment, logs in likelihoods[0].items():
+            if None in logs or None in likelihoods[1][segment]:
+                continue
+            p, q = (np.exp(sum(x) / 7.0) for x in (logs, likelihoods[1][segment]))
+            kl = lambda p, q: p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))  # noqa: E731
+            expected.append({"kl": kl(p, q), "reverse-kl": kl(q, p), "tvd": abs(p - q)}[divergence])
+    assert ours.item() == pytest.approx(np.mean(expected), rel=2e-4)
+
+
+def test_boundary_kl_compares_what_may_come_behind_a_segment(sides):
+    ours = sides.losses("boundary-kl")["boundary-kl"]
+    *classes, count = next_token_classes(sides.vocabulary)
+    expected, whole = [], sides.whole_student()
+    for pair in each_document(sides):
+        found = []
+        for model, (ids, segments), of in zip((sides.model, whole), pair, map(torch.tensor, classes), strict=True):
+            given = model(input_ids=ids[None]).logits[0][:, of >= 0].double().softmax(-1)
+            sums = torch.stack([given[:, of[of >= 0] == x].sum(-1) for x in range(count)], -1)
+            last = [i for i, x in enumerate(segments.tolist()) if x >= 0 and x not in segments.tolist()[i + 1 :]]
+            found.append(sums[last])
+        expected.append((found[0] * (found[0] / found[1]).log()).sum(-1))
+    assert ours.item() == pytest.approx(torch.cat(expected).mean().item(), rel=2e-4)
+
+
 def test_no_side_runs_further_than_its_objectives_need(sides, monkeypatch):
     layers = objectives.capture.__globals__["decoder_layers"](sides.model)
     for objective, teacher, student in (
@@ -289,7 +343,7 @@ def test_training_lowers_every_objective_and_leaves_shared_rows_alone(sides, obj
     reaches_input = any(name != "boundary-head" for name in names) or sides.student.output is None
     assert moved[0].any() == reaches_input
     if sides.student.output is not None:
-        assert moved[1].any() == any(name in ("ntp", "boundary-head") for name in names)
+        assert moved[1].any() == trains_output(names)
     # the head follows the table it is made of
     torch.testing.assert_close(sides.student.head.weight, sides.student.tables[-1].weight())
 

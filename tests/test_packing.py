@@ -27,7 +27,7 @@ from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head, logit_rule
 from matt_fast.training.loop import freeze
-from matt_fast.training.objectives import Student, losses, plan_ahead
+from matt_fast.training.objectives import Student, Target, losses, plan_ahead
 from matt_fast.training.options import OBJECTIVES
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -86,17 +86,20 @@ class Setting:
         weight = self.model.get_input_embeddings().weight
         self.table = EmbeddingTable(weight, torch.full((61,), -1), torch.randn(61, 32))
         self.table.trainable = self.table.trainable.to(dtype)  # as exact as the model
-        self.head = None
+        self.head = self.target = None
         if self.causal:
             head = self.model.get_output_embeddings().weight.clone()
             self.head = Head(head, **logit_rule(self.model.float()))
+            classes = torch.arange(61) % 20
+            self.target = Target(Head(head, **logit_rule(self.model)), classes, classes.flip(0), 20)
             self.model.to(dtype)
 
     def losses(self, batch, objective, **options):
         """Each objective's loss, and its gradient with respect to all rows."""
         chosen = TrainingOptions(objective=objective, **options)
-        rows = Student(self.table).rows(torch.arange(61))
-        parts = losses(self.model, self.model, rows, self.head, batch, LAYERS, chosen, causal=self.causal)
+        student = Student(self.table, None, self.head, self.target)
+        rows = student.rows(torch.arange(61))
+        parts = losses(self.model, self.model, student, rows, batch, LAYERS, chosen, causal=self.causal)
         (gradient,) = torch.autograd.grad(parts[objective], rows.input.trainable)
         return parts[objective].detach(), gradient
 
@@ -110,6 +113,7 @@ class Setting:
                 "aim": pairs,
                 "aim-all-layers": pairs,
                 "ntp": len(chunk.student_ids) - 1,
+                "alm": segments - (0 in (chunk.teacher_segments[0], chunk.student_segments[0])),
                 "boundary-head": segments - (chunk.teacher_segments[0] == 0),
             }.get(objective, segments)
             if options.get("reduction") == "documents":
@@ -186,10 +190,11 @@ def test_the_kernels_tiles_are_planned_ahead_of_the_step(name, objective, monkey
     windows = {"llama": {None}, "mistral": {6}, "gemma3": {5, None} if objective == "aim-all-layers" else {5}}[name]
     variant = "aim_star" if objective == "aim_star" else "aim"
     assert set(ready.plans) == (set() if objective == "token-distillation" else {(variant, w) for w in windows})
-    rows = Student(setting.table).rows(torch.arange(61))
-    expected = losses(setting.model, setting.model, rows, setting.head, batch, LAYERS, chosen)
+    student = Student(setting.table, None, setting.head, setting.target)
+    rows = student.rows(torch.arange(61))
+    expected = losses(setting.model, setting.model, student, rows, batch, LAYERS, chosen)
     monkeypatch.setattr("matt_kernels.aim_plan", None)  # nothing is planned in the step
-    got = losses(setting.model, setting.model, rows, setting.head, ready, LAYERS, chosen)
+    got = losses(setting.model, setting.model, student, rows, ready, LAYERS, chosen)
     assert all(torch.equal(got[x], expected[x]) for x in expected)
     torch_engine = TrainingOptions(objective=objective, backend="torch")
     assert plan_ahead(setting.model, LAYERS, torch_engine)(batch).plans == {}

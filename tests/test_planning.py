@@ -22,7 +22,7 @@ from matt_fast.model.head import Head
 from matt_fast.planning.plan import GIB, _largest
 from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate
 from matt_fast.training.loop import freeze, train
-from matt_fast.training.objectives import Student, trains_output
+from matt_fast.training.objectives import Student, Target, trains_output
 
 LAYERS, LENGTH, BATCH = 3, 60, 2
 OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]
@@ -80,7 +80,10 @@ def real_step(name: str, options: TrainingOptions, dtype) -> tuple[int, Vocabula
     student = Student(table())
     if trains_output(options.objectives()):
         tied = model.get_output_embeddings().weight is weight
-        student = Student(student.input, None if tied else table(), Head(torch.randn(rows, weight.shape[1]).to(dtype)))
+        output = model.get_output_embeddings().weight
+        classes = (torch.arange(size) % 50 for size in (len(output), rows))
+        head = Head(torch.randn(rows, weight.shape[1]).to(dtype))
+        student = Student(student.input, None if tied else table(), head, Target(Head(output), *classes, 50))
     documents = 2 if options.packing else 1
     segments = np.arange(LENGTH // documents) * 2 // 3
     batches = [

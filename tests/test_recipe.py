@@ -308,7 +308,7 @@ def test_accumulated_gradients_equal_those_of_one_batch(job):
     options = TrainingOptions(objective="aim", reduction="documents")
 
     def backward(rows, batch, share=1.0):
-        (losses(trunk, trunk, rows, None, batch, 2, options)["aim"] * share).backward()
+        (losses(trunk, trunk, table, rows, batch, 2, options)["aim"] * share).backward()
 
     together = table.rows(torch.cat([batch.student_ids.flatten() for batch in batches]))
     for batch in batches:

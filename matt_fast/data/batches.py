@@ -88,6 +88,9 @@ class Places:
         teacher_before, student_first: for each segment with something before it in its document, the teacher's token
             before it and the student's first token of it.
         predicting: the student's tokens that another one of the same document follows.
+        teacher_scored, student_scored: the tokens of segments that stand behind something on both sides.
+        teacher_scored_in, student_scored_in: which of these segments each of them is in, counted from 0.
+        scored_ends: the student's last token of each of these segments.
     """
 
     teacher_ends: torch.Tensor
@@ -95,6 +98,11 @@ class Places:
     teacher_before: torch.Tensor
     student_first: torch.Tensor
     predicting: torch.Tensor
+    teacher_scored: torch.Tensor
+    teacher_scored_in: torch.Tensor
+    student_scored: torch.Tensor
+    student_scored_in: torch.Tensor
+    scored_ends: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -239,15 +247,35 @@ def _side(rows: list[list[tuple[NDArray, NDArray]]], multiple_of: int) -> list[t
 
 
 def _places(teacher_segments, teacher_documents, student_segments, student_documents) -> Places:
-    sides = teacher_segments, student_segments
-    ends = [_flat((x >= 0) & (x != torch.nn.functional.pad(x[:, 1:], (0, 1), value=SPECIAL))) for x in sides]
-    first = [_flat((x >= 0) & (x != torch.nn.functional.pad(x[:, :-1], (1, 0), value=SPECIAL))) for x in sides]
-    inside = torch.zeros_like(teacher_documents, dtype=torch.bool)  # not the first token of its document
-    inside[:, 1:] = teacher_documents[:, 1:] == teacher_documents[:, :-1]
-    has_context = inside.flatten()[first[0]]
+    segments = teacher_segments, student_segments
+    ends = [_flat((x >= 0) & (x != torch.nn.functional.pad(x[:, 1:], (0, 1), value=SPECIAL))) for x in segments]
+    begins = [(x >= 0) & (x != torch.nn.functional.pad(x[:, :-1], (1, 0), value=SPECIAL)) for x in segments]
+    first = [_flat(x) for x in begins]
+    behind = [  # for each segment, whether its document has something before it
+        _behind(documents)[place]
+        for documents, place in zip((teacher_documents, student_documents), first, strict=True)
+    ]
     followed = torch.zeros_like(student_documents, dtype=torch.bool)
     followed[:, :-1] = (student_documents[:, 1:] == student_documents[:, :-1]) & (student_documents[:, 1:] != PADDING)
-    return Places(*ends, first[0][has_context] - 1, first[1][has_context], _flat(followed))
+    both = behind[0] & behind[1]
+    scored = [part for x, begin in zip(segments, begins, strict=True) for part in _scored(x, begin, both)]
+    before, student_first = first[0][behind[0]] - 1, first[1][behind[0]]
+    return Places(*ends, before, student_first, _flat(followed), *scored, ends[1][both])
+
+
+def _behind(documents: torch.Tensor) -> torch.Tensor:
+    """[B * n] bool: whether a token has another one of its document before it."""
+    behind = torch.zeros_like(documents, dtype=torch.bool)
+    behind[:, 1:] = documents[:, 1:] == documents[:, :-1]
+    return behind.flatten()
+
+
+def _scored(segments: torch.Tensor, begins: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of the segments that are wanted ([segments of the batch] bool), and the number of theirs for each."""
+    places = _flat(segments >= 0)
+    numbers = (begins.flatten().cumsum(0) - 1)[places]
+    kept = wanted[numbers]
+    return places[kept], (wanted.cumsum(0) - 1)[numbers[kept]]
 
 
 def _flat(mask: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from matt_fast.support.flops import ATTENTION, FLOPS
 from matt_fast.training.objectives import (
     Pass,
     StepRows,
+    Target,
     combine,
     losses_of,
     plan_ahead,
@@ -182,14 +183,14 @@ def simulate(
         memory.add(tensor)
     with FullRows(), fused_attention(), memory:
         memory.part = "new rows, moments"
-        optimizers, head = _tables(model, vocabulary, options)
+        optimizers, head, target = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
         batch = planned.to(model.device)
         rows = _rows(model, vocabulary, batch.tokens * options.accumulation, optimizers)
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
             with shapes_only(model):
-                loss = _loss(model, rows, head, batch, n_layers, options, memory)
+                loss = _loss(model, rows, (head, target), batch, n_layers, options, memory)
             memory.part = "backward"
             if loss.requires_grad:
                 loss.backward()
@@ -216,7 +217,16 @@ def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOpt
     tables = [weight.new_empty(vocabulary.trainable, weight.shape[1], dtype=torch.float32) for _ in range(2 - tied)]
     chosen = {"moments": options.moments, "backend": options.backend}
     optimizers = [RowAdamW(table, options.lr, **chosen) for table in tables]
-    return optimizers, Head(weight.new_empty(vocabulary.rows, weight.shape[1]), fused=False) if with_head else None
+    if not with_head:
+        return optimizers, None, None
+    return optimizers, Head(weight.new_empty(vocabulary.rows, weight.shape[1]), fused=False), _target(model, vocabulary)
+
+
+def _target(model: PreTrainedModel, vocabulary: Vocabulary) -> Target:
+    """The teacher's output side as the objectives read it; its weights are the model's own."""
+    weight = model.get_output_embeddings().weight
+    classes = (torch.empty(rows, dtype=torch.int64, device="meta") for rows in (len(weight), vocabulary.rows))
+    return Target(Head(weight, fused=False), *classes, n_classes=min(len(weight), vocabulary.rows))
 
 
 def _rows(model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizers: list[RowAdamW]) -> StepRows:
@@ -230,7 +240,7 @@ def _rows(model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizer
     return StepRows(parts[0], parts[-1])
 
 
-def _loss(model, rows, head, batch, n_layers, options, memory: Memory) -> torch.Tensor:
+def _loss(model, rows, output_side, batch, n_layers, options, memory: Memory) -> torch.Tensor:
     """As `losses` and `combine`, part by part; what the passes captured is free afterwards."""
     memory.part = "teacher"
     teacher = teacher_pass(model, batch, n_layers, options)
@@ -239,7 +249,7 @@ def _loss(model, rows, head, batch, n_layers, options, memory: Memory) -> torch.
     memory.part = "loss"
     if options.backend == "triton" and teacher.attention:
         memory.workspace(_kernel_workspace(*next(iter(teacher.attention.values())).states[:2]))
-    return combine(losses_of(Pass(batch, teacher, student, rows, head, n_layers, options)))
+    return combine(losses_of(Pass(batch, teacher, student, rows, *output_side, n_layers, options)))
 
 
 def _kernel_workspace(query: torch.Tensor, key: torch.Tensor) -> int:

@@ -151,7 +151,7 @@ def train_rows(
         trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
         trunk = trunk if work.placed else trunk.to(work.device)
         freeze(trunk)
-        student = make_student(trunk, vocabulary, start, job.freeze_shared, work.with_head)
+        student = make_student(trunk, vocabulary, start, job.freeze_shared, options.objectives())
         state = TrainingState.begin(student, options)
         checkpoints = Checkpoints(work.run.path("checkpoints"))
         more = checkpoints.read(state, accelerator)

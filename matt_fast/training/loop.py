@@ -15,6 +15,7 @@ from matt_fast.data.batches import Batch, Position
 from matt_fast.model.embeddings import RowAdamW
 from matt_fast.support.flops import count_flops
 from matt_fast.training.frozen import keep_gradients
+from matt_fast.training.layers import TrainedLayers
 from matt_fast.training.objectives import StepRows, Student, combine, losses
 from matt_fast.training.options import TrainingOptions
 
@@ -74,6 +75,7 @@ class TrainingState:
         seen: [student rows] int64 on the CPU, how often each id occurred in this process's batches.
         occurred: [trainable rows] bool, the input rows that occurred in any process.
         position: where this process's stream of batches stands.
+        layers: layers that are trained beside the rows; None for rows alone.
     """
 
     student: Student
@@ -82,9 +84,12 @@ class TrainingState:
     seen: torch.Tensor
     occurred: torch.Tensor
     position: Position
+    layers: TrainedLayers | None = None
 
     @classmethod
-    def begin(cls, student: Student, options: TrainingOptions) -> "TrainingState":
+    def begin(
+        cls, student: Student, options: TrainingOptions, layers: TrainedLayers | None = None
+    ) -> "TrainingState":
         """The state before the first step."""
         chosen = {"moments": options.moments, "backend": options.backend}
         table = student.input
@@ -95,6 +100,7 @@ class TrainingState:
             seen=torch.zeros(len(table.slot), dtype=torch.int64),
             occurred=torch.zeros(len(table.trainable), dtype=torch.bool, device=table.trainable.device),
             position=Position(),
+            layers=layers,
         )
 
 
@@ -190,7 +196,7 @@ def _step(
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
-        parts = losses(teacher, student_model, rows, student.head, batch, n_layers, options, causal=causal)
+        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, causal=causal)
         loss = combine(parts) / len(micro_batches)
         if loss.requires_grad:
             loss.backward()
@@ -257,9 +263,13 @@ def _update(
     """Average losses and gradients over the processes, update the tables; return the losses and the joined wishes."""
     leaves = [table_rows.trainable for table_rows in rows.by_table]
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    tables, layers = len(gradients), state.layers
+    gradients += [] if layers is None else layers.gradients()
     wished = torch.tensor(wishes, dtype=sums.dtype).to(sums.device, non_blocking=True)
     sums, wished, *gradients = accelerator.reduce((sums, wished, *gradients), reduction="mean")
-    norms = torch.stack([gradient.norm() for gradient in gradients])
+    norms = [gradient.norm() for gradient in gradients[:tables]]
+    norms += [] if layers is None else [torch.nn.utils.get_total_norm(gradients[tables:])]
+    norms = torch.stack(norms)
     counted = state.occurred.sum()[None].to(norms.dtype)
     # The step's one wait for the device.
     figures = iter(torch.cat([sums, norms, counted, wished]).tolist())
@@ -272,11 +282,16 @@ def _update(
             "of a batch give NaN too"
         )
     progress.lr, progress.gradient_norm, progress.new_tokens_seen = options.lr_at(step), max(norms), round(seen)
-    for optimizer, table_rows, gradient, norm in zip(state.optimizers, rows.by_table, gradients, norms, strict=True):
+    groups = [*([gradient] for gradient in gradients[:tables]), gradients[tables:]]
+    for group, norm in zip(groups, norms, strict=False):
         if options.max_grad_norm is not None and norm > options.max_grad_norm:
-            gradient *= options.max_grad_norm / norm
+            for gradient in group:
+                gradient *= options.max_grad_norm / norm
+    for optimizer, table_rows, gradient in zip(state.optimizers, rows.by_table, gradients, strict=False):
         optimizer.lr = progress.lr
         optimizer.step(table_rows.slots, gradient)
+    if layers is not None:
+        layers.step(gradients[tables:], layers.options.lr * progress.lr / options.lr)
     return values, tuple(wish > 0 for wish in wished)
 
 

@@ -10,9 +10,26 @@ from transformers import PreTrainedModel
 from matt_fast.data.batches import PADDING, Batch
 from matt_fast.loss import aim_loss, tile_planner
 from matt_fast.model.capture import AttentionInputs, Capture, capture
+from matt_fast.model.distributions import class_divergence, token_log_probs
 from matt_fast.model.embeddings import BatchRows, EmbeddingTable, embed
 from matt_fast.model.head import Head
 from matt_fast.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Target:
+    """The teacher's output side, where an objective compares what both sides predict.
+
+    Attributes:
+        head: the teacher's output head.
+        teacher_classes, student_classes: [teacher rows], [student rows] int64 and
+        n_classes: see `next_token_classes`; None where no objective needs them.
+    """
+
+    head: Head
+    teacher_classes: torch.Tensor | None = None
+    student_classes: torch.Tensor | None = None
+    n_classes: int = 0
 
 
 @dataclass(frozen=True)
@@ -23,11 +40,13 @@ class Student:
         input: the input embedding.
         output: rows of the output head, where it is not tied to the embedding and an objective trains it.
         head: the whole output head; None where no objective needs it.
+        target: the teacher's output side; None where no objective needs it.
     """
 
     input: EmbeddingTable
     output: EmbeddingTable | None = None
     head: Head | None = None
+    target: Target | None = None
 
     @property
     def tables(self) -> list[EmbeddingTable]:
@@ -60,6 +79,7 @@ class Pass:
     student: Capture
     rows: StepRows
     head: Head | None
+    target: Target | None
     n_layers: int
     options: TrainingOptions
 
@@ -107,14 +127,73 @@ def next_token(given: Pass) -> torch.Tensor:
     return given.head.loss(hidden, given.batch.student_ids.flatten()[predicting + 1], given.rows.output)
 
 
+def likelihood(given: Pass) -> torch.Tensor:
+    """Divergence of each segment's likelihood under the student from that under the teacher (ALM, arXiv 2503.20083).
+
+    A segment happens or does not: two outcomes, with the probability p^(1/temperature) of the first. Segments with
+    nothing before them on either side do not count.
+    """
+    places, temperature = given.batch.places, given.options.alm_temperature
+    sides = (
+        (given.teacher.head_input, given.batch.teacher_ids, places.teacher_scored, places.teacher_scored_in),
+        (given.student.head_input, given.batch.student_ids, places.student_scored, places.student_scored_in),
+    )
+    logs = []
+    for head, (states, ids, scored, number) in zip((given.target.head, given.head), sides, strict=True):
+        found = token_log_probs(head, states.flatten(0, 1)[scored - 1], ids.flatten()[scored], given.rows.output)
+        whole = found.new_zeros(len(places.scored_ends)).index_add(0, number, found)
+        logs.append((whole / temperature).clamp_max(-1e-6))
+    teacher, student = logs[0].detach(), logs[1]
+    found = _TWO_OUTCOMES[given.options.alm_divergence](teacher, student)
+    return found.sum() / max(1, len(found))
+
+
+def _kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """KL divergence of two outcomes; p and q are the logarithms of the first one's probability."""
+    return p.exp() * (p - q) - p.expm1() * (_other(p) - _other(q))
+
+
+def _other(log_probability: torch.Tensor) -> torch.Tensor:
+    return (-log_probability.expm1()).log()
+
+
+_TWO_OUTCOMES = {
+    "kl": _kl,
+    "reverse-kl": lambda p, q: _kl(q, p),
+    "tvd": lambda p, q: (p.exp() - q.exp()).abs(),
+}
+
+
+def boundary_kl(given: Pass) -> torch.Tensor:
+    """KL divergence of the student's next-token distribution from the teacher's at the end of each segment.
+
+    Tokens are compared by classes, see `next_token_classes`.
+    """
+    places, target = given.batch.places, given.target
+    return class_divergence(
+        given.head,
+        given.student.head_input.flatten(0, 1)[places.student_ends],
+        target.student_classes,
+        given.rows.output,
+        target.head,
+        given.teacher.head_input.flatten(0, 1)[places.teacher_ends],
+        target.teacher_classes,
+        target.n_classes,
+    )
+
+
 @dataclass(frozen=True)
 class _Objective:
-    """A loss, and what it reads on each side: "attention" of the target layer, "all" of them, "hidden", "head"."""
+    """A loss, and what it reads on each side: "attention" of the target layer, "all" of them, "hidden", "head".
+
+    `target`: what it needs of the teacher's output side, "head" or "classes".
+    """
 
     loss: Callable[[Pass], torch.Tensor]
     teacher: str | None
     student: str | None
     trains_output: bool = False
+    target: str | None = None
 
 
 _OBJECTIVES = {
@@ -124,12 +203,19 @@ _OBJECTIVES = {
     "token-distillation": _Objective(token_distillation, "hidden", "hidden"),
     "boundary-head": _Objective(boundary_head, "head", None, trains_output=True),
     "ntp": _Objective(next_token, None, "head", trains_output=True),
+    "alm": _Objective(likelihood, "head", "head", trains_output=True, target="head"),
+    "boundary-kl": _Objective(boundary_kl, "head", "head", trains_output=True, target="classes"),
 }
 
 
 def trains_output(names: tuple[str, ...]) -> bool:
     """Whether an objective trains output rows; it then needs the model at its full depth, head included."""
     return any(_OBJECTIVES[name].trains_output for name in names)
+
+
+def needs_target(names: tuple[str, ...]) -> set[str]:
+    """What the objectives need of the teacher's output side: "head", "classes"."""
+    return {_OBJECTIVES[name].target for name in names} - {None}
 
 
 def trains_input(names: tuple[str, ...]) -> bool:
@@ -140,8 +226,8 @@ def trains_input(names: tuple[str, ...]) -> bool:
 def losses(
     teacher: PreTrainedModel,
     student_model: PreTrainedModel,
+    student: Student,
     rows: StepRows,
-    head: Head | None,
     batch: Batch,
     n_layers: int,
     options: TrainingOptions,
@@ -153,7 +239,7 @@ def losses(
         teacher_pass(teacher, batch, n_layers, options, causal=causal),
         student_pass(student_model, rows, batch, n_layers, options, causal=causal),
     )
-    return losses_of(Pass(batch, *captures, rows, head, n_layers, options))
+    return losses_of(Pass(batch, *captures, rows, student.head, student.target, n_layers, options))
 
 
 def teacher_pass(

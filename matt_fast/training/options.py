@@ -6,7 +6,48 @@ from dataclasses import dataclass
 from matt_fast.loss.choices import check_choices
 from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
 
-OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp")
+OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp", "alm", "boundary-kl")
+
+
+HEALING = ("lora", "outer", "full")
+
+
+@dataclass(frozen=True)
+class HealingOptions:
+    """How layers are trained together with the rows, behind the training of the rows alone.
+
+    Attributes:
+        method: "lora" (adapters of low rank beside all linear layers, by peft), "outer" (the first and last layers),
+            "full" (all layers).
+        steps: number of updates.
+        lr: learning rate of the layers; rows keep `rows_lr`. Both rise and fall as `TrainingOptions.lr_at` says.
+        rows_lr: learning rate of the rows.
+        objective: as in `TrainingOptions`; one or more of those that reach the model's output.
+        rank: of LoRA; its products are scaled by 2.
+        outer_layers: how many at either end, for "outer".
+        keep_adapter: write the LoRA adapter into the result too, beside the weights that it is merged into.
+    """
+
+    method: str = "lora"
+    steps: int = 200
+    lr: float = 5e-4
+    rows_lr: float = 1e-3
+    objective: str = "alm"
+    rank: int = 16
+    outer_layers: int = 2
+    keep_adapter: bool = False
+
+    def __post_init__(self):
+        check_field_types(self)
+        if self.method not in HEALING:
+            raise ValueError(f"heal: wanted one of {', '.join(HEALING)}, got {self.method!r}")
+        for name, most in (("steps", MANY), ("rank", ROWS), ("outer_layers", ROWS)):
+            check_range(f"heal_{name}", getattr(self, name), 1, most)
+        for name in ("lr", "rows_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"heal_{name}: wanted a number above 0, got {getattr(self, name)}")
+        if self.keep_adapter and self.method != "lora":
+            raise ValueError(f"keep_adapter: wanted heal='lora' with it, got {self.method!r}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +69,8 @@ class TrainingOptions:
         max_grad_norm: clip the gradient of a step's rows to this norm; None for no clipping. Input and output rows that
             are not tied are clipped each on their own.
         metric, reduction: of the AIM losses, as in `aim_loss`; the other objectives have no choice.
+        alm_temperature: of alm: a segment's probability counts as its power of 1/temperature.
+        alm_divergence: of alm: "kl", "reverse-kl" or "tvd" (total variation).
         backend: as in `aim_loss`; it also runs lazy row updates, see `RowAdamW`.
         attn_implementation: what the layers run; what the model is loaded with, SDPA where it has it, if None.
         checkpointing: keep only what goes into each layer of the student, and run the layer once more in backward: less
@@ -51,6 +94,8 @@ class TrainingOptions:
     max_grad_norm: float | None = 1.0
     metric: str = "mse"
     reduction: str = "pairs"
+    alm_temperature: float = 100.0
+    alm_divergence: str = "kl"
     backend: str = "auto"
     attn_implementation: str | None = None
     checkpointing: bool = False
@@ -77,7 +122,7 @@ class TrainingOptions:
                 f"warmup_steps and decay_steps: wanted at most the {self.steps} steps together, "
                 f"got {self.warmup_steps} and {self.falling_steps}"
             )
-        for name in ("lr", "max_grad_norm"):
+        for name in ("lr", "max_grad_norm", "alm_temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
@@ -87,6 +132,12 @@ class TrainingOptions:
                 raise ValueError(
                     f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
                 )
+        for name, usual in (("alm_temperature", 100.0), ("alm_divergence", "kl")):
+            value = getattr(self, name)
+            if value != usual and "alm" not in self.objectives():
+                raise ValueError(f"{name}: wanted {usual!r} with an objective without alm, got {value!r}")
+        if self.alm_divergence not in ("kl", "reverse-kl", "tvd"):
+            raise ValueError(f"alm_divergence: wanted 'kl', 'reverse-kl' or 'tvd', got {self.alm_divergence!r}")
         if self.moments not in ("lazy", "dense"):
             raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
         for name, choices in (("quantization", ("8bit", "4bit")), ("offload", ("cpu", "disk"))):

@@ -3,11 +3,12 @@
 import torch
 from transformers import PreTrainedModel
 
+from matt_fast.alignment.next_token import next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import Rows
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head, logit_rule
-from matt_fast.training.objectives import Student
+from matt_fast.training.objectives import Student, Target, needs_target, trains_output
 
 
 def frozen_rows(vocabulary: VocabularyPair, freeze_shared: bool) -> torch.Tensor:
@@ -20,23 +21,40 @@ def frozen_rows(vocabulary: VocabularyPair, freeze_shared: bool) -> torch.Tensor
 
 
 def make_student(
-    trunk: PreTrainedModel, vocabulary: VocabularyPair, start: Rows, freeze_shared: bool, with_head: bool
+    trunk: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    start: Rows,
+    freeze_shared: bool,
+    objectives: tuple[str, ...],
 ) -> Student:
     """The student's vocabulary over the teacher's; shared tokens are frozen or start from the teacher's rows.
 
     Args:
-        trunk: the frozen model, on its device; a causal language model if `with_head`.
+        trunk: the frozen model, on its device; a causal language model if an objective trains the output side.
         vocabulary, start: from `VocabularyPair` and `initial_rows`.
         freeze_shared: whether rows of shared tokens stay as they are, in both tables.
-        with_head: whether the output side is trained too.
+        objectives: names of the objectives; they decide what of the output side is there.
     """
     frozen_from = frozen_rows(vocabulary, freeze_shared)
     table = EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
-    if not with_head:
+    if not trains_output(objectives):
         return Student(table)
     output = None
     if start.output is not None:
         output = EmbeddingTable(trunk.get_output_embeddings().weight, frozen_from, start.output)
     weight = (table if output is None else output).weight()
     bias = None if start.output_bias is None else start.output_bias.to(weight)
-    return Student(table, output, Head(weight, bias, **logit_rule(trunk)))
+    return Student(table, output, Head(weight, bias, **logit_rule(trunk)), make_target(trunk, vocabulary, objectives))
+
+
+def make_target(teacher: PreTrainedModel, vocabulary: VocabularyPair, objectives: tuple[str, ...]) -> Target | None:
+    """The teacher's output side, as far as the objectives need it."""
+    needed = needs_target(objectives)
+    if not needed:
+        return None
+    output = teacher.get_output_embeddings()
+    head = Head(output.weight.detach(), getattr(output, "bias", None), **logit_rule(teacher))
+    if "classes" not in needed:
+        return Target(head)
+    *sides, n_classes = next_token_classes(vocabulary)
+    return Target(head, *(torch.tensor(side, device=output.weight.device) for side in sides), n_classes)

@@ -1,0 +1,176 @@
+"""Layers that are trained beside the rows, so that they get used to the new tokens (healing): LoRA, some, or all."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft import PeftModel as AdaptedModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from matt_fast.model.layers import decoder_layers
+from matt_fast.training.options import HealingOptions
+
+WEIGHTS, ADAPTER = "layers.safetensors", "adapter"
+
+
+class TrainedLayers:
+    """The student's layers in training, over frozen weights that are the teacher's own, not copied.
+
+    What is trained has float32 copies, which AdamW without weight decay updates; the model computes in its own dtype.
+
+    Args:
+        model: the frozen teacher, whole and on its device; not changed.
+        options: what to train, see `HealingOptions`.
+
+    Attributes:
+        student: the model with the trained layers.
+        optimizer: over `masters`.
+        masters: name -> float32 tensor.
+
+    Raises:
+        ValueError: more outer layers than the model has; no layer that LoRA could adapt.
+    """
+
+    def __init__(self, model: PreTrainedModel, options: HealingOptions):
+        self.options = options
+        trained = set() if options.method == "lora" else set(_trained_names(model, options))
+        shared = [x for name, x in model.named_parameters() if name not in trained]
+        shared += [x for name, x in model.named_buffers() if name not in trained]
+        self.student = copy.deepcopy(model, {id(x): x for x in shared})
+        self._adapted: AdaptedModel | None = None
+        if options.method == "lora":
+            self._adapted = self._adapt(model)
+            self.student = self._adapted.base_model.model
+            self._parameters = {name: x for name, x in self.student.named_parameters() if ".lora_" in name}
+        else:
+            self._parameters = {name: x for name, x in self.student.named_parameters() if name in trained}
+        for parameter in self._parameters.values():
+            parameter.requires_grad_()
+        self.masters = {
+            name: x.detach() if x.dtype == torch.float32 else x.detach().float() for name, x in self._parameters.items()
+        }
+        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr=options.lr, weight_decay=0.0)
+
+    def _adapt(self, model: PreTrainedModel) -> AdaptedModel:
+        config = LoraConfig(
+            r=self.options.rank,
+            lora_alpha=2 * self.options.rank,
+            target_modules="all-linear",
+            exclude_modules=None,
+            task_type="CAUSAL_LM",
+        )
+        adapted = get_peft_model(self.student, config, autocast_adapter_dtype=False)
+        for name, parameter in adapted.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(model.dtype)
+        return adapted
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._parameters.values())
+
+    @property
+    def count(self) -> int:
+        """Numbers that are trained."""
+        return sum(x.numel() for x in self._parameters.values())
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Those of the last backward passes, float32; zeros where there is none. They are taken off the parameters."""
+        found = []
+        for parameter in self._parameters.values():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            found.append(gradient.float())
+            parameter.grad = None
+        return found
+
+    @torch.no_grad()
+    def step(self, gradients: list[torch.Tensor], lr: float) -> None:
+        """One update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for master, gradient in zip(self.masters.values(), gradients, strict=True):
+            master.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._follow()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The model takes over what the float32 copies say."""
+        for name, parameter in self._parameters.items():
+            if parameter.dtype != torch.float32:
+                parameter.copy_(self.masters[name])
+            # a float32 parameter shares its memory with its copy
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that the next step depends on."""
+        tensors = {f"layers.{name}": x for name, x in self.masters.items()}
+        for name, master in self.masters.items():
+            for key, value in self.optimizer.state.get(master, {}).items():
+                tensors[f"layers.{name}.{key}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Bring what `state` gave back."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(tensors[f"layers.{name}"])
+                keys = ("step", "exp_avg", "exp_avg_sq")
+                found = {key: tensors.get(f"layers.{name}.{key}") for key in keys}
+                if found["step"] is not None:
+                    self.optimizer.state[master] = {
+                        key: x.clone().to("cpu" if key == "step" else master.device) for key, x in found.items()
+                    }
+        self._follow()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """name -> float32 tensor on the CPU: what was trained."""
+        return {name: x.detach().cpu().clone() for name, x in self.masters.items()}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over what `weights` gave."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(tensors[name])
+        self._follow()
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained: an adapter as peft loads it, or tensors by the model's names."""
+        if self._adapted is not None:
+            self._adapted.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+        else:
+            save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def put_layers(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put what `TrainedLayers.save` wrote into the original's weights; products of LoRA are made in float32."""
+    if (folder / ADAPTER).is_dir():
+        dtype = model.dtype
+        merged = AdaptedModel.from_pretrained(model, folder / ADAPTER, autocast_adapter_dtype=True)
+        return merged.merge_and_unload().to(dtype)
+    parameters = dict(model.named_parameters())
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        parameters[name].copy_(tensor)
+    return model
+
+
+def _trained_names(model: PreTrainedModel, options: HealingOptions) -> Iterator[str]:
+    """Parameters that are trained as they are: of outer layers, or all but embeddings and head."""
+    layers = decoder_layers(model)
+    names = {id(x): name for name, x in model.named_parameters()}
+    if options.method == "full":
+        tables = {id(x) for y in (model.get_input_embeddings(), model.get_output_embeddings()) for x in y.parameters()}
+        yield from (name for key, name in names.items() if key not in tables)
+        return
+    if not 1 <= options.outer_layers <= len(layers) // 2:
+        raise ValueError(
+            f"outer_layers: wanted 1 to {len(layers) // 2} at either end of this model's {len(layers)} layers, "
+            f"got {options.outer_layers}"
+        )
+    for layer in (*layers[: options.outer_layers], *layers[-options.outer_layers :]):
+        yield from (names[id(x)] for x in layer.parameters())
