@@ -12,6 +12,7 @@ _WHERE = {
     "AttentionInputs": "matt_fast.model.capture",
     "GPTNeoXForAIM": "matt_fast.modeling",
     "Gemma3ForAIM": "matt_fast.modeling",
+    "HealingOptions": "matt_fast.training.options",
     "LlamaForAIM": "matt_fast.modeling",
     "MATT": "matt_fast.reference.matt",
     "MATTConfig": "matt_fast.reference.config",

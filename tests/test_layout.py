@@ -27,9 +27,10 @@ FLOORS = (
 # What users' scripts import: a name that is new comes here too, and none goes.
 PUBLIC = {
     "matt_fast": """
-        AIMLoss AttentionInputs GPTNeoXForAIM Gemma3ForAIM LlamaForAIM MATT MATTConfig MATTOutput MistralForAIM
-        PartlyFrozenEmbeddings PreTrainedModelForAIM Qwen3ForAIM TrainingOptions TransferResult __version__ aim_impl
-        aim_loss aim_star_impl align_segments align_segments_batch capture_attention compare_initializers evaluate
+        AIMLoss AttentionInputs GPTNeoXForAIM Gemma3ForAIM HealingOptions LlamaForAIM MATT MATTConfig MATTOutput
+        MistralForAIM PartlyFrozenEmbeddings PreTrainedModelForAIM Qwen3ForAIM TrainingOptions TransferResult
+        __version__ aim_impl aim_loss aim_star_impl align_segments align_segments_batch capture_attention
+        compare_initializers evaluate
         initialize layer_config match_tokens plan sweep_layers transfer
     """,
     "matt_fast.config": "MATTConfig",

@@ -8,6 +8,7 @@ from typer import Option
 from matt_fast.cli.defaults import read_config, read_run
 
 ROWS, OBJECTIVE, DATA = "Start of new rows", "Objective and optimiser", "Data"
+HEALING = "Healing: layers trained together with the rows"
 SPEED, WATCH, OUTPUT = "Memory and speed", "While it runs", "Output and security"
 
 # What most people need.
@@ -72,9 +73,26 @@ FreezeShared = Annotated[bool, Option(help="Keep the rows of tokens that both ha
 Objective = Annotated[
     str,
     Option(
-        help="aim, aim_star, aim-all-layers, token-distillation, boundary-head or ntp; several joined by '+'.",
+        help="aim, aim_star, aim-all-layers, token-distillation, boundary-head, ntp, alm or boundary-kl; several "
+        "joined by '+'.",
         rich_help_panel=OBJECTIVE,
     ),
+]
+Heal = Annotated[
+    str | None,
+    Option(
+        help="Then train layers together with the rows: lora, outer (the first and last layers) or full.",
+        rich_help_panel=HEALING,
+    ),
+]
+HealSteps = Annotated[int, Option(help="Updates of it.", rich_help_panel=HEALING)]
+HealRate = Annotated[float, Option(help="Learning rate of the layers.", rich_help_panel=HEALING)]
+HealRowsRate = Annotated[float, Option(help="Learning rate of the rows meanwhile.", rich_help_panel=HEALING)]
+HealObjective = Annotated[str, Option(help="Objective, as --objective.", rich_help_panel=HEALING)]
+HealRank = Annotated[int, Option(help="Rank of lora.", rich_help_panel=HEALING)]
+HealOuterLayers = Annotated[int, Option(help="Layers at either end, of outer.", rich_help_panel=HEALING)]
+KeepAdapter = Annotated[
+    bool, Option(help="Write lora's adapter too, beside the weights it is merged into.", rich_help_panel=HEALING)
 ]
 Layer = Annotated[
     str,
@@ -87,6 +105,10 @@ Layer = Annotated[
     ),
 ]
 PlannedLayer = Annotated[int | None, Option(help="Target layer; a third of the depth by default.")]
+AlmTemperature = Annotated[
+    float, Option(help="alm: probabilities count as their power of 1/temperature.", rich_help_panel=OBJECTIVE)
+]
+AlmDivergence = Annotated[str, Option(help="alm: kl, reverse-kl or tvd.", rich_help_panel=OBJECTIVE)]
 LearningRate = Annotated[float, Option(help="Learning rate.", rich_help_panel=OBJECTIVE)]
 WarmupSteps = Annotated[int, Option(help="The rate rises over so many steps at the start.", rich_help_panel=OBJECTIVE)]
 DecaySteps = Annotated[

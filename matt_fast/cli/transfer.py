@@ -11,8 +11,11 @@ from matt_fast.cli.display import print_result, print_sweep
 from matt_fast.cli.output import Output, command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HEAL_NAMES, HealingOptions, TrainingOptions
 
+HEALING = {"method": "heal"} | {
+    x.name: HEAL_NAMES.get(x.name, f"heal_{x.name}") for x in fields(HealingOptions) if x.name != "method"
+}
 TRAINING = [field.name for field in fields(TrainingOptions)]
 OF_THE_COMMAND = ("config", "json", "quiet", "debug", "layer")
 
@@ -43,6 +46,16 @@ def transfer(
     moments: o.Moments = "lazy",
     metric: o.Metric = "mse",
     reduction: o.Reduction = "pairs",
+    alm_temperature: o.AlmTemperature = 100.0,
+    alm_divergence: o.AlmDivergence = "kl",
+    heal: o.Heal = None,
+    heal_steps: o.HealSteps = 200,
+    heal_lr: o.HealRate = 5e-4,
+    heal_rows_lr: o.HealRowsRate = 1e-3,
+    heal_objective: o.HealObjective = "alm",
+    heal_rank: o.HealRank = 16,
+    heal_outer_layers: o.HealOuterLayers = 2,
+    keep_adapter: o.KeepAdapter = False,
     seed: o.Seed = 0,
     max_length: o.MaxLength = 512,
     batch_size: o.BatchSize = 4,
@@ -102,8 +115,13 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
         raise ValueError(f"layer: wanted a number, 'third' or 'sweep', got {layer!r}")
     chosen = {name: given[name] for name in TRAINING}
     chosen["max_grad_norm"] = given["max_grad_norm"] or None
-    arguments = {name: given[name] for name in given.keys() - {*TRAINING, *OF_THE_COMMAND}}
+    arguments = {name: given[name] for name in given.keys() - {*TRAINING, *HEALING.values(), *OF_THE_COMMAND}}
     arguments["training"] = TrainingOptions(**chosen)
+    arguments["healing"] = None
+    if given["heal"] is not None:
+        arguments["healing"] = HealingOptions(**{field: given[name] for field, name in HEALING.items()})
+    elif alone := sorted(typed & set(HEALING.values())):
+        raise ValueError(f"{alone[0]}: wanted heal with it, got none")
     arguments["resume"] = resumed is not None
     if "steps" in typed:
         arguments["epochs"] = None

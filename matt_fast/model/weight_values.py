@@ -123,8 +123,8 @@ def _not_finite(parts: Iterable[tuple[int, torch.Tensor]], dtype: torch.dtype | 
     return f"({count:,} values{where}" + (f", too large for {str(dtype).removeprefix('torch.')})" if cast else ")")
 
 
-def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel) -> None:
-    """Look whether a result has, outside its vocabulary's tables, the weights that the teacher has, bit for bit.
+def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel, changed: Collection[str] = ()) -> None:
+    """Look whether a result has the weights that the teacher has, bit for bit, but for its vocabulary's tables.
 
     Files are compared tensor by tensor. Where transformers stores other tensors than it read (experts that it joins,
     weights that were quantised), both models are loaded and compared.
@@ -133,11 +133,12 @@ def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel) -
         teacher: where the model came from.
         folder: the result's.
         model: the result, of which names are read.
+        changed: names of parameters that were trained too.
 
     Raises:
         ValueError: there are differences, which it names.
     """
-    tables = table_names(model)
+    tables = table_names(model) | set(changed)
     with WeightFiles(source_files(teacher)) as ours, WeightFiles(sorted(folder.glob("*.safetensors"))) as theirs:
         different = [name for name in _unlike(ours, theirs) if not _among(name, tables)]
     if different:

@@ -10,7 +10,7 @@ import yaml
 from matt_fast.recipe.result import TransferResult
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions
 
 STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
 
@@ -62,6 +62,7 @@ def model_card(
     init: str,
     freeze_shared: bool,
     training: TrainingOptions,
+    healing: HealingOptions | None = None,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
@@ -83,7 +84,7 @@ def model_card(
         "",
         f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced, and the embeddings "
         f"of the new tokens were trained ({training.objective}) so that the model with them does what it did before "
-        "(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). All other weights are those of the original model.",
+        f"(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). {_other_weights(result)}",
         "",
         "## Vocabulary",
         "",
@@ -103,6 +104,7 @@ def model_card(
         f"- The target layer was layer {result.n_layers} (counted from 1).",
         *(f"- {name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(training).items()),
     ]
+    lines += _healing_lines(result, healing)
     if progress.losses:
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
     lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
@@ -120,3 +122,26 @@ def model_card(
             *(f"| {' | '.join(row)} |" for row in evaluation_rows(result)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _other_weights(result: TransferResult) -> str:
+    if result.healing is None:
+        return "All other weights are those of the original model."
+    how = {
+        "lora": "Adapters of low rank beside the linear layers were then trained together with the rows, and merged",
+        "outer": "The first and last layers were then trained together with the rows",
+        "full": "All layers were then trained together with the rows",
+    }
+    return f"{how[result.healing.method]} ({result.healing.trained_numbers:,} numbers)."
+
+
+def _healing_lines(result: TransferResult, healing: HealingOptions | None) -> list[str]:
+    if healing is None:
+        return []
+    progress = result.healing.progress
+    options = (f"{name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(healing).items())
+    first, last = (f"{progress.losses[i]:.4g}" for i in (0, -1))
+    return [
+        f"- Rows and layers together: {len(progress.losses)} steps, {progress.tokens} tokens, {progress.seconds:.0f} "
+        f"s; the loss went from {first} to {last} ({', '.join(options)})."
+    ]

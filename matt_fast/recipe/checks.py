@@ -101,7 +101,7 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
         tokenizers = vocabulary.teacher, vocabulary.student
         check_pieces(documents, tokenizers, limit, masked=teacher.masked, max_pieces=job.eval_pieces)
     trainable = vocabulary.rows - len(vocabulary.matches) * job.freeze_shared
-    check_room(work.run.output, estimate_bytes(teacher, vocabulary.rows, trainable))
+    check_room(work.run.output, estimate_bytes(teacher, vocabulary.rows, trainable, job.healing))
     return unused
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from matt_fast.support.checks import check_type
+from matt_fast.training.options import healing_settings
 
 INPUTS = ("model", "tokenizer", "data", "init", "donor", "parallel", "eval_data")  # may be paths
 OUTPUTS = ("output", "data_cache")
@@ -54,6 +55,8 @@ def resolved_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if name == "training":
             config |= asdict(value)
             config["max_grad_norm"] = value.max_grad_norm or 0.0
+        elif name == "healing":
+            config |= healing_settings(value)
         elif name == "n_layers":
             config["layer"] = "third" if value is None else value
         elif name != "resume" and not name.startswith("on_"):

@@ -8,8 +8,8 @@ from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.curves import draw_curves
-from matt_fast.recipe.result import TransferResult
-from matt_fast.recipe.stages import NUMBERS, ROWS
+from matt_fast.recipe.result import Healing, TransferResult
+from matt_fast.recipe.training_stages import NUMBERS, ROWS
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
@@ -22,11 +22,12 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
     result = _result(work, vocabulary, start)
     if work.is_main:
         job, run = work.job, work.run
-        card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options)
+        card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options, job.healing)
         write_text(run.output / "README.md", card)
         summary = {x.name: getattr(result, x.name) for x in fields(result)}
         summary |= {"output": str(result.output), "progress": asdict(result.progress)}
         summary |= {"report": asdict(result.report), "evaluations": run.read("evaluations.json")}
+        summary["healing"] = None if result.healing is None else asdict(result.healing)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
         draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
@@ -54,6 +55,8 @@ def finished_result(work: Work) -> TransferResult:
     values["report"] = InitReport(**values["report"] | {"made": frozenset()})
     values["progress"] = Progress(**values["progress"])
     values["evaluations"] = {name: Evaluation(**x) for name, x in values["evaluations"].items()}
+    if values["healing"] is not None:
+        values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
     work.say(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
@@ -65,7 +68,10 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
     run = work.run
     folder = run.path("trained")
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-    with safe_open(folder / ROWS, "pt") as file:
+    healed = None
+    if work.job.healing is not None:
+        healed = json.loads((run.path("healed") / NUMBERS).read_text(encoding="utf-8"))
+    with safe_open((folder if healed is None else run.path("healed")) / ROWS, "pt") as file:
         seen = file.get_tensor("seen")
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
     new = len(vocabulary.tokens) - len(vocabulary.matches)
@@ -84,6 +90,20 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
         seconds=run.read("state.json").get("seconds", {}),
-        training_memory=numbers["training_memory"],
-        peak_memory=max(numbers["peak_memory"], numbers["training_memory"], peak_memory(work.device)),
+        training_memory=max(x["training_memory"] for x in (numbers, healed) if x),
+        peak_memory=max(
+            peak_memory(work.device),
+            *(x[name] for x in (numbers, healed) if x for name in ("peak_memory", "training_memory")),
+        ),
+        healing=None if healed is None else _healing(work, healed),
+    )
+
+
+def _healing(work: Work, numbers: dict) -> Healing:
+    return Healing(
+        method=work.job.healing.method,
+        trained_numbers=numbers["trained_numbers"],
+        progress=Progress(**numbers["progress"]),
+        validation=[tuple(x) for x in numbers["validation"]],
+        best_step=numbers["best_step"],
     )

@@ -7,13 +7,13 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.initializers import Method
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions, healing_settings
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = ("model", "tokenizer", "data", "eval_data", "parallel", "donor", "data_cache", "device", "track")
-NOT_COMPARED += ("checkpoint_every", "training", "init")
+NOT_COMPARED += ("checkpoint_every", "training", "healing", "init")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Job:
     max_length: int
     batch_size: int
     training: TrainingOptions
+    healing: HealingOptions | None
     epochs: float | None
     precision: str
     split: str
@@ -65,7 +66,7 @@ class Job:
         init = self.init_name
         found["init"] = Path(init).name if Path(init).exists() else init
         found["prepared"] = self.data_cache is not None or self.epochs is not None
-        return found | asdict(self.training)
+        return found | asdict(self.training) | healing_settings(self.healing)
 
     def arguments(self, output: Path) -> dict:
         """The arguments of `transfer` by name."""

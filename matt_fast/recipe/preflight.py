@@ -26,10 +26,12 @@ from matt_fast.recipe.export import repair_generation
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
 from matt_fast.support.texts import bounded_pieces
+from matt_fast.training.options import HealingOptions
 
 CHECKPOINTS_KEPT = 2
 CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
 LOOKED_AT = 1 << 22  # characters of the data, for a new token
+LORA = 0.1  # of the layers' numbers, at most, in adapters of a usual rank
 MARGIN = 1.1  # tokenizer, card, logs
 
 
@@ -73,13 +75,14 @@ def check_room(output: str | Path, needed: int) -> None:
         )
 
 
-def estimate_bytes(teacher: Teacher, rows: int, trainable: int) -> int:
+def estimate_bytes(teacher: Teacher, rows: int, trainable: int, healing: HealingOptions | None = None) -> int:
     """Bytes on the disk that a transfer takes at most: the result, checkpoints, the rows as they start and end.
 
     Args:
         teacher: the model, of which the configuration is read.
         rows: of the new vocabulary.
         trainable: rows that are trained, in each table.
+        healing: of layers, with checkpoints of their own.
     """
     dtype = getattr(teacher.config, "dtype", None) or torch.float32
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -90,6 +93,12 @@ def estimate_bytes(teacher: Teacher, rows: int, trainable: int) -> int:
     others = sum(x.numel() for x in outline.parameters()) - sum(table.numel() for table in tables)
     result = (others + rows * widths) * dtype.itemsize
     checkpoints = (CHECKPOINTS_KEPT + 1) * CHECKPOINT_TABLES * trainable * widths * 4  # one more while it is written
+    if healing is not None:
+        share = min(1.0, {"lora": LORA, "outer": 2 * healing.outer_layers / teacher.depth, "full": 1.0}[healing.method])
+        layers = (
+            (CHECKPOINTS_KEPT + 2) * CHECKPOINT_TABLES * share * others * 4
+        )  # the best ones or the last beside them
+        checkpoints += layers + checkpoints
     return round(MARGIN * (result + checkpoints + 2 * rows * widths * 4))
 
 

@@ -11,6 +11,23 @@ GROWN = 2  # times its start: more than the difference between batches
 
 
 @dataclass
+class Healing:
+    """What the training of rows and layers together did.
+
+    Attributes:
+        method: "lora", "outer" or "full".
+        trained_numbers: numbers in the layers that were trained, or in the adapters beside them.
+        progress, validation, best_step: as in `TransferResult`.
+    """
+
+    method: str
+    trained_numbers: int
+    progress: Progress
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int | None = None
+
+
+@dataclass
 class TransferResult:
     """What a transfer did.
 
@@ -28,6 +45,7 @@ class TransferResult:
             else of this process (outside Linux both are those of all the work so far).
         validation: (step, bits per byte) of each validation during training.
         best_step: the one of them whose rows became the result; None without validation.
+        healing: of rows and layers together; None where there was none.
     """
 
     output: Path
@@ -45,6 +63,7 @@ class TransferResult:
     peak_memory: int
     validation: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
+    healing: Healing | None = None
 
     @property
     def worse_than_start(self) -> str | None:

@@ -8,6 +8,8 @@
     checkpoints/   of the training
     best/          the rows that validation found best so far
     trained/       the rows behind training
+    healing/       checkpoints and best weights of the training of rows and layers, with healing.jsonl
+    healed/        rows and layers behind it
     result/        the folder that becomes the output
 
 Each is whole or not there. What a finished run does not need any more is removed.
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from matt_fast.support.files import remove_parts, write_text
 
-HEAVY = ("rows", "data", "checkpoints", "best", "trained", "result")
+HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
 
 
 class Run:

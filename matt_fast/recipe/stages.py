@@ -2,11 +2,11 @@
 
 import copy
 import json
+import shutil
 import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -16,27 +16,22 @@ from matt_fast.data.documents import read_documents
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
-from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
 from matt_fast.model.checkpoint_files import check_pointers, stored_dtype
-from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
 from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import update_special_ids
-from matt_fast.recipe.watching import RunWatcher
+from matt_fast.recipe.training_stages import ROWS, trained_rows
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
-from matt_fast.support.memory import peak_memory, reset_peak_memory
-from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import TrainingState, freeze, train
-from matt_fast.training.objectives import plan_ahead, trains_input
+from matt_fast.training.objectives import trains_input
 from matt_fast.training.options import TrainingOptions
-from matt_fast.training.student import frozen_rows, make_student
+from matt_fast.training.student import frozen_rows
 
-ROWS, REPORT, NUMBERS = "rows.safetensors", "report.json", "numbers.json"
+REPORT = "report.json"
 
 
 def read_vocabulary(work: Work) -> VocabularyPair:
@@ -131,70 +126,6 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], 
     return sides, prepared, options
 
 
-def train_rows(
-    work: Work,
-    vocabulary: VocabularyPair,
-    start: Rows,
-    sides: tuple[Side, Side],
-    prepared: Path | None,
-    options: TrainingOptions,
-) -> None:
-    """Train: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`."""
-    job, accelerator = work.job, work.accelerator
-    there = work.run.path("trained").exists()
-    accelerator.wait_for_everyone()  # before anyone could write it
-    if there:
-        return
-    with work.stage("training"):
-        memory_before = peak_memory(work.device)
-        reset_peak_memory(work.device)
-        trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
-        trunk = trunk if work.placed else trunk.to(work.device)
-        freeze(trunk)
-        student = make_student(trunk, vocabulary, start, job.freeze_shared, options.objectives())
-        state = TrainingState.begin(student, options)
-        checkpoints = Checkpoints(work.run.path("checkpoints"))
-        more = checkpoints.read(state, accelerator)
-        stream = AlignedBatches(
-            job.data,
-            *sides,
-            batch_size=job.batch_size,
-            seed=job.seed,
-            split=job.split,
-            text_field=job.text_field,
-            prepared=prepared,
-            packing=options.packing,
-            finish=plan_ahead(trunk, work.n_layers, options),
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            start=state.position,
-        )
-        batches = stream.in_background()
-        with RunWatcher(work, vocabulary, start, checkpoints, options, more) as watcher:
-            watcher.began(state)
-            given = {"causal": not work.teacher.masked, "watcher": watcher}
-            train(trunk, trunk, state, batches, work.n_layers, options, accelerator, watcher.on_step, **given)
-        batches.close()
-        seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
-        numbers = {
-            "progress": asdict(state.progress),
-            "validation": watcher.curve,
-            "best_step": watcher.best_step,
-            "training_memory": peak_memory(work.device),
-            "peak_memory": memory_before,
-            "n_layers": work.n_layers,
-            "options": asdict(options),
-        }
-        tensors = watcher.best_rows() or rows_of(state)
-
-        def make(part: Path) -> None:
-            save_file(tensors | {"seen": seen}, part / ROWS)
-            (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
-
-        work.once("trained", make)
-    work.release()
-
-
 def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     """The model with its new vocabulary: `result/`, which then becomes the output."""
     run = work.run
@@ -225,21 +156,16 @@ def _measure(work: Work, name: str, model, tokenizer, held_out) -> None:
 def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     """Write the model's folder."""
     job = work.job
-    trained = load_file(work.run.path("trained") / ROWS)
+    from matt_fast.training.layers import ADAPTER, put_layers  # and peft
+
+    last = "trained" if job.healing is None else "healed"
+    seen = load_file(work.run.path(last) / ROWS)["seen"].tolist()
     full = work.teacher.load("auto")
     frozen_from = frozen_rows(vocabulary, job.freeze_shared)
-
-    def whole(weight: torch.Tensor, initial: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        if rows is None:
-            return initial
-        table = EmbeddingTable(weight, frozen_from, initial)
-        table.trainable = rows
-        return table.weight()
-
-    output = None
-    if start.output is not None:
-        output = whole(full.get_output_embeddings().weight, start.output, trained.get("output"))
-    rows = Rows(whole(full.get_input_embeddings().weight, start.input, trained["input"]), output, start.output_bias)
+    rows = trained_rows(work, last, vocabulary, start, full)
+    changed: set[str] = set()
+    if job.healing is not None:
+        full, changed = put_layers(full, work.run.path(last))
     export.check_rows(rows, full.get_input_embeddings().weight.dtype, vocabulary)
     export.replace_vocabulary(full, rows)
     update_special_ids(full, vocabulary)
@@ -247,18 +173,14 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     export.repair_generation_config(full)
     with only_errors():
         full.save_pretrained(folder)
-    check_same_weights(work.teacher, folder, full)
+    check_same_weights(work.teacher, folder, full, changed)
     vocabulary.student.save_pretrained(folder)
     copy_processor(work.job.model, folder, vocabulary)
-    is_trainable, seen = (frozen_from < 0).tolist(), trained["seen"].tolist()
+    is_trainable = (frozen_from < 0).tolist()
+    if job.healing is not None and job.healing.keep_adapter:
+        shutil.copytree(work.run.path(last) / ADAPTER, folder / ADAPTER)
     path = folder / "token_provenance.jsonl"
     export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen)
-
-
-def rows_of(state: TrainingState) -> dict[str, torch.Tensor]:
-    """The trained rows, float32 on the CPU: "input" and, where they are rows of their own, "output"."""
-    names = ("input", "output")
-    return {name: x.trainable.detach().cpu().clone() for name, x in zip(names, state.student.tables, strict=False)}
 
 
 def save_rows(folder: Path, rows: Rows) -> None:

@@ -12,10 +12,11 @@ from matt_fast.recipe.finish import finish, finished_result
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.training_stages import heal, train_rows
 from matt_fast.recipe.work import Listeners
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions
 
 
 def to_stderr(message: str) -> None:
@@ -38,6 +39,7 @@ def transfer(
     max_length: int = 512,
     batch_size: int = 4,
     training: TrainingOptions | None = None,
+    healing: HealingOptions | None = None,
     epochs: float | None = None,
     precision: str = "auto",
     split: str = "train",
@@ -79,6 +81,7 @@ def transfer(
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
         batch_size: rows per batch and process; a row is one chunk, or `max_length` tokens of them with packing.
         training: steps, learning rate, loss; see `TrainingOptions`.
+        healing: train layers together with the rows, behind the training of the rows; see `HealingOptions`.
         epochs: passes over the data, in place of the steps of `training`; the data is prepared before training.
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
             bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
@@ -121,7 +124,8 @@ def transfer(
         start = stages.initialise(work, vocabulary)
         stages.measure_start(work, vocabulary, start)
         sides, prepared, options = stages.prepare(work, vocabulary)
-        stages.train_rows(work, vocabulary, start, sides, prepared, options)
+        train_rows(work, vocabulary, start, sides, prepared, options)
+        heal(work, vocabulary, start, sides, prepared)
         stages.write_model(work, vocabulary, start)
         stages.measure_result(work, vocabulary)
         return finish(work, vocabulary, start, options)

@@ -22,6 +22,7 @@ from matt_fast.training.metrics import Metrics
 from matt_fast.training.options import TrainingOptions
 
 USUAL = 600.0  # seconds between two checkpoints
+LAYERS = "layers."
 SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written
 
 
@@ -30,9 +31,9 @@ class RunWatcher(Watcher):
 
     Args:
         work, vocabulary, start: of the transfer.
-        checkpoints: where they go.
         options: of the training.
-        more: what `Checkpoints.read` gave; None in training that begins.
+        place: folder of its checkpoints and best weights.
+        metrics: file of its metrics.
 
     Attributes:
         curve: [step, bits per byte] of each validation.
@@ -44,20 +45,19 @@ class RunWatcher(Watcher):
         work: Work,
         vocabulary: VocabularyPair,
         start: Rows,
-        checkpoints: Checkpoints,
         options: TrainingOptions,
-        more: dict | None,
+        place: Path,
+        metrics: str,
     ):
         self.work, self.vocabulary, self.start = work, vocabulary, start
-        self.checkpoints, self.options = checkpoints, options
+        self.options, self.place, self.lines = options, place, work.run.path(metrics)
         job = work.job
         self.cheap = job.checkpoint_every == "auto"
         self.save_every = Every(seconds=USUAL) if self.cheap else Every.parse("checkpoint_every", job.checkpoint_every)
         self.validate_every = Every.parse("validate_every", job.validate_every)
         self.validates = job.validate_every is not None
-        more = more or {}
-        self.curve: list[list[float]] = more.get("curve", [])
-        self.best_step: int | None = more.get("best_step")
+        self.curve: list[list[float]] = []
+        self.best_step: int | None = None
         self.metrics: Metrics | None = None
 
     def __enter__(self) -> "RunWatcher":
@@ -73,16 +73,25 @@ class RunWatcher(Watcher):
             self.checkpoints.remove_from(progress.step - progress.steps_far_off)
             self.work.run.update("state.json", status="diverged")
 
-    def began(self, state: TrainingState) -> None:
-        """Training begins, or goes on, from this state."""
-        self.state = state
+    def began(self, state: TrainingState, checkpoints: Checkpoints, more: dict | None) -> None:
+        """Training begins, or goes on, from this state.
+
+        Args:
+            state: see `TrainingState`.
+            checkpoints: where they go.
+            more: what `Checkpoints.read` gave; None in training that begins.
+        """
+        self.state, self.checkpoints = state, checkpoints
+        more = more or {}
+        self.curve, self.best_step = more.get("curve", []), more.get("best_step")
         run, step = self.work.run, state.progress.step
         config = run.read("run.json").get("settings")
         options = {"name": run.output.resolve().name, "config": config, "step": step}
-        self.metrics = Metrics(run.path("metrics.jsonl"), self.work.accelerator, **options)
+        self.metrics = Metrics(self.lines, self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
+            size += 0 if state.layers is None else 12 * state.layers.count
             self.save_every.seconds = max(USUAL, seconds_to_write(run.folder, size) / SHARE)
         self.work.tell("steps", step, self.options.steps)
         if state.progress.step:
@@ -116,7 +125,7 @@ class RunWatcher(Watcher):
         self.checkpoints.write(state, self.work.accelerator, {"curve": self.curve, "best_step": self.best_step})
         if self.work.is_main:
             self.work.run.update("state.json", step=state.progress.step)
-            for old in self.work.run.path("best").glob("step-*"):
+            for old in (self.place / "best").glob("step-*"):
                 if self.best_step is None or old != self._best(self.best_step):
                     old.unlink()  # no checkpoint that would be gone on from needs it
         if self.cheap:
@@ -134,9 +143,12 @@ class RunWatcher(Watcher):
             if bits < best:
                 self.best_step = step
                 tables = zip(("input", "output"), state.student.tables, strict=False)
-                self._best(step).parent.mkdir(exist_ok=True)
+                tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
+                if state.layers is not None:
+                    tensors |= {f"{LAYERS}{name}": x for name, x in state.layers.weights().items()}
+                self._best(step).parent.mkdir(exist_ok=True, parents=True)
                 with whole_file(self._best(step)) as part:
-                    save_file({name: table.trainable.cpu().contiguous() for name, table in tables}, part)
+                    save_file(tensors, part)
             self.work.tell("steps", step, self.options.steps)
         told = [self.curve, self.best_step]
         broadcast_object_list(told)
@@ -149,17 +161,17 @@ class RunWatcher(Watcher):
         return True
 
     def _bits(self, state: TrainingState) -> float:
-        """Bits per byte of the whole model with the rows as they stand."""
+        """Bits per byte of the whole model as it stands."""
         job, tables = self.work.job, [table.weight().cpu() for table in state.student.tables]
         output = tables[1] if len(tables) > 1 else self.start.output
-        full = self.work.teacher.load(self.work.dtype)
+        full = self.work.teacher.load(self.work.dtype) if state.layers is None else state.layers.measured()
         export.replace_vocabulary(full, Rows(tables[0], output, self.start.output_bias))
         held_out = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
         return self.work.measure(full, self.vocabulary.student, held_out).bits_per_byte
 
     def _best(self, step: int) -> Path:
-        return self.work.run.path("best") / f"step-{step:09}.safetensors"
+        return self.place / "best" / f"step-{step:09}.safetensors"
 
-    def best_rows(self) -> dict[str, torch.Tensor] | None:
-        """The rows that validation found best; None without validation."""
+    def best_weights(self) -> dict[str, torch.Tensor] | None:
+        """What validation found best: rows ("input", "output") and layers ("layers.…"); None without validation."""
         return None if self.best_step is None else load_file(self._best(self.best_step))

@@ -22,7 +22,8 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.files import whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
-from matt_fast.training.objectives import trains_output
+from matt_fast.training.objectives import trains_input, trains_output
+from matt_fast.training.options import split_objectives
 
 WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
 
@@ -61,13 +62,18 @@ class Work:
         if not 1 <= self.n_layers <= depth:
             raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {self.n_layers}")
         self.with_head = trains_output(job.training.objectives())
-        if self.with_head and self.teacher.masked:
-            raise ValueError(
-                "objective: ntp and boundary-head want a causal language model, but "
-                f"{str(job.model)!r} is a masked one; got {job.training.objective!r}"
-            )
+        healing = () if job.healing is None else split_objectives("heal_objective", job.healing.objective)
+        for argument, names in (("objective", job.training.objectives()), ("heal_objective", healing)):
+            if trains_output(names) and self.teacher.masked:
+                raise ValueError(
+                    f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
+                    f"{str(job.model)!r} is a masked one; got {'+'.join(names)!r}"
+                )
+        if job.healing is not None:
+            _check_healing(job, healing, depth)
         wishes = {
             f"objective {job.training.objective!r}": self.with_head,
+            "heal": job.healing is not None,
             f"init {job.init_name!r} with init_head {job.init_head!r}": needs_whole_model(job.init, job.init_head),
             "eval_data": job.eval_data is not None,
         }
@@ -139,6 +145,23 @@ class Work:
         told = lambda done: self.tell("pieces", done, pieces)  # noqa: E731
         options = {"max_pieces": pieces, "masked": self.teacher.masked, "on_piece": told}
         return evaluate(model, tokenizer, held_out, **options)
+
+
+def _check_healing(job: Job, objectives: tuple[str, ...], depth: int) -> None:
+    options, method = job.training, job.healing.method
+    if method == "outer" and job.healing.outer_layers > depth // 2:
+        raise ValueError(
+            f"outer_layers: wanted 1 to {depth // 2} at either end of this model's {depth} layers, "
+            f"got {job.healing.outer_layers}"
+        )
+    if not trains_input(objectives):
+        raise ValueError(
+            f"heal_objective: wanted one that runs the student's layers, got {job.healing.objective!r}, which does not"
+        )
+    if options.offload is not None:
+        raise ValueError(f"heal and offload: wanted one of them, got {method!r} and {options.offload!r}")
+    if options.quantization is not None and method != "lora":
+        raise ValueError(f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {method!r}")
 
 
 def make_accelerator(job: Job, **options) -> Accelerator:

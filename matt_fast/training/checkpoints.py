@@ -24,8 +24,8 @@ POSITION = ("epoch", "piece", "chunk")
 class Checkpoints:
     """A folder of checkpoints, the last KEPT of them.
 
-    Each is a folder `step-N` with `state.safetensors` (rows, moments, counts, random state, rows that packing was
-    filling) and `state.json` (progress, the place in the data of each process, and what else was given).
+    Each is a folder `step-N` with `state.safetensors` (rows, layers, moments, counts, random state, rows that packing
+    was filling) and `state.json` (progress, the place in the data of each process, and what else was given).
 
     Args:
         folder: where they are; made with the first one.
@@ -52,6 +52,8 @@ class Checkpoints:
             tensors[f"{number}.first_moment"] = optimizer.first_moment
             tensors[f"{number}.second_moment"] = optimizer.second_moment
             tensors[f"{number}.updates"] = torch.as_tensor(optimizer.updates)
+        if state.layers is not None:
+            tensors |= state.layers.state()
         for process, position in enumerate(positions):
             tensors[f"position.{process}.open_shapes"] = torch.from_numpy(position.open_shapes)
             tensors[f"position.{process}.open_numbers"] = torch.from_numpy(position.open_numbers)
@@ -115,6 +117,8 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
             optimizer.updates = int(updates)
         else:
             optimizer.updates.copy_(updates)
+    if state.layers is not None:
+        state.layers.restore(tensors)
     if state.student.head is not None:
         table = state.student.tables[-1]
         state.student.head.update(table.trainable_ids, table.trainable)

@@ -1,12 +1,14 @@
 """Layers that are trained beside the rows, so that they get used to the new tokens (healing): LoRA, some, or all."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft import PeftModel as AdaptedModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,7 +34,7 @@ class TrainedLayers:
         masters: name -> float32 tensor.
 
     Raises:
-        ValueError: more outer layers than the model has; no layer that LoRA could adapt.
+        ValueError: the model has no layer that LoRA could adapt.
     """
 
     def __init__(self, model: PreTrainedModel, options: HealingOptions):
@@ -60,10 +62,10 @@ class TrainedLayers:
             r=self.options.rank,
             lora_alpha=2 * self.options.rank,
             target_modules="all-linear",
-            exclude_modules=None,
             task_type="CAUSAL_LM",
         )
-        adapted = get_peft_model(self.student, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+            adapted = get_peft_model(self.student, config, autocast_adapter_dtype=False)
         for name, parameter in adapted.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.to(model.dtype)
@@ -127,6 +129,13 @@ class TrainedLayers:
                     }
         self._follow()
 
+    def measured(self) -> PreTrainedModel:
+        """The student as it stands, with embeddings of its own that may be replaced, and no other copies."""
+        tables = (self.student.get_input_embeddings(), self.student.get_output_embeddings())
+        own = {id(x) for table in tables if table is not None for x in table.parameters()}
+        shared = [x for x in (*self.student.parameters(), *self.student.buffers()) if id(x) not in own]
+        return copy.deepcopy(self.student, {id(x): x for x in shared})
+
     def weights(self) -> dict[str, torch.Tensor]:
         """name -> float32 tensor on the CPU: what was trained."""
         return {name: x.detach().cpu().clone() for name, x in self.masters.items()}
@@ -141,22 +150,33 @@ class TrainedLayers:
     def save(self, folder: Path) -> None:
         """Write what was trained: an adapter as peft loads it, or tensors by the model's names."""
         if self._adapted is not None:
-            self._adapted.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
+            state = {f"base_model.model.{name}": x for name, x in self.weights().items()}
+            self._adapted.save_pretrained(folder / ADAPTER, state_dict=state, save_embedding_layers=False)
         else:
             save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / WEIGHTS)
 
 
 @torch.no_grad()
-def put_layers(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put what `TrainedLayers.save` wrote into the original's weights; products of LoRA are made in float32."""
-    if (folder / ADAPTER).is_dir():
-        dtype = model.dtype
-        merged = AdaptedModel.from_pretrained(model, folder / ADAPTER, autocast_adapter_dtype=True)
-        return merged.merge_and_unload().to(dtype)
-    parameters = dict(model.named_parameters())
-    for name, tensor in load_file(folder / WEIGHTS).items():
-        parameters[name].copy_(tensor)
-    return model
+def put_layers(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, set[str]]:
+    """Put what `TrainedLayers.save` wrote into the original's weights, in place; LoRA's products are made in float32.
+
+    Returns:
+        (the model, the names of the parameters that changed).
+    """
+    names = {id(x): name for name, x in model.named_parameters()}
+    if not (folder / ADAPTER).is_dir():
+        parameters, tensors = dict(model.named_parameters()), load_file(folder / WEIGHTS)
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+        return model, set(tensors)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        adapted, changed = AdaptedModel.from_pretrained(model, folder / ADAPTER), set()
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            weight = module.get_base_layer().weight
+            weight.copy_(weight.float() + module.get_delta_weight("default").float())
+            changed.add(names[id(weight)])
+    return adapted.unload(), changed
 
 
 def _trained_names(model: PreTrainedModel, options: HealingOptions) -> Iterator[str]:
@@ -167,10 +187,5 @@ def _trained_names(model: PreTrainedModel, options: HealingOptions) -> Iterator[
         tables = {id(x) for y in (model.get_input_embeddings(), model.get_output_embeddings()) for x in y.parameters()}
         yield from (name for key, name in names.items() if key not in tables)
         return
-    if not 1 <= options.outer_layers <= len(layers) // 2:
-        raise ValueError(
-            f"outer_layers: wanted 1 to {len(layers) // 2} at either end of this model's {len(layers)} layers, "
-            f"got {options.outer_layers}"
-        )
     for layer in (*layers[: options.outer_layers], *layers[-options.outer_layers :]):
         yield from (names[id(x)] for x in layer.parameters())

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +16,11 @@ from matt_fast.data.batches import Batch, Position
 from matt_fast.model.embeddings import RowAdamW
 from matt_fast.support.flops import count_flops
 from matt_fast.training.frozen import keep_gradients
-from matt_fast.training.layers import TrainedLayers
 from matt_fast.training.objectives import StepRows, Student, combine, losses
 from matt_fast.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from matt_fast.training.layers import TrainedLayers  # imports peft
 
 DIVERGED = 1000  # times the first loss
 DIVERGED_STEPS = 5  # in a row
@@ -84,11 +87,11 @@ class TrainingState:
     seen: torch.Tensor
     occurred: torch.Tensor
     position: Position
-    layers: TrainedLayers | None = None
+    layers: "TrainedLayers | None" = None
 
     @classmethod
     def begin(
-        cls, student: Student, options: TrainingOptions, layers: TrainedLayers | None = None
+        cls, student: Student, options: TrainingOptions, layers: "TrainedLayers | None" = None
     ) -> "TrainingState":
         """The state before the first step."""
         chosen = {"moments": options.moments, "backend": options.backend}

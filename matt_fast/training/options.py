@@ -1,12 +1,29 @@
 """How to train: objective, steps, learning rate, and how the losses are computed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from matt_fast.loss.choices import check_choices
 from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
 
 OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp", "alm", "boundary-kl")
+
+
+def split_objectives(argument: str, objective: str) -> tuple[str, ...]:
+    """The names in an objective.
+
+    Raises:
+        ValueError: an unknown name, or one that is given twice.
+    """
+    names = tuple(objective.split("+"))
+    for name in names:
+        if name not in OBJECTIVES:
+            raise ValueError(
+                f"{argument}: wanted one or more of {', '.join(OBJECTIVES)}, joined by '+'; got {objective!r}"
+            )
+    if len(set(names)) < len(names):
+        raise ValueError(f"{argument}: wanted each name once, got {objective!r}")
+    return names
 
 
 HEALING = ("lora", "outer", "full")
@@ -46,8 +63,20 @@ class HealingOptions:
         for name in ("lr", "rows_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"heal_{name}: wanted a number above 0, got {getattr(self, name)}")
+        split_objectives("heal_objective", self.objective)
         if self.keep_adapter and self.method != "lora":
             raise ValueError(f"keep_adapter: wanted heal='lora' with it, got {self.method!r}")
+
+
+def healing_settings(healing: HealingOptions | None) -> dict[str, object]:
+    """Healing's options by the names that the command line has; only `heal`, and that None, where there is none."""
+    if healing is None:
+        return {"heal": None}
+    values = asdict(healing)
+    return {"heal": values.pop("method")} | {HEAL_NAMES.get(x, f"heal_{x}"): value for x, value in values.items()}
+
+
+HEAL_NAMES = {"keep_adapter": "keep_adapter"}  # an option that is not called after its field
 
 
 @dataclass(frozen=True)
@@ -170,12 +199,4 @@ class TrainingOptions:
         Raises:
             ValueError: an unknown name, or one that is given twice.
         """
-        names = tuple(self.objective.split("+"))
-        for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(
-                    f"objective: wanted one or more of {', '.join(OBJECTIVES)}, joined by '+'; got {self.objective!r}"
-                )
-        if len(set(names)) < len(names):
-            raise ValueError(f"objective: wanted each name once, got {self.objective!r}")
-        return names
+        return split_objectives("objective", self.objective)

@@ -1,0 +1,186 @@
+"""The stages that train: rows alone, then rows and layers together (healing)."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import Side
+from matt_fast.data.stream import AlignedBatches
+from matt_fast.initializers import Rows
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.recipe.watching import LAYERS, RunWatcher
+from matt_fast.recipe.work import Work
+from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.training.checkpoints import Checkpoints
+from matt_fast.training.loop import TrainingState, freeze, train
+from matt_fast.training.objectives import plan_ahead
+from matt_fast.training.options import TrainingOptions
+from matt_fast.training.student import frozen_rows, make_student
+
+ROWS, NUMBERS = "rows.safetensors", "numbers.json"
+WARMING, SEED = 20, 1  # healing warms up over one of so many steps; it sees the data in an order of its own
+
+
+def train_rows(
+    work: Work,
+    vocabulary: VocabularyPair,
+    start: Rows,
+    sides: tuple[Side, Side],
+    prepared: Path | None,
+    options: TrainingOptions,
+) -> None:
+    """Train the rows: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`."""
+    if _is_there(work, "trained"):
+        return
+    with work.stage("training"):
+        memory_before = peak_memory(work.device)
+        reset_peak_memory(work.device)
+        trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
+        trunk = trunk if work.placed else trunk.to(work.device)
+        freeze(trunk)
+        student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives())
+        state = TrainingState.begin(student, options)
+        watcher = RunWatcher(work, vocabulary, start, options, work.run.folder, "metrics.jsonl")
+        _train(work, (trunk, trunk), state, sides, prepared, options, watcher, "trained", memory_before)
+    work.release()
+
+
+def heal(work: Work, vocabulary: VocabularyPair, start: Rows, sides: tuple[Side, Side], prepared: Path | None) -> None:
+    """Train rows and layers together: `healed/`; on the way `healing/` and `healing.jsonl`."""
+    healing = work.job.healing
+    if healing is None or _is_there(work, "healed"):
+        return
+    from matt_fast.training.layers import TrainedLayers  # and peft
+
+    with work.stage("healing"):
+        memory_before = peak_memory(work.device)
+        reset_peak_memory(work.device)
+        options = healing_options(work)
+        model = work.frozen(None)
+        model = model if work.placed else model.to(work.device)
+        freeze(model)
+        tables = trained_rows(work, "trained", vocabulary, start, model)
+        student = make_student(model, vocabulary, tables, work.job.freeze_shared, options.objectives())
+        layers = TrainedLayers(model, healing)
+        state = TrainingState.begin(student, options, layers)
+        watcher = RunWatcher(work, vocabulary, tables, options, work.run.path("healing"), "healing.jsonl")
+        both = model, layers.student
+        _train(work, both, state, sides, prepared, options, watcher, "healed", memory_before, seed=SEED)
+
+
+def healing_options(work: Work) -> TrainingOptions:
+    """How healing trains the rows; the layers follow."""
+    healing = work.job.healing
+    return replace(
+        work.job.training,
+        objective=healing.objective,
+        steps=healing.steps,
+        lr=healing.rows_lr,
+        warmup_steps=healing.steps // WARMING,
+        decay_steps=None,
+        metric="mse",
+        reduction="pairs",
+    )
+
+
+def trained_rows(work: Work, folder: str, vocabulary: VocabularyPair, start: Rows, model: PreTrainedModel) -> Rows:
+    """The whole tables behind a stage, on the CPU: what it trained over what it began with.
+
+    Args:
+        work, vocabulary: of the transfer.
+        folder: of the run, "trained" or "healed".
+        start: where the rows of the transfer started.
+        model: the original, of which shared rows are read.
+    """
+    trained = load_file(work.run.path(folder) / ROWS)
+    frozen_from = frozen_rows(vocabulary, work.job.freeze_shared)
+
+    def whole(module: torch.nn.Module, initial: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        if rows is None:
+            return initial
+        table = EmbeddingTable(module.weight.cpu(), frozen_from, initial)
+        table.trainable = rows
+        return table.weight()
+
+    output = None
+    if start.output is not None:
+        output = whole(model.get_output_embeddings(), start.output, trained.get("output"))
+    rows = whole(model.get_input_embeddings(), start.input, trained["input"])
+    return replace(start, input=rows, output=output)
+
+
+def _is_there(work: Work, folder: str) -> bool:
+    there = work.run.path(folder).exists()
+    work.accelerator.wait_for_everyone()  # before anyone could write it
+    return there
+
+
+def _train(
+    work: Work,
+    models: tuple[PreTrainedModel, PreTrainedModel],
+    state: TrainingState,
+    sides: tuple[Side, Side],
+    prepared: Path | None,
+    options: TrainingOptions,
+    watcher: RunWatcher,
+    into: str,
+    memory_before: int,
+    seed: int = 0,
+) -> None:
+    job, accelerator = work.job, work.accelerator
+    checkpoints = Checkpoints(watcher.place / "checkpoints")
+    more = checkpoints.read(state, accelerator)
+    stream = AlignedBatches(
+        job.data,
+        *sides,
+        batch_size=job.batch_size,
+        seed=job.seed + seed,
+        split=job.split,
+        text_field=job.text_field,
+        prepared=prepared,
+        packing=options.packing,
+        finish=plan_ahead(models[0], work.n_layers, options),
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+        start=state.position,
+    )
+    batches = stream.in_background()
+    with watcher:
+        watcher.began(state, checkpoints, more)
+        given = {"causal": not work.teacher.masked, "watcher": watcher}
+        train(*models, state, batches, work.n_layers, options, accelerator, watcher.on_step, **given)
+    batches.close()
+    seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
+    numbers = {
+        "progress": asdict(state.progress),
+        "validation": watcher.curve,
+        "best_step": watcher.best_step,
+        "training_memory": peak_memory(work.device),
+        "peak_memory": memory_before,
+        "n_layers": work.n_layers,
+        "options": asdict(options),
+        "trained_numbers": 0 if state.layers is None else state.layers.count,
+    }
+    best = watcher.best_weights()
+    tensors = rows_of(state) if best is None else {name: best[name] for name in ("input", "output") if name in best}
+    if best is not None and state.layers is not None:
+        state.layers.load({name.removeprefix(LAYERS): x for name, x in best.items() if name.startswith(LAYERS)})
+
+    def make(part: Path) -> None:
+        save_file(tensors | {"seen": seen}, part / ROWS)
+        (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+        if state.layers is not None:
+            state.layers.save(part)
+
+    work.once(into, make)
+
+
+def rows_of(state: TrainingState) -> dict[str, torch.Tensor]:
+    """The trained rows, float32 on the CPU: "input" and, where they are rows of their own, "output"."""
+    names = ("input", "output")
+    return {name: x.trainable.detach().cpu().clone() for name, x in zip(names, state.student.tables, strict=False)}

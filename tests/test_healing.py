@@ -1,0 +1,136 @@
+"""Layers trained together with the rows: what is trained, what is written, and that a stopped run goes on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from test_runs import Stop, digests, files  # noqa: F401, a fixture
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast.training.layers import TrainedLayers
+
+LORA = HealingOptions(steps=4, lr=1e-2, rows_lr=1e-2, rank=3, objective="ntp")
+METHODS = {
+    "lora": LORA,
+    "outer": replace(LORA, method="outer", outer_layers=1, objective="alm+boundary-kl"),
+    "full": replace(LORA, method="full", objective="boundary-kl"),
+}
+
+
+@pytest.fixture
+def job(files, tmp_path):  # noqa: F811
+    given = {name: value for name, value in files.items() if "eval" not in name}
+    training = TrainingOptions(objective="aim", steps=2, lr=1e-2)
+    return given | {"output": tmp_path / "output", "training": training, "checkpoint_every": 2, "healing": LORA}
+
+
+def trained(name: str, method: str, layers: int) -> bool:
+    """By the names that a Llama's parameters have."""
+    number = name.split("layers.")[1].split(".")[0] if "layers." in name else ""
+    return {
+        "lora": name.endswith("_proj.weight"),
+        "outer": number in ("0", str(layers - 1)),
+        "full": "embed_tokens" not in name and "lm_head" not in name,
+    }[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_to_the_same_bits_and_changes_what_it_should(job, method):
+    job |= {"healing": METHODS[method]}
+    expected = transfer(**job | {"output": job["output"].with_name("alone")})
+    stages, state = [], {"healing": False}
+
+    def on_stage(stage: str) -> None:
+        stages.append(stage)
+        state["healing"] = stage == "healing"
+
+    def on_step(progress) -> None:
+        if state["healing"] and progress.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        transfer(**job, on_stage=on_stage, on_step=on_step)
+    del stages[:]
+    found = transfer(**job, resume=True, on_stage=on_stage)
+    assert "training" not in stages
+    assert "healing" in stages
+    assert found.healing.progress.losses == expected.healing.progress.losses
+    assert len(found.healing.progress.losses) == 4
+    assert digests(job["output"]) == digests(expected.output)
+    assert (job["output"] / "run" / "healing.jsonl").read_text().count("\n") == 4
+    assert transfer(**job, resume=True).healing.progress.losses == expected.healing.progress.losses
+
+    before, after = (AutoModelForCausalLM.from_pretrained(x) for x in (job["model"], job["output"]))
+    old, new = before.state_dict(), after.state_dict()
+    names = [name for name in new if "embed_tokens" not in name and "lm_head" not in name]
+    depth = before.config.num_hidden_layers
+    assert any(trained(name, method, depth) for name in names)
+    for name in names:
+        assert torch.equal(old[name], new[name]) != trained(name, method, depth), name
+    card = (job["output"] / "README.md").read_text()
+    assert f"{found.healing.trained_numbers:,} numbers" in card
+    assert "those of the original model." not in card
+
+
+def test_the_adapter_that_is_kept_is_what_was_merged(job):
+    transfer(**job | {"healing": replace(LORA, keep_adapter=True)})
+    merged = AutoModelForCausalLM.from_pretrained(job["output"])
+    apart = AutoModelForCausalLM.from_pretrained(job["model"])
+    apart.resize_token_embeddings(len(merged.get_input_embeddings().weight))
+    apart.get_input_embeddings().weight.data.copy_(merged.get_input_embeddings().weight)
+    if not apart.config.tie_word_embeddings:
+        apart.get_output_embeddings().weight.data.copy_(merged.get_output_embeddings().weight)
+    apart = PeftModel.from_pretrained(apart, job["output"] / "adapter").eval()
+    ids = AutoTokenizer.from_pretrained(job["output"])("def function_alpha(self):", return_tensors="pt")["input_ids"]
+    torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_validation_keeps_the_best_rows_and_layers(files, job, monkeypatch):  # noqa: F811
+    """The first of two validations is made the better one: the result is what was there behind its step."""
+    figures = iter([5.0, 1.0, 2.0])
+    monkeypatch.setattr("matt_fast.recipe.watching.RunWatcher._bits", lambda *_: next(figures))
+    step, saved = TrainedLayers.step, TrainedLayers.save
+    history, written = [], {}
+
+    def keep_step(self, *given):
+        step(self, *given)
+        history.append(self.weights())
+
+    def keep_saved(self, folder):
+        written.update(self.weights())
+        saved(self, folder)
+
+    monkeypatch.setattr(TrainedLayers, "step", keep_step)
+    monkeypatch.setattr(TrainedLayers, "save", keep_saved)
+    job |= {name: value for name, value in files.items() if "eval" in name}
+    result = transfer(**job | {"validate_every": 2})
+    assert (result.healing.best_step, result.healing.validation) == (2, [(2, 1.0), (4, 2.0)])
+    for name, weights in written.items():
+        assert torch.equal(weights, history[1][name])
+        assert not torch.equal(weights, history[3][name])
+    assert written
+
+
+@pytest.mark.parametrize(
+    ("healing", "training", "message"),
+    [
+        (replace(LORA, method="outer", outer_layers=2), {}, "outer_layers: wanted 1 to 1 at either end"),
+        (replace(LORA, objective="boundary-head"), {}, "heal_objective: wanted one that runs the student's layers"),
+        (LORA, {"offload": "disk", "checkpointing": True}, "heal and offload: wanted one of them"),
+    ],
+)
+def test_what_cannot_be_healed_is_refused_before_anything_is_made(job, healing, training, message):
+    with pytest.raises(ValueError, match=message):
+        transfer(**job | {"healing": healing, "training": replace(job["training"], **training)})
+    assert not (job["output"] / "run" / "rows").exists()
+    for wrong, expected in (
+        ({"method": "some"}, "heal: wanted one of lora, outer, full"),
+        ({"rank": 0}, "heal_rank: wanted at least 1"),
+        ({"lr": 0.0}, "heal_lr: wanted a number above 0"),
+        ({"objective": "kl"}, "heal_objective: wanted one or more of"),
+        ({"method": "full", "keep_adapter": True}, "keep_adapter: wanted heal='lora' with it"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            HealingOptions(**wrong)
