@@ -23,6 +23,7 @@ import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli import app
 from matt_fast.cli.output import command_output, plain
+from matt_fast.cli.transfer import held_out_texts
 from matt_fast.data.reading import FORMATS
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
@@ -171,7 +172,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 15, "evaluate": 2, "plan": 6, "compare-inits": 2}[command]
+    assert len(numbers) == {"transfer": 22, "evaluate": 2, "plan": 6, "compare-inits": 2}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):
@@ -574,3 +575,14 @@ def test_evaluate_and_plan_as_json(folder):
     found = json.loads(planned.stdout)
     assert found["rows"] >= found["trainable"] > 0
     assert sum(found["step"]["parts"].values()) > 0
+
+
+def test_held_out_texts_by_name(tmp_path):
+    (tmp_path / "a=b.txt").write_text("text")
+    assert held_out_texts(None) is None
+    assert held_out_texts([f"{tmp_path}/a=b.txt"]) == f"{tmp_path}/a=b.txt"  # a file that is there
+    assert held_out_texts(["code=x.txt"]) == {"code": "x.txt"}
+    assert held_out_texts(["code=x.txt", "prose=y=z.txt"]) == {"code": "x.txt", "prose": "y=z.txt"}
+    for wrong in (["x.txt", "y.txt"], ["code=x.txt", "y.txt"], ["code=x.txt", "code=y.txt"]):
+        with pytest.raises(ValueError, match="eval_data: wanted NAME=TEXT with another name for each text"):
+            held_out_texts(wrong)

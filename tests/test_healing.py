@@ -89,7 +89,7 @@ def test_the_adapter_that_is_kept_is_what_was_merged(job):
 
 def test_validation_keeps_the_best_rows_and_layers(files, job, monkeypatch):  # noqa: F811
     """The first of two validations is made the better one: the result is what was there behind its step."""
-    figures = iter([5.0, 1.0, 2.0])
+    figures = iter([[5.0], [1.0], [2.0]])
     monkeypatch.setattr("matt_fast.recipe.watching.RunWatcher._bits", lambda *_: next(figures))
     step, saved = TrainedLayers.step, TrainedLayers.save
     history, written = [], {}
@@ -134,3 +134,21 @@ def test_what_cannot_be_healed_is_refused_before_anything_is_made(job, healing, 
     ):
         with pytest.raises(ValueError, match=expected):
             HealingOptions(**wrong)
+
+
+def test_healing_stops_where_a_further_text_becomes_worse(files, job, monkeypatch):  # noqa: F811
+    """Its bits per byte are made to go up behind the first validation: what was there then is the result."""
+    texts = {"german": files["eval_data"], "english": files["eval_data"]}
+    given = iter([[5.0, 5.0], [3.0, 1.0], [2.0, 1e6]])
+    monkeypatch.setattr("matt_fast.recipe.watching.RunWatcher._bits", lambda *_: next(given))
+    messages = []
+    job |= {"eval_data": texts, "eval_pieces": 2, "validate_every": 1, "training": replace(job["training"], steps=1)}
+    result = transfer(**job, on_message=messages.append)
+    assert (result.healing.best_step, len(result.healing.progress.losses)) == (1, 2)
+    assert any("Stops at step 2: on 'english' the model became worse" in x for x in messages)
+    assert set(result.other_texts) == {"english"}
+    assert result.other_texts["english"] == result.evaluations  # the same text
+    lines = (job["output"] / "run" / "healing.jsonl").read_text().splitlines()
+    assert '"bits_per_byte/english": 1000000.0' in lines[-1]
+    card = (job["output"] / "README.md").read_text()
+    assert "| english: after training |" in card

@@ -10,6 +10,7 @@ from matt_fast.cli.output import clear_errors
 from matt_fast.recipe.config import load_config
 
 NOT_IN_FILES = ("config", "resume", "help")
+SEVERAL = ("eval_data",)  # one value or a list
 NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
 
 
@@ -40,8 +41,10 @@ def _load(context: typer.Context, path: Path) -> dict[str, object]:
         if option.name in types and option.name not in NOT_IN_FILES:
             kind = types[option.name] | int if option.name in NUMBER_OR_WORD else types[option.name]
             parts = [str if part is Path else part for part in typing.get_args(kind) or (kind,)]
+            parts = [x for part in parts for x in ((str, list) if typing.get_origin(part) is list else (part,))]
             known[option.name] = typing.Union[tuple(parts)]  # noqa: UP007
             other_names |= {name.lstrip("-").replace("-", "_"): option.name for name in option.opts}
     found = load_config(path, known, other_names)
+    found |= {name: [found[name]] for name in SEVERAL if isinstance(found.get(name), str)}
     words = {name: str(found[name]) for name in NUMBER_OR_WORD if found.get(name) is not None}
     return found | words

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.initializers import InitReport
     from matt_fast.planning.plan import Plan
     from matt_fast.recipe.comparison import Initialised
-    from matt_fast.recipe.result import TransferResult
+    from matt_fast.recipe.result import Healing, TransferResult
     from matt_fast.recipe.sweep import Sweep
 
 __all__ = ["ProgressDisplay", "print_evaluation", "print_plan", "print_result", "print_sweep", "report_lines"]
@@ -42,12 +42,27 @@ def print_result(console: Console, result: "TransferResult") -> None:
         f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, ended "
         f"{passes_line(progress)}",
         *([f"          {line}"] if (line := validation_line(result)) else []),
+        *_healing_lines(result.healing),
         f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
         *(f"skipped   {line}" for line in skipped_lines(progress)),
     ]
     say(console, "\n".join(lines))
+
+
+def _healing_lines(healing: "Healing | None") -> list[str]:
+    if healing is None:
+        return []
+    progress, lines = healing.progress, []
+    if healing.validation:
+        best = "its start" if healing.best_step == 0 else f"step {healing.best_step}"
+        lines = [f"          {len(healing.validation)} validations, the best is {best}"]
+    return [
+        f"healing   {healing.method}: {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} "
+        f"s, {healing.trained_numbers:,} numbers beside the rows",
+        *lines,
+    ]
 
 
 def report_lines(report: "InitReport") -> list[str]:

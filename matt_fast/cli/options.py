@@ -14,10 +14,19 @@ SPEED, WATCH, OUTPUT = "Memory and speed", "While it runs", "Output and security
 # What most people need.
 Model = Annotated[str, Option(help="Folder or hub name of the model.")]
 Tokenizer = Annotated[str, Option(help="Folder or hub name of the new tokenizer.")]
+OtherTeacher = Annotated[
+    str | None,
+    Option(help="Another model to learn from, with a tokenizer of its own.", rich_help_panel=OBJECTIVE),
+]
 TrainingData = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
 OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
-EvalData = Annotated[str | None, Option(help="Held-out text: measure bits per byte on it.")]
+EvalData = Annotated[
+    list[str] | None,
+    Option(
+        help="Held-out text: measure bits per byte on it. NAME=TEXT, several times, for several; the first decides."
+    ),
+]
 Steps = Annotated[int, Option(help="Updates.")]
 Epochs = Annotated[float | None, Option(help="Passes over the data, instead of --steps.")]
 Resume = Annotated[
@@ -91,6 +100,10 @@ HealRowsRate = Annotated[float, Option(help="Learning rate of the rows meanwhile
 HealObjective = Annotated[str, Option(help="Objective, as --objective.", rich_help_panel=HEALING)]
 HealRank = Annotated[int, Option(help="Rank of lora.", rich_help_panel=HEALING)]
 HealOuterLayers = Annotated[int, Option(help="Layers at either end, of outer.", rich_help_panel=HEALING)]
+HealMaxWorse = Annotated[
+    float | None,
+    Option(help="Stop where a further --eval-data gets worse by more than this share.", rich_help_panel=HEALING),
+]
 KeepAdapter = Annotated[
     bool, Option(help="Write lora's adapter too, beside the weights it is merged into.", rich_help_panel=HEALING)
 ]

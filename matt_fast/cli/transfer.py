@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -36,6 +37,7 @@ def transfer(
     donor: o.Donor = None,
     parallel: o.Parallel = None,
     freeze_shared: o.FreezeShared = True,
+    teacher: o.OtherTeacher = None,
     objective: o.Objective = "token-distillation",
     layer: o.Layer = "third",
     lr: o.LearningRate = 3e-3,
@@ -55,6 +57,7 @@ def transfer(
     heal_objective: o.HealObjective = "alm",
     heal_rank: o.HealRank = 16,
     heal_outer_layers: o.HealOuterLayers = 2,
+    heal_max_worse: o.HealMaxWorse = 0.02,
     keep_adapter: o.KeepAdapter = False,
     seed: o.Seed = 0,
     max_length: o.MaxLength = 512,
@@ -123,11 +126,28 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
     elif alone := sorted(typed & set(HEALING.values())):
         raise ValueError(f"{alone[0]}: wanted heal with it, got none")
     arguments["resume"] = resumed is not None
+    arguments["eval_data"] = held_out_texts(given["eval_data"])
     if "steps" in typed:
         arguments["epochs"] = None
     if layer.isdecimal():
         arguments["n_layers"] = int(layer)
     return arguments
+
+
+def held_out_texts(given: list[str] | str | None) -> str | dict[str, str] | None:
+    """The argument `eval_data` for what the option was given: places, or NAME=PLACE.
+
+    Raises:
+        ValueError: several places of which one has no name, or a name that is given twice.
+    """
+    given = [given] if isinstance(given, str) else given or []
+    pairs = [("", x) if Path(x).exists() or "=" not in x else tuple(x.split("=", 1)) for x in given]
+    if len(pairs) < 2 and not any(name for name, _ in pairs):
+        return pairs[0][1] if pairs else None
+    names = [name for name, _ in pairs]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"eval_data: wanted NAME=TEXT with another name for each text, got {', '.join(given)}")
+    return dict(pairs)
 
 
 def _transfer(arguments: dict[str, Any], out: Output) -> None:

@@ -25,7 +25,16 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         OSError: a path where nothing is, or an output that has something in it.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
-    for name in ("model", "tokenizer", "donor", "init", "data", "eval_data"):
+    given |= _named_texts(given)
+    for name in (
+        "model",
+        "tokenizer",
+        "teacher",
+        "donor",
+        "init",
+        "data",
+        *(x for x in given if x.startswith("eval_data")),
+    ):
         if isinstance(given.get(name), str | Path):
             check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
     if "parallel" in given:
@@ -48,6 +57,16 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if init in FROM_PAIRS and "parallel" not in given:
         raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
     _check_watching(given)
+
+
+def _named_texts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The places of held-out texts that have names, by what errors call them."""
+    texts = given.get("eval_data")
+    if not isinstance(texts, Mapping):
+        return {}
+    if not texts or not all(isinstance(name, str) and name.strip() for name in texts):
+        raise ValueError(f"eval_data: wanted texts by name, got {dict(texts)!r}")
+    return {f"eval_data {name}": place for name, place in texts.items()}
 
 
 def check_device(device: str | None) -> None:

@@ -17,10 +17,12 @@ STAGE_NAMES = {"original": "original model", "initialised": "after initialisatio
 
 def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
     """(what, bits per byte, bytes per token) for each evaluation, as text."""
-    return [
-        (STAGE_NAMES[name], f"{evaluation.bits_per_byte:.4f}", f"{evaluation.bytes_per_token:.3f}")
-        for name, evaluation in result.evaluations.items()
-    ]
+    rows = []
+    for text, evaluations in ({"": result.evaluations} | result.other_texts).items():
+        for name, found in evaluations.items():
+            what = f"{text}: {STAGE_NAMES[name]}" if text else STAGE_NAMES[name]
+            rows.append((what, f"{found.bits_per_byte:.4f}", f"{found.bytes_per_token:.3f}"))
+    return rows
 
 
 def validation_line(result: TransferResult) -> str | None:
@@ -53,6 +55,12 @@ def code(name: str) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))
     space = " " if name[0] in "` " or name[-1] in "` " else ""
     return f"{fence}{space}{name}{space}{fence}"
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table, which no sign in it ends."""
+    plain = re.fullmatch(r"[\w ,:.-]+", text)
+    return text if plain else code(text).replace("|", "\\|")
 
 
 def model_card(
@@ -119,7 +127,7 @@ def model_card(
             "",
             "| | bits per byte | bytes per token |",
             "|---|---|---|",
-            *(f"| {' | '.join(row)} |" for row in evaluation_rows(result)),
+            *(f"| {' | '.join((cell(what), *figures))} |" for what, *figures in evaluation_rows(result)),
         ]
     return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
-from matt_fast.recipe.job import changes
+from matt_fast.recipe.job import HELD_OUT, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
     check_output,
@@ -52,16 +52,17 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
     unused = set() if known else _check_model(work, vocabulary)
-    data = _readable(work, "data")
-    held_out = None if job.eval_data is None else _readable(work, "eval_data")
+    data = _readable(work, "data", job.data)
+    held_out = {name: _readable(work, "eval_data", place) for name, place in job.held_out.items()}
     if data.characters == 0 or data.skipped[WITHOUT_TEXT] == data.documents:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
-    if held_out is not None and (warning := check_held_out(held_out, data, job.eval_data, job.data)):
-        work.say(f"Warning: {warning}")
-    for argument, found in (("data", data), ("eval_data", held_out)):
-        if found is not None and found.skipped and not known:
+    for name, place in job.held_out.items():
+        if warning := check_held_out(held_out[name], data, place, job.data):
+            work.say(f"Warning: {warning}")
+    for argument, found in (("data", data), *(("eval_data", x) for x in held_out.values())):
+        if found.skipped and not known:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
             work.say(f"{argument}: passed over {', '.join(parts)}")
     if not known and job.freeze_shared and no_new_tokens(vocabulary) is None:
@@ -87,6 +88,9 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
     if job.freeze_shared and (line := no_new_tokens(vocabulary)) is not None:
         work.say(line)
     check_savable(teacher)
+    if work.other is not None:
+        check_weights(work.other)
+        check_max_length(job.max_length, position_limit(work.other.trunk(work.other.outline(work.dtype))))
     unused = check_weights(teacher)
     check_tables(teacher)
     check_special_ids(teacher.config)
@@ -96,8 +100,8 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
         work.say(message)
     limit = position_limit(teacher.trunk(teacher.outline(work.dtype)))
     check_max_length(job.max_length, limit)
-    if job.eval_data is not None:
-        documents = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
+    for place in job.held_out.values():
+        documents = read_documents(place, split=job.split, text_field=job.text_field)
         tokenizers = vocabulary.teacher, vocabulary.student
         check_pieces(documents, tokenizers, limit, masked=teacher.masked, max_pieces=job.eval_pieces)
     trainable = vocabulary.rows - len(vocabulary.matches) * job.freeze_shared
@@ -118,13 +122,13 @@ def check_unchanged(before: Prints, now: Prints) -> None:
         raise ValueError("these are not the files that the run began with: " + "; ".join(found))
 
 
-def _readable(work: Work, argument: str) -> DataSummary:
+def _readable(work: Work, argument: str, place: str | Path) -> DataSummary:
     job = work.job
     options = {"split": job.split, "text_field": job.text_field, "on_progress": work.tell}
-    return check_readable(getattr(job, argument), argument=argument, **options)
+    return check_readable(place, argument=argument, **options)
 
 
-def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: DataSummary | None) -> Prints:
+def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: dict) -> Prints:
     """Of everything that the result depends on: argument -> file -> digest."""
     job = work.job
     tokenizer = json.dumps(identity(vocabulary.student)).encode()
@@ -133,9 +137,12 @@ def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, hel
         "tokenizer": {"content": hashlib.sha256(tokenizer).hexdigest()},
         "data": {"content": data.digest, "revision": data.revision},
     }
-    if held_out is not None:
-        prints["eval_data"] = {"content": held_out.digest, "revision": held_out.revision}
-    for name in ("init", "donor", "parallel"):
+    for name, found in held_out.items():
+        prints["eval_data" if name == HELD_OUT else f"eval_data {name}"] = {
+            "content": found.digest,
+            "revision": found.revision,
+        }
+    for name in ("init", "donor", "parallel", "teacher"):
         value = getattr(job, name)
         if isinstance(value, str | Path) and Path(value).exists():
             of = fingerprint_model(value) if Path(value).is_dir() else {Path(value).name: fingerprint_file(value)}

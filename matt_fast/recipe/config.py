@@ -16,7 +16,7 @@ import yaml
 from matt_fast.support.checks import check_type
 from matt_fast.training.options import healing_settings
 
-INPUTS = ("model", "tokenizer", "data", "init", "donor", "parallel", "eval_data")  # may be paths
+INPUTS = ("model", "tokenizer", "teacher", "data", "init", "donor", "parallel", "eval_data")  # may be paths
 OUTPUTS = ("output", "data_cache")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$")
 SCALARS = (
@@ -59,6 +59,8 @@ def resolved_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
             config |= healing_settings(value)
         elif name == "n_layers":
             config["layer"] = "third" if value is None else value
+        elif name == "eval_data" and isinstance(value, Mapping):
+            config[name] = [f"{text}={_plain(name, place)}" for text, place in value.items()]
         elif name != "resume" and not name.startswith("on_"):
             config[name] = _plain(name, value)
     return config

@@ -27,6 +27,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         summary = {x.name: getattr(result, x.name) for x in fields(result)}
         summary |= {"output": str(result.output), "progress": asdict(result.progress)}
         summary |= {"report": asdict(result.report), "evaluations": run.read("evaluations.json")}
+        del summary["other_texts"]  # they are among them
         summary["healing"] = None if result.healing is None else asdict(result.healing)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
@@ -54,7 +55,7 @@ def finished_result(work: Work) -> TransferResult:
     values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
     values["report"] = InitReport(**values["report"] | {"made": frozenset()})
     values["progress"] = Progress(**values["progress"])
-    values["evaluations"] = {name: Evaluation(**x) for name, x in values["evaluations"].items()}
+    values |= _evaluations(work, values.pop("evaluations"))
     if values["healing"] is not None:
         values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
     work.say(f"The run in {work.run.output} is finished.")
@@ -75,7 +76,6 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         seen = file.get_tensor("seen")
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
     new = len(vocabulary.tokens) - len(vocabulary.matches)
-    evaluations = {name: Evaluation(**x) for name, x in run.read("evaluations.json").items()}
     return TransferResult(
         output=run.output,
         n_layers=numbers["n_layers"],
@@ -86,7 +86,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         trainable=len(trainable),
         seen=int((seen[trainable] > 0).sum()),
         progress=Progress(**numbers["progress"]),
-        evaluations=evaluations,
+        **_evaluations(work, run.read("evaluations.json")),
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
         seconds=run.read("state.json").get("seconds", {}),
@@ -97,6 +97,18 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         ),
         healing=None if healed is None else _healing(work, healed),
     )
+
+
+def _evaluations(work: Work, found: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """The fields `evaluations` and `other_texts` of a result, from evaluations.json: stage -> text -> figures."""
+    by_text = {
+        text: {stage: Evaluation(**figures[text]) for stage, figures in found.items()} for text in work.job.held_out
+    }
+    texts = list(by_text)
+    return {
+        "evaluations": by_text[texts[0]] if texts else {},
+        "other_texts": {text: by_text[text] for text in texts[1:]},
+    }
 
 
 def _healing(work: Work, numbers: dict) -> Healing:

@@ -1,5 +1,6 @@
 """What a transfer is to do: its arguments, checked, and what of them may change when it goes on."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -12,8 +13,22 @@ from matt_fast.training.options import HealingOptions, TrainingOptions, healing_
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
-NOT_COMPARED = ("model", "tokenizer", "data", "eval_data", "parallel", "donor", "data_cache", "device", "track")
+NOT_COMPARED = (
+    "model",
+    "teacher",
+    "tokenizer",
+    "data",
+    "eval_data",
+    "parallel",
+    "donor",
+    "data_cache",
+    "device",
+    "track",
+)
 NOT_COMPARED += ("checkpoint_every", "training", "healing", "init")
+
+
+HELD_OUT = "held-out text"  # the name of one that was given none
 
 
 @dataclass(frozen=True)
@@ -23,6 +38,7 @@ class Job:
     model: str | Path
     tokenizer: str | Path | PreTrainedTokenizerBase
     data: str | Path
+    teacher: str | Path | None
     init: str | Path | Method
     init_head: str
     donor: str | Path | None
@@ -38,7 +54,7 @@ class Job:
     split: str
     text_field: str
     data_cache: str | Path | None
-    eval_data: str | Path | None
+    eval_data: str | Path | Mapping[str, str | Path] | None
     eval_pieces: int
     checkpoint_every: str | int
     validate_every: str | int | None
@@ -55,6 +71,13 @@ class Job:
     @property
     def hub_options(self) -> dict[str, bool]:
         return {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
+
+    @property
+    def held_out(self) -> dict[str, str | Path]:
+        """Name -> place of each held-out text; the first one decides."""
+        if self.eval_data is None:
+            return {}
+        return dict(self.eval_data) if isinstance(self.eval_data, Mapping) else {HELD_OUT: self.eval_data}
 
     @property
     def init_name(self) -> str:

@@ -39,7 +39,9 @@ class TransferResult:
         report: where the input rows started, and which of them stand out.
         trainable, seen: rows that were trainable, and those of them that occurred in training.
         progress: losses, tokens, seconds of training, and what was skipped.
-        evaluations: "original", "initialised" and "trained", if evaluation data was given.
+        evaluations: "original", "initialised" and "trained" on the held-out text, the first where there are several;
+            empty without one.
+        other_texts: the same for each further text, by its name.
         seconds: wall-clock seconds of each stage of the work, by name.
         training_memory, peak_memory: bytes in use at most, in training and in all; of the accelerator if there is one,
             else of this process (outside Linux both are those of all the work so far).
@@ -64,6 +66,7 @@ class TransferResult:
     validation: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
     healing: Healing | None = None
+    other_texts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
 
     @property
     def worse_than_start(self) -> str | None:

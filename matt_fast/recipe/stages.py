@@ -22,11 +22,13 @@ from matt_fast.model.teacher import only_errors
 from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
+from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import update_special_ids
-from matt_fast.recipe.training_stages import ROWS, trained_rows
+from matt_fast.recipe.training_stages import ROWS, teacher_vocabulary, trained_rows
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
+from matt_fast.support.printable import printable
 from matt_fast.training.objectives import trains_input
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows
@@ -55,12 +57,6 @@ def check(work: Work, vocabulary: VocabularyPair) -> None:
         with work.stage("checks"):
             begin_or_go_on(work, vocabulary)
     work.accelerator.wait_for_everyone()
-
-
-def held_out_text(work: Work):
-    """The held-out documents; None where nothing is to be measured."""
-    job = work.job
-    return None if job.eval_data is None else read_documents(job.eval_data, split=job.split, text_field=job.text_field)
 
 
 def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
@@ -93,23 +89,20 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
 
 def measure_start(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     """Bits per byte of the original model, and with the rows that training starts from: `evaluations.json`."""
-    if work.job.eval_data is None or not work.is_main:
-        return
-    held_out, done = held_out_text(work), work.run.read("evaluations.json")
-    if "initialised" in done:
+    if not _unmeasured(work, "initialised"):
         return
     full = work.teacher.load(work.dtype)
-    if "original" not in done:
-        _measure(work, "original", full, vocabulary.teacher, held_out)
+    _measure(work, "original", full, vocabulary.teacher)
     export.replace_vocabulary(full, start)
-    _measure(work, "initialised", full, vocabulary.student, held_out)
+    _measure(work, "initialised", full, vocabulary.student)
 
 
 def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], Path | None, TrainingOptions]:
     """Both sides of the data, its chunks on disk where they are made before training, and the steps to take."""
     job, options = work.job, work.job.training
+    pair = teacher_vocabulary(work, vocabulary)
     sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, job.max_length),
+        Side("teacher", pair.teacher, pair.teacher_rows, job.max_length),
         Side("student", vocabulary.student, vocabulary.rows, job.max_length),
     )
     if job.data_cache is None and job.epochs is None:
@@ -141,16 +134,22 @@ def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
 
 def measure_result(work: Work, vocabulary: VocabularyPair) -> None:
     """Bits per byte of the model as it was written."""
-    if work.job.eval_data is None or not work.is_main or "trained" in work.run.read("evaluations.json"):
-        return
-    written = work.teacher.load_result(work.run.output, work.dtype)
-    _measure(work, "trained", written, vocabulary.student, held_out_text(work))
+    if _unmeasured(work, "trained"):
+        _measure(work, "trained", work.teacher.load_result(work.run.output, work.dtype), vocabulary.student)
 
 
-def _measure(work: Work, name: str, model, tokenizer, held_out) -> None:
-    with work.stage(f"evaluation ({name})"):
-        found = work.measure(model, tokenizer, held_out)
-        work.run.update("evaluations.json", **{name: asdict(found)})
+def _unmeasured(work: Work, name: str) -> list[str]:
+    """The held-out texts that this process has still to measure a model on, by name."""
+    done = work.run.read("evaluations.json").get(name, {})
+    return [text for text in work.job.held_out if text not in done] if work.is_main else []
+
+
+def _measure(work: Work, name: str, model, tokenizer) -> None:
+    for text in _unmeasured(work, name):
+        with work.stage(f"evaluation ({name}{'' if text == HELD_OUT else f', {printable(text)}'})"):
+            found = asdict(work.measure(model, tokenizer, text))
+            done = work.run.read("evaluations.json")
+            work.run.write("evaluations.json", done | {name: done.get(name, {}) | {text: found}})
 
 
 def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> None:

@@ -18,9 +18,9 @@ from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import TrainingState, freeze, train
-from matt_fast.training.objectives import plan_ahead
+from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions
-from matt_fast.training.student import frozen_rows, make_student
+from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"
 WARMING, SEED = 20, 1  # healing warms up over one of so many steps; it sees the data in an order of its own
@@ -43,10 +43,11 @@ def train_rows(
         trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
         trunk = trunk if work.placed else trunk.to(work.device)
         freeze(trunk)
-        student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives())
+        teacher, target = _teacher(work, vocabulary, trunk, options)
+        student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives(), target)
         state = TrainingState.begin(student, options)
         watcher = RunWatcher(work, vocabulary, start, options, work.run.folder, "metrics.jsonl")
-        _train(work, (trunk, trunk), state, sides, prepared, options, watcher, "trained", memory_before)
+        _train(work, (teacher, trunk), state, sides, prepared, options, watcher, "trained", memory_before)
     work.release()
 
 
@@ -65,12 +66,32 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, sides: tuple[Side,
         model = model if work.placed else model.to(work.device)
         freeze(model)
         tables = trained_rows(work, "trained", vocabulary, start, model)
-        student = make_student(model, vocabulary, tables, work.job.freeze_shared, options.objectives())
+        teacher, target = _teacher(work, vocabulary, model, options)
+        student = make_student(model, vocabulary, tables, work.job.freeze_shared, options.objectives(), target)
         layers = TrainedLayers(model, healing)
         state = TrainingState.begin(student, options, layers)
         watcher = RunWatcher(work, vocabulary, tables, options, work.run.path("healing"), "healing.jsonl")
-        both = model, layers.student
+        both = teacher, layers.student
         _train(work, both, state, sides, prepared, options, watcher, "healed", memory_before, seed=SEED)
+
+
+def teacher_vocabulary(work: Work, vocabulary: VocabularyPair) -> VocabularyPair:
+    """The vocabularies of the model to learn from and of the student."""
+    if work.other is None:
+        return vocabulary
+    rows = len(work.other.outline(work.dtype).get_input_embeddings().weight)
+    return VocabularyPair(work.other.load_tokenizer(), vocabulary.student, rows)
+
+
+def _teacher(
+    work: Work, vocabulary: VocabularyPair, model: PreTrainedModel, options: TrainingOptions
+) -> tuple[PreTrainedModel, Target | None]:
+    """The model to learn from, frozen on the device, and its output side; None where `model` is that itself."""
+    if work.other is None:
+        return model, None
+    other = work.other.load(work.dtype).to(work.device)
+    freeze(other)
+    return other, make_target(other, teacher_vocabulary(work, vocabulary), options.objectives())
 
 
 def healing_options(work: Work) -> TrainingOptions:
@@ -144,7 +165,7 @@ def _train(
         text_field=job.text_field,
         prepared=prepared,
         packing=options.packing,
-        finish=plan_ahead(models[0], work.n_layers, options),
+        finish=plan_ahead(models[1], work.n_layers, options),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         start=state.position,

@@ -30,6 +30,7 @@ def transfer(
     output: str | Path,
     *,
     resume: bool = False,
+    teacher: str | Path | None = None,
     init: str | Path | Method = "mean",
     init_head: str = "same",
     donor: str | Path | None = None,
@@ -72,6 +73,8 @@ def transfer(
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
         resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
             steps, and for trackers and intervals.
+        teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
+            alm, boundary-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
         init_head: how new output rows start, "same" or "boundary"; see `initial_rows`.
         donor: model with the new vocabulary, for init "omp".

@@ -10,7 +10,6 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.documents import read_documents
 from matt_fast.initializers import Rows
 from matt_fast.recipe import export
 from matt_fast.recipe.work import Work
@@ -58,6 +57,8 @@ class RunWatcher(Watcher):
         self.validates = job.validate_every is not None
         self.curve: list[list[float]] = []
         self.best_step: int | None = None
+        self.limits: dict[str, float] = {}
+        self.forgot: list[str] = []
         self.metrics: Metrics | None = None
 
     def __enter__(self) -> "RunWatcher":
@@ -89,6 +90,10 @@ class RunWatcher(Watcher):
         options = {"name": run.output.resolve().name, "config": config, "step": step}
         self.metrics = Metrics(self.lines, self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
+        if self.validates and self.work.is_main:
+            self.limits = self._limits()
+            if state.layers is not None and self.limits and step == 0:
+                self._keep(state, 0)
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
             size += 0 if state.layers is None else 12 * state.layers.count
@@ -137,37 +142,59 @@ class RunWatcher(Watcher):
         step, patience = state.progress.step, self.work.job.patience
         if self.work.is_main:
             best = min((bits for _, bits in self.curve), default=math.inf)
-            bits = self._bits(state)
+            bits, *others = self._bits(state)
             self.curve.append([step, bits])
-            self.metrics.log_validation(step, bits)
-            if bits < best:
-                self.best_step = step
-                tables = zip(("input", "output"), state.student.tables, strict=False)
-                tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
-                if state.layers is not None:
-                    tensors |= {f"{LAYERS}{name}": x for name, x in state.layers.weights().items()}
-                self._best(step).parent.mkdir(exist_ok=True, parents=True)
-                with whole_file(self._best(step)) as part:
-                    save_file(tensors, part)
+            self.metrics.log_validation(step, bits, dict(zip(self.limits, others, strict=True)))
+            self.forgot = [name for name, x in zip(self.limits, others, strict=True) if x > self.limits[name]]
+            if bits < best and not self.forgot:
+                self._keep(state, step)
             self.work.tell("steps", step, self.options.steps)
-        told = [self.curve, self.best_step]
+        told = [self.curve, self.best_step, self.forgot]
         broadcast_object_list(told)
-        self.curve, self.best_step = told
+        self.curve, self.best_step, self.forgot = told
         self.validate_every.restart()
+        if self.forgot:
+            kept = "the start of this stage" if self.best_step == 0 else f"step {self.best_step}"
+            self.work.say(
+                f"Stops at step {step}: on {', '.join(map(repr, self.forgot))} the model became worse than max_worse "
+                f"allows; {kept} is the result."
+            )
+            return False
         since = [at for at, _ in self.curve if self.best_step is not None and at > self.best_step]
         if patience is not None and len(since) >= patience:
             self.work.say(f"Stops at step {step}: the best of {len(self.curve)} validations was at {self.best_step}.")
             return False
         return True
 
-    def _bits(self, state: TrainingState) -> float:
-        """Bits per byte of the whole model as it stands."""
-        job, tables = self.work.job, [table.weight().cpu() for table in state.student.tables]
+    def _keep(self, state: TrainingState, step: int) -> None:
+        """Keep what is trained as it stands: the best so far."""
+        self.best_step = step
+        tables = zip(("input", "output"), state.student.tables, strict=False)
+        tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
+        if state.layers is not None:
+            tensors |= {f"{LAYERS}{name}": x for name, x in state.layers.weights().items()}
+        self._best(step).parent.mkdir(exist_ok=True, parents=True)
+        with whole_file(self._best(step)) as part:
+            save_file(tensors, part)
+
+    def _limits(self) -> dict[str, float]:
+        """The bits per byte that each further text may have at most: a share above the original or the start."""
+        healing, known = self.work.job.healing, self.work.run.read("evaluations.json")
+        share = math.inf if self.state.layers is None or healing.max_worse is None else 1 + healing.max_worse
+        starts = {
+            text: max(known[stage][text]["bits_per_byte"] for stage in ("original", "initialised"))
+            for text in list(self.work.job.held_out)[1:]
+        }
+        return {text: share * bits for text, bits in starts.items()}
+
+    def _bits(self, state: TrainingState) -> list[float]:
+        """Bits per byte of the whole model as it stands, on each held-out text."""
+        tables = [table.weight().cpu() for table in state.student.tables]
         output = tables[1] if len(tables) > 1 else self.start.output
         full = self.work.teacher.load(self.work.dtype) if state.layers is None else state.layers.measured()
         export.replace_vocabulary(full, Rows(tables[0], output, self.start.output_bias))
-        held_out = read_documents(job.eval_data, split=job.split, text_field=job.text_field)
-        return self.work.measure(full, self.vocabulary.student, held_out).bits_per_byte
+        texts = self.work.job.held_out
+        return [self.work.measure(full, self.vocabulary.student, text).bits_per_byte for text in texts]
 
     def _best(self, step: int) -> Path:
         return self.place / "best" / f"step-{step:09}.safetensors"

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedModel
 
+from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.initializers import needs_whole_model
 from matt_fast.model.precision import choose_dtype
@@ -22,7 +23,7 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.files import whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
-from matt_fast.training.objectives import trains_input, trains_output
+from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
 from matt_fast.training.options import split_objectives
 
 WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
@@ -69,6 +70,7 @@ class Work:
                     f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
                     f"{str(job.model)!r} is a masked one; got {'+'.join(names)!r}"
                 )
+        self.other = None if job.teacher is None else _other_teacher(job, (*job.training.objectives(), *healing))
         if job.healing is not None:
             _check_healing(job, healing, depth)
         wishes = {
@@ -138,13 +140,33 @@ class Work:
     def release(self) -> None:
         self._loaded = None
 
-    def measure(self, model: PreTrainedModel, tokenizer, held_out) -> Evaluation:
-        """Bits per byte of the held-out text."""
+    def measure(self, model: PreTrainedModel, tokenizer, text: str) -> Evaluation:
+        """Bits per byte of a held-out text, given by its name."""
         model.to(self.device).eval()
+        job = self.job
+        held_out = read_documents(job.held_out[text], split=job.split, text_field=job.text_field)
         pieces = self.job.eval_pieces
         told = lambda done: self.tell("pieces", done, pieces)  # noqa: E731
         options = {"max_pieces": pieces, "masked": self.teacher.masked, "on_piece": told}
         return evaluate(model, tokenizer, held_out, **options)
+
+
+def _other_teacher(job: Job, objectives: tuple[str, ...]) -> Teacher:
+    """The model to learn from, where it is another one.
+
+    Raises:
+        ValueError: it is no causal language model, or an objective compares what lies inside the two models.
+    """
+    if unfit := [name for name in objectives if not compares_predictions(name)]:
+        raise ValueError(
+            f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, ntp) with one that is "
+            f"not the model itself, got {', '.join(unfit)}"
+        )
+    other = Teacher(job.teacher, argument="teacher", **job.hub_options)
+    other.check_language_model("teacher")
+    if other.masked:
+        raise ValueError(f"teacher: wanted a causal language model, got the masked one {str(job.teacher)!r}")
+    return other
 
 
 def _check_healing(job: Job, objectives: tuple[str, ...], depth: int) -> None:

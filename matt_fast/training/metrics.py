@@ -7,6 +7,7 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ class Metrics:
     - flops: work so far, see `FlopCounter`;
     - epoch, seconds: as in `Progress`; and what else `log` is given.
 
-    A line of a validation has bits_per_byte. What is not finite is null, and trackers do not get it. Counts are those
-    of the main process; the other processes write nothing.
+    A line of a validation has bits_per_byte, and bits_per_byte/NAME for further texts. What is not finite is null, and
+    trackers do not get it. Counts are those of the main process; the other processes write nothing.
 
     A file that cannot be written does not end training: a warning says so once, and every further line is tried again,
     so that lines are whole though some may be missing. A tracker that fails is named, too, and told no more.
@@ -90,11 +91,15 @@ class Metrics:
         }
         self._write(self._last)
 
-    def log_validation(self, step: int, bits_per_byte: float) -> None:
-        """Write down a validation after a step, once: a run that goes on may make its last one again."""
+    def log_validation(self, step: int, bits_per_byte: float, others: Mapping[str, float] | None = None) -> None:
+        """Write down a validation after a step, once: a run that goes on may make its last one again.
+
+        `others` has the figures of further texts, by name.
+        """
         if self._accelerator.is_main_process and step != self._validated:
             self._validated = step
-            self._write({"step": step, "bits_per_byte": bits_per_byte})
+            named = {f"bits_per_byte/{name}": value for name, value in (others or {}).items()}
+            self._write({"step": step, "bits_per_byte": bits_per_byte, **named})
 
     def close(self) -> None:
         """End the trackers, but not the process group."""

@@ -218,6 +218,11 @@ def needs_target(names: tuple[str, ...]) -> set[str]:
     return {_OBJECTIVES[name].target for name in names} - {None}
 
 
+def compares_predictions(name: str) -> bool:
+    """Whether an objective reads nothing of the teacher but what it predicts, so that any model may be the teacher."""
+    return _OBJECTIVES[name].target is not None or _OBJECTIVES[name].teacher is None
+
+
 def trains_input(names: tuple[str, ...]) -> bool:
     """Whether an objective reaches input rows: one that runs the student."""
     return any(_OBJECTIVES[name].student is not None for name in names)

@@ -42,6 +42,8 @@ class HealingOptions:
         objective: as in `TrainingOptions`; one or more of those that reach the model's output.
         rank: of LoRA; its products are scaled by 2.
         outer_layers: how many at either end, for "outer".
+        max_worse: stop where bits per byte on a further held-out text are more than this share above those of the
+            original model, or of the start where that is worse; looked at by each validation. None for no limit.
         keep_adapter: write the LoRA adapter into the result too, beside the weights that it is merged into.
     """
 
@@ -52,6 +54,7 @@ class HealingOptions:
     objective: str = "alm"
     rank: int = 16
     outer_layers: int = 2
+    max_worse: float | None = 0.02
     keep_adapter: bool = False
 
     def __post_init__(self):
@@ -63,6 +66,8 @@ class HealingOptions:
         for name in ("lr", "rows_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"heal_{name}: wanted a number above 0, got {getattr(self, name)}")
+        if self.max_worse is not None and not 0 <= self.max_worse < math.inf:
+            raise ValueError(f"heal_max_worse: wanted a share of 0 or more, got {self.max_worse}")
         split_objectives("heal_objective", self.objective)
         if self.keep_adapter and self.method != "lora":
             raise ValueError(f"keep_adapter: wanted heal='lora' with it, got {self.method!r}")

@@ -26,6 +26,7 @@ def make_student(
     start: Rows,
     freeze_shared: bool,
     objectives: tuple[str, ...],
+    target: Target | None = None,
 ) -> Student:
     """The student's vocabulary over the teacher's; shared tokens are frozen or start from the teacher's rows.
 
@@ -34,6 +35,7 @@ def make_student(
         vocabulary, start: from `VocabularyPair` and `initial_rows`.
         freeze_shared: whether rows of shared tokens stay as they are, in both tables.
         objectives: names of the objectives; they decide what of the output side is there.
+        target: the output side of the model to learn from, from `make_target`; that of `trunk` if None.
     """
     frozen_from = frozen_rows(vocabulary, freeze_shared)
     table = EmbeddingTable(trunk.get_input_embeddings().weight, frozen_from, start.input)
@@ -44,7 +46,8 @@ def make_student(
         output = EmbeddingTable(trunk.get_output_embeddings().weight, frozen_from, start.output)
     weight = (table if output is None else output).weight()
     bias = None if start.output_bias is None else start.output_bias.to(weight)
-    return Student(table, output, Head(weight, bias, **logit_rule(trunk)), make_target(trunk, vocabulary, objectives))
+    target = target or make_target(trunk, vocabulary, objectives)
+    return Student(table, output, Head(weight, bias, **logit_rule(trunk)), target)
 
 
 def make_target(teacher: PreTrainedModel, vocabulary: VocabularyPair, objectives: tuple[str, ...]) -> Target | None:
