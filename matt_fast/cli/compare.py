@@ -11,7 +11,9 @@ from matt_fast.cli.display import print_initialised, print_initialised_head
 from matt_fast.cli.output import command_output, plain
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.support.checks import MANY, check_range
 from matt_fast.support.files import write_text
+from matt_fast.training.options import TrainingOptions
 
 
 def compare_inits(
@@ -25,6 +27,13 @@ def compare_inits(
     donor: o.Donor = None,
     parallel: o.Parallel = None,
     eval_pieces: o.EvalPieces = 40,
+    probe_steps: Annotated[
+        int | None, Option(help="Also train each start for so many steps on --data, and measure again.")
+    ] = None,
+    objective: o.Objective = "token-distillation",
+    lr: o.LearningRate = 3e-3,
+    max_length: o.MaxLength = 512,
+    batch_size: o.BatchSize = 4,
     split: o.Split = "train",
     text_field: o.TextField = "text",
     seed: o.Seed = 0,
@@ -35,13 +44,17 @@ def compare_inits(
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
-    """Initialise a model for a new tokenizer in several ways and print what each costs, before any training."""
+    """Initialise a model for a new tokenizer in several ways and print what each costs, before and after a probe."""
     arguments = dict(locals())
-    for name in ("output", "json", "quiet", "debug", "init"):
+    for name in ("output", "json", "quiet", "debug", "init", "probe_steps", "objective", "lr"):
         del arguments[name]
     with command_output(json, quiet, debug) as out:
+        check_range("probe_steps", probe_steps, 1, MANY)
+        options = TrainingOptions(objective=objective, steps=probe_steps or 1, lr=lr)
+        if probe_steps is not None:
+            arguments["probe"] = options
         for name in init:
-            check_arguments(arguments | {"init": name})
+            check_arguments({x: y for x, y in arguments.items() if x != "probe"} | {"init": name})
         if output is not None and not output.absolute().parent.is_dir():
             raise FileNotFoundError(f"output: wanted a file in a folder that is there, got {str(output)!r}")
         with ProgressDisplay(out.console, announce=False) as display:

@@ -84,19 +84,20 @@ def report_lines(report: "InitReport") -> list[str]:
     return lines
 
 
-INITIALISED = "{:<24} {:>13} {:>8} {:>11}"
+INITIALISED = "{:<24} {:>13} {:>8} {:>11} {:>12}"
 
 
 def print_initialised_head(console: Console, original: float) -> None:
     """What the columns of `print_initialised` are, and the original model's figure."""
-    say(console, INITIALISED.format("initialiser", "bits per byte", "seconds", "memory, GiB"), "bold")
-    say(console, INITIALISED.format("original model", f"{original:.4f}", "", "").rstrip())
+    say(console, INITIALISED.format("initialiser", "bits per byte", "seconds", "memory, GiB", "after probe"), "bold")
+    say(console, INITIALISED.format("original model", f"{original:.4f}", "", "", "").rstrip())
 
 
 def print_initialised(console: Console, result: "Initialised") -> None:
     """One line of figures, at once, and below it what the rows are made of."""
     figures = f"{result.bits_per_byte:.4f}", f"{result.seconds:.1f}", f"{result.memory / GIB:.2f}"
-    say(console, INITIALISED.format(result.init, *figures))
+    probed = "" if result.probed is None else f"{result.probed:.4f}"
+    say(console, INITIALISED.format(result.init, *figures, probed).rstrip())
     first, *rest = report_lines(result.report)
     for line in (f"{result.init}: {first}", *rest):
         say(console, f"  {line}", "dim")

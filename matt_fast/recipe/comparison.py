@@ -1,5 +1,6 @@
-"""Several initialisers side by side: what a new tokenizer costs before any training."""
+"""Several initialisers side by side: what a new tokenizer costs before any training, and behind a short one."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,16 +9,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import Side
 from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
+from matt_fast.data.stream import AlignedBatches
 from matt_fast.evaluation.bits_per_byte import evaluate
-from matt_fast.initializers import InitReport, initial_rows
+from matt_fast.initializers import InitReport, Rows, initial_rows
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe import export
 from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import trains_output
+from matt_fast.training.options import TrainingOptions
+from matt_fast.training.student import make_student
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Initialised:
         seconds: that making the rows took.
         memory: bytes in use at most while making them; of the accelerator if there is one, else of the process.
         report: where the rows came from.
+        probed: bits per byte behind the probe's steps of training; None without a probe.
     """
 
     init: str
@@ -37,6 +46,7 @@ class Initialised:
     seconds: float
     memory: int
     report: InitReport
+    probed: float | None = None
 
 
 def compare_initializers(
@@ -50,6 +60,9 @@ def compare_initializers(
     donor: str | Path | None = None,
     parallel: str | Path | None = None,
     eval_pieces: int = 40,
+    probe: TrainingOptions | None = None,
+    max_length: int = 512,
+    batch_size: int = 4,
     split: str = "train",
     text_field: str = "text",
     seed: int = 0,
@@ -67,6 +80,9 @@ def compare_initializers(
         model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
             trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
+        probe: train each start for the steps of these options, on `data`, at a third of the depth: figures before
+            training do not tell which start is the better one behind it (arXiv 2608.03494).
+        max_length, batch_size: of the probe, as in `transfer`.
         device: where to work, "cuda:1" for example; what accelerate finds if None.
         on_original: called with bits per byte of the original model.
         on_result: called with each result.
@@ -84,6 +100,8 @@ def compare_initializers(
     teacher = Teacher(model, **options)
     teacher.check_language_model("eval_data")
     check_weights(teacher)
+    if probe is not None and data is None:
+        raise ValueError("data: wanted text to train on for the probe, got none")
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)
     pairs = None if parallel is None else read_pairs(parallel)
     held_out = read_documents(eval_data, split=split, text_field=text_field)
@@ -108,6 +126,40 @@ def compare_initializers(
         seconds, memory = time.perf_counter() - begin, peak_memory(device)
         changed = teacher.load(torch.float32)
         export.replace_vocabulary(changed, start)
-        results.append(Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report))
+        found = Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report)
+        if probe is not None:
+            sides = (
+                Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+                Side("student", vocabulary.student, vocabulary.rows, max_length),
+            )
+            stream = AlignedBatches(
+                data, *sides, batch_size=batch_size, seed=seed, split=split, text_field=text_field,
+                packing=probe.packing,
+            )  # fmt: skip
+            trained = _train(original.to(device), vocabulary, start, stream, probe, teacher)
+            export.replace_vocabulary(changed, trained)
+            found = dataclasses.replace(found, probed=bits(changed, vocabulary.student))
+        results.append(found)
         on_result(results[-1])
     return baseline, results
+
+
+def _train(
+    model: PreTrainedModel,
+    vocabulary: VocabularyPair,
+    start: Rows,
+    stream: AlignedBatches,
+    options: TrainingOptions,
+    teacher: Teacher,
+) -> Rows:
+    """The rows behind a short training from `start`, shared ones as they are."""
+    with_head = trains_output(options.objectives())
+    trunk = model if with_head else teacher.trunk(model)
+    freeze(trunk)
+    student = make_student(trunk, vocabulary, start, True, options.objectives())
+    batches = stream.in_background()
+    given = {"causal": not teacher.masked}
+    train(trunk, trunk, student, batches, max(1, round(teacher.depth / 3)), options, Accelerator(), **given)
+    batches.close()
+    output = None if start.output is None else start.output if student.output is None else student.output.weight()
+    return dataclasses.replace(start, input=student.input.weight(), output=output)
