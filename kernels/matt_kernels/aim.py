@@ -26,6 +26,7 @@ from matt_kernels.attention import (
     load_ids,
     load_pair_range,
     load_row,
+    load_rows,
     load_softmax,
     load_tile,
     load_tile_range,
@@ -196,20 +197,20 @@ def aim_rows_kernel(
             student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
             tokens = teacher_start + tl.arange(0, BLOCK_T)
             inside = tokens < teacher_stop
-            key = load_vectors(teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, BLOCK_D)
+            key = load_rows(teacher_key_ptr, teacher_start, teacher_stop, tk_stride_n, BLOCK_T, HEAD_DIM, BLOCK_D)
             scores, _ = masked_scores(
                 teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,
             )  # fmt: skip
             weights = softmax_weights(scores, teacher_shift, teacher_factor, KIND)
             teacher = operand(weights, FACTORS)
-            mixture = load_vectors(mixture_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            mixture = load_rows(mixture_ptr, teacher_start, teacher_stop, BLOCK_S, BLOCK_T, BLOCK_S, BLOCK_S)
             # [BLOCK_M, BLOCK_T] @ [BLOCK_T, BLOCK] -> [BLOCK_M, BLOCK]
             mixed = tl.dot(teacher, mixture, input_precision=FACTOR_PRECISION)
             if FACTORS == "fp32":
-                low = load_vectors(low_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+                low = load_rows(low_ptr, teacher_start, teacher_stop, BLOCK_S, BLOCK_T, BLOCK_S, BLOCK_S)
                 mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
-            rest = load_vectors(rest_ptr, tokens, inside, BLOCK_T, BLOCK_T, BLOCK_T)
+            rest = load_rows(rest_ptr, teacher_start, teacher_stop, BLOCK_T, BLOCK_T, BLOCK_T, BLOCK_T)
             rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION) * weights
             if METRIC == "mse":
                 loss += tl.sum(rest, 1)
@@ -230,7 +231,7 @@ def aim_rows_kernel(
                 SCORE_PRECISION, not WHOLE,
             )  # fmt: skip
             weights = softmax_weights(scores, student_shift, student_factor, KIND)
-            gram = load_vectors(gram_ptr, tokens, inside, BLOCK_S, BLOCK_S, BLOCK_S)
+            gram = load_rows(gram_ptr, student_start, student_stop, BLOCK_S, BLOCK_S, BLOCK_S, BLOCK_S)
             if METRIC == "mse":
                 change = rounded(weights, FACTORS) - mixed
                 # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
