@@ -42,9 +42,9 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
-ROW_VERSION = 2  # part of the cache key: what compile_row returns
+ROW_VERSION = 3  # part of the cache key: what compile_row returns
 # What kernels.json has of a row: for --check, and for the cost model.
-COMMITTED = "name", "spill_stores", "spill_loads", "products", "tensor_products", "warps", "loop"
+COMMITTED = "name", "spill_stores", "spill_loads", "products", "tensor_products", "warps", "occupancy", "loop"
 KIB = 1024
 
 
@@ -69,7 +69,7 @@ CARDS = {
 }
 NVIDIA_REGISTERS, NVIDIA_TENSOR_COLUMNS = 65536, 512
 AMD_REGISTERS, AMD_SIMDS, AMD_MOST_WAVES = 512, 4, 8
-# Head dimensions at which no bfloat16 kernel may spill.
+# Head dimensions at which no main loop of bfloat16 may spill.
 CLEAN = ("64", "96", "128")
 
 
@@ -308,11 +308,12 @@ def parse_sass(text: str) -> dict:
 
 
 def loop_of(text: str) -> dict | None:
-    """What a warp issues in one turn of the main loop, and the bytes that it moves to and from shared memory.
+    """What a warp does in one turn of the main loop: instructions; bytes that they move to and from shared memory, and
+    that tensor cores read there themselves; copies from global to shared memory that nothing waits for; spills.
 
     The main loop is the shortest of those with exponentials and the most tensor-core instructions: kernels have a
     second one, with masks, for the edges of what rows see, and softmax has one with fewer products for the teacher.
-    Loops around others do not count, nor does what tensor cores read from shared memory themselves.
+    Loops around others do not count.
     """
     places, instructions = {}, []
     for line in text.splitlines():
@@ -329,9 +330,11 @@ def loop_of(text: str) -> dict | None:
     ]
     products = {}
     for start, stop in jumps:
-        names = [x for x, _ in instructions[start : stop + 1]]
-        if (count := sum("MMA" in x for x in names)) and "MUFU.EX2" in names:
-            products[start, stop] = count, names
+        inside = instructions[start : stop + 1]
+        names = [x for x, _ in inside]
+        # A way back from code that was put behind the end is no loop.
+        if (count := sum("MMA" in x for x in names)) and "MUFU.EX2" in names and "EXIT" not in names:
+            products[start, stop] = count, inside
     inner = [
         found
         for place, found in products.items()
@@ -340,8 +343,15 @@ def loop_of(text: str) -> dict | None:
     if not inner:
         return None
     most = max(count for count, _ in inner)
-    body = min((names for count, names in inner if count == most), key=len)
-    return {"instructions": len(body), "shared_bytes": sum(map(_shared_bytes, body))}
+    body = min((inside for count, inside in inner if count == most), key=len)
+    names = [name for name, _ in body]
+    return {
+        "instructions": len(body),
+        "shared_bytes": sum(map(_shared_bytes, names)),
+        "tensor_bytes": sum(_tensor_bytes(*x) for x in body),
+        "copies": sum(x.startswith(("LDGSTS", "UTMALDG")) for x in names),
+        "spills": sum(x.startswith(("LDL", "STL")) for x in names),
+    }
 
 
 def _shared_bytes(name: str) -> int:
@@ -352,6 +362,17 @@ def _shared_bytes(name: str) -> int:
     if kind in ("LDS", "STS"):
         return 32 * int(next((x for x in flags if x in ("64", "128")), 32)) // 8
     return 0
+
+
+def _tensor_bytes(name: str, operands: str) -> float:
+    """What a product of Hopper's four warps reads from shared memory, for one of them: always the right operand, the left
+    one where it is no register."""
+    shape = re.match(r"HGMMA\.64x(\d+)x(\d+)", name)
+    if not shape:
+        return 0
+    columns, depth = map(int, shape.groups())
+    left = 64 * operands.split(",")[1].strip().startswith("gdesc")
+    return (left + columns) * depth * (4 if "TF32" in name else 2) / 4
 
 
 def parse_amdgcn(text: str) -> dict:
@@ -418,9 +439,14 @@ def faults(row: dict) -> list[str]:
     limit = CARDS[row["target"]].block_shared
     if row["shared"] > limit:
         found.append(f"shared memory {row['shared']} above {limit}")
-    if spilled(row) and row["dtype"] == "bfloat16" and str(row["head_dim"]) in CLEAN:
+    if spills_often(row) and row["dtype"] == "bfloat16" and str(row["head_dim"]) in CLEAN:
         found.append(f"spills {spilled(row)} bytes")
     return found
+
+
+def spills_often(row: dict) -> bool:
+    """In the main loop; anywhere if there is none. What is spilled around it costs nothing that one would see."""
+    return bool(row["loop"]["spills"] if row["loop"] else spilled(row))
 
 
 def spilled(row: dict) -> int:

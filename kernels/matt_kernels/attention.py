@@ -23,8 +23,10 @@ def load_vectors(ptr, positions, wanted, stride_n, SIZE: tl.constexpr, BLOCK: tl
 
 @triton.jit
 def load_rows(ptr, start, stop, stride_n, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of [n, SIZE] from `start` on, [ROWS, BLOCK], zeros from `stop` on and beyond SIZE. What depends on the start is
-    one number: the rest of the addresses stays the same from turn to turn of a loop."""
+    """Rows of [n, SIZE] from `start` on, [ROWS, BLOCK], zeros from `stop` on and beyond SIZE.
+
+    One number depends on the start: all other parts of the addresses are the same in each turn of a loop.
+    """
     rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
     ptr += start.to(tl.int64) * stride_n
     offsets = rows[:, None] * stride_n + columns[None, :]
