@@ -1,7 +1,8 @@
 """What every kernel compiles to, without a GPU: spills, shared memory, occupancy, tensor cores, wide loads.
 
-    make kernel-report                                        # writes benchmarks/KERNELS.md and benchmarks/kernels.json
-    python benchmarks/kernel_report.py --check [--subset]     # exits 1 where a kernel got worse than kernels.json
+    make kernel-report                                      # writes benchmarks/KERNELS.md and benchmarks/kernels.json
+    python benchmarks/kernel_report.py --everything         # the same for every dtype, size and target: hours
+    python benchmarks/kernel_report.py --check [--subset]   # exits 1 where a kernel got worse than kernels.json
 
 The custom ops run on meta tensors with Triton's launch replaced by a recorder, so that signatures, constants and tile
 shapes are those of a real launch on that target. Compiled code is read with the tools of Triton's wheel: ptxas says
@@ -83,9 +84,11 @@ class Case:
 CASES = [Case("bfloat16", x) for x in (64, 80, 96, 128, 256)]
 CASES += [Case("bfloat16", x, softcap=True) for x in (64, 128, 256)]
 CASES += [Case(x, y) for x in ("float16", "float32") for y in (64, 128, 256)]
-FULL = [(case, target) for case in CASES for target in CARDS]
-SUBSET = [(Case("bfloat16", x), target) for x in (64, 128) for target in ("sm_80", "sm_90", "gfx942")]
+# What is compiled: always for the tests, for the committed tables and the cost model, and on demand.
+SUBSET = [(Case("bfloat16", 64), "sm_80"), (Case("bfloat16", 128), "sm_90"), (Case("bfloat16", 64), "gfx942")]
 SUBSET += [(Case("float32", 64), "sm_80")]
+TABLES = [*SUBSET, (Case("bfloat16", 64), "sm_90"), (Case("bfloat16", 128), "sm_80"), (Case("bfloat16", 128), "gfx942")]
+ALL = [(case, target) for case in CASES for target in CARDS]
 
 
 # Recording launches
@@ -365,8 +368,8 @@ def _shared_bytes(name: str) -> int:
 
 
 def _tensor_bytes(name: str, operands: str) -> float:
-    """What a product of Hopper's four warps reads from shared memory, for one of them: always the right operand, the left
-    one where it is no register."""
+    """What a product of Hopper's four warps reads from shared memory, for one of them: the right operand, and the left
+    one where that is no register."""
     shape = re.match(r"HGMMA\.64x(\d+)x(\d+)", name)
     if not shape:
         return 0
@@ -473,54 +476,76 @@ def compare(rows: list[dict], committed: list[dict]) -> list[str]:
     return [f"{name}: {', '.join(found)}" for name, found in reasons if found]
 
 
-COLUMNS = ("kernel", "tile", "warps, stages", "registers", "spill st/ld", "stack", "shared KiB", "occupancy")
-COLUMNS += ("tensor cores", "on them", "16-byte loads", "main loop")
+COLUMNS = ("kernel", "tile", "warps, stages", "registers", "blocks", "spills (in the loop)", "tensor cores", "on them")
+COLUMNS += ("instructions", "shared", "by tensor cores", "ahead")
 
 
 def cells(row: dict) -> list[str]:
-    limit = CARDS[row["target"]].block_shared
-    shared = f"{row['shared'] / KIB:.1f}/{limit // KIB}" + (" **!**" if row["shared"] > limit else "")
-    spills = f"{row['spill_stores']}/{row['spill_loads']}" if spilled(row) else "-"
+    loop = row["loop"] or {}
+    spills = f"{spilled(row)} ({'-' if not loop else loop['spills']})" if spilled(row) else "-"
+    turn = [f"{loop[x]:.0f}" if loop else "-" for x in ("instructions", "shared_bytes", "tensor_bytes", "copies")]
     return [
         f"{row['kernel']} {row['variant']}".strip(),
         "x".join(str(y) for x, y in row["tiles"].items() if x in ("BLOCK_M", "BLOCK_N", "BLOCK_T", "BLOCK_S")),
         f"{row['warps']}, {row['stages']}",
         str(row["registers"]),
+        str(round(row["occupancy"] * CARDS[row["target"]].warps / row["warps"])),
         spills,
-        str(row["stack"] or "-"),
-        shared,
-        f"{row['occupancy']:.0%}",
         " ".join(f"{y} {x}" for x, y in row["tensor"].items() if y) or "-",
         f"{row['tensor_products']}/{row['products']}",
-        f"{row['wide_loads']}/{row['loads']}",
-        "{instructions}, {shared_bytes}".format(**row["loop"]) if row["loop"] else "-",
+        *turn,
     ]
 
 
 def render(rows: list[dict], command: str) -> str:
-    """KERNELS.md."""
-    spilling = [x for x in rows if spilled(x)]
-    lines = [
+    """KERNELS.md: a line for each dtype, head dimension and target, and the kernels with a main loop."""
+    about = [
         "# What the kernels compile to",
         "",
         f"`{command}`, Triton {triton.__version__}, commit {commit()}. **Nothing here ran on a GPU**: compiled code",
-        "was read. Spills are bytes per thread; loads and tensor-core instructions are counted in the code, not a run;",
-        "shared memory stands against what a block may have on the smallest card of the architecture; occupancy is",
-        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all. `main loop`:",
-        "instructions of a warp in one turn, bytes that it moves to and from shared memory.",
+        "was read. kernels.json has every kernel. Spills are bytes per thread; blocks are those that registers and",
+        "shared memory allow on a multiprocessor; `on them`: products (`tl.dot`) on tensor cores, of all. Of a turn of",
+        "the main loop: instructions of a warp, bytes that it moves to and from shared memory and that tensor cores",
+        "read there, and copies into shared memory that nothing waits for (none: loads are not ahead of their use).",
         "",
-        f"{len(rows)} kernels, {len(spilling)} with spills, {sum(bool(faults(x)) for x in rows)} that fail `--check`.",
+        f"{len(rows)} kernels, {len([x for x in rows if spilled(x)])} with spills, "
+        f"{sum(spills_often(x) for x in rows)} of them in the main loop, "
+        f"{sum(bool(faults(x)) for x in rows)} that fail `--check`.",
+        "",
+        *_table(SUMMARY, [summary(title, [x for x in rows if _title(x) == title]) for title in _titles(rows)]),
     ]
-    if spilling:
-        lines += ["", "Spills: " + "; ".join(f"{x['name']} ({spilled(x)})" for x in spilling) + "."]
-    for title in dict.fromkeys(_title(x) for x in rows):
-        lines += ["", f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-        lines += ["| " + " | ".join(cells(x)) + " |" for x in rows if _title(x) == title]
-    return "\n".join(lines) + "\n"
+    for title in _titles(rows):
+        mine = [cells(x) for x in rows if _title(x) == title and (x["loop"] or spilled(x))]
+        about += ["", f"## {title}", "", *_table(COLUMNS, mine)] if mine else []
+    return "\n".join(about) + "\n"
+
+
+SUMMARY = ("target, dtype, head dimension", "kernels", "most registers", "spill", "in the loop", "off tensor cores")
+SUMMARY += ("most shared KiB",)
+
+
+def summary(title: str, rows: list[dict]) -> list[str]:
+    missing = sum(x["products"] - x["tensor_products"] for x in rows)
+    numbers = (
+        max(x["registers"] for x in rows),
+        sum(map(bool, map(spilled, rows))),
+        sum(map(spills_often, rows)),
+        missing,
+    )
+    limit = CARDS[rows[0]["target"]].block_shared // KIB
+    return [title, str(len(rows)), *map(str, numbers), f"{max(x['shared'] for x in rows) / KIB:.0f} of {limit}"]
+
+
+def _table(head: tuple[str, ...], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(x) + " |" for x in (head, ["---"] * len(head), *lines)]
+
+
+def _titles(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(map(_title, rows)))
 
 
 def _title(row: dict) -> str:
-    return f"{row['target']}, {row['dtype']}, head_dim {row['head_dim']}"
+    return f"{row['target']}, {row['dtype']}, {row['head_dim']}"
 
 
 def commit() -> str:
@@ -563,20 +588,23 @@ def end_with_parent() -> None:
 
 def main(
     check: Annotated[bool, typer.Option(help="Compare with kernels.json instead of writing it.")] = False,
-    subset: Annotated[bool, typer.Option(help="Every kernel, but few targets and sizes.")] = False,
+    subset: Annotated[bool, typer.Option(help="What the tests compile: four sizes and targets.")] = False,
+    everything: Annotated[bool, typer.Option(help="Every dtype, head dimension and target.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that compile.")] = os.cpu_count() or 1,
     out: Annotated[Path, typer.Option(help="The table; kernels.json lies beside it.")] = HERE / "KERNELS.md",
 ) -> None:
     """Compile all kernels for all targets and say what came out."""
     if triton.knobs.runtime.interpret:
         raise typer.BadParameter("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
-    rows = compile_all([job for pair in (SUBSET if subset else FULL) for job in record_launches(*pair)], jobs)
+    rows = compile_all(
+        [job for pair in (SUBSET if subset else ALL if everything else TABLES) for job in record_launches(*pair)], jobs
+    )
     data = out.with_name("kernels.json")
     if check:
         found = compare(rows, json.loads(data.read_text()))
         print("\n".join(found) if found else f"{len(rows)} kernels compiled, none worse than {data.name}")
         sys.exit(bool(found))
-    command = "python benchmarks/kernel_report.py" + " --subset" * subset
+    command = "python benchmarks/kernel_report.py" + " --subset" * subset + " --everything" * everything
     out.write_text(render(rows, command))
     data.write_text("[\n" + ",\n".join(json.dumps({y: x[y] for y in COMMITTED}) for x in rows) + "\n]\n")
     print(f"{len(rows)} kernels, {sum(bool(spilled(x)) for x in rows)} with spills: {out}")
