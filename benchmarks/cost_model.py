@@ -10,7 +10,7 @@ useful   the same products on pairs (row, token it sees) at true sizes; products
 floor    the longest of: products at the tensor cores' peak, exponentials (and reciprocal roots) at the special function
          units' peak, bytes at the memory's peak. Nothing overlaps between kernels, everything within one.
 issue    instructions of the main loops as compiled (kernels.json), one a cycle from each of 4 schedulers
-shared   bytes that these move to and from shared memory, 128 a cycle; without what tensor cores read there themselves
+shared   bytes that these move to and from shared memory, and that tensor cores read there (Hopper), 128 a cycle
 bytes    what programs of one key head read in common counts once if that of all heads at work fits in half the L2,
          else once for every wave of programs (2 per multiprocessor), never more than if each read for itself.
 """

@@ -1,7 +1,8 @@
 """What every kernel compiles to, without a GPU: spills, shared memory, occupancy, tensor cores, wide loads.
 
-    make kernel-report                                        # writes benchmarks/KERNELS.md and benchmarks/kernels.json
-    python benchmarks/kernel_report.py --check [--subset]     # exits 1 where a kernel got worse than kernels.json
+    make kernel-report                                      # writes benchmarks/KERNELS.md and benchmarks/kernels.json
+    python benchmarks/kernel_report.py --everything         # the same for every dtype, size and target: hours
+    python benchmarks/kernel_report.py --check [--subset]   # exits 1 where a kernel got worse than kernels.json
 
 The custom ops run on meta tensors with Triton's launch replaced by a recorder, so that signatures, constants and tile
 shapes are those of a real launch on that target. Compiled code is read with the tools of Triton's wheel: ptxas says
@@ -42,9 +43,9 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 HERE = Path(__file__).parent
 CACHE = Path.home() / ".cache" / "matt-fast" / "kernel-report"
 LENGTHS = 1000, 800  # teacher and student tokens; kernels are the same for others
-ROW_VERSION = 2  # part of the cache key: what compile_row returns
+ROW_VERSION = 3  # part of the cache key: what compile_row returns
 # What kernels.json has of a row: for --check, and for the cost model.
-COMMITTED = "name", "spill_stores", "spill_loads", "products", "tensor_products", "warps", "loop"
+COMMITTED = "name", "spill_stores", "spill_loads", "products", "tensor_products", "warps", "occupancy", "loop"
 KIB = 1024
 
 
@@ -69,7 +70,7 @@ CARDS = {
 }
 NVIDIA_REGISTERS, NVIDIA_TENSOR_COLUMNS = 65536, 512
 AMD_REGISTERS, AMD_SIMDS, AMD_MOST_WAVES = 512, 4, 8
-# Head dimensions at which no bfloat16 kernel may spill.
+# Head dimensions at which no main loop of bfloat16 may spill.
 CLEAN = ("64", "96", "128")
 
 
@@ -83,9 +84,11 @@ class Case:
 CASES = [Case("bfloat16", x) for x in (64, 80, 96, 128, 256)]
 CASES += [Case("bfloat16", x, softcap=True) for x in (64, 128, 256)]
 CASES += [Case(x, y) for x in ("float16", "float32") for y in (64, 128, 256)]
-FULL = [(case, target) for case in CASES for target in CARDS]
-SUBSET = [(Case("bfloat16", x), target) for x in (64, 128) for target in ("sm_80", "sm_90", "gfx942")]
+# What is compiled: always for the tests, for the committed tables and the cost model, and on demand.
+SUBSET = [(Case("bfloat16", 64), "sm_80"), (Case("bfloat16", 128), "sm_90"), (Case("bfloat16", 64), "gfx942")]
 SUBSET += [(Case("float32", 64), "sm_80")]
+TABLES = [*SUBSET, (Case("bfloat16", 64), "sm_90"), (Case("bfloat16", 128), "sm_80"), (Case("bfloat16", 128), "gfx942")]
+ALL = [(case, target) for case in CASES for target in CARDS]
 
 
 # Recording launches
@@ -308,11 +311,12 @@ def parse_sass(text: str) -> dict:
 
 
 def loop_of(text: str) -> dict | None:
-    """What a warp issues in one turn of the main loop, and the bytes that it moves to and from shared memory.
+    """What a warp does in one turn of the main loop: instructions; bytes that they move to and from shared memory, and
+    that tensor cores read there themselves; copies from global to shared memory that nothing waits for; spills.
 
     The main loop is the shortest of those with exponentials and the most tensor-core instructions: kernels have a
     second one, with masks, for the edges of what rows see, and softmax has one with fewer products for the teacher.
-    Loops around others do not count, nor does what tensor cores read from shared memory themselves.
+    Loops around others do not count.
     """
     places, instructions = {}, []
     for line in text.splitlines():
@@ -329,9 +333,11 @@ def loop_of(text: str) -> dict | None:
     ]
     products = {}
     for start, stop in jumps:
-        names = [x for x, _ in instructions[start : stop + 1]]
-        if (count := sum("MMA" in x for x in names)) and "MUFU.EX2" in names:
-            products[start, stop] = count, names
+        inside = instructions[start : stop + 1]
+        names = [x for x, _ in inside]
+        # A way back from code that was put behind the end is no loop.
+        if (count := sum("MMA" in x for x in names)) and "MUFU.EX2" in names and "EXIT" not in names:
+            products[start, stop] = count, inside
     inner = [
         found
         for place, found in products.items()
@@ -340,8 +346,15 @@ def loop_of(text: str) -> dict | None:
     if not inner:
         return None
     most = max(count for count, _ in inner)
-    body = min((names for count, names in inner if count == most), key=len)
-    return {"instructions": len(body), "shared_bytes": sum(map(_shared_bytes, body))}
+    body = min((inside for count, inside in inner if count == most), key=len)
+    names = [name for name, _ in body]
+    return {
+        "instructions": len(body),
+        "shared_bytes": sum(map(_shared_bytes, names)),
+        "tensor_bytes": sum(_tensor_bytes(*x) for x in body),
+        "copies": sum(x.startswith(("LDGSTS", "UTMALDG")) for x in names),
+        "spills": sum(x.startswith(("LDL", "STL")) for x in names),
+    }
 
 
 def _shared_bytes(name: str) -> int:
@@ -352,6 +365,17 @@ def _shared_bytes(name: str) -> int:
     if kind in ("LDS", "STS"):
         return 32 * int(next((x for x in flags if x in ("64", "128")), 32)) // 8
     return 0
+
+
+def _tensor_bytes(name: str, operands: str) -> float:
+    """What a product of Hopper's four warps reads from shared memory, for one of them: the right operand, and the left
+    one where that is no register."""
+    shape = re.match(r"HGMMA\.64x(\d+)x(\d+)", name)
+    if not shape:
+        return 0
+    columns, depth = map(int, shape.groups())
+    left = 64 * operands.split(",")[1].strip().startswith("gdesc")
+    return (left + columns) * depth * (4 if "TF32" in name else 2) / 4
 
 
 def parse_amdgcn(text: str) -> dict:
@@ -418,9 +442,14 @@ def faults(row: dict) -> list[str]:
     limit = CARDS[row["target"]].block_shared
     if row["shared"] > limit:
         found.append(f"shared memory {row['shared']} above {limit}")
-    if spilled(row) and row["dtype"] == "bfloat16" and str(row["head_dim"]) in CLEAN:
+    if spills_often(row) and row["dtype"] == "bfloat16" and str(row["head_dim"]) in CLEAN:
         found.append(f"spills {spilled(row)} bytes")
     return found
+
+
+def spills_often(row: dict) -> bool:
+    """In the main loop; anywhere if there is none. What is spilled around it costs nothing that one would see."""
+    return bool(row["loop"]["spills"] if row["loop"] else spilled(row))
 
 
 def spilled(row: dict) -> int:
@@ -447,54 +476,76 @@ def compare(rows: list[dict], committed: list[dict]) -> list[str]:
     return [f"{name}: {', '.join(found)}" for name, found in reasons if found]
 
 
-COLUMNS = ("kernel", "tile", "warps, stages", "registers", "spill st/ld", "stack", "shared KiB", "occupancy")
-COLUMNS += ("tensor cores", "on them", "16-byte loads", "main loop")
+COLUMNS = ("kernel", "tile", "warps, stages", "registers", "blocks", "spills (in the loop)", "tensor cores", "on them")
+COLUMNS += ("instructions", "shared", "by tensor cores", "ahead")
 
 
 def cells(row: dict) -> list[str]:
-    limit = CARDS[row["target"]].block_shared
-    shared = f"{row['shared'] / KIB:.1f}/{limit // KIB}" + (" **!**" if row["shared"] > limit else "")
-    spills = f"{row['spill_stores']}/{row['spill_loads']}" if spilled(row) else "-"
+    loop = row["loop"] or {}
+    spills = f"{spilled(row)} ({'-' if not loop else loop['spills']})" if spilled(row) else "-"
+    turn = [f"{loop[x]:.0f}" if loop else "-" for x in ("instructions", "shared_bytes", "tensor_bytes", "copies")]
     return [
         f"{row['kernel']} {row['variant']}".strip(),
         "x".join(str(y) for x, y in row["tiles"].items() if x in ("BLOCK_M", "BLOCK_N", "BLOCK_T", "BLOCK_S")),
         f"{row['warps']}, {row['stages']}",
         str(row["registers"]),
+        str(round(row["occupancy"] * CARDS[row["target"]].warps / row["warps"])),
         spills,
-        str(row["stack"] or "-"),
-        shared,
-        f"{row['occupancy']:.0%}",
         " ".join(f"{y} {x}" for x, y in row["tensor"].items() if y) or "-",
         f"{row['tensor_products']}/{row['products']}",
-        f"{row['wide_loads']}/{row['loads']}",
-        "{instructions}, {shared_bytes}".format(**row["loop"]) if row["loop"] else "-",
+        *turn,
     ]
 
 
 def render(rows: list[dict], command: str) -> str:
-    """KERNELS.md."""
-    spilling = [x for x in rows if spilled(x)]
-    lines = [
+    """KERNELS.md: a line for each dtype, head dimension and target, and the kernels with a main loop."""
+    about = [
         "# What the kernels compile to",
         "",
         f"`{command}`, Triton {triton.__version__}, commit {commit()}. **Nothing here ran on a GPU**: compiled code",
-        "was read. Spills are bytes per thread; loads and tensor-core instructions are counted in the code, not a run;",
-        "shared memory stands against what a block may have on the smallest card of the architecture; occupancy is",
-        "what registers and shared memory allow. `on them`: products (`tl.dot`) on tensor cores, of all. `main loop`:",
-        "instructions of a warp in one turn, bytes that it moves to and from shared memory.",
+        "was read. kernels.json has every kernel. Spills are bytes per thread; blocks are those that registers and",
+        "shared memory allow on a multiprocessor; `on them`: products (`tl.dot`) on tensor cores, of all. Of a turn of",
+        "the main loop: instructions of a warp, bytes that it moves to and from shared memory and that tensor cores",
+        "read there, and copies into shared memory that nothing waits for (none: loads are not ahead of their use).",
         "",
-        f"{len(rows)} kernels, {len(spilling)} with spills, {sum(bool(faults(x)) for x in rows)} that fail `--check`.",
+        f"{len(rows)} kernels, {len([x for x in rows if spilled(x)])} with spills, "
+        f"{sum(spills_often(x) for x in rows)} of them in the main loop, "
+        f"{sum(bool(faults(x)) for x in rows)} that fail `--check`.",
+        "",
+        *_table(SUMMARY, [summary(title, [x for x in rows if _title(x) == title]) for title in _titles(rows)]),
     ]
-    if spilling:
-        lines += ["", "Spills: " + "; ".join(f"{x['name']} ({spilled(x)})" for x in spilling) + "."]
-    for title in dict.fromkeys(_title(x) for x in rows):
-        lines += ["", f"## {title}", "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-        lines += ["| " + " | ".join(cells(x)) + " |" for x in rows if _title(x) == title]
-    return "\n".join(lines) + "\n"
+    for title in _titles(rows):
+        mine = [cells(x) for x in rows if _title(x) == title and (x["loop"] or spilled(x))]
+        about += ["", f"## {title}", "", *_table(COLUMNS, mine)] if mine else []
+    return "\n".join(about) + "\n"
+
+
+SUMMARY = ("target, dtype, head dimension", "kernels", "most registers", "spill", "in the loop", "off tensor cores")
+SUMMARY += ("most shared KiB",)
+
+
+def summary(title: str, rows: list[dict]) -> list[str]:
+    missing = sum(x["products"] - x["tensor_products"] for x in rows)
+    numbers = (
+        max(x["registers"] for x in rows),
+        sum(map(bool, map(spilled, rows))),
+        sum(map(spills_often, rows)),
+        missing,
+    )
+    limit = CARDS[rows[0]["target"]].block_shared // KIB
+    return [title, str(len(rows)), *map(str, numbers), f"{max(x['shared'] for x in rows) / KIB:.0f} of {limit}"]
+
+
+def _table(head: tuple[str, ...], lines: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(x) + " |" for x in (head, ["---"] * len(head), *lines)]
+
+
+def _titles(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(map(_title, rows)))
 
 
 def _title(row: dict) -> str:
-    return f"{row['target']}, {row['dtype']}, head_dim {row['head_dim']}"
+    return f"{row['target']}, {row['dtype']}, {row['head_dim']}"
 
 
 def commit() -> str:
@@ -537,20 +588,23 @@ def end_with_parent() -> None:
 
 def main(
     check: Annotated[bool, typer.Option(help="Compare with kernels.json instead of writing it.")] = False,
-    subset: Annotated[bool, typer.Option(help="Every kernel, but few targets and sizes.")] = False,
+    subset: Annotated[bool, typer.Option(help="What the tests compile: four sizes and targets.")] = False,
+    everything: Annotated[bool, typer.Option(help="Every dtype, head dimension and target.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes that compile.")] = os.cpu_count() or 1,
     out: Annotated[Path, typer.Option(help="The table; kernels.json lies beside it.")] = HERE / "KERNELS.md",
 ) -> None:
     """Compile all kernels for all targets and say what came out."""
     if triton.knobs.runtime.interpret:
         raise typer.BadParameter("TRITON_INTERPRET is set: kernels would be interpreted, not compiled")
-    rows = compile_all([job for pair in (SUBSET if subset else FULL) for job in record_launches(*pair)], jobs)
+    rows = compile_all(
+        [job for pair in (SUBSET if subset else ALL if everything else TABLES) for job in record_launches(*pair)], jobs
+    )
     data = out.with_name("kernels.json")
     if check:
         found = compare(rows, json.loads(data.read_text()))
         print("\n".join(found) if found else f"{len(rows)} kernels compiled, none worse than {data.name}")
         sys.exit(bool(found))
-    command = "python benchmarks/kernel_report.py" + " --subset" * subset
+    command = "python benchmarks/kernel_report.py" + " --subset" * subset + " --everything" * everything
     out.write_text(render(rows, command))
     data.write_text("[\n" + ",\n".join(json.dumps({y: x[y] for y in COMMITTED}) for x in rows) + "\n]\n")
     print(f"{len(rows)} kernels, {sum(bool(spilled(x)) for x in rows)} with spills: {out}")

@@ -38,6 +38,12 @@ GPUS = (
 # (products on tensor cores that one product takes, share of the bf16 peak)
 OPERANDS = {"bf16": (1, 1), "fp16": (1, 1), "tf32": (1, 1 / 2), "tf32x3": (3, 1 / 2), "ieee": (1, 1 / 8)}
 PROGRAMS_PER_PROCESSOR = 2
+WARPS = 64  # that a multiprocessor of the A100 and the H100 holds
+# Cycles of two loads, one behind the other, that the second level's cache has: bounds of a tile, then its tokens.
+WAIT = 600
+# Share of the peak that flash attention 2 reaches, forward and backward, at head dimensions of 64 and 128, causal, from
+# 4,096 tokens on: the benchmarks of its paper. Others are faster on Hopper.
+FLASH = {"A100 SXM": (0.52, 0.60), "H100 SXM": (0.26, 0.33)}
 LONG_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -103,15 +109,36 @@ class Cost:
             "memory": self.bytes(gpu) / (gpu.terabytes * 1e12),
         }
 
+    def row(self, gpu: Gpu, shape: Shape) -> dict | None:
+        """Of the kernel report."""
+        name = f"{self.kernel} {LONG_NAMES[shape.dtype]} d={shape.head_dim} {gpu.target.replace('cuda:', 'sm_')}"
+        return compiled().get(name)
+
     def compiled_seconds(self, gpu: Gpu, shape: Shape) -> dict[str, float]:
         """What the main loop as compiled needs beside; nothing where it was not read (AMD, flash attention)."""
-        name = f"{self.kernel} {LONG_NAMES[shape.dtype]} d={shape.head_dim} {gpu.target.replace('cuda:', 'sm_')}"
-        row = compiled().get(name)
+        row = self.row(gpu, shape)
         if row is None or row["loop"] is None:
             return {}
         cycles = self.turns * row["warps"] / (gpu.processors * gpu.gigahertz * 1e9)
         loop = row["loop"]
-        return {"issue": cycles * loop["instructions"] / 4, "shared": cycles * loop["shared_bytes"] / 128}
+        moved = loop["shared_bytes"] + loop["tensor_bytes"]
+        return {"issue": cycles * loop["instructions"] / 4, "shared": cycles * moved / 128}
+
+    def expected(self, gpu: Gpu, shape: Shape) -> float:
+        """Seconds where the steps of a turn do not overlap, as Triton compiles them (each product is waited for), and
+        the programs on one multiprocessor do: products, then instructions, then bytes to and from shared memory, then
+        loads that nothing fetches ahead."""
+        seconds = self.seconds(gpu)
+        row = self.row(gpu, shape)
+        if row is None or row["loop"] is None:
+            return self.floor(gpu)
+        loop, found = row["loop"], self.compiled_seconds(gpu, shape)
+        cycle = 1 / (gpu.processors * gpu.gigahertz * 1e9)
+        read, moved = (self.turns * row["warps"] * loop[x] / 128 * cycle for x in ("tensor_bytes", "shared_bytes"))
+        waiting = self.turns * WAIT * cycle * (loop["copies"] == 0)
+        in_turn = max(seconds["products"], read) + max(found["issue"], seconds["exponentials"]) + moved + waiting
+        programs = max(1, round(row["occupancy"] * WARPS / row["warps"]))
+        return max(self.floor(gpu), *found.values(), in_turn / programs)
 
     def floor(self, gpu: Gpu) -> float:
         return max(self.seconds(gpu).values())

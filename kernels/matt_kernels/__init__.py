@@ -8,8 +8,9 @@ from matt_kernels.plan import AimPlan
 from matt_kernels.tune import autotune
 
 if knobs.runtime.interpret:
-    from matt_kernels.interpreter import repair_bfloat16
+    from matt_kernels.interpreter import patch_once, repair_bfloat16
 
     repair_bfloat16()
+    patch_once()
 
 __all__ = ["AimPlan", "adamw_rows", "aim_loss", "aim_plan", "autotune", "tile_widths"]

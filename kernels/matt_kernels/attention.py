@@ -22,6 +22,21 @@ def load_vectors(ptr, positions, wanted, stride_n, SIZE: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
+def load_rows(ptr, start, stop, stride_n, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of [n, SIZE] from `start` on, [ROWS, BLOCK], zeros from `stop` on and beyond SIZE.
+
+    One number depends on the start: all other parts of the addresses are the same in each turn of a loop.
+    """
+    rows, columns = tl.arange(0, ROWS), tl.arange(0, BLOCK)
+    ptr += start.to(tl.int64) * stride_n
+    offsets = rows[:, None] * stride_n + columns[None, :]
+    mask = (rows < stop - start)[:, None]
+    if SIZE != BLOCK:
+        mask = mask & (columns < SIZE)[None, :]
+    return tl.load(ptr + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_vectors(ptr, positions, vectors, wanted, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """The opposite, into a contiguous [n, SIZE]."""
     columns = tl.arange(0, BLOCK)

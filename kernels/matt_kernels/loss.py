@@ -18,6 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
 LARGEST_HEAD_DIM = 256
 MOST_HEADS = 65_535  # of a batch: they are the y axis of CUDA's grid
+FARTHEST = 2**24  # from token to token, in numbers: kernels count inside a tile in int32
 INTERPRETED = knobs.runtime.interpret
 
 
@@ -172,7 +173,7 @@ def _aligned(x: torch.Tensor) -> torch.Tensor:
     missing = -x.shape[-1] % 16
     if missing:
         return torch.nn.functional.pad(x, (0, missing))
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 and x.stride(-2) < FARTHEST else x.contiguous()
 
 
 def _check_options(**chosen) -> None:

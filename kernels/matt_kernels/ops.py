@@ -16,8 +16,10 @@ import torch
 from torch.library import custom_op
 
 from matt_kernels import configs, launch
-from matt_kernels.aim import aim_columns, aim_rows
-from matt_kernels.attend import attend, attend_columns, attend_rows
+from matt_kernels.aim_columns import aim_columns
+from matt_kernels.aim_rows import aim_rows
+from matt_kernels.attend import attend
+from matt_kernels.attend_gradients import attend_columns, attend_rows
 from matt_kernels.device_plan import make_device_plan
 from matt_kernels.factors import aim_factors, empty_factors
 from matt_kernels.long import aim_long_columns, aim_long_rows
