@@ -62,3 +62,10 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
         or Path(text).suffix.lower() in suffixes
     ):
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")
+
+
+def check_new_folder(name: str, path: str | Path) -> None:
+    """Raise a FileExistsError that names the argument if there is something at `path` but an empty folder."""
+    place = Path(path)
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise FileExistsError(f"{name}: wanted a new or empty folder, but {str(path)!r} has something in it")
