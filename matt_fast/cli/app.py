@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate` and `tokenizer`, each in a file of its own."""
+"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `tokenizer`, each in its own file."""
 
 from importlib.metadata import version
 from typing import Annotated

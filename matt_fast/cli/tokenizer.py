@@ -75,8 +75,7 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     say(console, f"tokens           {result.tokens:,}{before}")
     for what, tokens in (("new", result.added), ("gone", result.removed)):
         if tokens:
-            more = "" if len(tokens) <= SHOWN else " …"
-            say(console, f"{what:<16} {len(tokens):,}: {', '.join(map(repr, tokens[:SHOWN]))}{more}")
+            say(console, f"{what:<16} {len(tokens):,}: {_some(tokens)}")
     for reason in dict.fromkeys(result.left_out.values()):
         those = [text for text, why in result.left_out.items() if why == reason]
         more = "" if len(those) <= SHOWN else " …"
@@ -87,3 +86,7 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     if result.bytes_per_token is not None:
         before = "" if result.bytes_per_token_before is None else f" ({result.bytes_per_token_before:.2f} before)"
         say(console, f"bytes per token  {result.bytes_per_token:.2f}{before}")
+
+
+def _some(tokens: list[str]) -> str:
+    return ", ".join(map(repr, tokens[:SHOWN])) + ("" if len(tokens) <= SHOWN else " …")

@@ -46,7 +46,7 @@ def check(
     ours, theirs = (_encode(x, texts) for x in (made, base.tokenizer))
     for text, one, other in zip(texts, ours, theirs, strict=True):
         back, before = (x.decode(ids) for x, ids in ((made, one), (base.tokenizer, other)))
-        _require(back == before or back == text, f"{text[:60]!r} to come back", repr(back[:60]))
+        _require(back in (before, text), f"{text[:60]!r} to come back", repr(back[:60]))
     if new is not None:
         _check_new(made, base, new, texts, ours, theirs)
 

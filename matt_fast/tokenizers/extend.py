@@ -34,9 +34,9 @@ def extend(
     """Add tokens to a BPE tokenizer by going on with its merges where its trainer stopped, on another text.
 
     Its ids, merges, pre-tokenizer, normaliser, special and added tokens and chat template stay. New tokens have the
-    ids behind all of these; each is made of two tokens by a merge that ranks behind the old ones, or is a character that
-    a byte fallback spelled. So a text has the base's tokens, or new ones that stand for several of them each. All this
-    is checked (`check`) before the folder is there.
+    ids behind all of these; each is made of two tokens by a merge that ranks behind the old ones, or is a character
+    that a byte fallback spelled. So a text has the base's tokens, or new ones that stand for several of them each. All
+    this is checked (`check`) before the folder is there.
 
     Args:
         model: folder or hub name of a model or tokenizer, or a fast tokenizer.

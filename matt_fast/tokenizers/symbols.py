@@ -26,14 +26,16 @@ MOST_WORDS = 1 << 21  # different pre-tokens held at a time
 REPEATED = 1 << 16  # characters given to the trainer at a time
 MIN_COUNT = 2  # of a pair that is merged
 COVERAGE = 0.9995  # of the characters of a text, as in SentencePiece
+DIGITS = frozenset("0123456789")
 BLANK, LETTER, DIGIT, SPACE, OTHER = range(5)  # classes of characters
 
 
 class Symbols:
     """A tokenizer's tokens as characters, and where none may be merged with the next.
 
-    That is between pre-tokens, and at added and unknown tokens; at digits, if the base has each alone. A SentencePiece vocabulary does not say where its
-    trainer split texts: there merges stay inside words, as the trainer's do, and do not mix letters, digits and signs.
+    That is between pre-tokens, and at added and unknown tokens; at digits too, if the base keeps each alone. A
+    SentencePiece vocabulary does not say where its trainer split texts: there merges stay inside words, as the
+    trainer's do, and do not mix letters, digits and signs.
 
     Args:
         source: the base. Ids are below 700,000.
@@ -49,7 +51,7 @@ class Symbols:
         self.encoder, self.entry_of = source.plain, {i: entry for entry, i in entries.items()}
         self.barrier = np.zeros(self.rows, bool)
         self.barrier[[i for entry, i in entries.items() if entry in added or entry == unknown]] = True
-        with_digits = [i for entry, i in entries.items() if any(map(str.isdecimal, entry)) and not self.barrier[i]]
+        with_digits = [i for entry, i in entries.items() if DIGITS.intersection(entry) and not self.barrier[i]]
         if all(len(self.entry_of[i]) == 1 or BYTE_TOKEN.fullmatch(self.entry_of[i]) for i in with_digits):
             self.barrier[[i for i in with_digits if len(self.entry_of[i]) == 1]] = True
         self.byte = np.full(self.rows, -1)
