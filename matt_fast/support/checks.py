@@ -10,6 +10,7 @@ from typing import Any, get_args
 MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
 LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
 SEEDS = (1 << 32) - 1  # NumPy's largest
+TOKENIZER_KINDS = ("byte-bpe", "sentencepiece-bpe", "unigram")  # that can be trained
 _WIDER = {int: Integral, float: Real}  # numbers of NumPy too, and whole ones where a fraction may be
 
 

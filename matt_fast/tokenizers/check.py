@@ -1,6 +1,6 @@
 """What a changed tokenizer keeps of the one it was made of, looked at before its folder takes its name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,22 +22,23 @@ def check(
     texts: Iterable[str] = (),
     *,
     new: Mapping[str, int] | None = None,
-    same_ids: bool = True,
+    removed: Collection[str] | None = None,
 ) -> None:
     """Raise a ValueError unless a tokenizer keeps what it should of the one that it was made of.
 
     Special tokens and their roles stay, as do added tokens and the text of the chat template; every id decodes; texts
-    come back as they do from the base. With `new`, every new token is reached, and texts have the tokens of the base
-    but where new ones stand for several of these.
+    come back as they do from the base. With `new`, ids stay, every new token is reached, and texts have the tokens of
+    the base but where new ones stand for several of these. With `removed`, each token that stays is reached as it was,
+    and lines in which no removed token occurs have the tokens of the base.
 
     Args:
         made: the changed tokenizer, loaded from its folder.
         base: what it was made of.
         texts: in which to look, beside lines that tokenizers differ in.
-        new: the new tokens as their file writes them -> id; None where the vocabulary is another one.
-        same_ids: the base's ids must be the same; else only its special tokens must be there.
+        new: the new tokens as their file writes them -> id, where some were appended.
+        removed: those that are gone, where some were removed.
     """
-    _check_special_tokens(made, base, same_ids)
+    _check_special_tokens(made, base, same_ids=new is not None)
     _check_template(made, base.tokenizer)
     texts = [*PROBE, *texts]
     tokens = token_bytes(made)
@@ -49,6 +50,8 @@ def check(
         _require(back in (before, text), f"{text[:60]!r} to come back", repr(back[:60]))
     if new is not None:
         _check_new(made, base, new, texts, ours, theirs)
+    if removed is not None:
+        _check_rest(made, base, frozenset(removed), texts)
 
 
 def _check_new(made, base: Source, new: Mapping[str, int], texts, ours, theirs) -> None:
@@ -63,6 +66,23 @@ def _check_new(made, base: Source, new: Mapping[str, int], texts, ours, theirs) 
             got = base.tokenizer.convert_ids_to_tokens(spelled[max(at - 2, 0) : at + 3])
             wanted = base.tokenizer.convert_ids_to_tokens(other[max(at - 2, 0) : at + 3])
             _require(False, f"the base's tokens {wanted} inside the new ones in {text[:60]!r}", str(got))
+
+
+def _check_rest(made, base: Source, removed: Collection[str], texts) -> None:
+    old, model, ids = base.plain.model, made.backend_tokenizer.model, made.get_vocab()
+    kept = [entry for entry in base.entries if entry not in removed]
+    _require(sorted(ids) == sorted(kept), f"{len(kept):,} tokens of the base", f"{len(ids):,}")
+    wrong = [
+        entry
+        for entry in kept
+        if [x.value for x in old.tokenize(entry)] == [entry] != [x.value for x in model.tokenize(entry)]
+    ]
+    _require(not wrong, "every token to be reached as before", f"{len(wrong):,} that are not: {_some(wrong)}")
+    lines = [line for text in texts for line in text.splitlines() if line]
+    before, after = (x.encode_batch(lines, add_special_tokens=False) for x in (base.plain, made.backend_tokenizer))
+    for line, one, other in zip(lines, before, after, strict=True):
+        same = one.tokens == other.tokens or not removed.isdisjoint(one.tokens)
+        _require(same, f"the base's tokens {one.tokens[:20]} of {line[:60]!r}", str(other.tokens[:20]))
 
 
 def _check_special_tokens(made, base: Source, same_ids: bool) -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import BYTE_LEVEL
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import read_texts
 from matt_fast.support.checks import MANY, check_new_folder, check_range
 from matt_fast.tokenizers.check import check
-from matt_fast.tokenizers.merging import Merging
+from matt_fast.tokenizers.merging import UNREACHABLE, Merging
 from matt_fast.tokenizers.result import NewTokenizer, bytes_per_token, texts_of
 from matt_fast.tokenizers.source import Sample, Source, append_tokens, read_source, write_tokenizer
+from matt_fast.tokenizers.spelling import Spelling
 from matt_fast.tokenizers.symbols import Symbols, learn
 
 SENTENCEPIECE_LENGTH = 16  # characters: the longest piece that SentencePiece's trainer makes by default
@@ -133,29 +133,13 @@ def read_words(file: str | Path) -> list[str]:
 
 def add_words(base: Source, words: Sequence[str]) -> tuple[Source, dict[str, str]]:
     """The tokenizer with a token for each word, and the words that cannot have one, with the reason."""
-    merging, left_out = Merging(base), {}
+    merging, spelling, left_out = Merging(base), Spelling(base), {}
     texts = dict.fromkeys(x for word in words for x in ([word] if word[:1].isspace() else [word, " " + word]))
-    spelled = {text: entry_of(base, text) for text in texts}
+    spelled = {text: spelling.of_text(text) for text in texts}
     wanted = {entry for entry in spelled.values() if entry is not None}
     for text, entry in sorted(spelled.items(), key=lambda item: len(item[0])):
         if entry is None:
-            left_out[text] = "is cut by the pre-tokenizer, or changed by the normaliser"
+            left_out[text] = "is cut or changed before merges apply"
         elif entry not in merging.known and not merging.add(entry, wanted):
-            left_out[text] = "needs a merge to a token that the base makes otherwise"
+            left_out[text] = UNREACHABLE
     return append_tokens(base, merging.added, merging.merges), left_out
-
-
-def entry_of(base: Source, text: str) -> str | None:
-    """How a vocabulary would write a text as one token; None if its pre-tokenizer cuts or its normaliser changes it."""
-    tokenizer = base.plain
-    if any(token["content"] in text for token in base.backend["added_tokens"]):
-        return None
-    if base.sentencepiece:
-        entry = text.replace(" ", "▁")
-        normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else entry
-        pre = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]
-        return entry if len(pre) == 1 and pre[0][0] in (entry, "▁" + entry) else None
-    normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-    pre = tokenizer.pre_tokenizer.pre_tokenize_str(normal)
-    entry = "".join(BYTE_LEVEL[byte] for byte in text.encode())
-    return entry if len(pre) == 1 and pre[0][0] in (entry, BYTE_LEVEL[ord(" ")] + entry) else None

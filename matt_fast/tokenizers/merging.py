@@ -1,11 +1,12 @@
 """How the merges of a BPE model put an entry together, and which more would make it one token."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from matt_fast.tokenizers.source import Source
 
 MOST_PIECES = 64  # of an entry that is to become one token
+UNREACHABLE = "needs a merge to a token that the base makes otherwise"
 
 
 class Merging:
@@ -27,11 +28,21 @@ class Merging:
 
     def pieces(self, entry: str) -> list[str]:
         """The tokens that merges make of an entry alone, as the model does it: the lowest rank first."""
-        pieces = []
+        return self._merge(entry)[0]
+
+    def parts(self, entry: str) -> list[str]:
+        """What an entry's token is made of: two tokens by the last merge, or pieces where no merges lead to it."""
+        pieces, before = self._merge(entry)
+        return before if pieces == [entry] else pieces
+
+    def _merge(self, entry: str) -> tuple[list[str], list[str]]:
+        """The pieces, and those before the last merge."""
+        pieces: list[str] = []
         for character in entry:
             spelled = [f"<0x{byte:02X}>" for byte in character.encode()]
             fall_back = character not in self.known and self.byte_fallback and self.known.issuperset(spelled)
             pieces += spelled if fall_back else [character]
+        before = pieces
         while len(pieces) > 1:
             rank, pair = min((self.ranks.get(pair, len(self.ranks)), pair) for pair in pairwise(pieces))
             if rank == len(self.ranks):
@@ -41,8 +52,8 @@ class Merging:
                 both = tuple(pieces[at : at + 2]) == pair
                 merged.append(pieces[at] + pieces[at + 1] if both else pieces[at])
                 at += 1 + both
-            pieces = merged
-        return pieces
+            before, pieces = pieces, merged
+        return pieces, before
 
     def add(self, entry: str, wanted: Collection[str] = ()) -> bool:
         """Append an entry, with merges that make it one token, and the parts that these need.
@@ -99,9 +110,3 @@ class Merging:
             cut = best[start, end][1]
             start, end = (start, cut) if cut - start > 1 else (cut, end)
         return pieces[start], pieces[start + 1]
-
-
-def reachable(base: Source, entries: Iterable[str]) -> set[str]:
-    """Which entries of a vocabulary its own merges make one token of."""
-    model = base.plain.model
-    return {entry for entry in entries if [token.value for token in model.tokenize(entry)] == [entry]}

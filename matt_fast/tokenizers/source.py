@@ -2,10 +2,11 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -86,6 +87,31 @@ def append_tokens(source: Source, entries: Iterable[str], merges: Iterable[tuple
     vocab.update({entry: first + i for i, entry in enumerate(entries)})
     backend["model"]["merges"] += [list(pair) for pair in merges]
     return Source(source.tokenizer, backend, source.argument)
+
+
+def keep_tokens(source: Source, kept: Collection[str]) -> Source:
+    """The tokenizer with some of its tokens only, and the merges between them. Ids close up, in their order."""
+    backend = copy.deepcopy(source.backend)
+    old = sorted((i, entry) for entry, i in source.entries.items() if entry in kept)
+    ids = {entry: new for new, (_, entry) in enumerate(old)}
+    backend["model"]["vocab"] = ids
+    backend["model"]["merges"] = [pair for pair in backend["model"]["merges"] if {*pair, "".join(pair)} <= ids.keys()]
+    for token in backend["added_tokens"]:
+        token["id"] = ids[token["content"]]
+    backend["post_processor"] = _renumbered(backend["post_processor"], ids)
+    return Source(source.tokenizer, backend, source.argument)
+
+
+def _renumbered(part: Any, ids: Mapping[str, int]) -> Any:
+    """A post-processor with other ids for its special tokens."""
+    if isinstance(part, dict) and {"ids", "tokens"} <= part.keys():
+        return part | {"ids": [ids[token] for token in part["tokens"]]}
+    if isinstance(part, dict):
+        return {
+            key: [value[0], ids[value[0]]] if key in ("cls", "sep") else _renumbered(value, ids)
+            for key, value in part.items()
+        }
+    return [_renumbered(x, ids) for x in part] if isinstance(part, list) else part
 
 
 def write_tokenizer(

@@ -39,9 +39,10 @@ class Symbols:
 
     Args:
         source: the base. Ids are below 700,000.
+        digits_alone: whether digits are merged with nothing; as in the base if None.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, digits_alone: bool | None = None):
         entries, added = source.entries, {token["content"] for token in source.backend["added_tokens"]}
         self.rows = max(entries.values()) + 1
         if FIRST + self.rows + CHARACTERS > 0x110000:
@@ -51,9 +52,8 @@ class Symbols:
         self.encoder, self.entry_of = source.plain, {i: entry for entry, i in entries.items()}
         self.barrier = np.zeros(self.rows, bool)
         self.barrier[[i for entry, i in entries.items() if entry in added or entry == unknown]] = True
-        with_digits = [i for entry, i in entries.items() if DIGITS.intersection(entry) and not self.barrier[i]]
-        if all(len(self.entry_of[i]) == 1 or BYTE_TOKEN.fullmatch(self.entry_of[i]) for i in with_digits):
-            self.barrier[[i for i in with_digits if len(self.entry_of[i]) == 1]] = True
+        if keeps_digits_alone(source) if digits_alone is None else digits_alone:
+            self.barrier[[i for entry, i in entries.items() if entry in DIGITS]] = True
         self.byte = np.full(self.rows, -1)
         if model.get("byte_fallback"):
             for entry, i in entries.items():
@@ -120,6 +120,13 @@ class Symbols:
         """How the vocabulary writes a symbol."""
         i = ord(symbol) - FIRST
         return self.entry_of[i] if i < self.rows else chr(i - self.rows)
+
+
+def keeps_digits_alone(source: Source) -> bool:
+    """Whether no token has a digit and something else, but for added tokens."""
+    added = {token["content"] for token in source.backend["added_tokens"]}
+    rest = (x for x in source.entries if DIGITS.intersection(x) and x not in added and not BYTE_TOKEN.fullmatch(x))
+    return all(len(entry) == 1 for entry in rest)
 
 
 @cache
