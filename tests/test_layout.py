@@ -18,7 +18,7 @@ FLOORS = (
     ("alignment", "loss"),
     ("model",),
     ("data", "initializers", "evaluation"),
-    ("training", "modeling"),
+    ("training", "modeling", "tokenizers"),
     ("recipe",),
     ("planning",),
     ("cli",),
@@ -37,6 +37,7 @@ PUBLIC = {
     "matt_fast.modeling": "AIMOutput Gemma3ForAIM PartlyFrozenEmbeddings PreTrainedModelForAIM",
     "matt_fast.modeling.gemma3": "Gemma3TextScaledPartlyFrozenWordEmbedding",
     "matt_fast.segments": "SPECIAL align_segments align_segments_batch",
+    "matt_fast.tokenizers": "check extend merge prune train",
     "matt_fast.training.aim_impl": "aim_impl aim_star_impl get_aim_impl get_aim_star_states get_aim_states",
     "matt_fast.vocabulary": "VocabularyPair match_tokens spell_tokens token_bytes vocabulary_rows",
 }

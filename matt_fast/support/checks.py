@@ -10,6 +10,7 @@ from typing import Any, get_args
 MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
 LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
 SEEDS = (1 << 32) - 1  # NumPy's largest
+TOKENIZER_KINDS = ("byte-bpe", "sentencepiece-bpe", "unigram")  # that can be trained
 _WIDER = {int: Integral, float: Real}  # numbers of NumPy too, and whole ones where a fraction may be
 
 
@@ -62,3 +63,10 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
         or Path(text).suffix.lower() in suffixes
     ):
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")
+
+
+def check_new_folder(name: str, path: str | Path) -> None:
+    """Raise a FileExistsError that names the argument if there is something at `path` but an empty folder."""
+    place = Path(path)
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise FileExistsError(f"{name}: wanted a new or empty folder, but {str(path)!r} has something in it")

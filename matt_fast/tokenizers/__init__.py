@@ -1,0 +1,9 @@
+"""Tokenizers made, extended, merged and pruned, each as a folder that `matt-fast transfer --tokenizer` takes."""
+
+from matt_fast.tokenizers.check import check
+from matt_fast.tokenizers.extend import extend
+from matt_fast.tokenizers.merge import merge
+from matt_fast.tokenizers.prune import prune
+from matt_fast.tokenizers.train import train
+
+__all__ = ["check", "extend", "merge", "prune", "train"]
