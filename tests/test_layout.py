@@ -18,7 +18,7 @@ FLOORS = (
     ("alignment", "loss"),
     ("model",),
     ("data", "initializers", "evaluation"),
-    ("training", "modeling"),
+    ("training", "modeling", "tokenizers", "show"),
     ("recipe",),
     ("planning",),
     ("cli",),

@@ -1,0 +1,1 @@
+"""Tokenizers judged, before a model gets one."""
