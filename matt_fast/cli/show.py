@@ -66,6 +66,8 @@ def segments(
             f"{len(found.segments):,} segments: {counts[0]:,} old tokens, {counts[1]:,} new; {one_to_one:,} are one "
             f"token on both sides. {note}".rstrip(),
         )
+        if output is not None:
+            say(out.console, f"Written: {output}")
         out.result(
             {
                 "segments": [

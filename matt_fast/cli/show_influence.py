@@ -104,6 +104,8 @@ def influence(
                 reads, read = found.labels[place // count], found.labels[place % count]
                 say(out.console, f"          {value:.4g}  {reads} draws on {read}")
         matrices = {"teacher": found.teacher, **found.students}
+        if output is not None:
+            say(out.console, f"Written: {output}")
         out.result(
             {
                 "layer": layer,

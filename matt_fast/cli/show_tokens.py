@@ -93,6 +93,8 @@ def tokens(
             f"{len(everything):,} new tokens ({starts}), {unseen:,} never seen in training; {strange:,} stand out.",
         )
         say(out.console, f"{len(shown):,} of {len(found):,} that match are shown. {note}")
+        if output is not None:
+            say(out.console, f"Written: {output}")
         out.result({"tokens": [vars(x) for x in shown], "matching": len(found), "new": len(everything), "moved": note})
 
 

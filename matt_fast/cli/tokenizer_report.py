@@ -78,6 +78,8 @@ def report(
 
                 save(savings_figure(found), output)
         _print_report(out.console, found)
+        if output is not None:
+            say(out.console, f"Written: {output}")
         out.result({"tokenizers": found.tokenizers, "output": None if output is None else str(output)})
 
 

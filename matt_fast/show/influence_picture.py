@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # an extra
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANEL, PER_LABEL, LARGEST = 3.4, 0.14, 9.0  # inches
-MAX_LABELS = 56  # along an axis
+PANEL, PER_LABEL, LARGEST = 3.4, 0.16, 7.5  # inches
+MAX_LABELS = 40  # along an axis
 MAX_WIDTH = 16  # characters of a label
 
 
@@ -54,7 +54,7 @@ def _note(found: Influence, names: Sequence[str], missing: set[str]) -> str:
         "",
         "row i: the segment that reads",
         "column j: the segment that is read",
-        "below: the student's s[i, j] minus the teacher's",
+        "lower row: student minus teacher",
     ]
     if missing:
         lines += ["", f"labels are numbers: no font here has {len(missing)}", "of the text's characters"]
@@ -82,8 +82,7 @@ def _label(axis: "Axes", count: int, labels, families) -> None:
     step = -(-count // MAX_LABELS)
     places = range(0, count, step)
     texts = [str(i + 1) if labels is None else _short(labels[i]) for i in places]
-    size = 7 if count <= 40 else 5.5
-    style = {"fontsize": size, "family": families if labels is not None else None, "parse_math": False}
+    style = {"fontsize": 7, "family": families if labels is not None else None, "parse_math": False}
     axis.set_xticks(places, texts, rotation=90, **style)
     axis.set_yticks(places, texts, **style)
     axis.tick_params(length=1.5, pad=1.5)

@@ -64,7 +64,7 @@ def open_model(
     check_weights(source)
     if n_layers is not None and not 1 <= n_layers <= source.depth:
         raise ValueError(f"layer: wanted 1 to {source.depth} for {str(place)!r}, got {n_layers}")
-    return source, source.load(torch.float32, source.depth // 3 or 1 if n_layers is None else n_layers)
+    return source, source.load(torch.float32, max(1, round(source.depth / 3)) if n_layers is None else n_layers)
 
 
 def start_again(model: PreTrainedModel, vocabulary: VocabularyPair, init: str, seed: int) -> Rows:

@@ -7,12 +7,14 @@ from matt_fast.show.pages import page
 from matt_fast.show.tokens import OUTLIER, TokenRow
 
 STYLE = """
+body { max-width: none; font-size: 14px; }
 table { border-collapse: collapse; margin-top: 1em; }
 th { cursor: pointer; text-align: left; position: sticky; top: 0; background: #eee; white-space: nowrap; }
 th, td { padding: 3px 8px; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
 bdi { background: #f2f2f2; border: 1px solid #ccc; border-radius: 3px; padding: 0 3px; margin: 0 1px;
-      display: inline-block; }
+      display: inline-block; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 30em; }
+.near { display: inline-block; }
 tr.outlier td:first-child { border-left: 4px solid #D55E00; }
 input { font: inherit; padding: 4px 8px; width: 20em; }
 small { color: #555; }
@@ -87,7 +89,7 @@ def _row(token: TokenRow) -> str:
 
 
 def _near(found: tuple[tuple[str, float], ...]) -> str:
-    return " ".join(f"{_token(token)}<small>{cosine:.2f}</small>" for token, cosine in found)
+    return " ".join(f'<span class="near">{_token(token)}<small>{cosine:.2f}</small></span>' for token, cosine in found)
 
 
 def _token(text: str) -> str:

@@ -7,7 +7,7 @@ smaller vocabulary.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,14 +68,9 @@ class Merges:
             raise ValueError("tokenizer: wanted the first tokenizer's merges, then more, for a curve over added tokens")
         known = old["vocab"].keys()
         self._ids, self._old, self._merges = new["vocab"], known, len(first)
-        self._rank: dict[tuple[str, str], int] = {}
-        for rank, pair in enumerate(merges):
-            self._rank.setdefault(pair, rank)
-        self._first: dict[str, int] = {}
-        for rank, (left, right) in enumerate(merges):
-            self._first.setdefault(left + right, rank)
-        fallback = bool(new.get("byte_fallback"))
-        self._characters = {x: fallback for x in new["vocab"] if len(x) == 1 and x not in known}
+        self._rank = {pair: rank for rank, pair in enumerate(merges)}
+        self._characters = [x for x in new["vocab"] if len(x) == 1 and x not in known]
+        self._spelled = bool(new.get("byte_fallback"))  # by bytes, where a character is missing
         by_merge = (left + right for left, right in merges[len(first) :])
         self.added = list(dict.fromkeys([*self._characters, *(x for x in by_merge if x not in known)]))
         # How many added tokens there are when a merge of the added ones is: [added merges].
@@ -84,6 +79,7 @@ class Merges:
             if left + right not in known:
                 seen.add(left + right)
             self._place.append(len(seen))
+        self._ways: dict[str, list[int]] = {}
 
     def savings(self, counts: Mapping[int, int], size: int) -> Savings:
         """What the first so many added tokens save.
@@ -96,32 +92,31 @@ class Merges:
             ValueError: an added token occurs that no merge gives.
         """
         later = np.zeros(len(self.added) + 1, np.int64)  # tokens more where the n-th added one is missing
-        position = {entry: n for n, entry in enumerate(self.added, 1)}
         for entry, i in self._ids.items():
-            count = counts.get(i, 0)
-            if not count or (entry in self._old and self._first.get(entry, -1) < self._merges):
-                continue
-            for character in entry:
-                if self._characters.get(character):
-                    later[position[character]] += count * (len(character.encode()) - 1)
-            for rank in self._way(entry):
-                if rank >= self._merges:
-                    later[self._place[rank - self._merges]] += count
+            if count := counts.get(i, 0):
+                if entry not in self._ways:
+                    self._ways[entry] = list(self._way(entry))
+                np.add.at(later, self._ways[entry], count)
         whole = sum(counts.values())
         behind = np.cumsum(later[::-1])[::-1]
         return Savings(whole + np.append(behind[1:], 0), size)
 
-    def _way(self, entry: str) -> list[int]:
-        """The ranks of the merges that make an entry, each at least as high as those before it."""
-        parts, highest, ranks = list(entry), 0, []
+    def _way(self, entry: str) -> Iterator[int]:
+        """Which added tokens had to be there for an entry to become one token, each for one token less."""
+        if self._spelled:
+            for character in entry:
+                if character in self._characters:
+                    yield from [1 + self._characters.index(character)] * (len(character.encode()) - 1)
+        parts, highest, never = list(entry), 0, self._merges + len(self._place)
         while len(parts) > 1:
-            found = min((self._rank.get(pair, len(self._rank)), at) for at, pair in enumerate(pairwise(parts)))
-            rank, at = found
-            if rank == len(self._rank):
+            rank, at = min((self._rank.get(pair, never), at) for at, pair in enumerate(pairwise(parts)))
+            if rank == never and entry in self._old:  # not by merges, under either tokenizer
+                return
+            if rank == never:
                 raise ValueError(
                     f"tokenizer: wanted merges that make its token {entry!r}, for a curve over added tokens"
                 )
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            highest = max(highest, rank)
-            ranks.append(highest)
-        return ranks
+            highest = max(highest, rank)  # without that merge those behind it would not have come
+            if highest >= self._merges:
+                yield self._place[highest - self._merges]

@@ -19,7 +19,7 @@ ENOUGH = 0.95
 def savings_figure(found: Report) -> "Figure":
     """A panel for each tokenizer that goes on with the merges of the first, a curve for each text.
 
-    A mark on a curve is where 95% of what all added tokens save is reached; the number beside it, the tokens added.
+    A dot on a curve is where 95% of what all added tokens save is reached; its label has the number of tokens there.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -41,18 +41,16 @@ def savings_figure(found: Report) -> "Figure":
             colour, style = LINES[number % len(LINES)], STYLES[number % len(STYLES)]
             steps = np.unique(np.linspace(0, len(savings.tokens) - 1, POINTS).astype(int))
             values, enough = savings.bytes_per_token, savings.added_for(ENOUGH)
-            axis.plot(steps, values[steps], style, color=colour, label=text)
+            axis.plot(steps, values[steps], style, color=colour, label=f"{text} ({enough:,})")
             axis.plot(enough, values[enough], "o", color=colour)
-            where = {"xytext": (0, -12), "textcoords": "offset points", "ha": "center", "va": "top"}
-            axis.annotate(f"{enough:,}", (enough, values[enough]), color=colour, fontsize=9, **where)
             axis.plot(0, base.texts[text].bytes_per_token, "_", color=GREY, markersize=12, clip_on=False)
         axis.set_title(name, family=families, parse_math=False, fontsize=11)
         axis.set_xlabel("added tokens, in the order of their merges")
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.margins(y=0.15)
         axis.grid(alpha=0.3)
-        for text in axis.legend(fontsize=9, prop={"family": families, "size": 9}, loc="lower right").get_texts():
+        for text in axis.legend(prop={"family": families, "size": 9}).get_texts():
             text.set_parse_math(False)
     axes[0].set_ylabel("bytes per token")
-    figure.supxlabel(f"dot: {ENOUGH:.0%} of the saving", fontsize=9, color=GREY)
+    figure.supxlabel(f"dot, and number in brackets: {ENOUGH:.0%} of what all save", fontsize=9, color=GREY)
     return figure
