@@ -93,18 +93,19 @@ def _names(places: list[str]) -> list[str]:
 
 
 def _print_report(console: Console, found: "Report") -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("text", "tokenizer"):
-        table.add_column(name, overflow="fold")
-    for name in ("tokens", "bytes/token", "characters/token", "speed-up", "not restored"):
-        table.add_column(name, justify="right")
     for text, first in found.tokenizers[0].texts.items():
+        table = Table(
+            title=Text(printable(f"{text}, {first.bytes:,} bytes")), title_justify="left", box=None, pad_edge=False
+        )
+        table.add_column("")
+        for name in ("tokens", "bytes per\ntoken", "characters\nper token", "speed-up", "not\nrestored"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in found.tokenizers:
             x = row.texts[text]
             figures = f"{x.tokens:,}", f"{x.bytes_per_token:.3f}", f"{x.characters_per_token:.3f}", f"{x.speedup:.2f}"
-            words = f"{text}, {first.bytes:,} bytes" * (row is found.tokenizers[0]), row.name, *figures
-            table.add_row(*(Text(printable(word)) for word in words), f"{x.not_restored:,}")
-    console.print(table)
+            table.add_row(*(Text(printable(word)) for word in (row.name, *figures)), f"{x.not_restored:,}")
+        console.print(table)
+        console.print()
     say(
         console,
         "The speed-up is an expectation: how many fewer tokens there are, if each costs the model the same.",

@@ -7,7 +7,7 @@ smaller vocabulary.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -69,12 +69,13 @@ class Merges:
         known = old["vocab"].keys()
         self._ids, self._old, self._merges = new["vocab"], known, len(first)
         self._rank = {pair: rank for rank, pair in enumerate(merges)}
-        self._characters = [x for x in new["vocab"] if len(x) == 1 and x not in known]
+        characters = [x for x in new["vocab"] if len(x) == 1 and x not in known]
         self._spelled = bool(new.get("byte_fallback"))  # by bytes, where a character is missing
         by_merge = (left + right for left, right in merges[len(first) :])
-        self.added = list(dict.fromkeys([*self._characters, *(x for x in by_merge if x not in known)]))
+        self.added = list(dict.fromkeys([*characters, *(x for x in by_merge if x not in known)]))
+        self._characters, self._position = set(characters), {x: n for n, x in enumerate(characters, 1)}
         # How many added tokens there are when a merge of the added ones is: [added merges].
-        seen, self._place = set(self._characters), []
+        seen, self._place = set(characters), []
         for left, right in merges[len(first) :]:
             if left + right not in known:
                 seen.add(left + right)
@@ -95,23 +96,23 @@ class Merges:
         for entry, i in self._ids.items():
             if count := counts.get(i, 0):
                 if entry not in self._ways:
-                    self._ways[entry] = list(self._way(entry))
-                np.add.at(later, self._ways[entry], count)
+                    self._ways[entry] = self._way(entry)
+                np.add.at(later, np.array(self._ways[entry], np.int64), count)
         whole = sum(counts.values())
         behind = np.cumsum(later[::-1])[::-1]
         return Savings(whole + np.append(behind[1:], 0), size)
 
-    def _way(self, entry: str) -> Iterator[int]:
+    def _way(self, entry: str) -> list[int]:
         """Which added tokens had to be there for an entry to become one token, each for one token less."""
+        way = []
         if self._spelled:
-            for character in entry:
-                if character in self._characters:
-                    yield from [1 + self._characters.index(character)] * (len(character.encode()) - 1)
+            for character in self._characters & set(entry):
+                way += [self._position[character]] * (len(character.encode()) - 1) * entry.count(character)
         parts, highest, never = list(entry), 0, self._merges + len(self._place)
         while len(parts) > 1:
             rank, at = min((self._rank.get(pair, never), at) for at, pair in enumerate(pairwise(parts)))
             if rank == never and entry in self._old:  # not by merges, under either tokenizer
-                return
+                return []
             if rank == never:
                 raise ValueError(
                     f"tokenizer: wanted merges that make its token {entry!r}, for a curve over added tokens"
@@ -119,4 +120,5 @@ class Merges:
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
             highest = max(highest, rank)  # without that merge those behind it would not have come
             if highest >= self._merges:
-                yield self._place[highest - self._merges]
+                way.append(self._place[highest - self._merges])
+        return way
