@@ -292,6 +292,7 @@ SIDES = "--old=TEACHER --new=TOKENIZER"
         ("influence --text=x --adapted=TEACHER/..", "adapted: wanted the output of a finished transfer"),
         ("influence --text=x --adapted=ADAPTED --head=4", "head: wanted 0 to 3 at this layer, or mean; got 4"),
         ("influence --text=x --adapted=ADAPTED --head=first", "head: wanted a number from 0, or mean"),
+        ("influence --text=x --adapted=ADAPTED --tokenizer=TOKENIZER", "tokenizer: wanted none beside adapted"),
         ("influence --text=x --adapted=ADAPTED --layer=4", "layer: wanted 1 to 3"),
         ("influence --text=x --adapted=ADAPTED --layer=0", "layer: wanted at least 1"),
         ("influence --text=x --adapted=ADAPTED --init=focus", "init: wanted one of mean"),

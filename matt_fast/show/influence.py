@@ -90,6 +90,10 @@ def find_influence(
             raise ValueError(f"head: wanted 0 to {heads - 1} at this layer, or mean; got {head}")
         captured = {}
         for name, (model, rows) in students.items():
+            if len(rows) < vocabulary.rows:
+                raise ValueError(
+                    f"students: wanted {vocabulary.rows} rows for the new tokenizer {name}, got {len(rows)}"
+                )
             embedding = model.get_input_embeddings()
             weight = {"weight": rows.to(embedding.weight)}
             inputs = torch.func.functional_call(embedding, weight, (ids["student"],))

@@ -93,9 +93,9 @@ def find_segments(text: str, old: PreTrainedTokenizerBase, new: PreTrainedTokeni
             (old_ids, new_ids), (old_spans, new_spans), (old, new), aligned, strict=True
         )
     ]
-    spans = np.concatenate([old_spans, new_spans])
-    owner = np.concatenate(aligned)
-    ends = [int(spans[owner == i, 1].max()) for i in range(len(sides[0]))]
+    ends = np.zeros(len(sides[0]), np.int64)
+    np.maximum.at(ends, np.concatenate(aligned), np.concatenate([old_spans, new_spans])[:, 1])
+    ends = np.maximum.accumulate(ends).tolist()
     ends[-1] = len(text)
     starts = [0, *ends[:-1]]
     found = (Segment(text[a:b], *pieces) for a, b, *pieces in zip(starts, ends, *sides, strict=True))

@@ -131,7 +131,8 @@ def _place(segments: tuple[Segment, ...], measure) -> tuple[list[_Placed], int]:
     room = WIDTH - MARGIN - left
     for number, segment in enumerate(segments, 1):
         for part in _parts(segment, measure, room):
-            width = max(sum(measure(x.text) for x in side) for side in (part.old, part.new))
+            label = (measure(segment.label(number)) - 2 * PAD) * SMALL / SIZE
+            width = max(label, *(sum(measure(x.text) for x in side) for side in (part.old, part.new)))
             if left > MARGIN + LABEL and left + width > WIDTH - MARGIN:
                 line, left = line + 1, MARGIN + LABEL
             placed.append(_Placed(number, part, line, left, width))
