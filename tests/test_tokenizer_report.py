@@ -110,6 +110,13 @@ def test_savings_of_characters_that_a_byte_fallback_spelled():
     check_every_cut(base, merges, ("ж", "語", "ы"), ["ab жы ab語abc 語語 ж", "ыж日 abcd"])
 
 
+def test_savings_where_an_added_merge_leads_to_old_ones():
+    """Of "abcd" the first gives a, bc, d; with the merge of a and bc, which makes no new token, it gets further."""
+    first = [("b", "c"), ("a", "b"), ("ab", "c"), ("abc", "d")]
+    base = sentencepiece([*"▁abcdxyz", "bc", "ab", "abc", "abcd"], first)
+    check_every_cut(base, [("x", "y"), ("a", "bc"), ("xy", "z")], (), ["abcd xyz", "abcdabc xy"])
+
+
 def test_there_is_no_curve_where_merges_do_not_go_on():
     base = byte_level(TEXTS, 280, **ROLES)
     other = byte_level([text[::-1] for text in TEXTS], 300, **ROLES)
@@ -138,6 +145,8 @@ def test_tokens_that_no_text_gives():
         vocab[entry] = len(vocab)
     found = unreachable(wrap(backend))
     assert sorted(found) == sorted(vocab[x] for x in ("aĠ", "aĠb", "zzqq", "Ãĥ"))
+    begins_words = sentencepiece([*"▁abc", "▁a", "▁ab"], [("▁", "a"), ("▁a", "b")])  # "a" only behind something
+    assert unreachable(begins_words) == []
 
 
 def test_figures_are_those_of_counting_by_hand():

@@ -19,7 +19,7 @@ from matt_fast.support.plots import PICTURES
 show = typer.Typer(no_args_is_help=True, help="Pictures of segments, attention influence and new tokens.")
 
 # Characters that are shown: what a terminal, a picture and a browser can take.
-TERMINAL, PICTURE, PAGE = 20_000, 4_000, 200_000
+TERMINAL, PICTURE, PAGE = 20_000, 4_000, 60_000
 
 
 def segments(
