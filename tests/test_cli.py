@@ -210,6 +210,10 @@ def test_arguments_are_checked_before_slow_imports():
         (["compare-inits", *model, "--eval-data=x.txt", "--init=mean"], 1, "eval_data: wanted"),
         (["evaluate", "--model=x", "--data=x.txt"], 1, "data: wanted"),
         (["evaluate", "--model=x", "--data=x", "--pieces=0"], 1, "pieces: wanted at least 1"),
+        (["tokenizer", "report", "org/model"], 1, "data: wanted text to tokenise"),
+        (["show", "segments", "--old=a/b", "--new=c/d", "--text= "], 1, "text: wanted text"),
+        (["show", "influence", "--text=x", "--head=x"], 1, "head: wanted a number"),
+        (["show", "tokens", "x", "--sort=x"], 1, "sort: wanted one of"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == status, done.stderr

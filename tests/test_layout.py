@@ -18,7 +18,7 @@ FLOORS = (
     ("alignment", "loss"),
     ("model",),
     ("data", "initializers", "evaluation"),
-    ("training", "modeling", "tokenizers"),
+    ("training", "modeling", "tokenizers", "show"),
     ("recipe",),
     ("planning",),
     ("cli",),

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - look-alike characters are what is shown
 """What a tokenizer's tokens are, byte for byte: which bytes each id stands for, and which tokens two tokenizers share.
 
 Tokens are matched by their bytes and never by a decoded string: fragments of multi-byte characters all decode to the
@@ -12,6 +13,8 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from matt_fast.support.printable import visible
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BYTE_LEVEL = bytes_to_unicode()
@@ -69,6 +72,18 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, Token]:
             if token_id in added and tokens[token_id].kind == "text" and not _is_text(tokens[token_id].bytes):
                 tokens[token_id] = Token("text", text.encode())
     return tokens
+
+
+def show_token(token: Token | None) -> str:
+    """A token as it is shown to people: `visible`, or "‹E3 81›", its bytes, where they are no whole characters."""
+    if token is None:
+        return "‹?›"
+    if not token.bytes:
+        return "‹›"
+    try:
+        return visible(token.bytes.decode())
+    except UnicodeDecodeError:
+        return f"‹{token.bytes.hex(' ').upper()}›"
 
 
 def match_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> dict[int, Match]:

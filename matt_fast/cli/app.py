@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `tokenizer`, each in its own file."""
+"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `tokenizer …`, `show …`, a file each."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from matt_fast.cli.compare import compare_inits
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
+from matt_fast.cli.show import show
 from matt_fast.cli.tokenizer import tokenizer
 from matt_fast.cli.transfer import transfer
 from matt_fast.support.threads import wait_passively
@@ -34,3 +35,4 @@ def main(
 for command in (transfer, plan, compare_inits, evaluate):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
+app.add_typer(show, name="show")

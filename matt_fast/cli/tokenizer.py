@@ -1,4 +1,4 @@
-"""`matt-fast tokenizer extend`, `train`, `merge` and `prune`."""
+"""`matt-fast tokenizer extend`, `train`, `merge`, `prune` and `report`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tokenizer_report import report
 from matt_fast.recipe.arguments import TEXT_FILES
 from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_location, check_new_folder, check_range
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN = 12  # tokens
 
-tokenizer = typer.Typer(no_args_is_help=True, help="Make a tokenizer for `transfer`: extend, train, merge, prune.")
+tokenizer = typer.Typer(
+    no_args_is_help=True, help="Make a tokenizer for `transfer`: extend, train, merge, prune; and judge it: report."
+)
 
 Base = Annotated[str, Option(help="Folder or hub name of the model, or of its tokenizer.")]
 Data = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
@@ -101,6 +104,9 @@ def prune(
 ) -> None:
     """Remove the tokens of a BPE tokenizer that a text uses least."""
     _run("prune", dict(locals()), {"keep": 1}, ("model", "data"))
+
+
+tokenizer.command()(report)
 
 
 def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[str, ...]) -> None:

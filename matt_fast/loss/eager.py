@@ -38,8 +38,8 @@ def eager_loss(
     }
     terms = []
     for document, weight in zip(documents, pair_weights, strict=True):
-        teacher_states = _segment_states(teacher, document.row, document.teacher, **options)
-        student_states = _segment_states(student, document.row, document.student, **options)
+        teacher_states = segment_states(teacher, document.row, document.teacher, **options)
+        student_states = segment_states(student, document.row, document.student, **options)
         if variant == "aim" and causal:
             queries, keys = torch.tril_indices(document.segment_count, document.segment_count, device=student[0].device)
             teacher_states, student_states = teacher_states[:, queries, keys], student_states[:, queries, keys]
@@ -47,8 +47,8 @@ def eager_loss(
     return torch.stack(terms).sum()
 
 
-def _segment_states(inputs: Tensors, row: int, side: Side, variant, **options) -> torch.Tensor:
-    """s[i, j] of eq. 5, [H, m, m, d], or o[i] of eq. 9, [H, m, d], of one document."""
+def segment_states(inputs: Tensors, row: int, side: Side, variant, **options) -> torch.Tensor:
+    """s[i, j] of eq. 5, [H, m, m, d], or o[i] of eq. 9, [H, m, d], of one document's side; `variant` says which."""
     query, key, value = (x[row, :, side.start : side.stop] for x in inputs)
     groups = query.shape[0] // key.shape[0]
     key, value = key.repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)

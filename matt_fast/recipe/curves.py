@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from matt_fast.support.plots import figure_class
 from matt_fast.training.options import OBJECTIVES
 
 if TYPE_CHECKING:  # an extra
@@ -21,19 +22,6 @@ WINDOW = 25  # of them that a smoothed curve averages over
 DECADE = 10  # the ratio of a curve's values from which on the scale is logarithmic
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def figure_class() -> "type[Figure]":
-    """matplotlib's Figure. It draws to files without pyplot, whose windows and notebooks are the user's.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots are drawn with matplotlib: pip install 'matt-fast[plot]'") from error
-    return Figure
 
 
 def draw_curves(metrics: Path, picture: Path, on_message: Callable[[str], None] = lambda text: None) -> None:

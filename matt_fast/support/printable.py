@@ -8,12 +8,26 @@ UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 # They turn the direction of what stands behind them, so that a line reads as another one.
 BIDI = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
+SIGNS = {" ": "␣", "\n": "⏎", "\t": "→", "\u00a0": "⍽"}
+
 
 def printable(text: str) -> str:
     r"""The text with control characters written as escapes (`\x1b`); line ends and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(_escaped(x) if x not in KEPT and _is_unsafe(x) else x for x in text)
+
+
+def visible(text: str) -> str:
+    r"""The text with every white space and control seen: ␣ ⏎ →, escapes for others; a mark that begins it has a ◌."""
+    if text and unicodedata.category(text[0]).startswith("M"):
+        text = "\N{DOTTED CIRCLE}" + text
+    return "".join(SIGNS.get(x) or (_escaped(x) if _is_hidden(x) else x) for x in text)
+
+
+def _is_hidden(character: str) -> bool:
+    # formats join, part or colour what is beside them; private and unassigned ones look like anything
+    return unicodedata.category(character) in (*UNSAFE, "Cf", "Co", "Cn", "Zs")
 
 
 def _is_unsafe(character: str) -> bool:

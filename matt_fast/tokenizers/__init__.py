@@ -1,4 +1,4 @@
-"""Tokenizers made, extended, merged and pruned, each as a folder that `matt-fast transfer --tokenizer` takes."""
+"""Tokenizers made, extended, merged, pruned and judged, each a folder that `matt-fast transfer --tokenizer` takes."""
 
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.extend import extend

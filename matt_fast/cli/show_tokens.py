@@ -1,0 +1,122 @@
+"""`matt-fast show tokens`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer import Argument, Option
+
+from matt_fast.cli import options as o
+from matt_fast.cli.output import command_output, say
+from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
+from matt_fast.support.checks import MANY, check_choice, check_location, check_range
+from matt_fast.support.files import write_text
+
+if TYPE_CHECKING:  # these import torch
+    from matt_fast.show.tokens import TokenRow
+
+LINES = 20  # in the terminal, where no limit is given
+
+
+def tokens(
+    folder: Annotated[Path, Argument(help="Output of a finished transfer.")],
+    model: Annotated[
+        str | None, Option(help="Folder or hub name of the original model; the one that the run names by default.")
+    ] = None,
+    search: Annotated[str | None, Option(help="Only tokens that have this in them.")] = None,
+    sort: Annotated[str, Option(help=f"By {', '.join(ORDERS)}.")] = "moved",
+    limit: Annotated[
+        int | None, Option(help=f"So many tokens; by default {LINES} in the terminal, all in --output and --json.")
+    ] = None,
+    table: Annotated[str, Option(help="Rows of the input embedding, or of an output head of its own.")] = "input",
+    output: Annotated[
+        Path | None, Option(help="Page to write: .html, a table that can be sorted and searched.")
+    ] = None,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+    debug: o.Debug = False,
+    trust_remote_code: o.RemoteCode = False,
+    allow_pickle: o.AllowPickle = False,
+) -> None:
+    """Show the new tokens of a transfer: how they started, how often they were seen, how far their rows moved."""
+    with command_output(json, quiet, debug) as out:
+        check_output(output, PAGES)
+        check_choice("sort", sort, ORDERS)
+        check_choice("table", table, TABLES)
+        check_range("limit", limit, 1, MANY)
+        check_location("model", model)
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
+        with ProgressDisplay(out.console, announce=False) as display:
+            display.on_stage("libraries")
+            from matt_fast.alignment.vocabulary import VocabularyPair
+            from matt_fast.show.opening import open_model, read_run, start_again
+            from matt_fast.show.tokens import add_neighbours, choose, new_tokens, read_provenance
+            from matt_fast.show.tokens_page import tokens_page
+
+            records, finished = read_provenance(folder), read_run(folder)
+            model = model or finished.model
+            if model is None:
+                raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
+            display.on_stage("models")
+            options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+            source, original = open_model(model, "model", 1, **options)
+            after, result = open_model(folder, "folder", 1, **options)
+            sides = source.load_tokenizer(), after.load_tokenizer()
+            old, rows = (_table(x, table) for x in (original, result))
+            vocabulary = VocabularyPair(*sides, len(old))
+            start, note = None, f"Where rows began is not known: {finished.named!r} cannot be made again here."
+            if finished.init is not None:
+                made = start_again(original, vocabulary, finished.init, finished.seed)
+                start, note = getattr(made, table), f"Moved: how far from where {finished.init!r} put the row."
+                if start is None:
+                    start = made.input
+            display.on_stage("tokens")
+            everything = new_tokens(records, vocabulary, rows, start)
+            found = choose(everything, search, "seen" if start is None and sort == "moved" else sort)
+            shown = found[: limit or (LINES if output is None and not json else None)]
+            shown = add_neighbours(
+                shown, vocabulary, old, rows, start, lambda done, total: display.on_progress("tokens", done, total)
+            )
+            if output is not None:
+                write_text(output, tokens_page(shown, len(everything), note))
+        if output is None and not json:
+            _print_tokens(out.console, shown)
+        starts = ", ".join(f"{count:,} {name}" for name, count in Counter(x.start for x in everything).most_common())
+        unseen, strange = sum(not x.seen for x in everything), sum(x.stands_out for x in everything)
+        say(
+            out.console,
+            f"{len(everything):,} new tokens ({starts}), {unseen:,} never seen in training; {strange:,} stand out.",
+        )
+        say(out.console, f"{len(shown):,} of {len(found):,} that match are shown. {note}")
+        if output is not None:
+            say(out.console, f"Written: {output}")
+        out.result({"tokens": [vars(x) for x in shown], "matching": len(found), "new": len(everything), "moved": note})
+
+
+def _table(model, name: str):
+    """The rows of a model's table, on the CPU."""
+    module = model.get_input_embeddings() if name == "input" else model.get_output_embeddings()
+    if module is None:
+        raise ValueError("table: wanted input, since the model has no output head; got output")
+    return module.weight.detach()
+
+
+def _print_tokens(console: Console, shown: "list[TokenRow]") -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("token", "id", "seen", "norm", "moved"):
+        table.add_column(name, justify="left" if name == "token" else "right", no_wrap=True)
+    for name in ("started as", "nearest at the start", "nearest now"):
+        table.add_column(name)
+    for x in shown:
+        moved = "" if x.moved is None else f"{x.moved:.3f}"
+        figures = str(x.id), f"{x.seen:,}", f"{x.norm:.3f}", moved
+        near = (" ".join(f"{token} {cosine:.2f}" for token, cosine in side) for side in (x.before, x.after))
+        words = "│".join(x.pieces), *near
+        style = "bold" if x.stands_out else ""
+        table.add_row(Text(x.token, style), *figures, *(Text(word) for word in words))
+    console.print(table)

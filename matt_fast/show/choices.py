@@ -1,0 +1,67 @@
+"""What the pictures' arguments may be. Imports nothing slow, so that they can be checked before torch is imported."""
+
+from pathlib import Path
+
+from matt_fast.data.reading import format_of, read_texts
+from matt_fast.support.plots import PICTURES, figure_class
+
+ORDERS = ("moved", "seen", "norm", "outlier", "id")
+TABLES = ("input", "output")
+PAGES = (".html",)
+
+
+def check_output(output: Path | None, endings: tuple[str, ...]) -> None:
+    """Check where a picture or page is to be written, and that matplotlib is there for a picture.
+
+    Raises:
+        ValueError: another ending.
+        FileNotFoundError: no such folder.
+        ImportError: matplotlib is missing.
+    """
+    if output is None:
+        return
+    if output.suffix.lower() not in endings or output.is_dir():
+        raise ValueError(f"output: wanted a file that ends in {', '.join(endings)}, got {str(output)!r}")
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"output: wanted a file in a folder that is there, got {str(output)!r}")
+    if output.suffix.lower() in PICTURES:
+        figure_class()
+
+
+def read_text(text: str | None, file: Path | None, most: int, text_field: str = "text") -> tuple[str, str]:
+    """(text, a note): the text given, or that of a file, at most so many characters; the note says what was left out.
+
+    Args:
+        text, file: one of them is None.
+        most: characters.
+        text_field: column of a .jsonl or .parquet file; the texts of such a file are joined by line ends.
+
+    Raises:
+        ValueError: both or neither, no text in it, half a character, or what `read_texts` raises.
+        OSError: the file cannot be read.
+    """
+    if (text is None) == (file is None):
+        raise ValueError(f"text and file: wanted one of them, got {'neither' if text is None else 'both'}")
+    if file is None:
+        found, more = text[:most], len(text) > most
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
+            raise ValueError("text: wanted UTF-8, got other bytes") from error
+    else:
+        if not file.is_file():
+            raise FileNotFoundError(f"file: wanted a file that is there, got {str(file)!r}")
+        if format_of(file) is None:
+            raise ValueError(f"file: wanted .txt, .md, .jsonl, .json or .parquet, got {str(file)!r}")
+        parts, size = [], 0
+        for part in read_texts(file, text_field, "file"):
+            parts.append(part or "")
+            size += len(parts[-1]) + 1
+            if size > most:
+                break
+        separator = "" if format_of(file) == "text" else "\n"
+        found = separator.join(parts)
+        more, found = len(found) > most, found[:most]
+    if not found.strip():
+        raise ValueError(f"{'text' if file is None else 'file'}: wanted text, got white space or nothing")
+    return found, f"The first {most:,} characters of a longer text." if more else ""
