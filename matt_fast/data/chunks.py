@@ -46,12 +46,12 @@ def make_chunks(
         ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
     """
     sides = (teacher, student)
-    affixes = [special_affixes(side.tokenizer) for side in sides]
+    affixes = [[np.array(part, np.int64) for part in special_affixes(side.tokenizer)] for side in sides]
     limits = []
     for side, (prefix, suffix) in zip(sides, affixes, strict=True):
         limits.append(side.max_length - len(prefix) - len(suffix))
         if limits[-1] < 1:
-            raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
+            raise ValueError(f"max_length: wanted room for text beside {len(prefix) + len(suffix)} special tokens, got none")
     pieces = itertools.islice(enumerate(bounded_pieces(documents)), first, None)
     for together in groups(pieces, TOKENISE_TOGETHER, lambda piece: piece[1]):
         texts = [text for _, text in together if text]
@@ -105,9 +105,8 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[tuple[NDA
         for side in range(2):
             inside = slice(ends[side][first], ends[side][last])
             prefix, suffix = affixes[side]
-            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]).astype(np.int64))
-            cut_segments.append(
-                np.pad(segments[side][inside] - first, (len(prefix), len(suffix)), constant_values=SPECIAL)
-            )
+            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]))
+            around = [np.full(len(part), SPECIAL) for part in affixes[side]]
+            cut_segments.append(np.concatenate([around[0], segments[side][inside] - first, around[1]]))
         yield *cut_ids, *cut_segments
         first = last
