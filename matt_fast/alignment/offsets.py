@@ -98,7 +98,10 @@ class _Encoder:
         if not self.by_bytes_works or not any(tried):
             return [None] * len(texts)
         encoded = iter(self.backend.encode_batch_fast(list(compress(texts, tried)), add_special_tokens=False))
-        return [self._offsets(next(encoded).ids, text) if wanted else None for text, wanted in zip(texts, tried, strict=True)]
+        return [
+            self._offsets(next(encoded).ids, text) if wanted else None
+            for text, wanted in zip(texts, tried, strict=True)
+        ]
 
     def _offsets(self, ids: list[int], text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         content = text.encode()

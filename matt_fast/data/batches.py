@@ -4,7 +4,7 @@ Everything that the integers of a batch decide is worked out here, in the data w
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -47,6 +47,7 @@ class Position:
     Attributes:
         epoch: the pass over the data, from 0.
         piece, chunk: the text in this process's share of the pass, and how many chunks of it are behind.
+        turn: of several processes the one that has the first text of the pass.
         open_shapes: [chunks, 3] int32: of the chunks in rows that packing is filling: row, teacher and student tokens.
         open_numbers: [numbers] int32: their four arrays, one chunk after the other.
     """
@@ -54,6 +55,7 @@ class Position:
     epoch: int = 0
     piece: int = 0
     chunk: int = 0
+    turn: int = 0
     open_shapes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 3), np.int32))
     open_numbers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
@@ -127,13 +129,19 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with ids, places and plans on `device`. Segments and documents stay: they are read on the CPU."""
+        return self._with(lambda part: part.to(device, non_blocking=True))
 
-        def moved(part, names):
-            return replace(part, **{name: getattr(part, name).to(device, non_blocking=True) for name in names})
+    def pin_memory(self) -> "Batch":
+        """The batch with what `to` moves in pinned memory, from which a GPU copies while the CPU goes on."""
+        return self._with(lambda part: part.pin_memory())
 
-        places = moved(self.places, [x.name for x in fields(self.places)])
-        plans = {name: plan.to(device, non_blocking=True) for name, plan in self.plans.items()}
-        return replace(moved(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
+    def _with(self, change: Callable) -> "Batch":
+        def changed(part, names):
+            return replace(part, **{name: change(getattr(part, name)) for name in names})
+
+        places = changed(self.places, [x.name for x in fields(self.places)])
+        plans = {name: change(plan) for name, plan in self.plans.items()}
+        return replace(changed(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
 
 
 class Packer:

@@ -13,7 +13,7 @@ from matt_fast.training.options import TrainingOptions
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = ("model", "tokenizer", "data", "eval_data", "parallel", "donor", "data_cache", "device", "track")
-NOT_COMPARED += ("checkpoint_every", "training", "init")
+NOT_COMPARED += ("data_workers", "checkpoint_every", "training", "init")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Job:
     split: str
     text_field: str
     data_cache: str | Path | None
+    data_workers: int | None
     eval_data: str | Path | None
     eval_pieces: int
     checkpoint_every: str | int

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.background import default_workers
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import read_documents
 from matt_fast.data.epochs import count_batches
@@ -169,7 +170,8 @@ def train_rows(
             processes=accelerator.num_processes,
             start=state.position,
         )
-        batches = stream.in_background()
+        workers = default_workers(work.device) if job.data_workers is None else job.data_workers
+        batches = stream.in_background(workers, pin_memory=work.device.type == "cuda")
         with RunWatcher(work, vocabulary, start, checkpoints, options, more) as watcher:
             watcher.began(state)
             given = {"causal": not work.teacher.masked, "watcher": watcher}
