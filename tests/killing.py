@@ -32,8 +32,9 @@ STEPS = 24
 TRAINING = {"steps": STEPS, "lr": 1e-2}
 CASES = {
     "aim": {"training": TrainingOptions(objective="aim", **TRAINING)},
-    "token-distillation+boundary-head": {
-        "training": TrainingOptions(objective="token-distillation+boundary-head", **TRAINING)
+    "token-distillation+boundary-head, 2 workers": {
+        "training": TrainingOptions(objective="token-distillation+boundary-head", **TRAINING),
+        "data_workers": 2,
     },
     "ntp, validated": {
         "training": TrainingOptions(objective="ntp", **TRAINING),
@@ -234,11 +235,11 @@ def main(kills: int = 20, seed: int = 0) -> None:
         got, hit = killed(case, place, seconds, [*targets, "training"], draw)
         same += (got == expected) * len(hit)
         in_all.update(hit)
-        print(f"{name:36} {'same bits' if got == expected else 'OTHER BITS'}   killed in {', '.join(hit)}", flush=True)
+        print(f"{name:44} {'same bits' if got == expected else 'OTHER BITS'}   killed in {', '.join(hit)}", flush=True)
         if in_all.total() >= kills:
             break
     equal = two_processes(arguments, folder, draw)
-    print(f"{'two processes, one killed':36} {'same bits' if equal else 'OTHER BITS'}")
+    print(f"{'two processes, one killed':44} {'same bits' if equal else 'OTHER BITS'}")
     print(f"{same} of {in_all.total()} kills led to the same bits; by stage: {dict(in_all)}")
     shutil.rmtree(folder)
 

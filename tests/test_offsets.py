@@ -13,7 +13,7 @@ from tiny import TEXTS, byte_level
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from matt_fast.alignment.offsets import _joins, tokenize
+from matt_fast.alignment.offsets import _close_gaps, _Encoder, _joins, _widen, tokenize
 from matt_fast.alignment.segments import align_segments
 from matt_fast.alignment.vocabulary import token_bytes
 
@@ -143,3 +143,38 @@ def test_characters_that_a_tokenizer_drops_belong_to_the_token_behind_them():
     bert = REAL_TOKENIZERS["wordpiece-uncased"]()
     _, (offsets,) = tokenize(bert, ["  cafe\u0301\u200b bar\n\nx "])
     assert offsets.tolist() == [[0, 7], [7, 12], [12, 15]]
+
+
+ENCODERS = {name: _Encoder(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*TEXTS, *DECOMPOSED, "", "<e>", "x<e> ", "\u00a0\x00"]) | texts, min_size=1, max_size=6)
+)
+def test_offsets_counted_in_bytes_are_those_that_the_tokenizer_tracks(documents):
+    for name, encoder in ENCODERS.items():
+        tracked = encoder.backend.encode_batch(documents, add_special_tokens=False)
+        for text, counted, expected in zip(documents, encoder.by_bytes(documents), tracked, strict=True):
+            if counted is not None:
+                ids, spans = counted
+                wanted = np.array(expected.offsets, np.int64).reshape(-1, 2)
+                if encoder.backend.normalizer is not None:
+                    spans, wanted = (_widen(x, text, encoder.backend.normalizer) for x in (spans, wanted))
+                assert ids.tolist() == expected.ids
+                assert _close_gaps(spans).tolist() == _close_gaps(wanted).tolist(), (name, text)
+
+
+def test_which_tokenizers_need_not_track_characters():
+    assert {name for name, encoder in ENCODERS.items() if encoder.by_bytes(TEXTS)[0] is not None} >= {"plain", "NFC"}
+    sentencepiece = ENCODERS["sentencepiece-bpe"]  # puts a space before the text
+    assert sentencepiece.by_bytes(["a b"]) == [None]
+    assert ENCODERS["NFC"].by_bytes(["cafe\u0301"]) == [None]
+
+
+def test_a_tokenizer_that_gets_tokens_is_read_anew():
+    tokenizer = byte_level(TEXTS, 300, eos_token="<e>")
+    assert len(tokenize(tokenizer, ["a<new>b"])[0][0]) > 3
+    tokenizer.add_tokens(["<new>"])
+    (ids,), (offsets,) = tokenize(tokenizer, ["a<new>b"])
+    assert (len(ids), offsets.tolist()) == (3, [[0, 1], [1, 6], [6, 7]])

@@ -2,11 +2,9 @@
 
 from itertools import chain
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matt_fast.support import texts
 from matt_fast.support.texts import Joined, bounded_pieces, groups, rejoin
 
 LINES = st.text(st.sampled_from("ab\n "), max_size=60)
@@ -34,9 +32,7 @@ def test_documents_without_text_are_one_empty_piece(documents, most):
 
 @given(st.lists(st.text("ab", max_size=6), max_size=20), st.integers(1, 4))
 def test_groups_are_no_larger_than_they_may_be(items, together):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texts, "MAX_CHARACTERS", 7)
-        found = list(groups(items, together))
+    found = list(groups(items, together, most=7))
     assert list(chain(*found)) == items
     assert all(0 < len(group) <= together and sum(map(len, group)) <= 7 for group in found)
 

@@ -98,3 +98,63 @@ def test_the_parent_itself_is_left_alone():
     assert signal.getsignal(signal.SIGINT) is before
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=os.environ)
+
+
+POOL = """
+import os, sys, time
+from matt_fast.support.workers import AHEAD, OrderedPool
+
+class Tool:
+    def square(self, n):
+        time.sleep(0.02 * (n % 3 == 0))  # later ones are ready before it
+        if n == 7:
+            raise ValueError("seven")
+        return n * n, b"x" * 300_000  # more than a pipe holds
+
+    def negative(self, squared):
+        return -squared[0]
+
+    def end(self, n):
+        os._exit(3)
+
+def numbers():
+    for n in range(100):
+        read.append(n)
+        yield n
+
+read = []
+with OrderedPool(3, Tool()) as pool:
+    results = pool.map("negative", pool.map("square", numbers()))
+    found = [next(results)]
+    assert len(read) < 6 * AHEAD * 3, read  # not far ahead
+    try:
+        for result in results:
+            found.append(result)
+    except ValueError as error:
+        found.append(str(error))
+    assert found == [0, -1, -4, -9, -16, -25, -36, "seven"], found
+with OrderedPool(2, Tool()) as pool:
+    try:
+        list(pool.map("end", range(9)))
+    except ChildProcessError as error:
+        assert "exit code 3" in str(error)
+    else:
+        raise AssertionError
+with OrderedPool(2, Tool()) as pool:
+    results = pool.map("square", iter(range(6)))
+    next(results)
+    print("worker", *(x.pid for x in pool._processes.values()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_results_come_in_order_and_a_worker_that_dies_is_noticed():
+    parent = subprocess.Popen([sys.executable, "-c", POOL], stdout=subprocess.PIPE, text=True)
+    try:
+        workers = [psutil.Process(int(x)) for x in parent.stdout.readline().split()[1:]]
+        assert len(workers) == 2
+        parent.send_signal(signal.SIGKILL)
+        assert all(map(ended, workers))
+    finally:
+        parent.kill()
+        parent.communicate()

@@ -10,6 +10,7 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from itertools import chain, compress
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -17,9 +18,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-PAIRS_BELOW = 0x20000  # no character above is composed of two
+from matt_fast.alignment.vocabulary import token_bytes
 
-_untrimmed: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer | None] = WeakKeyDictionary()
+PAIRS_BELOW = 0x20000  # no character above is composed of two
+WORDS_KEPT = 1 << 17  # that a tokenizer remembers the tokens of; its own 10,000 are full behind a few documents
+PROBE = "a b  c\n    return x_1, (y)"
+NO_TEXT = b"\xff"  # occurs in no UTF-8
+
+_encoders: WeakKeyDictionary[PreTrainedTokenizerBase, "_Encoder"] = WeakKeyDictionary()
 
 
 def tokenize(
@@ -36,36 +42,79 @@ def tokenize(
         tokenizer's own, not trimmed and widened: over all of a character that its normaliser changes (a letter with its
         marks, a syllable of jamo), and from the end of the tokens before, over characters that no token has.
     """
-    backend = _backend_that_does_not_trim(tokenizer)
-    if backend is None:
-        found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = found["input_ids"], found["offset_mapping"]
-    else:
-        found = backend.encode_batch(texts, add_special_tokens=False)
-        ids, offsets = [x.ids for x in found], [x.offsets for x in found]
-    spans = [np.array(x, np.int64).reshape(-1, 2) for x in offsets]
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    if normalizer is not None:
-        spans = [_widen(x, text, normalizer) for x, text in zip(spans, texts, strict=True)]
-    return [np.array(x, np.int64) for x in ids], [_close_gaps(x) for x in spans]
+    encoder = _encoders.get(tokenizer)
+    if encoder is None or encoder.state != _state(tokenizer):
+        encoder = _encoders[tokenizer] = _Encoder(tokenizer)
+    found = encoder.by_bytes(texts)
+    others = [number for number, result in enumerate(found) if result is None]
+    encoded = encoder.backend.encode_batch([texts[x] for x in others], add_special_tokens=False)
+    for number, one in zip(others, encoded, strict=True):
+        flat = np.fromiter(chain.from_iterable(one.offsets), np.int64, 2 * len(one))
+        found[number] = np.array(one.ids, np.int64), flat.reshape(-1, 2)
+    ids, spans = zip(*found, strict=True)
+    if encoder.backend.normalizer is not None:
+        spans = [_widen(x, text, encoder.backend.normalizer) for x, text in zip(spans, texts, strict=True)]
+    return list(ids), [_close_gaps(x) for x in spans]
 
 
-def _backend_that_does_not_trim(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """A copy of the tokenizer's backend without `trim_offsets`; None if it does not trim."""
-    if tokenizer not in _untrimmed:
+def _state(tokenizer: PreTrainedTokenizerBase) -> tuple:
+    """What may change in a tokenizer that is in use."""
+    return len(tokenizer), tokenizer.backend_tokenizer.encode_special_tokens
+
+
+class _Encoder:
+    """A copy of a tokenizer's backend that does not trim offsets, and the bytes of its tokens.
+
+    A tokenizer takes half of its time to follow each character through its steps. Where the tokens' bytes, one after
+    the other, are those of the text, they say the same.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.state = _state(tokenizer)
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         processor = backend["post_processor"] or {}
-        trimming = [x for x in (processor, *processor.get("processors", ())) if x.get("trim_offsets")]
-        for part in trimming:
-            part["trim_offsets"] = False
-        copy = None
-        if trimming:
-            copy = Tokenizer.from_str(json.dumps(backend))
-            copy.no_truncation()
-            copy.no_padding()
-            copy.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
-        _untrimmed[tokenizer] = copy
-    return _untrimmed[tokenizer]
+        for part in (processor, *processor.get("processors", ())):
+            if "trim_offsets" in part:
+                part["trim_offsets"] = False
+        self.backend = Tokenizer.from_str(json.dumps(backend))
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
+        if hasattr(self.backend.model, "_resize_cache"):  # WordPiece has none
+            self.backend.model._resize_cache(WORDS_KEPT)
+        try:
+            known = {token_id: token.bytes for token_id, token in token_bytes(tokenizer).items()}
+        except ValueError:  # tokens that cannot be read as bytes
+            known = {}
+        self.pieces = [known.get(token_id) or NO_TEXT for token_id in range(max(known, default=-1) + 1)]
+        self.lengths = np.array([len(piece) for piece in self.pieces], np.int64)
+        self.by_bytes_works = bool(known)
+        self.by_bytes_works = self.by_bytes([PROBE])[0] is not None
+
+    def by_bytes(self, texts: list[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]] | None]:
+        """Ids and offsets of each text of which the tokens have exactly the bytes; None for another one."""
+        plain = self.backend.normalizer is None
+        tried = [plain or text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts]
+        if not self.by_bytes_works or not any(tried):
+            return [None] * len(texts)
+        encoded = iter(self.backend.encode_batch_fast(list(compress(texts, tried)), add_special_tokens=False))
+        return [
+            self._offsets(next(encoded).ids, text) if wanted else None
+            for text, wanted in zip(texts, tried, strict=True)
+        ]
+
+    def _offsets(self, ids: list[int], text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        content = text.encode()
+        if b"".join(map(self.pieces.__getitem__, ids)) != content:
+            return None
+        ids = np.array(ids, np.int64)
+        lengths = self.lengths[ids]
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        if len(content) > len(text):
+            character = np.cumsum((np.frombuffer(content, np.uint8) & 0xC0) != 0x80) - 1  # of each byte
+            starts, ends = character[starts], character[ends - 1] + 1
+        return ids, np.stack([starts, ends], axis=1)
 
 
 def _widen(spans: NDArray[np.int64], text: str, normalizer) -> NDArray[np.int64]:

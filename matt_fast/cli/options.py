@@ -163,6 +163,14 @@ DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),
 ]
+DataWorkers = Annotated[
+    int | None,
+    Option(
+        help="Processes that tokenise ahead of the training, 0 for none; the result is the same. By default 1 beside a "
+        "CPU that trains, else as many as cores are free, at most 8.",
+        rich_help_panel=DATA,
+    ),
+]
 EvalPieces = Annotated[
     int, Option(help="Pieces of 2,048 bytes of the held-out text to score, at most.", rich_help_panel=DATA)
 ]

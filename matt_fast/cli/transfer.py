@@ -66,6 +66,7 @@ def transfer(
     split: o.Split = "train",
     text_field: o.TextField = "text",
     data_cache: o.DataCache = None,
+    data_workers: o.DataWorkers = None,
     eval_pieces: o.EvalPieces = 40,
     device: o.Device = None,
     precision: o.Precision = "auto",

@@ -4,7 +4,7 @@ Everything that the integers of a batch decide is worked out here, in the data w
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -47,6 +47,7 @@ class Position:
     Attributes:
         epoch: the pass over the data, from 0.
         piece, chunk: the text in this process's share of the pass, and how many chunks of it are behind.
+        turn: of several processes the one that has the first text of the pass.
         open_shapes: [chunks, 3] int32: of the chunks in rows that packing is filling: row, teacher and student tokens.
         open_numbers: [numbers] int32: their four arrays, one chunk after the other.
     """
@@ -54,6 +55,7 @@ class Position:
     epoch: int = 0
     piece: int = 0
     chunk: int = 0
+    turn: int = 0
     open_shapes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 3), np.int32))
     open_numbers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 
@@ -65,7 +67,7 @@ class Position:
         return replace(
             self,
             open_shapes=np.array(shapes, np.int32).reshape(-1, 3),
-            open_numbers=np.concatenate([*parts, np.empty(0)]).astype(np.int32),
+            open_numbers=np.concatenate([np.empty(0, np.int32), *parts], dtype=np.int32, casting="same_kind"),
         )
 
     def open_rows(self) -> list[list[Chunk]]:
@@ -135,13 +137,19 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch with ids, places and plans on `device`. Segments and documents stay: they are read on the CPU."""
+        return self._with(lambda part: part.to(device, non_blocking=True))
 
-        def moved(part, names):
-            return replace(part, **{name: getattr(part, name).to(device, non_blocking=True) for name in names})
+    def pin_memory(self) -> "Batch":
+        """The batch with what `to` moves in pinned memory, from which a GPU copies while the CPU goes on."""
+        return self._with(lambda part: part.pin_memory())
 
-        places = moved(self.places, [x.name for x in fields(self.places)])
-        plans = {name: plan.to(device, non_blocking=True) for name, plan in self.plans.items()}
-        return replace(moved(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
+    def _with(self, change: Callable) -> "Batch":
+        def changed(part, names):
+            return replace(part, **{name: change(getattr(part, name)) for name in names})
+
+        places = changed(self.places, [x.name for x in fields(self.places)])
+        plans = {name: change(plan) for name, plan in self.plans.items()}
+        return replace(changed(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
 
 
 class Packer:
@@ -154,28 +162,32 @@ class Packer:
     """
 
     def __init__(self, limits: tuple[int, int], open_rows: int = OPEN_ROWS, rows: Iterable[list[Chunk]] = ()):
-        self.limits, self.open_rows = np.array(limits), open_rows
+        self.limits, self.open_rows = limits, open_rows
         self.rows = list(rows)
-        used = [sum(chunk.lengths for chunk in row) for row in self.rows]
-        self.room = self.limits - np.array(used, np.int64).reshape(-1, 2)  # of each row, on each side
+        self.room: list[tuple[int, int]] = []  # of each row, on each side
+        for row in self.rows:
+            self.room.append(limits)
+            for chunk in row:
+                self._take(-1, chunk.lengths.tolist())
 
     def add(self, chunk: Chunk) -> list[Chunk] | None:
         """Place a chunk, which is within the limits; the fullest row is handed out where none has room for it."""
-        closed = None
-        fits = np.flatnonzero((self.room >= chunk.lengths).all(1))
-        if len(fits):
-            row = int(fits[0])
-        else:
+        closed, (teacher, student) = None, chunk.lengths.tolist()
+        row = next((x for x, room in enumerate(self.room) if room[0] >= teacher and room[1] >= student), None)
+        if row is None:
             if len(self.rows) == self.open_rows:
-                fullest = int(self.room.min(1).argmin())
+                fullest = min(range(len(self.rows)), key=lambda x: min(self.room[x]))
                 closed = self.rows.pop(fullest)
-                self.room = np.delete(self.room, fullest, axis=0)
+                del self.room[fullest]
             row = len(self.rows)
             self.rows.append([])
-            self.room = np.vstack([self.room, self.limits])
+            self.room.append(self.limits)
         self.rows[row].append(chunk)
-        self.room[row] -= chunk.lengths
+        self._take(row, (teacher, student))
         return closed
+
+    def _take(self, row: int, lengths: Sequence[int]) -> None:
+        self.room[row] = self.room[row][0] - lengths[0], self.room[row][1] - lengths[1]
 
 
 def pack(chunks: Iterable[Chunk], limits: tuple[int, int], open_rows: int = OPEN_ROWS) -> Iterator[list[Chunk]]:
@@ -193,90 +205,117 @@ def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> 
     Raises:
         ValueError: the two sides of a chunk do not have the same segments, in the same order.
     """
-    for number, row in enumerate(rows):
-        for chunk in row:
-            _check_same_segments(chunk, number)
-    teacher = _side([[(chunk.teacher_ids, chunk.teacher_segments) for chunk in row] for row in rows], multiple_of)
-    student = _side([[(chunk.student_ids, chunk.student_segments) for chunk in row] for row in rows], multiple_of)
+    chunks = [chunk for row in rows for chunk in row]
+    per_row = [len(row) for row in rows]
+    teacher = _Side([(chunk.teacher_ids, chunk.teacher_segments) for chunk in chunks], per_row, multiple_of)
+    student = _Side([(chunk.student_ids, chunk.student_segments) for chunk in chunks], per_row, multiple_of)
+    if not all(map(np.array_equal, teacher.in_order(), student.in_order())):
+        _refuse(rows)
+    teacher_ids, teacher_segments, teacher_documents = teacher.rectangles()
+    student_ids, student_segments, student_documents = student.rectangles()
     return Batch(
-        teacher_ids=teacher[0],
-        student_ids=student[0],
-        teacher_segments=teacher[1],
-        student_segments=student[1],
-        teacher_documents=teacher[2],
-        student_documents=student[2],
-        places=_places(*teacher[1:], *student[1:]),
-        distinct_ids=student[0].unique(),
-        packed=any(len(row) > 1 for row in rows),
-        tokens=int((student[2] != PADDING).sum()),
+        teacher_ids=teacher_ids,
+        student_ids=student_ids,
+        teacher_segments=teacher_segments,
+        student_segments=student_segments,
+        teacher_documents=teacher_documents,
+        student_documents=student_documents,
+        places=_places(teacher, student),
+        distinct_ids=torch.from_numpy(np.unique(student.ids)),
+        packed=any(count > 1 for count in per_row),
+        tokens=len(student.ids),
         skipped=skipped,
     )
 
 
-def _check_same_segments(chunk: Chunk, row: int) -> None:
-    in_order = []
-    for part in (chunk.teacher_segments, chunk.student_segments):
-        inside = part[part >= 0]
-        in_order.append(inside[np.diff(inside, prepend=PADDING) != 0])
-    if not np.array_equal(*in_order):
-        counts = [len(set(x.tolist())) for x in in_order]
-        raise ValueError(
-            f"chunks: wanted the same segments in the same order on both sides of row {row}, got {counts[0]} on the "
-            f"teacher's and {counts[1]} on the student's, or in another order"
-        )
+class _Side:
+    """One side of a batch, its tokens one after the other without padding; all arrays are int64 or bool, [tokens].
+
+    Args:
+        parts: ids and segments of each chunk, none of them empty.
+        per_row: chunks of each row.
+        multiple_of: of the rows' width.
+    """
+
+    def __init__(self, parts: list[tuple[NDArray, NDArray]], per_row: list[int], multiple_of: int):
+        self.ids = np.concatenate([ids for ids, _ in parts], dtype=np.int64)
+        segments = np.concatenate([own for _, own in parts], dtype=np.int64)
+        lengths = np.array([len(ids) for ids, _ in parts])
+        starts = np.cumsum(lengths) - lengths
+        self.chunk = np.repeat(np.arange(len(parts)), lengths)
+        self.first, self.last = np.zeros((2, len(self.ids)), bool)  # of their chunk
+        self.first[starts] = self.last[starts + lengths - 1] = True
+
+        first_chunk = np.cumsum(per_row) - per_row  # of each row
+        self.document = np.repeat(np.arange(len(parts)) - np.repeat(first_chunk, per_row), lengths)
+        counts = np.maximum.reduceat(segments, starts).clip(min=-1) + 1
+        base = np.cumsum(counts) - counts
+        base -= np.repeat(base[first_chunk], per_row)  # segments before each chunk in its row
+        self.segments = np.where(segments >= 0, segments + np.repeat(base, lengths), SPECIAL)
+
+        widths = np.add.reduceat(lengths, first_chunk)
+        self.shape = len(per_row), int(-(-widths.max() // multiple_of) * multiple_of)
+        shift = np.arange(len(per_row)) * self.shape[1] - starts[first_chunk]
+        self.at = np.arange(len(self.ids)) + np.repeat(shift, widths)  # place in the flattened rectangle
+
+    def rectangles(self) -> list[torch.Tensor]:
+        """Ids, segments and documents, [B, n] each."""
+        filler = self.ids[0]  # any id that occurs: nothing sees padding, and no new row is touched
+        made = []
+        for values, value in ((self.ids, filler), (self.segments, SPECIAL), (self.document, PADDING)):
+            whole = np.full(self.shape[0] * self.shape[1], value, np.int64)
+            whole[self.at] = values
+            made.append(torch.from_numpy(whole.reshape(self.shape)))
+        return made
+
+    def in_order(self) -> tuple[NDArray, NDArray]:
+        """The segments in the order of their tokens, and the chunks that they are in."""
+        inside = self.segments >= 0
+        segments, chunks = self.segments[inside], self.chunk[inside]
+        new = (np.diff(segments, prepend=PADDING) != 0) | (np.diff(chunks, prepend=PADDING) != 0)
+        return segments[new], chunks[new]
 
 
-def _side(rows: list[list[tuple[NDArray, NDArray]]], multiple_of: int) -> list[torch.Tensor]:
-    """Ids, segments and documents of one side, [B, n] each."""
-    ids, segments, documents = [], [], []
-    for row in rows:
-        base = 0
-        ids.append(np.concatenate([part for part, _ in row]))
-        documents.append(np.repeat(np.arange(len(row)), [len(part) for part, _ in row]))
-        segments.append([])
-        for _, part in row:
-            segments[-1].append(np.where(part >= 0, part + base, SPECIAL))
-            base += part.max(initial=-1) + 1
-    segments = [np.concatenate(parts) for parts in segments]
-    filler = int(ids[0][0])  # any id that occurs: nothing sees padding, and no new row is touched
-    padded = []
-    for parts, value in ((ids, filler), (segments, SPECIAL), (documents, PADDING)):
-        whole = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(x) for x in parts], True, value)
-        padded.append(torch.nn.functional.pad(whole, (0, -whole.shape[1] % multiple_of), value=value))
-    return padded
+def _refuse(rows: list[list[Chunk]]) -> None:
+    """Raise a ValueError that names the first row with a chunk whose sides have other segments."""
+    for number, row in enumerate(rows):
+        for chunk in row:
+            in_order = []
+            for part in (chunk.teacher_segments, chunk.student_segments):
+                inside = part[part >= 0]
+                in_order.append(inside[np.diff(inside, prepend=PADDING) != 0])
+            if not np.array_equal(*in_order):
+                counts = [len(set(x.tolist())) for x in in_order]
+                raise ValueError(
+                    f"chunks: wanted the same segments in the same order on both sides of row {number}, got "
+                    f"{counts[0]} on the teacher's and {counts[1]} on the student's, or in another order"
+                )
 
 
-def _places(teacher_segments, teacher_documents, student_segments, student_documents) -> Places:
-    segments = teacher_segments, student_segments
-    ends = [_flat((x >= 0) & (x != torch.nn.functional.pad(x[:, 1:], (0, 1), value=SPECIAL))) for x in segments]
-    begins = [(x >= 0) & (x != torch.nn.functional.pad(x[:, :-1], (1, 0), value=SPECIAL)) for x in segments]
-    first = [_flat(x) for x in begins]
-    behind = [  # for each segment, whether its document has something before it
-        _behind(documents)[place]
-        for documents, place in zip((teacher_documents, student_documents), first, strict=True)
-    ]
-    followed = torch.zeros_like(student_documents, dtype=torch.bool)
-    followed[:, :-1] = (student_documents[:, 1:] == student_documents[:, :-1]) & (student_documents[:, 1:] != PADDING)
-    both = behind[0] & behind[1]
-    scored = [part for x, begin in zip(segments, begins, strict=True) for part in _scored(x, begin, both)]
-    before, student_first = first[0][behind[0]] - 1, first[1][behind[0]]
-    return Places(*ends, before, student_first, _flat(followed), *scored, ends[1][both])
+def _places(teacher: _Side, student: _Side) -> Places:
+    begins, ends = [], []
+    for side in (teacher, student):
+        inside, changes = side.segments >= 0, np.diff(side.segments) != 0
+        begins.append(inside & (np.concatenate([[True], changes]) | side.first))
+        ends.append(inside & (np.concatenate([changes, [True]]) | side.last))
+    has_context = ~teacher.first[begins[0]]  # of each segment: whether its document has something before it
+    both = has_context & ~student.first[begins[1]]
+    places = (
+        teacher.at[ends[0]],
+        student.at[ends[1]],
+        teacher.at[begins[0]][has_context] - 1,
+        student.at[begins[1]][has_context],
+        student.at[~student.last],
+        *_scored(teacher, begins[0], both),
+        *_scored(student, begins[1], both),
+        student.at[ends[1]][both],
+    )
+    return Places(*map(torch.from_numpy, places))
 
 
-def _behind(documents: torch.Tensor) -> torch.Tensor:
-    """[B * n] bool: whether a token has another one of its document before it."""
-    behind = torch.zeros_like(documents, dtype=torch.bool)
-    behind[:, 1:] = documents[:, 1:] == documents[:, :-1]
-    return behind.flatten()
-
-
-def _scored(segments: torch.Tensor, begins: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _scored(side: _Side, begins: NDArray, wanted: NDArray) -> tuple[NDArray, NDArray]:
     """The tokens of the segments that are wanted ([segments of the batch] bool), and the number of theirs for each."""
-    places = _flat(segments >= 0)
-    numbers = (begins.flatten().cumsum(0) - 1)[places]
+    inside = side.segments >= 0
+    numbers = (np.cumsum(begins) - 1)[inside]
     kept = wanted[numbers]
-    return places[kept], (wanted.cumsum(0) - 1)[numbers[kept]]
-
-
-def _flat(mask: torch.Tensor) -> torch.Tensor:
-    return mask.flatten().nonzero().flatten()
+    return side.at[inside][kept], (np.cumsum(wanted) - 1)[numbers[kept]]

@@ -15,7 +15,8 @@ from matt_fast.alignment.vocabulary import special_affixes
 from matt_fast.data.batches import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
-TOKENISE_TOGETHER = 16
+TOKENISE_TOGETHER = 16  # texts
+CHARACTERS_TOGETHER = 1 << 16  # a tenth of a second's work, so that several workers have enough of it
 
 
 @dataclass(frozen=True)
@@ -45,23 +46,57 @@ def make_chunks(
     Raises:
         ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
     """
-    sides = (teacher, student)
-    affixes = [special_affixes(side.tokenizer) for side in sides]
-    limits = []
-    for side, (prefix, suffix) in zip(sides, affixes, strict=True):
-        limits.append(side.max_length - len(prefix) - len(suffix))
-        if limits[-1] < 1:
-            raise ValueError(f"max_length: wanted room for text beside {len(prefix + suffix)} special tokens, got none")
+    cutter = Cutter(teacher, student)
     pieces = itertools.islice(enumerate(bounded_pieces(documents)), first, None)
-    for together in groups(pieces, TOKENISE_TOGETHER, lambda piece: piece[1]):
-        texts = [text for _, text in together if text]
-        aligned = iter(_align(texts, sides) if texts else ())
-        for piece, text in together:
+    for together in tokenised_together(pieces):
+        for left_out, chunk in cutter.cut(together):
+            skipped.update(left_out)
+            if chunk is not None:
+                yield chunk
+
+
+def tokenised_together(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Pieces of text and their numbers, in the groups that `Cutter.cut` takes."""
+    return groups(pieces, TOKENISE_TOGETHER, lambda piece: piece[1], CHARACTERS_TOGETHER)
+
+
+class Cutter:
+    """Cuts texts into chunks that both sides can hold.
+
+    Raises:
+        ValueError: a `max_length` that the special tokens fill.
+    """
+
+    def __init__(self, teacher: Side, student: Side):
+        self.sides = (teacher, student)
+        self.affixes = [[np.array(part, np.int64) for part in special_affixes(side.tokenizer)] for side in self.sides]
+        self.limits = []
+        for side, (prefix, suffix) in zip(self.sides, self.affixes, strict=True):
+            special = len(prefix) + len(suffix)
+            self.limits.append(side.max_length - special)
+            if self.limits[-1] < 1:
+                raise ValueError(f"max_length: wanted room for text beside {special} special tokens, got none")
+
+    def cut(self, pieces: list[tuple[int, str]]) -> Iterator[tuple[Counter, Chunk | None]]:
+        """Each chunk of some texts, and what was left out before it, by reason; behind the last one None.
+
+        Args:
+            pieces: numbers and texts.
+
+        Raises:
+            ValueError: an id without an embedding row.
+        """
+        texts = [text for _, text in pieces if text]
+        aligned = iter(_align(texts, self.sides) if texts else ())
+        skipped: Counter = Counter()
+        for piece, text in pieces:
             if not text:
                 skipped["documents without text"] += 1
                 continue
-            for parts in _cut(*next(aligned), limits, affixes, skipped):
-                yield Chunk(*parts, piece=piece)
+            for parts in _cut(*next(aligned), self.limits, self.affixes, skipped):
+                yield skipped.copy(), Chunk(*parts, piece=piece)
+                skipped.clear()
+        yield skipped, None
 
 
 def _align(texts: list[str], sides: tuple[Side, Side]) -> Iterator[tuple[list[NDArray], list[NDArray]]]:
@@ -105,9 +140,8 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[tuple[NDA
         for side in range(2):
             inside = slice(ends[side][first], ends[side][last])
             prefix, suffix = affixes[side]
-            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]).astype(np.int64))
-            cut_segments.append(
-                np.pad(segments[side][inside] - first, (len(prefix), len(suffix)), constant_values=SPECIAL)
-            )
+            cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]))
+            around = [np.full(len(part), SPECIAL) for part in affixes[side]]
+            cut_segments.append(np.concatenate([around[0], segments[side][inside] - first, around[1]]))
         yield *cut_ids, *cut_segments
         first = last

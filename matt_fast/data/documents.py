@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.distributed import split_dataset_by_node
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, read_texts
@@ -44,7 +45,7 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
         dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=paths)
     if seed is not None:
         dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    return _Texts(dataset, str(source))
+    return _Texts(dataset, str(source), files is None)
 
 
 def copy_documents(source: str | Path, text_field: str, copy: Path) -> Dataset:
@@ -98,8 +99,18 @@ def check_text_column(dataset: Dataset | IterableDataset, column: str, argument:
 
 @dataclass(frozen=True)
 class _Texts:
-    dataset: object
+    dataset: Dataset | IterableDataset
     name: str
+    of_the_hub: bool
+
+    def shards_of(self, process: int, processes: int) -> "_Texts | None":
+        """The shards of one of several processes; None where they cannot be dealt out evenly, or it is all local.
+
+        Files of a folder may be of any sizes, and reading them is little beside tokenising.
+        """
+        if processes == 1 or not self.of_the_hub or self.dataset.num_shards % processes:
+            return None
+        return replace(self, dataset=split_dataset_by_node(self.dataset, process, processes))
 
     def __iter__(self) -> Iterator[str]:
         for row in self.dataset:

@@ -106,6 +106,11 @@ def find_damage(folder: Path) -> list[str]:
     return compare(written, found)
 
 
+def count_chunks(folder: Path) -> int:
+    """Chunks in a folder of `prepare_once`."""
+    return len(load_from_disk(folder))
+
+
 def read_prepared(
     folder: Path, seed: list[int], process: int, processes: int, skipped: Counter, first: int = 0
 ) -> Iterator[Chunk]:

@@ -14,7 +14,7 @@ from matt_fast.support.texts import rejoin
 FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 BUFFER = 1 << 20  # bytes read at a time
 BLOCK = 1 << 20  # bytes decoded at a time
-PIECE = 1 << 18  # characters of plain text given at a time: some 60,000 tokens
+PIECE = 1 << 16  # characters of plain text given at a time: some 15,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
 SHOWN = 60  # characters of a bad line in an error
 LFS = b"version https://git-lfs.github.com/spec/"

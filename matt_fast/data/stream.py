@@ -1,30 +1,51 @@
 """Endless training batches: chunks of a corpus, made on the fly or read from what was prepared, packed and collated."""
 
 import copy
-import io
 import itertools
-import os
-import pickle
-import signal
-import threading
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils import signal_handling
+from torch.utils.data import IterableDataset
 
+from matt_fast.data.background import made_ahead
 from matt_fast.data.batches import Batch, Chunk, Packer, Position, collate
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import Cutter, Side, tokenised_together
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import read_prepared
-from matt_fast.support.workers import die_with_parent
+from matt_fast.data.prepared import count_chunks, read_prepared
+from matt_fast.support.texts import bounded_pieces
 
-RESTARTS = 3  # of a worker that is killed, without a batch in between
+
+class Share(NamedTuple):
+    """A part of a pass over the data that belongs to this process."""
+
+    epoch: int
+    turn: int  # the process that has the first text of the pass
+    pieces: list[tuple[int, str]]  # numbers and texts
+    ends: bool  # nothing of the pass is behind it
+
+
+class Found(NamedTuple):
+    """The chunks of a part of a pass, each behind what was left out before it; None behind the last."""
+
+    epoch: int
+    turn: int
+    chunks: Iterable[tuple[Counter, Chunk | None]]
+    ends: bool
+
+
+class Unmade(NamedTuple):
+    """What a batch is made of."""
+
+    rows: list[list[Chunk]]
+    skipped: Counter
+    position: Position
+
+
+Each = Callable[[str, Iterable], Iterator]  # calls the method of that name for each item, gives the results in order
 
 
 class AlignedBatches(IterableDataset):
@@ -45,11 +66,14 @@ class AlignedBatches(IterableDataset):
         seed: of the order of the documents.
         packing: fill each row with as many chunks as it holds; otherwise a row is one chunk.
         finish: what else is done to each batch ahead of the step, if anything.
-        process, processes: this process takes every `processes`-th document, or prepared chunk.
+        process, processes: texts (or prepared chunks) go round the processes in turn, through all passes, so that each
+            gets some of a file that has fewer of them. Of a hub dataset that has a multiple of `processes` shards each
+            process reads its own.
         start: `Batch.position` of the last batch that is behind.
 
     Raises (while iterating):
-        ValueError: a pass over the data gave not one chunk, or a token's id has no embedding row.
+        ValueError: a pass over the data gave not one chunk (as many passes, of several processes), or a token's id has
+            no embedding row.
     """
 
     def __init__(
@@ -76,50 +100,15 @@ class AlignedBatches(IterableDataset):
         self.start = start or Position()
 
     def __iter__(self) -> Iterator[Batch]:
-        skipped: Counter = Counter()
-        limits = self.teacher.max_length, self.student.max_length
-        packer = Packer(limits, rows=self.start.open_rows()) if self.packing else None
-        rows: list[list[Chunk]] = []
-        for chunk, position in self._chunks(skipped):
-            row = [chunk] if packer is None else packer.add(chunk)
-            if row is not None:
-                rows.append(row)
-            if len(rows) == self.batch_size:
-                position = position if packer is None else position.with_open_rows(packer.rows)
-                batch = replace(collate(rows, Counter(skipped)), position=position)
-                yield batch if self.finish is None else self.finish(batch)
-                skipped.clear()
-                rows = []
+        return self.batches(lambda method, items: map(getattr(self, method), items))
 
-    def in_background(self) -> Iterator[Batch]:
-        """The batches, made ahead in a worker process; its errors are raised here as they are.
+    def batches(self, each: Each) -> Iterator:
+        """The batches, by someone who calls `cut` and `make` for each item and gives the results in their order."""
+        return each("make", self._rows(each))
 
-        A worker that was killed is started again behind the last batch that it handed over.
-
-        Raises:
-            RuntimeError: one that is killed again and again before it hands over a batch.
-        """
-        stream, killed = self, 0
-        while True:
-            loader = DataLoader(_AsBytes(stream), batch_size=None, num_workers=1, worker_init_fn=Worker(os.getpid()))
-            try:
-                with _no_error_from_afar():
-                    batches = iter(loader)
-                for item in map(pickle.loads, batches):
-                    if isinstance(item, Exception):
-                        raise item
-                    stream, killed = stream.behind(item.position), 0
-                    yield item
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                killed += 1
-                if killed == RESTARTS:
-                    raise RuntimeError(
-                        f"the process that prepares data was killed {killed} times ({error}); is there enough memory? "
-                        "A smaller max_length or batch_size needs less"
-                    ) from error
-                warnings.warn(f"the process that prepares data was killed and is started again ({error})", stacklevel=2)
+    def in_background(self, workers: int = 1, *, pin_memory: bool = False) -> Iterator[Batch]:
+        """The batches, made ahead in other processes; see `made_ahead`."""
+        return made_ahead(self, workers, pin_memory=pin_memory)
 
     def behind(self, position: Position) -> "AlignedBatches":
         """The same stream, from another position on."""
@@ -127,82 +116,94 @@ class AlignedBatches(IterableDataset):
         stream.start = position
         return stream
 
-    def _chunks(self, skipped: Counter) -> Iterator[tuple[Chunk, Position]]:
+    def cut(self, share: Share) -> Found:
+        """Tokenise, align and cut texts: most of the work."""
+        return Found(share.epoch, share.turn, list(self._cutter.cut(share.pieces)), share.ends)
+
+    def make(self, unmade: Unmade) -> Batch:
+        """Collate a batch and finish it."""
+        batch = replace(collate(unmade.rows, unmade.skipped), position=unmade.position)
+        return batch if self.finish is None else self.finish(batch)
+
+    def _rows(self, each: Each) -> Iterator[Unmade]:
+        """The rows of each batch. What decides on the order of the data is done here, by one process."""
+        skipped: Counter = Counter()
+        limits = self.teacher.max_length, self.student.max_length
+        packer = Packer(limits, rows=self.start.open_rows()) if self.packing else None
+        rows: list[list[Chunk]] = []
+        for chunk, position in self._chunks(skipped, each):
+            row = [chunk] if packer is None else packer.add(chunk)
+            if row is not None:
+                rows.append(row)
+            if len(rows) == self.batch_size:
+                position = position if packer is None else position.with_open_rows(packer.rows)
+                yield Unmade(rows, skipped.copy(), position)
+                skipped.clear()
+                rows = []
+
+    def _chunks(self, skipped: Counter, each: Each) -> Iterator[tuple[Chunk, Position]]:
         """Chunks from the start on, and where the stream stands behind each."""
-        piece, behind = self.start.piece, self.start.chunk
-        for epoch in itertools.count(self.start.epoch):
-            found = piece + behind > 0
-            current, number = piece, 0
-            for chunk in self._pass(epoch, piece, skipped):
+        piece, behind = self.start.piece, self.start.chunk  # of a pass that has begun
+        current, number, without = piece, 0, 0 if piece + behind == 0 else -1
+        parts = each("cut", self._texts()) if self.prepared is None else self._prepared(skipped)
+        for part in parts:
+            for left_out, chunk in part.chunks:
+                skipped.update(left_out)
+                if chunk is None:
+                    continue
                 current, number = chunk.piece, number + 1 if chunk.piece == current else 1
-                if current == piece and number <= behind:
+                if part.epoch == self.start.epoch and current == piece and number <= behind:
                     skipped.clear()  # counted before
                     continue
-                found = True
-                yield chunk, Position(epoch, current, number)
-            if not found:
-                reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
-                raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
-            piece = behind = 0
+                without = -1
+                yield chunk, Position(part.epoch, current, number, part.turn)
+            if part.ends:
+                current, number, without = 0, 0, without + 1
+                if without == self.processes:
+                    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
+                    raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
 
-    def _pass(self, epoch: int, first: int, skipped: Counter) -> Iterator[Chunk]:
-        """This process's share of one pass, without its `first` pieces."""
-        if self.prepared is not None:
-            return read_prepared(self.prepared, [self.seed, epoch], self.process, self.processes, skipped, first)
-        documents = read_documents(self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch)
-        mine = itertools.islice(documents, self.process, None, self.processes)
-        return make_chunks(mine, self.teacher, self.student, skipped, first)
+    def _texts(self) -> Iterator[Share]:
+        """This process's texts, pass after pass, in groups."""
+        turn, first = self.start.turn, self.start.piece
+        for epoch in itertools.count(self.start.epoch):
+            documents = read_documents(
+                self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch
+            )
+            shards = documents.shards_of(self.process, self.processes)
+            counted = _Counted(bounded_pieces(documents if shards is None else shards))
+            mine = counted
+            if shards is None:
+                mine = itertools.islice(counted, (self.process - turn) % self.processes, None, self.processes)
+            for pieces in tokenised_together(itertools.islice(enumerate(mine), first, None)):
+                yield Share(epoch, turn, pieces, ends=False)
+            yield Share(epoch, turn, [], ends=True)
+            turn, first = (turn + counted.count) % self.processes if shards is None else 0, 0
 
+    def _prepared(self, skipped: Counter) -> Iterator[Found]:
+        """This process's prepared chunks, pass after pass."""
+        turn, first, count = self.start.turn, self.start.piece, count_chunks(self.prepared)
+        for epoch in itertools.count(self.start.epoch):
+            process, seed = (self.process - turn) % self.processes, [self.seed, epoch]
+            chunks = read_prepared(self.prepared, seed, process, self.processes, skipped, first)
+            yield Found(epoch, turn, ((Counter(), chunk) for chunk in chunks), ends=True)
+            turn, first = (turn + count) % self.processes, 0
 
-@contextmanager
-def _no_error_from_afar() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD out: it raises wherever the main thread is when a worker ends, mid-update too.
-
-    A loader that waits for a worker looks every few seconds whether it lives.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-        signal_handling._SIGCHLD_handler_set = False  # other loaders of this process set it as before
-
-
-class Worker:
-    """Makes the process that prepares data die with the one that trains, and leave Ctrl-C to it."""
-
-    def __init__(self, parent: int):
-        self.parent = parent
-
-    def __call__(self, worker: int) -> None:
-        die_with_parent(self.parent)
+    @cached_property
+    def _cutter(self) -> Cutter:
+        return Cutter(self.teacher, self.student)
 
 
-class _AsBytes(IterableDataset):
-    """What a worker hands over: batches as bytes, and its exception, which would arrive with its traceback as message.
+class _Counted:
+    """An iterator that counts what it gives."""
 
-    Torch would put each tensor into a shared file of its own, and the step would wait for milliseconds to open them.
-    """
+    def __init__(self, items: Iterable[str]):
+        self.items, self.count = iter(items), 0
 
-    def __init__(self, batches: AlignedBatches):
-        self.batches = batches
+    def __iter__(self) -> "_Counted":
+        return self
 
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from map(_to_bytes, self.batches)
-        except Exception as error:
-            yield _to_bytes(error)
-
-
-class _TensorsAsArrays(pickle.Pickler):
-    def reducer_override(self, value):
-        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented
-
-
-def _to_bytes(value: object) -> bytes:
-    buffer = io.BytesIO()
-    _TensorsAsArrays(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-    return buffer.getvalue()
+    def __next__(self) -> str:
+        item = next(self.items)
+        self.count += 1
+        return item

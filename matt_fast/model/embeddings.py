@@ -62,14 +62,19 @@ class EmbeddingTable:
         self.trainable_ids = is_trainable.nonzero().flatten()
         self.slot = torch.full_like(self.frozen_from, -1)
         self.slot[self.trainable_ids] = torch.arange(len(self.trainable_ids), device=device)
+        self.slot_on_cpu = self.slot.cpu()
         self.trainable = initial.to(device)[self.trainable_ids].float()
 
     def rows(self, ids: torch.Tensor) -> BatchRows:
-        """Gather the distinct rows of `ids` (int64, any shape)."""
-        ids = ids.unique()
+        """Gather the distinct rows of `ids` (int64, any shape); where these are on the CPU, a GPU is not waited for."""
+        ids, device = ids.unique(), self.slot.device
+        slot = self.slot if ids.device == device else self.slot_on_cpu
+        positions = (slot[ids] >= 0).nonzero().flatten()
+        found = ids, positions, slot[ids[positions]]
+        if ids.device != device:
+            found = tuple((x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True) for x in found)
+        ids, positions, slots = found
         frozen = self.teacher_weight[self.frozen_from[ids].clamp_min(0)]
-        positions = (self.slot[ids] >= 0).nonzero().flatten()
-        slots = self.slot[ids[positions]]
         return BatchRows(ids, frozen, self.trainable[slots].requires_grad_(), positions, slots)
 
     def weight(self) -> torch.Tensor:

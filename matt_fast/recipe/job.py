@@ -25,7 +25,7 @@ NOT_COMPARED = (
     "device",
     "track",
 )
-NOT_COMPARED += ("checkpoint_every", "training", "healing", "init")
+NOT_COMPARED += ("data_workers", "checkpoint_every", "training", "healing", "init")
 
 
 HELD_OUT = "held-out text"  # the name of one that was given none
@@ -54,6 +54,7 @@ class Job:
     split: str
     text_field: str
     data_cache: str | Path | None
+    data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
     eval_pieces: int
     checkpoint_every: str | int

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.background import default_workers
 from matt_fast.data.chunks import Side
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import Rows
@@ -170,7 +171,8 @@ def _train(
         processes=accelerator.num_processes,
         start=state.position,
     )
-    batches = stream.in_background()
+    workers = default_workers(work.device) if job.data_workers is None else job.data_workers
+    batches = stream.in_background(workers, pin_memory=work.device.type == "cuda")
     with watcher:
         watcher.began(state, checkpoints, more)
         given = {"causal": not work.teacher.masked, "watcher": watcher}

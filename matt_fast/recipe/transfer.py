@@ -46,6 +46,7 @@ def transfer(
     split: str = "train",
     text_field: str = "text",
     data_cache: str | Path | None = None,
+    data_workers: int | None = None,
     eval_data: str | Path | None = None,
     eval_pieces: int = 40,
     checkpoint_every: str | int = "auto",
@@ -91,6 +92,8 @@ def transfer(
         split, text_field: of the data.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
+        data_workers: processes that tokenise and collate ahead of the training, see `made_ahead`; the result does not
+            depend on it. 0: the training's own. None: 1 beside a CPU that trains, else what cores are free, at most 8.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
         eval_pieces: pieces of 2,048 bytes of it to score, at most.
         checkpoint_every: a number of steps, or a time such as "10m"; "auto" is ten minutes, or longer where checkpoints

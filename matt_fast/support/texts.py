@@ -52,19 +52,22 @@ def rejoin(blocks: Iterable[str], most: int = MAX_CHARACTERS) -> Iterator[str]:
         yield text
 
 
-def groups(items: Iterable[T], together: int, text: Callable[[T], str] = lambda item: item) -> Iterator[list[T]]:
+def groups(
+    items: Iterable[T], together: int, text: Callable[[T], str] = lambda item: item, most: int = MAX_CHARACTERS
+) -> Iterator[list[T]]:
     """Items whose texts are tokenised at a time: so many, and no more characters than memory should hold.
 
     Args:
         items: pieces, or what has one each.
         together: items of a group, at most.
         text: of an item.
+        most: characters of a group of several.
     """
     group: list[T] = []
     characters = 0
     for item in items:
         length = len(text(item))
-        if group and characters + length > MAX_CHARACTERS:
+        if group and characters + length > most:
             yield group
             group, characters = [], 0
         group.append(item)

@@ -1,13 +1,21 @@
 """Worker processes that end with the process that started them, however that one ends."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 POLL = 0.5  # seconds between two looks at who the parent is
+AHEAD = 2  # items under way for each worker
 
 _watching: int | None = None  # id of the process whose watcher runs
 _forks_die = False
@@ -42,6 +50,115 @@ def forks_die_with_us() -> Iterator[None]:
         yield
     finally:
         _forks_die = before
+
+
+class OrderedPool:
+    """Processes that each have a copy of an object and call its methods; results come in the order of the items.
+
+    They end with the process that made them, and are killed at the end of the `with`. An executor of
+    concurrent.futures, which waits for them, can wait for ever for one whose result nobody takes.
+
+    Args:
+        workers: processes.
+        tool: the object. Where processes are forked it need not be picklable.
+    """
+
+    def __init__(self, workers: int, tool: Any):
+        context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+        self._processes: dict[Connection, BaseProcess] = {}
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            self._processes[ours] = context.Process(target=_serve, args=(os.getpid(), theirs, tool), daemon=True)
+            self._processes[ours].start()
+            theirs.close()
+        self._idle, self._waiting = list(self._processes), deque()
+        self._busy: dict[Connection, _Task] = {}
+
+    def __enter__(self) -> "OrderedPool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes.values():
+            process.kill()
+        for process in self._processes.values():
+            process.join()
+
+    def map(self, method: str, items: Iterable[Any]) -> Iterator[Any]:
+        """What the object's method of that name returns for each item; items are read little ahead of what is taken.
+
+        Several of these may be under way, the items of one being results of another.
+
+        Raises (while iterating):
+            ChildProcessError: a worker was killed.
+            Exception: what the method raised, in the place of its result.
+        """
+        items, failure = iter(items), None
+        tasks: deque[_Task] = deque()
+        while failure is None:
+            try:
+                item = next(items)
+            except Exception as error:  # the end too; what came before it is handed over first
+                failure = error
+            else:
+                tasks.append(_Task(method, item))
+                self._waiting.append(tasks[-1])
+                self._work(0)
+            most = AHEAD * len(self._processes) if failure is None else 0
+            while len(tasks) > most or (tasks and tasks[0].done):
+                while not tasks[0].done:
+                    self._work(None)
+                yield tasks.popleft().result()
+        if not isinstance(failure, StopIteration):
+            raise failure
+
+    def _work(self, timeout: float | None) -> None:
+        """Take results that are there, or come in so many seconds, and keep all workers busy."""
+        for connection in wait(list(self._busy), timeout) if self._busy else ():
+            self._busy[connection].outcome = self._with(connection, connection.recv)
+            del self._busy[connection]
+            self._idle.append(connection)
+        while self._idle and self._waiting:
+            connection, task = self._idle.pop(), self._waiting.popleft()
+            self._with(connection, lambda to=connection, of=task: to.send((of.method, of.item)))
+            self._busy[connection], task.item = task, None
+
+    def _with(self, connection: Connection, use: Callable[[], Any]) -> Any:
+        try:
+            return use()
+        except (EOFError, ConnectionError) as error:
+            process = self._processes[connection]
+            process.join()
+            raise ChildProcessError(f"worker {process.pid} ended with exit code {process.exitcode}") from error
+
+
+@dataclass
+class _Task:
+    method: str
+    item: Any
+    outcome: tuple[bool, Any] | None = None  # (whether it went well, result or exception)
+
+    @property
+    def done(self) -> bool:
+        return self.outcome is not None
+
+    def result(self) -> Any:
+        good, value = self.outcome
+        if not good:
+            raise value
+        return value
+
+
+def _serve(parent_pid: int, connection: Connection, tool: Any) -> None:
+    """What a worker of an `OrderedPool` does."""
+    die_with_parent(parent_pid)
+    gc.freeze()  # what was there before is not looked through again and again
+    while True:
+        method, item = connection.recv()
+        try:
+            outcome = True, getattr(tool, method)(item)
+        except Exception as error:
+            outcome = False, error
+        connection.send(outcome)
 
 
 def _watch(parent_pid: int) -> None:

@@ -18,7 +18,7 @@ from matt_fast.training.loop import Progress, TrainingState
 
 KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
-POSITION = ("epoch", "piece", "chunk")
+POSITION = ("epoch", "piece", "chunk", "turn")
 
 
 class Checkpoints:

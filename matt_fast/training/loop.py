@@ -194,8 +194,9 @@ def _step(
     """One update from a list of batches; returns what any process wished for behind it."""
     names, student, progress = options.objectives(), state.student, state.progress
     _count(state, micro_batches)
+    ids = torch.cat([batch.distinct_ids for batch in micro_batches])
     micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-    rows = student.rows(_distinct_ids(micro_batches, accelerator))
+    rows = student.rows(_of_all_processes(ids, accelerator))
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
@@ -298,9 +299,12 @@ def _update(
     return values, tuple(wish > 0 for wish in wished)
 
 
-def _distinct_ids(micro_batches: list[Batch], accelerator: Accelerator) -> torch.Tensor:
-    """The student ids of a step, of all processes: their gradients are averaged row by row."""
-    ids = torch.cat([batch.distinct_ids for batch in micro_batches])
-    if accelerator.num_processes > 1:
-        ids = accelerator.gather(accelerator.pad_across_processes(ids, pad_index=int(ids[0])))
-    return ids
+def _of_all_processes(ids: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """The student ids of a step, of all processes, since gradients are averaged row by row.
+
+    Several processes tell each other theirs, which waits for the device; of one they stay on the CPU.
+    """
+    if accelerator.num_processes == 1:
+        return ids
+    filler, ids = int(ids[0]), ids.to(accelerator.device)
+    return accelerator.gather(accelerator.pad_across_processes(ids, pad_index=filler))

@@ -361,4 +361,6 @@ def _visibility(documents: torch.Tensor, batch: Batch, causal: bool) -> dict:
     """The argument of `capture` that hides documents and padding from each other; causal rows of one need none."""
     if batch.packed:
         return {"documents": documents}
-    return {} if causal else {"attention_mask": (documents != PADDING).long().to(batch.student_ids.device)}
+    if causal:
+        return {}
+    return {"attention_mask": (documents != PADDING).long().to(batch.student_ids.device, non_blocking=True)}
