@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -59,24 +59,36 @@ def check_weights(teacher: Teacher) -> set[str]:
             f"model: wanted all parts of the weights that transformers puts together (of experts, say), got in "
             f"{name!r} some that are missing or do not fit"
         ) from error
-    mismatched = sorted(loading["mismatched_keys"])
-    if mismatched:
-        lines = [f"{key} {list(got)} instead of {list(wanted)}" for key, got, wanted in mismatched]
-        raise ValueError(
-            f"model: wanted weights of the shapes that its configuration says, got in {name!r}: {some_of(lines)}"
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        unknown = sorted(loading["unexpected_keys"])
-        other = f"; it has {len(unknown)} that are not expected: {some_of(unknown)}" if unknown else ""
-        raise ValueError(
-            f"model: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw them "
-            f"at random: {some_of(missing)}{other}"
-        )
+    check_loaded(loading, name)
     ignored = [re.compile(x) for x in outline._keys_to_ignore_on_load_unexpected or ()] + [BUFFER]
     known = outline.state_dict().keys()
     silent = {name for name in shapes.keys() - known if any(pattern.search(name) for pattern in ignored)}
     return set(loading["unexpected_keys"]) | silent
+
+
+def check_loaded(loading: Mapping, name: str, argument: str = "model", needless: Collection[str] = ()) -> None:
+    """Raise a ValueError unless all weights were there, by what transformers tells of loading them.
+
+    Args:
+        loading: its `output_loading_info`.
+        name: of the model.
+        argument: what errors call it.
+        needless: names of weights that may be missing.
+    """
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        lines = [f"{key} {list(got)} instead of {list(wanted)}" for key, got, wanted in mismatched]
+        raise ValueError(
+            f"{argument}: wanted weights of the shapes that its configuration says, got in {name!r}: {some_of(lines)}"
+        )
+    missing = sorted(set(loading["missing_keys"]) - set(needless))
+    if missing:
+        unknown = sorted(loading["unexpected_keys"])
+        other = f"; it has {len(unknown)} that are not expected: {some_of(unknown)}" if unknown else ""
+        raise ValueError(
+            f"{argument}: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw "
+            f"them at random: {some_of(missing)}{other}"
+        )
 
 
 def check_savable(teacher: Teacher) -> None:

@@ -58,7 +58,7 @@ class Teacher:
         except (OSError, ValueError) as error:
             raise ValueError(f"{argument}: {str(model)!r} could not be loaded as a model: {error}") from error
         if not trust_remote_code:
-            check_implementations(self.config, str(model))
+            check_implementations(self.config, str(model), argument)
         self.kind = model_class(self.config)
 
     @property

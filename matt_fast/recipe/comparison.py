@@ -16,6 +16,7 @@ from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import InitReport, initial_rows
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
+from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 
@@ -83,7 +84,7 @@ def compare_initializers(
     device = Accelerator().device if device is None else torch.device(device)
     teacher = Teacher(model, **options)
     teacher.check_language_model("eval_data")
-    check_weights(teacher)
+    check_values(teacher, check_weights(teacher), lambda what, done, total: None)
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)
     pairs = None if parallel is None else read_pairs(parallel)
     held_out = read_documents(eval_data, split=split, text_field=text_field)

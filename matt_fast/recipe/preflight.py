@@ -164,17 +164,17 @@ def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTraine
 
 def no_new_tokens(vocabulary: VocabularyPair) -> str | None:
     """A line that says so if no token is new, as in a vocabulary that is a part of the model's; None otherwise."""
-    if vocabulary.tokens.keys() - vocabulary.matches.keys():
+    if vocabulary.new:
         return None
     return (
-        f"tokenizer: the model has all {len(vocabulary.tokens)} tokens: their rows are taken over, and steps train "
-        "nothing; one is enough. Without freeze_shared their rows are trained"
+        f"tokenizer: the model has all {len(vocabulary.tokens)} tokens: their rows are taken over, and nothing is "
+        "trained. Without freeze_shared their rows are"
     )
 
 
 def missing_new_tokens(documents: Iterable[str], vocabulary: VocabularyPair) -> str | None:
     """A line that says so if none of the new tokens occurs where `documents` begin; None as soon as one is found."""
-    new = vocabulary.tokens.keys() - vocabulary.matches.keys()
+    new = set(vocabulary.new)
     if not new.isdisjoint(itertools.chain(*special_affixes(vocabulary.student))):
         return None
     characters = 0

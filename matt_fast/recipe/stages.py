@@ -31,7 +31,7 @@ from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import TrainingState, freeze, train
+from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import plan_ahead, trains_input
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows, make_student
@@ -62,6 +62,11 @@ def check(work: Work, vocabulary: VocabularyPair) -> None:
     work.accelerator.wait_for_everyone()
 
 
+def nothing_to_train(work: Work, vocabulary: VocabularyPair) -> bool:
+    """Whether each row of the new vocabulary is one of the teacher's and stays as it is."""
+    return work.job.freeze_shared and not vocabulary.new
+
+
 def held_out_text(work: Work):
     """The held-out documents; None where nothing is to be measured."""
     job = work.job
@@ -72,27 +77,31 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     """Where rows start: `rows/`."""
     job = work.job
 
+    init, init_head = (job.init, job.init_head) if vocabulary.new else ("mean", "same")  # a method would make no row
+
     def make(part: Path) -> None:
         model = work.trunk()
-        if needs_whole_model(job.init, job.init_head):
+        if needs_whole_model(init, init_head):
             model = model if work.with_head else work.frozen(None)
             model = model if work.placed else model.to(work.device)
         given = {
             "texts": read_documents(job.data, split=job.split, text_field=job.text_field),
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
-            "init_head": job.init_head,
+            "init_head": init_head,
             "on_progress": lambda done, total: work.tell("rows", done, total),
         }
-        save_rows(part, initial_rows(model, vocabulary, job.init, job.seed, **given, **job.hub_options))
+        rows = initial_rows(model, vocabulary, init, job.seed, **given, **job.hub_options)
+        export.check_rows(rows, stored_dtype(work.teacher), vocabulary)
+        save_rows(part, rows)
 
     if work.run.path("rows").exists():
         start = load_rows(work.once("rows", make))
     else:
         with work.stage("initialisation"):
             start = load_rows(work.once("rows", make))
-    export.check_rows(start, stored_dtype(work.teacher), vocabulary)
-    _warn_of_untrained_rows(start, work)
+    if not nothing_to_train(work, vocabulary):
+        _warn_of_untrained_rows(start, work)
     return start
 
 
@@ -117,7 +126,7 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], 
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, job.max_length),
         Side("student", vocabulary.student, vocabulary.rows, job.max_length),
     )
-    if job.data_cache is None and job.epochs is None:
+    if nothing_to_train(work, vocabulary) or (job.data_cache is None and job.epochs is None):
         return sides, None, options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
@@ -139,11 +148,19 @@ def train_rows(
     prepared: Path | None,
     options: TrainingOptions,
 ) -> None:
-    """Train: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`."""
+    """Train: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`. No step where nothing is trained."""
     job, accelerator = work.job, work.accelerator
     there = work.run.path("trained").exists()
     accelerator.wait_for_everyone()  # before anyone could write it
     if there:
+        return
+    if nothing_to_train(work, vocabulary):
+        seen, memory = torch.zeros(vocabulary.rows, dtype=torch.int64), peak_memory(work.device)
+        none = Progress(loss=0.0, lr=0.0, gradient_norm=0.0)
+        numbers = {"progress": asdict(none), "validation": [], "best_step": None, "training_memory": memory}
+        numbers |= {"peak_memory": memory, "n_layers": work.n_layers, "options": asdict(options)}
+        work.once("trained", lambda part: _save_trained(part, {}, seen, numbers))
+        work.release()
         return
     with work.stage("training"):
         memory_before = peak_memory(work.device)
@@ -186,13 +203,13 @@ def train_rows(
             "options": asdict(options),
         }
         tensors = watcher.best_rows() or rows_of(state)
-
-        def make(part: Path) -> None:
-            save_file(tensors | {"seen": seen}, part / ROWS)
-            (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
-
-        work.once("trained", make)
+        work.once("trained", lambda part: _save_trained(part, tensors, seen, numbers))
     work.release()
+
+
+def _save_trained(folder: Path, tensors: dict[str, torch.Tensor], seen: torch.Tensor, numbers: dict) -> None:
+    save_file(tensors | {"seen": seen}, folder / ROWS)
+    (folder / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 
 
 def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
@@ -239,7 +256,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     output = None
     if start.output is not None:
         output = whole(full.get_output_embeddings().weight, start.output, trained.get("output"))
-    rows = Rows(whole(full.get_input_embeddings().weight, start.input, trained["input"]), output, start.output_bias)
+    rows = Rows(whole(full.get_input_embeddings().weight, start.input, trained.get("input")), output, start.output_bias)
     export.check_rows(rows, full.get_input_embeddings().weight.dtype, vocabulary)
     export.replace_vocabulary(full, rows)
     update_special_ids(full, vocabulary)
