@@ -9,7 +9,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out, check_readable
-from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, some_of
+from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
 from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
@@ -87,6 +87,7 @@ def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
     if job.freeze_shared and (line := no_new_tokens(vocabulary)) is not None:
         work.say(line)
     check_savable(teacher)
+    configured_dtype(teacher)
     unused = check_weights(teacher)
     check_tables(teacher)
     check_special_ids(teacher.config)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
 from matt_fast.evaluation.bits_per_byte import (
@@ -20,6 +21,7 @@ from matt_fast.evaluation.bits_per_byte import (
     cut_pieces,
     specials_around,
 )
+from matt_fast.model.checkpoint_files import configured_dtype
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
@@ -81,8 +83,7 @@ def estimate_bytes(teacher: Teacher, rows: int, trainable: int) -> int:
         rows: of the new vocabulary.
         trainable: rows that are trained, in each table.
     """
-    dtype = getattr(teacher.config, "dtype", None) or torch.float32
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype = configured_dtype(teacher) or torch.float32
     outline = teacher.outline(dtype)
     head = outline.get_output_embeddings()
     tables = {id(x.weight): x.weight for x in (outline.get_input_embeddings(), head) if x is not None}.values()
@@ -230,8 +231,10 @@ def _rehearse(what: str, work):
 def _generation_config(teacher: Teacher) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(teacher.model)
-    except OSError:  # it has none
-        return None
+    except OSError:
+        if Path(teacher.model, GENERATION_CONFIG_NAME).exists():
+            raise
+        return None  # it has none
 
 
 def _size(count: float) -> str:
