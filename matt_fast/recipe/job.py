@@ -5,8 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.initializers import Method
+from matt_fast.initializers import Method, needs_whole_model
+from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.training.objectives import trains_output
 from matt_fast.training.options import TrainingOptions
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
@@ -58,6 +60,29 @@ class Job:
     @property
     def init_name(self) -> str:
         return getattr(self.init, "__name__", "function") if callable(self.init) else str(self.init)
+
+    def layers_of(self, teacher: Teacher) -> int:
+        """The target layer, counted from 1. Raises ValueError if the model does not have it."""
+        chosen = max(1, round(teacher.depth / 3)) if self.n_layers is None else self.n_layers
+        if not 1 <= chosen <= teacher.depth:
+            raise ValueError(f"n_layers: wanted 1 to {teacher.depth} for this model, got {chosen}")
+        return chosen
+
+    def check_kind(self, teacher: Teacher) -> None:
+        """Raise a ValueError if objective, start of rows or eval_data want a model of another kind."""
+        with_head = trains_output(self.training.objectives())
+        if with_head and teacher.masked:
+            raise ValueError(
+                "objective: ntp and boundary-head want a causal language model, but "
+                f"{str(self.model)!r} is a masked one; got {self.training.objective!r}"
+            )
+        wishes = {
+            f"objective {self.training.objective!r}": with_head,
+            f"init {self.init_name!r} with init_head {self.init_head!r}": needs_whole_model(self.init, self.init_head),
+            "eval_data": self.eval_data is not None,
+        }
+        for what in (what for what, wished in wishes.items() if wished):
+            teacher.check_language_model(what)
 
     def settings(self) -> dict:
         """All that decides the result, as JSON has it, without what is compared by contents."""

@@ -1,6 +1,5 @@
 """The stages of a transfer. What each makes lies in the run's folder; one that is there whole is not made again."""
 
-import copy
 import json
 import warnings
 from dataclasses import asdict, fields, replace
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
@@ -18,7 +16,7 @@ from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
-from matt_fast.model.checkpoint_files import check_pointers, stored_dtype
+from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import only_errors
 from matt_fast.model.weight_values import check_same_weights
@@ -26,6 +24,7 @@ from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import update_special_ids
+from matt_fast.recipe.subject import load_vocabulary
 from matt_fast.recipe.watching import RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
@@ -42,16 +41,7 @@ ROWS, REPORT, NUMBERS = "rows.safetensors", "report.json", "numbers.json"
 def read_vocabulary(work: Work) -> VocabularyPair:
     """The two vocabularies; a function of tokenizers that do not change, made anew in each process."""
     with work.stage("vocabulary"):
-        tokenizer = work.job.tokenizer
-        for place in (work.job.model, tokenizer):
-            if isinstance(place, str | Path) and Path(place).is_dir():
-                check_pointers(Path(place))
-        if isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
-        else:
-            tokenizer = work.teacher.load_tokenizer(tokenizer)
-        rows = len(work.teacher.outline(work.dtype).get_input_embeddings().weight)
-        return VocabularyPair(work.teacher.load_tokenizer(), tokenizer, rows)
+        return load_vocabulary(work.job, work.teacher, work.teacher.outline(work.dtype))
 
 
 def check(work: Work, vocabulary: VocabularyPair) -> None:

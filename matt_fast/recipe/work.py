@@ -14,7 +14,6 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedModel
 
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
-from matt_fast.initializers import needs_whole_model
 from matt_fast.model.precision import choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
@@ -56,23 +55,9 @@ class Work:
         self.dtype = choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device)
-        depth = self.teacher.depth
-        self.n_layers = max(1, round(depth / 3)) if job.n_layers is None else job.n_layers
-        if not 1 <= self.n_layers <= depth:
-            raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {self.n_layers}")
+        self.n_layers = job.layers_of(self.teacher)
+        job.check_kind(self.teacher)
         self.with_head = trains_output(job.training.objectives())
-        if self.with_head and self.teacher.masked:
-            raise ValueError(
-                "objective: ntp and boundary-head want a causal language model, but "
-                f"{str(job.model)!r} is a masked one; got {job.training.objective!r}"
-            )
-        wishes = {
-            f"objective {job.training.objective!r}": self.with_head,
-            f"init {job.init_name!r} with init_head {job.init_head!r}": needs_whole_model(job.init, job.init_head),
-            "eval_data": job.eval_data is not None,
-        }
-        for what in (what for what, wished in wishes.items() if wished):
-            self.teacher.check_language_model(what)
         self._loaded: PreTrainedModel | None = None
 
     @property
