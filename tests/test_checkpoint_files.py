@@ -147,6 +147,10 @@ def test_files_that_are_cut_off_or_not_there_are_named(llama, tmp_path):
         FileNotFoundError, match=r"wanted model-1.safetensors in .*, which model.safetensors.index.json"
     ):
         check_weights(Teacher(llama))
+    for content in ("{", "{}", "[]", '{"weight_map": {"model.norm.weight": "../model-1.safetensors"}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match=r"wanted names of files beside it in the weight_map of .*index\.json'"):
+            check_weights(Teacher(llama))
 
 
 def test_pickles_are_refused_through_an_index_too(llama):

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, CLIPConfig, GPT2Tokenizer, LlavaConfig, 
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import initial_rows
+from matt_fast.model.checkpoint_files import check_savable, configured_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.tokenizer_files import first_difference, load_tokenizer
 from matt_fast.recipe.preflight import rehearse_saving
@@ -101,6 +102,34 @@ def test_models_that_are_no_language_models_are_refused_in_one_line(config, name
     config(architectures=[name]).save_pretrained(tmp_path)
     text = refusal(Teacher, tmp_path)
     assert re.fullmatch(rf"model: wanted one of causal language models .*, got {name}, {end}", text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "got"),
+    [
+        ({"num_hidden_layers": 0}, "wanted num_hidden_layers"),
+        ({"num_hidden_layers": "3"}, "could not be loaded as a model: .*'num_hidden_layers' expected int, got str"),
+        ({"dtype": "float99"}, "could not be loaded as a model: .*float99"),
+        ({"dtype": "float8_e4m3fn"}, "wanted a dtype such as float32, bfloat16 or float16 .*got torch.float8_e4m3fn"),
+        ({"hidden_act": "exp"}, "no model can be made of the configuration of .*'exp'"),
+        ({"num_attention_heads": 0}, "(no model can be made|could not be loaded)"),
+        ({"vocab_size": -5}, "no model can be made of the configuration of .*"),
+        ({"quantization_config": {"bits": 4}}, "wanted weights in full precision, got .*quantised by None"),
+        (None, "could not be loaded as a model: "),
+    ],
+    ids=str,
+)
+def test_configurations_that_no_model_can_be_made_of(model, tmp_path, settings, got):
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text("3" if settings is None else json.dumps(config | settings))
+
+    def everything(place):
+        teacher = Teacher(place)
+        check_savable(teacher)
+        teacher.outline(torch.float32)
+        configured_dtype(teacher)
+
+    assert re.match(f"model: {got}", re.sub(f"{re.escape(repr(str(tmp_path)))} ", "", refusal(everything, tmp_path)))
 
 
 def test_an_attention_whose_package_is_missing_is_named(model, tmp_path):

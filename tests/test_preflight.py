@@ -148,6 +148,11 @@ def test_a_generation_configuration_that_cannot_be_loaded_is_an_error(folder):
         ValueError, match="model: its generation configuration cannot be saved and loaded again: Greedy"
     ):
         rehearse_saving(Teacher(folder), new_tokenizer())
+    (folder / "generation_config.json").write_text("{")  # not as if there were none
+    with pytest.raises(
+        ValueError, match=r"generation configuration cannot be saved and loaded again: .*not a valid JSON"
+    ):
+        rehearse_saving(Teacher(folder), new_tokenizer())
 
 
 def test_generate_is_the_same_without_them(folder, tmp_path):

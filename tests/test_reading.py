@@ -1,5 +1,7 @@
 """Local data read to its end: what is wrong is named by file and line, what is right has the size that it has."""
 
+import bz2
+import gzip
 import json
 import re
 import tracemalloc
@@ -231,8 +233,16 @@ def test_what_is_passed_over_is_counted(tmp_path):
     (folder / "C.TXT").write_text("four")
     (folder / "y" / "empty.txt").write_text("")
     (folder / "y" / "empty.jsonl").write_text("")
+    (folder / "back").symlink_to(tmp_path)
     found = check_readable(folder)
-    assert found.skipped == {"hidden files": 4, "files of another format": 3, "documents without text": 5}
+    assert found.skipped == {
+        "hidden files": 4,
+        "files of another format": 3,
+        "links to folders": 1,
+        "documents without text": 5,
+    }
+    with pytest.raises(ValueError, match=r"wanted a file or folder with \.txt.*, which has 1 hidden files"):
+        check_readable(folder / "x")
     assert found.documents == 9
     assert list(read_documents(folder)) == ["one", "", "", " \n", "two", "three", "", "four", ""]
     assert check_readable(folder / "C.TXT").skipped == {}
@@ -254,6 +264,10 @@ def test_links_to_nothing_and_pointers_are_refused(tmp_path):
     (tmp_path / "c.md").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(ValueError, match=r"data: wanted the content of .*c.md', got a pointer of git-lfs"):
         check_readable(tmp_path)
+    for name, packed in (("gzip", gzip.compress(b"text")), ("bzip2", bz2.compress(b"text"))):
+        (tmp_path / "c.md").write_bytes(packed)
+        with pytest.raises(ValueError, match=rf"data: wanted text in .*c.md', got what {name} compressed; unpack it"):
+            check_readable(tmp_path)
 
 
 def test_columns_that_differ_between_files_are_named(tmp_path):

@@ -226,10 +226,14 @@ def test_a_tokenizer_without_new_tokens_takes_its_rows_over_and_says_so(job):
     del whole["model"]["vocab"]["".join(whole["model"]["merges"].pop())]
     roles = {name: getattr(teacher_tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")}
     part = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(whole)), **roles)
-    said = []
-    result = transfer(**arguments | {"tokenizer": part}, on_message=said.append)
+    said, options = [], {"init": "contextual", "epochs": 1.0, "eval_data": held_out(arguments)}
+    result = transfer(**arguments | {"tokenizer": part}, on_message=said.append, **options)
     assert any(line.startswith("tokenizer: the model has all 269 tokens: their rows are taken over") for line in said)
-    assert (result.new, result.progress.steps_without_new_tokens) == (0, 4)
+    assert (result.new, result.progress.step, result.seen, result.worse_than_start) == (0, 0, 0, None)
+    assert result.evaluations["trained"] == result.evaluations["initialised"]
+    card = (result.output / "README.md").read_text()
+    assert "- none: all rows are the original's." in card
+    assert "were trained" not in card
     before, after = (AutoModelForCausalLM.from_pretrained(x) for x in (arguments["model"], result.output))
     tokens, ids = zip(*part.get_vocab().items(), strict=True)
     rows = before.get_input_embeddings().weight[teacher_tokenizer.convert_tokens_to_ids(list(tokens))]

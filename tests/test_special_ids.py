@@ -237,3 +237,20 @@ def test_ids_in_processor_files_and_what_sentence_transformers_needs(pair, tmp_p
     (source / "processor_config.json").write_text(json.dumps({"image_processor": {"image_token": "<|gone|>"}}))
     (line,) = copy_processor(source, None, pair)
     assert "'<|gone|>'" in line
+    before = {path: path.read_bytes() for path in result.rglob("*.json")}
+    for path in ("../outside", "/etc", "1_Pooling/../..", 5):  # "." is the model itself, whose files are not copied
+        (source / "modules.json").write_text(json.dumps([{"path": "."}, {"path": path}]))
+        for folder in (None, result):
+            with pytest.raises(ValueError, match=r"wanted folders in .* as the paths of modules.json, got"):
+                copy_processor(source, folder, pair)
+    (source / "modules.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"wanted a list in .*modules.json', got dict"):
+        copy_processor(source, None, pair)
+    (source / "modules.json").write_text('[{"path": "."}]')
+    (source / "config.json").write_text("{}")
+    (source / "processor_config.json").unlink()
+    copy_processor(source, result, pair)
+    assert {path.name for path in result.rglob("*.json")} == {path.name for path in before}
+    (source / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"wanted an object in .*preprocessor_config.json', got list"):
+        copy_processor(source, None, pair)

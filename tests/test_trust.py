@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from matt_fast.cli import app
 from matt_fast.data import documents
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.trust import check_implementations
+from matt_fast.modeling import LlamaForAIM
 
 
 class Payload:
@@ -252,3 +254,63 @@ def test_parts_of_a_configuration_are_looked_at_too(paths):
         check_implementations(Gemma3Config(attn_implementation=own), "x")
     change(paths / "model" / "config.json", attn_implementation="strangers/attention")
     assert Teacher(paths / "model", trust_remote_code=True).config._attn_implementation == "strangers/attention"
+
+
+def test_a_model_for_aim_is_read_under_the_same_guards_as_a_teacher(paths):
+    """Pickles, code that would be fetched, weights that are not there or not finite, folders of other things."""
+    load = lambda **options: LlamaForAIM.from_pretrained(paths / "model", n_layers=2, **options)  # noqa: E731
+    weights = load_file(paths / "model" / "model.safetensors")
+    file = paths / "model" / "model.safetensors"
+    upper = "model.layers.2.mlp.up_proj.weight"  # not read without with_ntp
+    lower, head = "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+    for name, value, with_ntp, wanted in (
+        (lower, None, False, "pretrained_model_name_or_path: wanted all weights, but 1 are missing"),
+        (lower, math.nan, False, "finite in .*, got NaN or infinite values: model.layers.1.*1,536 values"),
+        (upper, None, True, "wanted all weights, but 1 are missing"),
+        (upper, math.inf, True, "got NaN or infinite values: "),
+    ):
+        changed = {x: tensor.clone() for x, tensor in weights.items()}
+        if value is None:
+            del changed[name]
+        else:
+            changed[name].fill_(value)
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=wanted):
+            load(with_ntp=with_ntp)
+        if with_ntp:
+            load()
+    save_file(weights, file, {"format": "pt"})
+    change(paths / "model" / "config.json", tie_word_embeddings=False)  # so that the head has weights of its own
+    load()
+    with pytest.raises(ValueError, match=f"1 are missing in .*{head}"):
+        load(with_ntp=True)
+    change(paths / "model" / "config.json", tie_word_embeddings=True, attn_implementation="strangers/attention")
+    with pytest.raises(ValueError, match=r"pretrained_model_name_or_path: the configuration .*trust_remote_code"):
+        load()
+    change(paths / "model" / "config.json", attn_implementation="eager")
+    in_pickle(paths / "model", paths / "trace" / "index", "index")
+    with pytest.raises(ValueError, match=r"wanted weights in \.safetensors"):
+        load()
+    with pytest.raises(ValueError, match=r"wanted config\.json in it, got tokenizer"):
+        LlamaForAIM.from_pretrained(paths / "tokenizer", 2)
+    assert traces(paths) == []
+
+
+def test_every_way_to_load_a_model_looks_at_its_values(paths):
+    """evaluate and compare-inits read whole models, a donor and ready rows give one table."""
+    donor(paths)
+    for folder, row in (("model", 7), ("donor", 300)):  # the latter of a new token
+        file = paths / folder / "model.safetensors"
+        weights = load_file(file)
+        weights["model.embed_tokens.weight"][row] = math.nan
+        save_file(weights, file, {"format": "pt"})
+    for name in ("evaluate", "compare-inits"):
+        done = run(command(name, paths))
+        assert (done.exit_code, "NaN or infinite values" in done.stderr) == (1, True), name
+        assert "model.embed_tokens.weight (32 values, the first in row 7)" in done.stderr
+    save_tiny_model(paths / "model")
+    for name, wanted in (("donor", "donor: wanted numbers in "), ("ready rows", "rows: wanted input rows that are")):
+        done = run(command(name, paths))
+        assert done.exit_code == 1
+        assert wanted in done.stderr
+        assert not (paths / "output").exists()

@@ -308,6 +308,7 @@ class VocabularyPair:
         tokens, teacher_tokens: student id -> Token, teacher id -> Token.
         rows: embedding rows that the student needs.
         matches: student id -> Match, the shared tokens.
+        new: student ids of the tokens that the teacher does not have.
         subtokens: student id -> teacher ids that spell it, for the new tokens that the teacher can spell.
 
     Raises:
@@ -327,5 +328,5 @@ class VocabularyPair:
         self.rows = vocabulary_rows(self.tokens)
         matches = match_tokens(student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}
-        new = {i: token for i, token in self.tokens.items() if i not in self.matches}
-        self.subtokens = spell_tokens(new, teacher, teacher_rows)
+        self.new = [i for i in self.tokens if i not in self.matches]
+        self.subtokens = spell_tokens({i: self.tokens[i] for i in self.new}, teacher, teacher_rows)

@@ -25,7 +25,7 @@ OUTLIERS = 5  # printed at most
 
 def print_result(console: Console, result: "TransferResult") -> None:
     """The figures of a transfer: one table, and below it what was done."""
-    from matt_fast.recipe.card import evaluation_rows, passes_line, skipped_lines, validation_line
+    from matt_fast.recipe.card import evaluation_rows, skipped_lines, training_line, validation_line
 
     table = Table(title="Tokenizer transfer", title_justify="left")
     table.add_column("")
@@ -39,8 +39,7 @@ def print_result(console: Console, result: "TransferResult") -> None:
     lines = [
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
         *(f"start     {line}" for line in report_lines(result.report)),
-        f"training  {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, ended "
-        f"{passes_line(progress)}",
+        f"training  {training_line(progress)}",
         *([f"          {line}"] if (line := validation_line(result)) else []),
         *_healing_lines(result.healing),
         f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",

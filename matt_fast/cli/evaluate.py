@@ -50,11 +50,12 @@ def evaluate(
             from matt_fast.evaluation.bits_per_byte import evaluate as run
             from matt_fast.model.checkpoint_files import check_weights
             from matt_fast.model.teacher import Teacher
+            from matt_fast.model.weight_values import check_values
 
             display.on_stage("model")
             source = Teacher(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
             source.check_language_model("evaluate")
-            check_weights(source)
+            check_values(source, check_weights(source), display.on_progress)
             dtype = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}[precision]
             loaded = source.load(dtype).to(device or Accelerator().device)
             documents = read_documents(data, split=split, text_field=text_field)

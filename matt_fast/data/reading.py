@@ -18,6 +18,13 @@ PIECE = 1 << 16  # characters of plain text given at a time: some 15,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
 SHOWN = 60  # characters of a bad line in an error
 LFS = b"version https://git-lfs.github.com/spec/"
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zX": "xz",
+    b"BZh9": "bzip2",
+    b"PK\x03\x04": "zip",
+}
 TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -45,7 +52,11 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
         if not file.exists():
             raise FileNotFoundError(f"{argument}: wanted a file, got the link {str(file)!r} to {os.readlink(file)!r}")
     if not files:
-        raise ValueError(f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}")
+        others = ", ".join(f"{count:,} {why}" for why, count in passed_over(path).items())
+        raise ValueError(
+            f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}"
+            + (f", which has {others}" if path.is_dir() and others else "")
+        )
     return files
 
 
@@ -57,6 +68,8 @@ def passed_over(source: str | Path) -> Counter:
 def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
     """A path, or the files in a folder in order; and why one is not read, None for one that is."""
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_dir() and file.is_symlink() and file != path:
+            yield file, "links to folders"  # one could lead back here
         if file.exists() and not file.is_file():
             continue
         inside = file.relative_to(path).parts
@@ -97,6 +110,8 @@ def read_texts(
                 f"{argument}: wanted the content of {str(file)!r}, got a pointer of git-lfs, see git lfs pull"
             )
         start = start[:4]
+        if packed := next((name for sign, name in COMPRESSED.items() if start.startswith(sign)), None):
+            raise ValueError(f"{argument}: wanted text in {str(file)!r}, got what {packed} compressed; unpack it")
         if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32")
         if kind == "text":

@@ -25,6 +25,7 @@ from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
+from matt_fast.model.weight_values import check_finite
 from matt_fast.support.texts import Joined
 
 
@@ -160,7 +161,7 @@ def _report(vocabulary, init, made: _NewRows | None, input_rows, output_rows) ->
 
 
 def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:
-    return torch.tensor([i for i in vocabulary.tokens if i not in vocabulary.matches], dtype=torch.int64)
+    return torch.tensor(vocabulary.new, dtype=torch.int64)
 
 
 def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options) -> _NewRows | None:
@@ -225,6 +226,7 @@ def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: d
             f"are missing or have other ids in {str(donor)!r}, {different[0]!r} among them"
         )
     weight = source.load(torch.float32, n_layers=1).get_input_embeddings().weight.detach()
+    check_finite([("input embeddings", weight)], f"donor: wanted numbers in {str(donor)!r}")
     if len(weight) < vocabulary.rows:
         raise ValueError(f"donor: wanted at least {vocabulary.rows} embedding rows, got {len(weight)}")
     return weight[: vocabulary.rows]

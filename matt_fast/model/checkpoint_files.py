@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -59,24 +59,36 @@ def check_weights(teacher: Teacher) -> set[str]:
             f"model: wanted all parts of the weights that transformers puts together (of experts, say), got in "
             f"{name!r} some that are missing or do not fit"
         ) from error
-    mismatched = sorted(loading["mismatched_keys"])
-    if mismatched:
-        lines = [f"{key} {list(got)} instead of {list(wanted)}" for key, got, wanted in mismatched]
-        raise ValueError(
-            f"model: wanted weights of the shapes that its configuration says, got in {name!r}: {some_of(lines)}"
-        )
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        unknown = sorted(loading["unexpected_keys"])
-        other = f"; it has {len(unknown)} that are not expected: {some_of(unknown)}" if unknown else ""
-        raise ValueError(
-            f"model: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw them "
-            f"at random: {some_of(missing)}{other}"
-        )
+    check_loaded(loading, name)
     ignored = [re.compile(x) for x in outline._keys_to_ignore_on_load_unexpected or ()] + [BUFFER]
     known = outline.state_dict().keys()
     silent = {name for name in shapes.keys() - known if any(pattern.search(name) for pattern in ignored)}
     return set(loading["unexpected_keys"]) | silent
+
+
+def check_loaded(loading: Mapping, name: str, argument: str = "model", needless: Collection[str] = ()) -> None:
+    """Raise a ValueError unless all weights were there, by what transformers tells of loading them.
+
+    Args:
+        loading: its `output_loading_info`.
+        name: of the model.
+        argument: what errors call it.
+        needless: names of weights that may be missing.
+    """
+    mismatched = sorted(loading["mismatched_keys"])
+    if mismatched:
+        lines = [f"{key} {list(got)} instead of {list(wanted)}" for key, got, wanted in mismatched]
+        raise ValueError(
+            f"{argument}: wanted weights of the shapes that its configuration says, got in {name!r}: {some_of(lines)}"
+        )
+    missing = sorted(set(loading["missing_keys"]) - set(needless))
+    if missing:
+        unknown = sorted(loading["unexpected_keys"])
+        other = f"; it has {len(unknown)} that are not expected: {some_of(unknown)}" if unknown else ""
+        raise ValueError(
+            f"{argument}: wanted all weights, but {len(missing)} are missing in {name!r}, and transformers would draw "
+            f"them at random: {some_of(missing)}{other}"
+        )
 
 
 def check_savable(teacher: Teacher) -> None:
@@ -84,7 +96,7 @@ def check_savable(teacher: Teacher) -> None:
     settings = _quantization(teacher)
     if not settings:
         return
-    method = settings["quant_method"] if isinstance(settings, dict) else settings.quant_method
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
     wanted = f"model: wanted weights in full precision, got {str(teacher.model)!r}, quantised by {method}"
     try:
         quantizer = AutoHfQuantizer.from_config(settings, pre_quantized=True)
@@ -96,7 +108,7 @@ def check_savable(teacher: Teacher) -> None:
             conversion.reverse_transform()
     except NotImplementedError:
         savable = False
-    except (ImportError, RuntimeError, ValueError) as error:
+    except (ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{wanted}, which cannot be loaded here: {error}") from error
     if not savable:
         raise ValueError(
@@ -172,11 +184,25 @@ def source_files(teacher: Teacher) -> list[Path]:
     raise FileNotFoundError(f"model: wanted {SINGLE} or {INDEX} in {str(teacher.model)!r}, got neither")
 
 
+def configured_dtype(teacher: Teacher) -> torch.dtype | None:
+    """The dtype that a model's configuration names; None where it names none.
+
+    Raises:
+        ValueError: it is none that a model can be made in.
+    """
+    named = getattr(teacher.config, "dtype", None)
+    dtype = getattr(torch, named, None) if isinstance(named, str) else named
+    if named is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise ValueError(
+            f"model: wanted a dtype such as float32, bfloat16 or float16 in the configuration of "
+            f"{str(teacher.model)!r}, got {named}"
+        )
+    return dtype
+
+
 def stored_dtype(teacher: Teacher) -> torch.dtype:
     """The dtype that a result is written in: the configuration's, else that of the first tensor in the files."""
-    dtype = getattr(teacher.config, "dtype", None)
-    if isinstance(dtype, str):
-        return getattr(torch, dtype)
+    dtype = configured_dtype(teacher)
     if dtype is not None:
         return dtype
     first = source_files(teacher)[0]
@@ -188,8 +214,13 @@ def stored_dtype(teacher: Teacher) -> torch.dtype:
 
 
 def _named_by(index: Path) -> list[Path]:
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [index.with_name(name) for name in sorted(set(names))]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.with_name(name) for name in sorted(names)]
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model: wanted names of files beside it in the weight_map of {str(index)!r}, got {error}"
+        ) from error
 
 
 def read_shapes(files: Iterable[Path]) -> dict[str, list[int]]:

@@ -55,15 +55,19 @@ class Teacher:
         check_model_place(model, argument)
         try:
             self.config = AutoConfig.from_pretrained(model, **self.options)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{argument}: {str(model)!r} could not be loaded as a model: {error}") from error
+        except Exception as error:  # of many kinds: of fields with other types, of JSON that is no object
+            raise ValueError(f"{argument}: {str(model)!r} could not be loaded as a model: {_told(error)}") from error
         if not trust_remote_code:
-            check_implementations(self.config, str(model))
+            check_implementations(self.config, str(model), argument)
         self.kind = model_class(self.config)
+        if not (isinstance(self.depth, int) and self.depth > 0):
+            raise ValueError(
+                f"{argument}: wanted num_hidden_layers in the configuration of {str(model)!r}, got {self.depth}"
+            )
 
     @property
     def depth(self) -> int:
-        return self.config.get_text_config(decoder=True).num_hidden_layers
+        return getattr(self.config.get_text_config(decoder=True), "num_hidden_layers", None)
 
     @property
     def masked(self) -> bool:
@@ -96,10 +100,16 @@ class Teacher:
         """What `load` gives, on the meta device: shapes from the configuration (the model's own), no weights."""
         config = copy.deepcopy(self.config if config is None else config)  # a model changes its own
         config = config if n_layers is None else layer_config(config, n_layers)
-        with self._building(self.model), torch.device("meta"):
-            if isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel):
-                return self.kind.loader._from_config(config, dtype=dtype).eval()
-            return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
+        own_class = isinstance(self.kind.loader, type) and issubclass(self.kind.loader, PreTrainedModel)
+        try:
+            with self._building(self.model), torch.device("meta"):
+                if own_class:
+                    return self.kind.loader._from_config(config, dtype=dtype).eval()
+                return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{self.argument}: no model can be made of the configuration of {str(self.model)!r}: {_told(error)}"
+            ) from error
 
     def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """A model that was made of this one, from the folder it was written to."""
@@ -132,6 +142,12 @@ class Teacher:
         """The model's own tokenizer, or the one at `path`, under the same options."""
         place, argument = (self.model, self.argument) if path is None else (path, "tokenizer")
         return load_tokenizer(place, argument, **self.options)
+
+
+def _told(error: Exception) -> str:
+    """What an error says, behind its kind where that is needed to understand it."""
+    line = " ".join(str(error).split())
+    return line if isinstance(error, OSError | ValueError) and line else f"{type(error).__name__}: {line}"
 
 
 @contextmanager

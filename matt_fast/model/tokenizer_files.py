@@ -58,6 +58,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     check_location(argument, path, (".json", ".gguf"))
     try:
         tokenizer = _load(path, argument, options)
+        tokenizer("a")  # settings of another type end here
     except Exception as error:  # of many kinds; a damaged file raises Exception itself
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{argument}: {str(path)!r} could not be loaded as a tokenizer: {line}") from error

@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 OWN_EXPERTS = (None, "eager", "batched_mm", "grouped_mm")  # transformers' other ones fetch a kernel
 
 
-def check_implementations(config: PreTrainedConfig, name: str) -> None:
+def check_implementations(config: PreTrainedConfig, name: str, argument: str = "model") -> None:
     """Raise a ValueError if a configuration, or one in it, names code that transformers would fetch from the hub.
 
     Attention with a slash in its name is a hub kernel, and one of flash attention becomes one where its package is not
@@ -26,8 +26,8 @@ def check_implementations(config: PreTrainedConfig, name: str) -> None:
             own = value in OWN_EXPERTS if key.startswith("experts") else _is_here(value)
             if not own:
                 raise ValueError(
-                    f"model: the configuration of {name!r} names {key} {value!r}, which is not installed and would be "
-                    "fetched from the hub and run; take that entry out of config.json, or allow it with "
+                    f"{argument}: the configuration of {name!r} names {key} {value!r}, which is not installed and "
+                    "would be fetched from the hub and run; take that entry out of config.json, or allow it with "
                     "trust_remote_code"
                 )
 

@@ -92,6 +92,12 @@ def check_values(
         _check_tied(teacher, outline, weights)
 
 
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], wanted: str) -> None:
+    """Raise a ValueError that begins with `wanted` if tensors in memory have values that are NaN or infinite."""
+    if wrong := [f"{name} {found}" for name, x in tensors if (found := _not_finite([(0, x)], None))]:
+        raise ValueError(f"{wanted}, got NaN or infinite values: {some_of(wrong)}")
+
+
 def _check_tied(teacher: Teacher, outline: PreTrainedModel, weights: WeightFiles) -> None:
     tied = getattr(outline, "all_tied_weights_keys", None) or {}
     for pair in tied.items():

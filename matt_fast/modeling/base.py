@@ -1,7 +1,9 @@
 """A pretrained model cut to its lower layers, with a trainable embedding: what `MATT.train` takes for each side."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -10,11 +12,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from matt_fast.model.capture import capture
+from matt_fast.model.checkpoint_files import check_loaded
+from matt_fast.model.folders import check_model_place
 from matt_fast.model.layers import decoder_layers, layer_config
 from matt_fast.model.teacher import only_errors
+from matt_fast.model.trust import check_implementations, no_pickles
+from matt_fast.model.weight_values import check_finite
 from matt_fast.modeling.embeddings import Gemma3TextScaledPartlyFrozenWordEmbedding, PartlyFrozenEmbeddings
 from matt_fast.support.checks import check_type
 
+ARGUMENT = "pretrained_model_name_or_path"
 # Arguments of from_pretrained that configuration and weights both need.
 HUB = ("cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -99,25 +106,36 @@ class PreTrainedModelForAIM(nn.Module):
         Layers above `n_layers` are not read from disk, unless `with_ntp`, or a subclass has its own idea of layers.
 
         Args:
-            **kwargs: for `AutoModelForCausalLM.from_pretrained`; the dtype is bfloat16 unless given. Training runs the
-                `attn_implementation` that the student was loaded with.
+            **kwargs: for `AutoModelForCausalLM.from_pretrained`; the dtype is bfloat16 unless given, and
+                `use_safetensors` True: pickled weights, which can run code, are read with False or None only. Training
+                runs the `attn_implementation` that the student was loaded with.
 
         Raises:
             TypeError, ValueError: as the class.
+            ValueError: weights are missing, of another shape or not finite, they are pickled, or the configuration
+                names code that would be fetched, without `trust_remote_code`.
+            OSError: there are no weights.
         """
         _check_types(n_layers, with_ntp)
+        name = str(pretrained_model_name_or_path)
+        if "gguf_file" not in kwargs:
+            check_model_place(Path(name, kwargs.get("subfolder", "")) if Path(name).is_dir() else name, ARGUMENT)
+            kwargs.setdefault("use_safetensors", True)
         dtype = kwargs.pop("torch_dtype", torch.bfloat16)
         dtype = kwargs.pop("dtype", dtype)
         own = ("get_base_model", "get_layers", "set_layers")
         overridden = any(getattr(cls, name) is not getattr(PreTrainedModelForAIM, name) for name in own)
-        if not (with_ntp or overridden or "config" in kwargs):
-            hub = {name: kwargs[name] for name in (*HUB, "trust_remote_code") if name in kwargs}
-            config, kwargs = AutoConfig.from_pretrained(
-                pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
-            )
-            kwargs |= hub | {"config": layer_config(config, n_layers)}
-        with only_errors():
-            model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, dtype=dtype, **kwargs)
+        if "config" not in kwargs:
+            hub = {name: kwargs[name] for name in (*HUB, "gguf_file", "trust_remote_code") if name in kwargs}
+            config, kwargs = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **kwargs)
+            whole = with_ntp or overridden
+            kwargs |= hub | {"config": config if whole else layer_config(config, n_layers)}
+        if not kwargs.get("trust_remote_code"):
+            check_implementations(kwargs["config"], name, ARGUMENT)
+        with only_errors(), no_pickles() if kwargs.get("use_safetensors") else nullcontext():
+            model, loading = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **kwargs)
+        check_loaded(loading, name, ARGUMENT, () if with_ntp else _head_names(model))
+        check_finite(model.named_parameters(), f"{ARGUMENT}: wanted weights that are finite in {name!r}")
         return cls(model, n_layers=n_layers, frozen_embeddings_mask=frozen_embeddings_mask, with_ntp=with_ntp)
 
     def get_base_model(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -196,6 +214,13 @@ class PreTrainedModelForAIM(nn.Module):
     def _check_head(self) -> None:
         if not self.with_ntp:
             raise ValueError("with_ntp: the output head is there with with_ntp=True only, got False")
+
+
+def _head_names(model: PreTrainedModel) -> set[str]:
+    """The names of the output head's own parameters, without one that is tied to the input embeddings."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    own = set() if head is None else {id(x) for x in head.parameters()} - {id(x) for x in embeddings.parameters()}
+    return {name for name, x in model.named_parameters() if id(x) in own}
 
 
 def _check_types(n_layers: int, with_ntp: bool) -> None:

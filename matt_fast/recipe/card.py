@@ -36,8 +36,15 @@ def validation_line(result: TransferResult) -> str | None:
     )
 
 
-def passes_line(progress: Progress) -> str:
-    """How often training went over the data."""
+def training_line(progress: Progress) -> str:
+    """How much training there was, and how often it went over the data."""
+    if not progress.step:
+        return "none: all rows are the original's"
+    passes = _passes(progress)
+    return f"{len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, ended {passes}"
+
+
+def _passes(progress: Progress) -> str:
     return "in the first pass over the data" if progress.epoch == 0 else f"in pass {progress.epoch + 1} over the data"
 
 
@@ -90,9 +97,14 @@ def model_card(
         "",
         f"# {code(base)} with a new tokenizer",
         "",
-        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced, and the embeddings "
-        f"of the new tokens were trained ({training.objective}) so that the model with them does what it did before "
-        f"(after Model-Aware Tokenizer Transfer, arXiv 2510.21954). {_other_weights(result)}",
+        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced"
+        + (
+            f", and the embeddings of the new tokens were trained ({training.objective}) so that the model with them "
+            "does what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
+            if progress.step
+            else " by one whose tokens it has, which keep their embeddings"
+        )
+        + f". {_other_weights(result)}",
         "",
         "## Vocabulary",
         "",
@@ -106,8 +118,8 @@ def model_card(
         "",
         "## Training",
         "",
-        f"- {len(progress.losses)} steps, {progress.tokens} tokens from {code(source)}, {progress.seconds:.0f} s, "
-        f"ended {passes_line(progress)}.",
+        f"- {training_line(progress)}.",
+        *([f"- The text was {code(source)}."] if progress.step else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
         *(f"- {name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(training).items()),

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
-from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out, check_readable
-from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, some_of
+from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
+from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
 from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
@@ -28,6 +32,7 @@ from matt_fast.recipe.preflight import (
     rehearse_saving,
 )
 from matt_fast.recipe.special_ids import check_special_ids
+from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 
@@ -51,62 +56,123 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
-    unused = set() if known else _check_model(work, vocabulary)
-    data = _readable(work, "data", job.data)
-    held_out = {name: _readable(work, "eval_data", place) for name, place in job.held_out.items()}
+    subject = Subject(job, run.output, work.tell, teacher=work.teacher, vocabulary=vocabulary)
+    for check in () if known else CHECKS:
+        for message in check.look(subject):
+            work.say(message)
+    for message in look_at_data(subject, begins=not known):
+        work.say(message)
+    prints = _fingerprints(work, vocabulary, subject.data, subject.held_out)
+    if known:
+        check_unchanged(known["fingerprints"], prints)
+    else:
+        check_values(work.teacher, subject.unused, work.tell)
+    run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
+
+
+class Check(NamedTuple):
+    """Something that is looked at before weights are read.
+
+    Attributes:
+        area, name: what it is about.
+        look: raises an error where a transfer would fail, and gives lines that a person should read.
+        ok: what can be said where there are none.
+    """
+
+    area: str
+    name: str
+    look: Callable[[Subject], Iterable[str]]
+    ok: str
+
+
+def _look_at_output(subject: Subject) -> Iterable[str]:
+    check_output(subject.output)
+    return ()
+
+
+def _look_at_difference(subject: Subject) -> Iterable[str]:
+    vocabulary = subject.vocabulary
+    check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
+    line = no_new_tokens(vocabulary) if subject.job.freeze_shared else None
+    return () if line is None else (line,)
+
+
+def _look_at_weights(subject: Subject) -> Iterable[str]:
+    check_savable(subject.teacher)
+    configured_dtype(subject.teacher)
+    weights = sorted(name for name in subject.unused if not BUFFER.search(name))
+    return [f"model: left out, as no part of {subject.teacher.kind.name}: {some_of(weights)}"] if weights else ()
+
+
+def _look_at_tables(subject: Subject) -> Iterable[str]:
+    check_tables(subject.teacher)
+    return ()
+
+
+def _look_at_saving(subject: Subject) -> Iterable[str]:
+    return rehearse_saving(subject.teacher, subject.vocabulary.student)
+
+
+def _look_at_ids(subject: Subject) -> Iterable[str]:
+    check_special_ids(subject.teacher.config)
+    return rehearse_ids(subject.teacher, subject.vocabulary)
+
+
+def _look_at_lengths(subject: Subject) -> Iterable[str]:
+    job, vocabulary, limit = subject.job, subject.vocabulary, subject.limit
+    check_max_length(job.max_length, limit)
+    if subject.other is not None:
+        check_weights(subject.other)
+        check_max_length(job.max_length, position_limit(subject.other.trunk(subject.other.outline(torch.float32))))
+    for place in job.held_out.values():
+        documents = read_documents(place, split=job.split, text_field=job.text_field)
+        masked, tokenizers = subject.teacher.masked, (vocabulary.teacher, vocabulary.student)
+        check_pieces(documents, tokenizers, limit, masked=masked, max_pieces=job.eval_pieces)
+    return ()
+
+
+def _look_at_disk(subject: Subject) -> Iterable[str]:
+    check_room(
+        subject.output, estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, subject.job.healing)
+    )
+    return ()
+
+
+CHECKS = (
+    Check("run", "output", _look_at_output, "the folder can be written"),
+    Check("tokenizers", "difference", _look_at_difference, "the new one has tokens that the model has not"),
+    Check("model", "weights", _look_at_weights, "all are there, by name and shape, and can be saved again"),
+    Check("model", "tables", _look_at_tables, "no more than input embedding and output head have a row for each token"),
+    Check("model", "saving", _look_at_saving, "configuration and tokenizer stay what they are when saved and loaded"),
+    Check("model", "token ids", _look_at_ids, "all ids in its configurations have one in the new vocabulary"),
+    Check("data", "positions", _look_at_lengths, "the model has positions for all tokens of a chunk"),
+    Check("run", "disk", _look_at_disk, "there is room for checkpoints and the result"),
+)
+
+
+def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
+    """Read the data to its end; gives lines that a person should read, if the run begins.
+
+    Raises:
+        ValueError: it cannot be read, it has no text, or the held-out text is a part of it.
+        OSError: a file cannot be read.
+    """
+    job, data, held_out = subject.job, subject.data, subject.held_out
     if data.characters == 0 or data.skipped[WITHOUT_TEXT] == data.documents:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
         )
     for name, place in job.held_out.items():
         if warning := check_held_out(held_out[name], data, place, job.data):
-            work.say(f"Warning: {warning}")
-    for argument, found in (("data", data), *(("eval_data", x) for x in held_out.values())):
-        if found.skipped and not known:
+            yield f"Warning: {warning}"
+    for argument, found in (("data", data), *(("eval_data", x) for x in held_out.values())) if begins else ():
+        if found.skipped:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
-            work.say(f"{argument}: passed over {', '.join(parts)}")
-    if not known and job.freeze_shared and no_new_tokens(vocabulary) is None:
+            yield f"{argument}: passed over {', '.join(parts)}"
+    if begins and job.freeze_shared and no_new_tokens(subject.vocabulary) is None:
         documents = read_documents(job.data, split=job.split, text_field=job.text_field)
-        if (message := missing_new_tokens(documents, vocabulary)) is not None:
-            work.say(message)
-    prints = _fingerprints(work, vocabulary, data, held_out)
-    if known:
-        check_unchanged(known["fingerprints"], prints)
-    else:
-        check_values(work.teacher, unused, work.tell)
-    run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
-
-
-def _check_model(work: Work, vocabulary: VocabularyPair) -> set[str]:
-    """What would keep the result from being made, written or loaded, before weights are read.
-
-    Returns the names of tensors that the model's class leaves out.
-    """
-    job, teacher = work.job, work.teacher
-    check_output(work.run.output)
-    check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
-    if job.freeze_shared and (line := no_new_tokens(vocabulary)) is not None:
-        work.say(line)
-    check_savable(teacher)
-    if work.other is not None:
-        check_weights(work.other)
-        check_max_length(job.max_length, position_limit(work.other.trunk(work.other.outline(work.dtype))))
-    unused = check_weights(teacher)
-    check_tables(teacher)
-    check_special_ids(teacher.config)
-    if weights := sorted(name for name in unused if not BUFFER.search(name)):
-        work.say(f"model: left out, as no part of {teacher.kind.name}: {some_of(weights)}")
-    for message in rehearse_saving(teacher, vocabulary.student) + rehearse_ids(teacher, vocabulary):
-        work.say(message)
-    limit = position_limit(teacher.trunk(teacher.outline(work.dtype)))
-    check_max_length(job.max_length, limit)
-    for place in job.held_out.values():
-        documents = read_documents(place, split=job.split, text_field=job.text_field)
-        tokenizers = vocabulary.teacher, vocabulary.student
-        check_pieces(documents, tokenizers, limit, masked=teacher.masked, max_pieces=job.eval_pieces)
-    trainable = vocabulary.rows - len(vocabulary.matches) * job.freeze_shared
-    check_room(work.run.output, estimate_bytes(teacher, vocabulary.rows, trainable, job.healing))
-    return unused
+        if (message := missing_new_tokens(documents, subject.vocabulary)) is not None:
+            yield message
 
 
 def check_teacher(work: Work) -> None:
@@ -120,12 +186,6 @@ def check_unchanged(before: Prints, now: Prints) -> None:
     found = [f"{name}: {line}" for name in now for line in compare(before.get(name, {}), now[name])]
     if found:
         raise ValueError("these are not the files that the run began with: " + "; ".join(found))
-
-
-def _readable(work: Work, argument: str, place: str | Path) -> DataSummary:
-    job = work.job
-    options = {"split": job.split, "text_field": job.text_field, "on_progress": work.tell}
-    return check_readable(place, argument=argument, **options)
 
 
 def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: dict) -> Prints:

@@ -20,6 +20,7 @@ from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import InitReport, Rows, initial_rows
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
+from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import freeze, train
@@ -99,7 +100,7 @@ def compare_initializers(
     device = Accelerator().device if device is None else torch.device(device)
     teacher = Teacher(model, **options)
     teacher.check_language_model("eval_data")
-    check_weights(teacher)
+    check_values(teacher, check_weights(teacher), lambda what, done, total: None)
     if probe is not None and data is None:
         raise ValueError("data: wanted text to train on for the probe, got none")
     texts = None if data is None else read_documents(data, split=split, text_field=text_field)

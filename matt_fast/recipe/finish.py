@@ -31,7 +31,8 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         summary["healing"] = None if result.healing is None else asdict(result.healing)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
-        draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
+        if result.progress.step:
+            draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
         run.finish()
     work.accelerator.wait_for_everyone()
     return result
@@ -75,13 +76,12 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
     with safe_open((folder if healed is None else run.path("healed")) / ROWS, "pt") as file:
         seen = file.get_tensor("seen")
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
-    new = len(vocabulary.tokens) - len(vocabulary.matches)
     return TransferResult(
         output=run.output,
         n_layers=numbers["n_layers"],
         shared=len(vocabulary.matches),
-        new=new,
-        unspelled=new - len(vocabulary.subtokens),
+        new=len(vocabulary.new),
+        unspelled=len(vocabulary.new) - len(vocabulary.subtokens),
         report=start.report,
         trainable=len(trainable),
         seen=int((seen[trainable] > 0).sum()),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.initializers import Method
+from matt_fast.initializers import Method, needs_whole_model
+from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.training.options import HealingOptions, TrainingOptions, healing_settings
+from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
+from matt_fast.training.options import HealingOptions, TrainingOptions, healing_settings, split_objectives
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
@@ -83,6 +85,75 @@ class Job:
     @property
     def init_name(self) -> str:
         return getattr(self.init, "__name__", "function") if callable(self.init) else str(self.init)
+
+    def layers_of(self, teacher: Teacher) -> int:
+        """The target layer, counted from 1. Raises ValueError if the model does not have it."""
+        chosen = max(1, round(teacher.depth / 3)) if self.n_layers is None else self.n_layers
+        if not 1 <= chosen <= teacher.depth:
+            raise ValueError(f"n_layers: wanted 1 to {teacher.depth} for this model, got {chosen}")
+        return chosen
+
+    def check_kind(self, teacher: Teacher) -> None:
+        """Raise a ValueError if objective, start of rows or eval_data want a model of another kind."""
+        with_head = trains_output(self.training.objectives())
+        for argument, names in (("objective", self.training.objectives()), ("heal_objective", self._healing_names)):
+            if trains_output(names) and teacher.masked:
+                raise ValueError(
+                    f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
+                    f"{str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
+                )
+        if self.healing is not None:
+            self._check_healing(teacher.depth)
+        wishes = {
+            f"objective {self.training.objective!r}": with_head,
+            "heal": self.healing is not None,
+            f"init {self.init_name!r} with init_head {self.init_head!r}": needs_whole_model(self.init, self.init_head),
+            "eval_data": self.eval_data is not None,
+        }
+        for what in (what for what, wished in wishes.items() if wished):
+            teacher.check_language_model(what)
+
+    @property
+    def _healing_names(self) -> tuple[str, ...]:
+        return () if self.healing is None else split_objectives("heal_objective", self.healing.objective)
+
+    def _check_healing(self, depth: int) -> None:
+        options, healing = self.training, self.healing
+        if healing.method == "outer" and healing.outer_layers > depth // 2:
+            raise ValueError(
+                f"outer_layers: wanted 1 to {depth // 2} at either end of this model's {depth} layers, "
+                f"got {healing.outer_layers}"
+            )
+        if not trains_input(self._healing_names):
+            raise ValueError(
+                f"heal_objective: wanted one that runs the student's layers, got {healing.objective!r}, which does not"
+            )
+        if options.offload is not None:
+            raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
+        if options.quantization is not None and healing.method != "lora":
+            raise ValueError(
+                f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"
+            )
+
+    def other_teacher(self) -> Teacher | None:
+        """The model to learn from, where it is another one.
+
+        Raises:
+            ValueError: it is no causal language model, or an objective compares what lies inside the two models.
+        """
+        if self.teacher is None:
+            return None
+        objectives = (*self.training.objectives(), *self._healing_names)
+        if unfit := [name for name in objectives if not compares_predictions(name)]:
+            raise ValueError(
+                f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, ntp) with one "
+                f"that is not the model itself, got {', '.join(unfit)}"
+            )
+        other = Teacher(self.teacher, argument="teacher", **self.hub_options)
+        other.check_language_model("teacher")
+        if other.masked:
+            raise ValueError(f"teacher: wanted a causal language model, got the masked one {str(self.teacher)!r}")
+        return other
 
     def settings(self) -> dict:
         """All that decides the result, as JSON has it, without what is compared by contents."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
 from matt_fast.evaluation.bits_per_byte import (
@@ -20,6 +21,7 @@ from matt_fast.evaluation.bits_per_byte import (
     cut_pieces,
     specials_around,
 )
+from matt_fast.model.checkpoint_files import configured_dtype
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
@@ -84,8 +86,7 @@ def estimate_bytes(teacher: Teacher, rows: int, trainable: int, healing: Healing
         trainable: rows that are trained, in each table.
         healing: of layers, with checkpoints of their own.
     """
-    dtype = getattr(teacher.config, "dtype", None) or torch.float32
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype = configured_dtype(teacher) or torch.float32
     outline = teacher.outline(dtype)
     head = outline.get_output_embeddings()
     tables = {id(x.weight): x.weight for x in (outline.get_input_embeddings(), head) if x is not None}.values()
@@ -173,17 +174,17 @@ def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTraine
 
 def no_new_tokens(vocabulary: VocabularyPair) -> str | None:
     """A line that says so if no token is new, as in a vocabulary that is a part of the model's; None otherwise."""
-    if vocabulary.tokens.keys() - vocabulary.matches.keys():
+    if vocabulary.new:
         return None
     return (
-        f"tokenizer: the model has all {len(vocabulary.tokens)} tokens: their rows are taken over, and steps train "
-        "nothing; one is enough. Without freeze_shared their rows are trained"
+        f"tokenizer: the model has all {len(vocabulary.tokens)} tokens: their rows are taken over, and nothing is "
+        "trained. Without freeze_shared their rows are"
     )
 
 
 def missing_new_tokens(documents: Iterable[str], vocabulary: VocabularyPair) -> str | None:
     """A line that says so if none of the new tokens occurs where `documents` begin; None as soon as one is found."""
-    new = vocabulary.tokens.keys() - vocabulary.matches.keys()
+    new = set(vocabulary.new)
     if not new.isdisjoint(itertools.chain(*special_affixes(vocabulary.student))):
         return None
     characters = 0
@@ -239,8 +240,10 @@ def _rehearse(what: str, work):
 def _generation_config(teacher: Teacher) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(teacher.model)
-    except OSError:  # it has none
-        return None
+    except OSError:
+        if Path(teacher.model, GENERATION_CONFIG_NAME).exists():
+            raise
+        return None  # it has none
 
 
 def _size(count: float) -> str:

@@ -1,7 +1,7 @@
 """Files beside a model that are neither weights nor its tokenizer: processors of images and sounds, poolings."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -36,8 +36,12 @@ def copy_processor(model: str | Path, folder: Path | None, vocabulary: Vocabular
 
     Returns:
         a line for each thing that was left out.
+
+    Raises:
+        ValueError: a file that is not JSON of the usual form, or one that names a place outside the model's folder.
     """
     files = {name: content for name in PROCESSOR_FILES if (content := _read(model, name)) is not None}
+    modules = _module_folders(model)
     named = _named_tokens(vocabulary.teacher)
     wanted = {*named.values(), *(token for content in files.values() for token in _token_strings(content))}
     known = vocabulary.student.get_vocab()
@@ -61,7 +65,7 @@ def copy_processor(model: str | Path, folder: Path | None, vocabulary: Vocabular
     template = _read(model, CHAT_TEMPLATE)
     if files and template is not None and not vocabulary.student.chat_template:
         _write(folder / CHAT_TEMPLATE, template)
-    _copy_modules(model, folder)
+    _copy_modules(model, folder, modules)
     return messages
 
 
@@ -82,17 +86,29 @@ def _token_strings(content: Any) -> set[str]:
     return own.union(*(_token_strings(part) for part in content.values()))
 
 
-def _copy_modules(model: str | Path, folder: Path) -> None:
+def _module_folders(model: str | Path) -> list[str]:
+    """The folders of the parts behind the model; the model itself is the part that lies in the folder of them all."""
+    folders = []
+    for module in _read(model, MODULES, list) or ():
+        path = module.get("path", "") if isinstance(module, dict) else None
+        parts = PurePosixPath(path).parts if isinstance(path, str) else ("..",)
+        if ".." in parts or PurePosixPath(*parts).is_absolute():
+            raise ValueError(f"model: wanted folders in {str(model)!r} as the paths of {MODULES}, got {module!r}")
+        folders += ["/".join(parts)] if parts else []
+    return folders
+
+
+def _copy_modules(model: str | Path, folder: Path, modules: list[str]) -> None:
     for name in SENTENCES:
-        content = _read(model, name)
+        content = _read(model, name, list if name == MODULES else dict)
         if content is not None:
             _write(folder / name, content)
-    for module in _read(model, MODULES) or ():
-        for name in MODULE_FILES if module.get("path") else ():
-            found = _find(model, f"{module['path']}/{name}")
+    for path in modules:
+        for name in MODULE_FILES:
+            found = _find(model, f"{path}/{name}")
             if found is not None:
-                (folder / module["path"]).mkdir(parents=True, exist_ok=True)
-                (folder / module["path"] / name).write_bytes(found.read_bytes())
+                (folder / path).mkdir(parents=True, exist_ok=True)
+                (folder / path / name).write_bytes(found.read_bytes())
 
 
 def _find(model: str | Path, name: str) -> Path | None:
@@ -108,14 +124,18 @@ def _find(model: str | Path, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _read(model: str | Path, name: str) -> Any:
+def _read(model: str | Path, name: str, kind: type = dict) -> Any:
     path = _find(model, name)
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model: wanted JSON in {str(path)!r}: {error}") from error
+    if not isinstance(content, kind):
+        wanted = "a list" if kind is list else "an object"
+        raise ValueError(f"model: wanted {wanted} in {str(path)!r}, got {type(content).__name__}")
+    return content
 
 
 def _write(path: Path, content: Any) -> None:

@@ -7,6 +7,7 @@ from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
 from matt_fast.training.loop import Progress
 
+DIGITS = 4  # of bits per byte that are compared, as they are printed
 GROWN = 2  # times its start: more than the difference between batches
 
 
@@ -73,9 +74,8 @@ class TransferResult:
         """What was measured and is worse behind training than before; None where nothing is."""
         before, after = (self.evaluations.get(name) for name in ("initialised", "trained"))
         if before is not None and after is not None:
-            if after.bits_per_byte > before.bits_per_byte:
-                return f"bits per byte {after.bits_per_byte:.4f} after training, {before.bits_per_byte:.4f} before"
-            return None
+            now, then = (round(x.bits_per_byte, DIGITS) for x in (after, before))
+            return f"bits per byte {now:.{DIGITS}f} after training, {then:.{DIGITS}f} before" if now > then else None
         losses = [loss for loss in self.progress.losses if loss > 0]  # 0 where a batch had nothing to predict
         few = max(1, len(losses) // 10)
         first, last = (sum(part) / len(part) for part in (losses[:few], losses[-few:])) if losses else (0.0, 0.0)

@@ -1,6 +1,5 @@
 """The stages of a transfer. What each makes lies in the run's folder; one that is there whole is not made again."""
 
-import copy
 import json
 import shutil
 import warnings
@@ -8,7 +7,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
@@ -17,7 +15,7 @@ from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
-from matt_fast.model.checkpoint_files import check_pointers, stored_dtype
+from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.model.teacher import only_errors
 from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
@@ -25,7 +23,8 @@ from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import update_special_ids
-from matt_fast.recipe.training_stages import ROWS, teacher_vocabulary, trained_rows
+from matt_fast.recipe.subject import load_vocabulary
+from matt_fast.recipe.training_stages import ROWS, nothing_to_train, teacher_vocabulary, trained_rows
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.printable import printable
@@ -39,16 +38,7 @@ REPORT = "report.json"
 def read_vocabulary(work: Work) -> VocabularyPair:
     """The two vocabularies; a function of tokenizers that do not change, made anew in each process."""
     with work.stage("vocabulary"):
-        tokenizer = work.job.tokenizer
-        for place in (work.job.model, tokenizer):
-            if isinstance(place, str | Path) and Path(place).is_dir():
-                check_pointers(Path(place))
-        if isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
-        else:
-            tokenizer = work.teacher.load_tokenizer(tokenizer)
-        rows = len(work.teacher.outline(work.dtype).get_input_embeddings().weight)
-        return VocabularyPair(work.teacher.load_tokenizer(), tokenizer, rows)
+        return load_vocabulary(work.job, work.teacher, work.teacher.outline(work.dtype))
 
 
 def check(work: Work, vocabulary: VocabularyPair) -> None:
@@ -63,27 +53,31 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     """Where rows start: `rows/`."""
     job = work.job
 
+    init, init_head = (job.init, job.init_head) if vocabulary.new else ("mean", "same")  # a method would make no row
+
     def make(part: Path) -> None:
         model = work.trunk()
-        if needs_whole_model(job.init, job.init_head):
+        if needs_whole_model(init, init_head):
             model = model if work.with_head else work.frozen(None)
             model = model if work.placed else model.to(work.device)
         given = {
             "texts": read_documents(job.data, split=job.split, text_field=job.text_field),
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
-            "init_head": job.init_head,
+            "init_head": init_head,
             "on_progress": lambda done, total: work.tell("rows", done, total),
         }
-        save_rows(part, initial_rows(model, vocabulary, job.init, job.seed, **given, **job.hub_options))
+        rows = initial_rows(model, vocabulary, init, job.seed, **given, **job.hub_options)
+        export.check_rows(rows, stored_dtype(work.teacher), vocabulary)
+        save_rows(part, rows)
 
     if work.run.path("rows").exists():
         start = load_rows(work.once("rows", make))
     else:
         with work.stage("initialisation"):
             start = load_rows(work.once("rows", make))
-    export.check_rows(start, stored_dtype(work.teacher), vocabulary)
-    _warn_of_untrained_rows(start, work)
+    if not nothing_to_train(work, vocabulary):
+        _warn_of_untrained_rows(start, work)
     return start
 
 
@@ -105,7 +99,7 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], 
         Side("teacher", pair.teacher, pair.teacher_rows, job.max_length),
         Side("student", vocabulary.student, vocabulary.rows, job.max_length),
     )
-    if job.data_cache is None and job.epochs is None:
+    if nothing_to_train(work, vocabulary) or (job.data_cache is None and job.epochs is None):
         return sides, None, options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made

@@ -18,7 +18,7 @@ from matt_fast.recipe.watching import LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import TrainingState, freeze, train
+from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows, make_student, make_target
@@ -35,8 +35,19 @@ def train_rows(
     prepared: Path | None,
     options: TrainingOptions,
 ) -> None:
-    """Train the rows: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`."""
+    """Train the rows: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`.
+
+    No step where nothing is trained.
+    """
     if _is_there(work, "trained"):
+        return
+    if nothing_to_train(work, vocabulary):
+        seen, memory = torch.zeros(vocabulary.rows, dtype=torch.int64), peak_memory(work.device)
+        none = Progress(loss=0.0, lr=0.0, gradient_norm=0.0)
+        numbers = {"progress": asdict(none), "validation": [], "best_step": None, "training_memory": memory}
+        numbers |= {"peak_memory": memory, "n_layers": work.n_layers, "options": asdict(options)}
+        work.once("trained", lambda part: _save_trained(part, {}, seen, numbers))
+        work.release()
         return
     with work.stage("training"):
         memory_before = peak_memory(work.device)
@@ -132,8 +143,13 @@ def trained_rows(work: Work, folder: str, vocabulary: VocabularyPair, start: Row
     output = None
     if start.output is not None:
         output = whole(model.get_output_embeddings(), start.output, trained.get("output"))
-    rows = whole(model.get_input_embeddings(), start.input, trained["input"])
+    rows = whole(model.get_input_embeddings(), start.input, trained.get("input"))
     return replace(start, input=rows, output=output)
+
+
+def nothing_to_train(work: Work, vocabulary: VocabularyPair) -> bool:
+    """Whether each row of the new vocabulary is one of the teacher's and stays as it is."""
+    return work.job.freeze_shared and not vocabulary.new
 
 
 def _is_there(work: Work, folder: str) -> bool:
@@ -195,12 +211,16 @@ def _train(
         state.layers.load({name.removeprefix(LAYERS): x for name, x in best.items() if name.startswith(LAYERS)})
 
     def make(part: Path) -> None:
-        save_file(tensors | {"seen": seen}, part / ROWS)
-        (part / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
+        _save_trained(part, tensors, seen, numbers)
         if state.layers is not None:
             state.layers.save(part)
 
     work.once(into, make)
+
+
+def _save_trained(folder: Path, tensors: dict[str, torch.Tensor], seen: torch.Tensor, numbers: dict) -> None:
+    save_file(tensors | {"seen": seen}, folder / ROWS)
+    (folder / NUMBERS).write_text(json.dumps(numbers), encoding="utf-8")
 
 
 def rows_of(state: TrainingState) -> dict[str, torch.Tensor]:

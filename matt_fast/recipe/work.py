@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
-from matt_fast.initializers import needs_whole_model
 from matt_fast.model.precision import choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
@@ -23,8 +22,7 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.files import whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
-from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
-from matt_fast.training.options import split_objectives
+from matt_fast.training.objectives import trains_output
 
 WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
 
@@ -58,29 +56,10 @@ class Work:
         self.dtype = choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device)
-        depth = self.teacher.depth
-        self.n_layers = max(1, round(depth / 3)) if job.n_layers is None else job.n_layers
-        if not 1 <= self.n_layers <= depth:
-            raise ValueError(f"n_layers: wanted 1 to {depth} for this model, got {self.n_layers}")
+        self.n_layers = job.layers_of(self.teacher)
+        job.check_kind(self.teacher)
+        self.other = job.other_teacher()
         self.with_head = trains_output(job.training.objectives())
-        healing = () if job.healing is None else split_objectives("heal_objective", job.healing.objective)
-        for argument, names in (("objective", job.training.objectives()), ("heal_objective", healing)):
-            if trains_output(names) and self.teacher.masked:
-                raise ValueError(
-                    f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
-                    f"{str(job.model)!r} is a masked one; got {'+'.join(names)!r}"
-                )
-        self.other = None if job.teacher is None else _other_teacher(job, (*job.training.objectives(), *healing))
-        if job.healing is not None:
-            _check_healing(job, healing, depth)
-        wishes = {
-            f"objective {job.training.objective!r}": self.with_head,
-            "heal": job.healing is not None,
-            f"init {job.init_name!r} with init_head {job.init_head!r}": needs_whole_model(job.init, job.init_head),
-            "eval_data": job.eval_data is not None,
-        }
-        for what in (what for what, wished in wishes.items() if wished):
-            self.teacher.check_language_model(what)
         self._loaded: PreTrainedModel | None = None
 
     @property
@@ -149,41 +128,6 @@ class Work:
         told = lambda done: self.tell("pieces", done, pieces)  # noqa: E731
         options = {"max_pieces": pieces, "masked": self.teacher.masked, "on_piece": told}
         return evaluate(model, tokenizer, held_out, **options)
-
-
-def _other_teacher(job: Job, objectives: tuple[str, ...]) -> Teacher:
-    """The model to learn from, where it is another one.
-
-    Raises:
-        ValueError: it is no causal language model, or an objective compares what lies inside the two models.
-    """
-    if unfit := [name for name in objectives if not compares_predictions(name)]:
-        raise ValueError(
-            f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, ntp) with one that is "
-            f"not the model itself, got {', '.join(unfit)}"
-        )
-    other = Teacher(job.teacher, argument="teacher", **job.hub_options)
-    other.check_language_model("teacher")
-    if other.masked:
-        raise ValueError(f"teacher: wanted a causal language model, got the masked one {str(job.teacher)!r}")
-    return other
-
-
-def _check_healing(job: Job, objectives: tuple[str, ...], depth: int) -> None:
-    options, method = job.training, job.healing.method
-    if method == "outer" and job.healing.outer_layers > depth // 2:
-        raise ValueError(
-            f"outer_layers: wanted 1 to {depth // 2} at either end of this model's {depth} layers, "
-            f"got {job.healing.outer_layers}"
-        )
-    if not trains_input(objectives):
-        raise ValueError(
-            f"heal_objective: wanted one that runs the student's layers, got {job.healing.objective!r}, which does not"
-        )
-    if options.offload is not None:
-        raise ValueError(f"heal and offload: wanted one of them, got {method!r} and {options.offload!r}")
-    if options.quantization is not None and method != "lora":
-        raise ValueError(f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {method!r}")
 
 
 def make_accelerator(job: Job, **options) -> Accelerator:
