@@ -23,6 +23,7 @@ _WHERE = {
     "Qwen3ForAIM": "matt_fast.modeling",
     "TrainingOptions": "matt_fast.training.options",
     "TransferResult": "matt_fast.recipe.result",
+    "apply": "matt_fast.recipe.apply",
     "aim_impl": "matt_fast.training.aim_impl",
     "aim_loss": "matt_fast.loss",
     "aim_star_impl": "matt_fast.training.aim_impl",

@@ -29,7 +29,7 @@ PUBLIC = {
     "matt_fast": """
         AIMLoss AttentionInputs GPTNeoXForAIM Gemma3ForAIM HealingOptions LlamaForAIM MATT MATTConfig MATTOutput
         MistralForAIM PartlyFrozenEmbeddings PreTrainedModelForAIM Qwen3ForAIM TrainingOptions TransferResult
-        __version__ aim_impl aim_loss aim_star_impl align_segments align_segments_batch capture_attention
+        __version__ aim_impl aim_loss aim_star_impl align_segments align_segments_batch apply capture_attention
         compare_initializers evaluate
         initialize layer_config match_tokens plan sweep_layers transfer
     """,

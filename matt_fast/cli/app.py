@@ -1,10 +1,11 @@
-"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `tokenizer …`, `show …`, a file each."""
+"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `apply`, `tokenizer` and `show`."""
 
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from matt_fast.cli.apply import apply
 from matt_fast.cli.compare import compare_inits
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
@@ -32,7 +33,7 @@ def main(
     wait_passively()  # commands import torch later
 
 
-for command in (transfer, plan, compare_inits, evaluate):
+for command in (transfer, plan, compare_inits, evaluate, apply):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(show, name="show")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.batches import Batch
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
@@ -129,27 +130,29 @@ def compare_initializers(
         export.replace_vocabulary(changed, start)
         found = Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report)
         if probe is not None:
-            sides = (
-                Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
-                Side("student", vocabulary.student, vocabulary.rows, max_length),
-            )
-            stream = AlignedBatches(
-                data, *sides, batch_size=batch_size, seed=seed, split=split, text_field=text_field,
-                packing=probe.packing,
-            )  # fmt: skip
-            trained = _train(original.to(device), vocabulary, start, stream, probe, teacher)
-            export.replace_vocabulary(changed, trained)
+            where = {"batch_size": batch_size, "seed": seed, "split": split, "text_field": text_field}
+            batches = _batches(data, vocabulary, max_length, packing=probe.packing, **where)
+            export.replace_vocabulary(changed, _train(original.to(device), vocabulary, start, batches, probe, teacher))
             found = dataclasses.replace(found, probed=bits(changed, vocabulary.student))
         results.append(found)
         on_result(results[-1])
     return baseline, results
 
 
+def _batches(data: str | Path, vocabulary: VocabularyPair, max_length: int, **options) -> Iterator[Batch]:
+    """The batches that a transfer would train on."""
+    sides = (
+        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+        Side("student", vocabulary.student, vocabulary.rows, max_length),
+    )
+    return AlignedBatches(data, *sides, **options).in_background()
+
+
 def _train(
     model: PreTrainedModel,
     vocabulary: VocabularyPair,
     start: Rows,
-    stream: AlignedBatches,
+    batches: Iterator[Batch],
     options: TrainingOptions,
     teacher: Teacher,
 ) -> Rows:
@@ -158,7 +161,6 @@ def _train(
     trunk = model if with_head else teacher.trunk(model)
     freeze(trunk)
     student = make_student(trunk, vocabulary, start, True, options.objectives())
-    batches = stream.in_background()
     given = {"causal": not teacher.masked}
     train(trunk, trunk, student, batches, max(1, round(teacher.depth / 3)), options, Accelerator(), **given)
     batches.close()

@@ -16,13 +16,10 @@ from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
 from matt_fast.model.checkpoint_files import stored_dtype
-from matt_fast.model.teacher import only_errors
-from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.job import HELD_OUT
-from matt_fast.recipe.processor_files import copy_processor
-from matt_fast.recipe.special_ids import update_special_ids
+from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.subject import load_vocabulary
 from matt_fast.recipe.training_stages import ROWS, nothing_to_train, teacher_vocabulary, trained_rows
 from matt_fast.recipe.work import Work
@@ -159,16 +156,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     changed: set[str] = set()
     if job.healing is not None:
         full, changed = put_layers(full, work.run.path(last))
-    export.check_rows(rows, full.get_input_embeddings().weight.dtype, vocabulary)
-    export.replace_vocabulary(full, rows)
-    update_special_ids(full, vocabulary)
-    export.keep_chat_template(vocabulary.student, vocabulary.teacher)
-    export.repair_generation_config(full)
-    with only_errors():
-        full.save_pretrained(folder)
-    check_same_weights(work.teacher, folder, full, changed)
-    vocabulary.student.save_pretrained(folder)
-    copy_processor(work.job.model, folder, vocabulary)
+    save_result(folder, work.teacher, full, rows, vocabulary, changed)
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
         shutil.copytree(work.run.path(last) / ADAPTER, folder / ADAPTER)

@@ -1,0 +1,172 @@
+"""The rows of one transfer put into a sibling: a model that was fine-tuned from the same original."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.documents import read_documents
+from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
+from matt_fast.initializers import InitReport, Rows
+from matt_fast.model.checkpoint_files import check_savable, check_weights
+from matt_fast.model.tables import check_tables
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.card import code
+from matt_fast.recipe.preflight import check_output
+from matt_fast.recipe.saving import save_result
+from matt_fast.support.checks import check_new_folder
+from matt_fast.support.files import whole_folder, write_text
+
+ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
+PROVENANCE = "token_provenance.jsonl"
+
+
+@dataclass
+class ApplyResult:
+    """What `apply` did.
+
+    Attributes:
+        output: the folder written.
+        shared, new: tokens that keep the sibling's rows, and that got the transferred ones.
+        similarity: median cosine of the shared tokens' rows in both models.
+        evaluations: "original" (the sibling as it was) and "applied" on the held-out text; empty without one.
+    """
+
+    output: Path
+    shared: int
+    new: int
+    similarity: float
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def apply(
+    transferred: str | Path,
+    sibling: str | Path,
+    output: str | Path,
+    *,
+    eval_data: str | Path | None = None,
+    eval_pieces: int = 40,
+    split: str = "train",
+    text_field: str = "text",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    on_piece: Callable[[int], None] = lambda done: None,
+) -> ApplyResult:
+    """Give a sibling of a model that was transferred the same tokenizer, without training (the idea is ZeTT's).
+
+    The sibling keeps its own rows for the tokens that both vocabularies share; new tokens get the transferred rows.
+
+    Args:
+        transferred: the output folder of a transfer.
+        sibling: folder or hub name of a model with the vocabulary that the transferred model had, and the same width.
+        output: folder to write; it must be new or empty.
+        eval_data, eval_pieces, split, text_field, trust_remote_code, allow_pickle: as in `transfer`.
+        on_stage, on_piece: called as each stage begins, and with the pieces that are scored.
+
+    Raises:
+        FileExistsError: `output` is not empty.
+        ValueError: the models are no siblings; the message says by what.
+    """
+    check_new_folder("output", output)
+    output = check_output(output)
+    hub = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    on_stage("models")
+    donor = Teacher(transferred, argument="transferred", **hub)
+    source = Teacher(sibling, argument="sibling", **hub)
+    for each in (donor, source):
+        check_weights(each)
+    check_savable(source)
+    check_tables(source)
+    model, given = source.load("auto"), donor.load("auto")
+    rows_before = len(model.get_input_embeddings().weight)
+    vocabulary = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(transferred), rows_before)
+    _check_vocabulary(Path(transferred), vocabulary, str(sibling))
+    rows, similarity = _joined(model, given, vocabulary)
+    found = ApplyResult(output, len(vocabulary.matches), len(vocabulary.new), similarity)
+    texts = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
+
+    def measure(name: str, scored, tokenizer) -> None:
+        if texts is not None:
+            on_stage(f"evaluation ({name})")
+            options = {"max_pieces": eval_pieces, "masked": source.masked, "on_piece": on_piece}
+            found.evaluations[name] = evaluate(scored, tokenizer, texts, **options)
+
+    measure("original", model, vocabulary.teacher)
+    on_stage("writing")
+    with whole_folder(output) as part:
+        save_result(part, source, model, rows, vocabulary)
+        write_text(part / "README.md", _card(transferred, sibling, found))
+    measure("applied", source.load_result(output, model.dtype), vocabulary.student)
+    return found
+
+
+def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) -> None:
+    """Compare the sibling's vocabulary with that of the model which was transferred, as its provenance has it."""
+    path = folder / PROVENANCE
+    if not path.is_file():
+        raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    copied = {line["id"]: line["teacher_ids"][0] for line in lines if str(line["start"]).startswith("copied")}
+    ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
+    if different := sorted(x for x in copied.keys() | ours.keys() if copied.get(x) != ours.get(x)):
+        token = vocabulary.student.convert_ids_to_tokens(different[0])
+        raise ValueError(
+            f"sibling: wanted a model with the vocabulary that the transferred one had, but in {sibling!r} "
+            f"{len(different):,} tokens are others, {token!r} for example"
+        )
+
+
+def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
+    """The sibling's rows and the transferred ones in one table, and how alike the shared ones are."""
+    ids = torch.tensor(sorted(vocabulary.matches))
+    teacher_ids = torch.tensor([vocabulary.matches[i].teacher_id for i in ids.tolist()])
+    tied = model.get_output_embeddings() is None or (
+        model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    )
+    tables, similarity = [], 1.0
+    for name in ("input", "output")[: 2 - tied]:
+        old, new = (getattr(x, f"get_{name}_embeddings")().weight for x in (model, given))
+        if old.shape[1] != new.shape[1]:
+            raise ValueError(
+                f"sibling: wanted a width of {new.shape[1]}, as the transferred model has, got {old.shape[1]}"
+            )
+        found = cosine_similarity(old[teacher_ids].float(), new[ids].float(), dim=-1).median().item()
+        similarity = min(similarity, found)
+        table = new.float().clone()
+        table[ids] = old[teacher_ids].float()
+        tables.append(table)
+    if similarity < ALIKE:
+        raise ValueError(
+            f"sibling: wanted a model of the transferred one's family, but the rows of the tokens that they share are "
+            f"not alike (median cosine {similarity:.3f}, wanted {ALIKE} or more)"
+        )
+    bias = getattr(given.get_output_embeddings(), "bias", None)
+    none = InitReport(shared=len(ids), initialized=0, subtoken_mean=0, unspelled=0)
+    return Rows(tables[0], tables[1] if len(tables) > 1 else None, bias, none), similarity
+
+
+def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> str:
+    base, rows = (code(Path(x).resolve().name if Path(x).exists() else str(x)) for x in (sibling, transferred))
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [tokenizer-transfer, matt-fast]",
+        "---",
+        "",
+        f"# {base} with a new tokenizer",
+        "",
+        f"Made with matt-fast {version('matt-fast')}: {found.new:,} tokens got the rows that a transfer made for {rows}"
+        f"; {found.shared:,} keep those of {base} (median cosine between both models {found.similarity:.4f}). All "
+        f"other weights are those of {base}.",
+    ]
+    if found.evaluations:
+        lines += ["", "| | bits per byte | bytes per token |", "|---|---|---|"]
+        lines += [f"| {k} | {v.bits_per_byte:.4f} | {v.bytes_per_token:.3f} |" for k, v in found.evaluations.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""The rows of a transfer in a fine-tuned sibling."""
+
+import shutil
+
+import pytest
+import torch
+from test_runs import files  # noqa: F401, a fixture
+from tiny import byte_level, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from matt_fast import TrainingOptions, apply, transfer
+
+
+@pytest.fixture(scope="module")
+def family(files, tmp_path_factory):  # noqa: F811
+    """(a transferred model, a sibling of the original: all its weights moved a little)."""
+    folder = tmp_path_factory.mktemp("family")
+    given = {name: value for name, value in files.items() if "eval" not in name}
+    transfer(**given, output=folder / "transferred", training=TrainingOptions(objective="ntp", steps=3, lr=1e-2))
+    sibling = AutoModelForCausalLM.from_pretrained(files["model"])
+    torch.manual_seed(1)
+    for parameter in sibling.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    sibling.save_pretrained(folder / "sibling")
+    AutoTokenizer.from_pretrained(files["model"]).save_pretrained(folder / "sibling")
+    return folder / "transferred", folder / "sibling"
+
+
+def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files, family, tmp_path):  # noqa: F811
+    transferred, sibling = family
+    found = apply(transferred, sibling, tmp_path / "out", eval_data=files["eval_data"], eval_pieces=2)
+    made, rows, own = (AutoModelForCausalLM.from_pretrained(x) for x in (tmp_path / "out", transferred, sibling))
+    old, new = (AutoTokenizer.from_pretrained(x) for x in (sibling, tmp_path / "out"))
+    assert new.get_vocab() == AutoTokenizer.from_pretrained(transferred).get_vocab()
+    kept = {i: old.get_vocab()[token] for token, i in new.get_vocab().items() if token in old.get_vocab()}
+    assert 0 < len(kept) <= found.shared
+    table, given, before = (x.get_input_embeddings().weight for x in (made, rows, own))
+    for i in range(len(new)):
+        if i in kept:
+            assert torch.equal(table[i], before[kept[i]])
+    fresh = [i for token, i in new.get_vocab().items() if len(token) > 1 and token not in old.get_vocab()]
+    assert sum(torch.equal(table[i], given[i]) for i in fresh) >= found.new - 3  # those matched by role are shared
+    ours, theirs = made.state_dict(), own.state_dict()
+    assert all(torch.equal(ours[x], theirs[x]) for x in theirs if "embed_tokens" not in x and "lm_head" not in x)
+    assert 0.9 < found.similarity < 1
+    assert set(found.evaluations) == {"original", "applied"}
+    assert found.evaluations["applied"].bytes_per_token > found.evaluations["original"].bytes_per_token
+
+
+def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa: F811
+    transferred, sibling = family
+    save_tiny_model(tmp_path / "stranger")
+    stranger = AutoModelForCausalLM.from_pretrained(tmp_path / "stranger")
+    torch.nn.init.normal_(stranger.get_input_embeddings().weight)
+    stranger.save_pretrained(tmp_path / "stranger")
+    sizes = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    save_tiny_model(tmp_path / "wider", LlamaConfig(**sizes, tie_word_embeddings=True))
+    shutil.copytree(sibling, tmp_path / "renamed")
+    byte_level(["zz yy xx"] * 5, 275, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>").save_pretrained(
+        tmp_path / "renamed"
+    )
+    for other, message in (
+        ("stranger", "rows of the tokens that they share are not alike"),
+        ("wider", "sibling: wanted a width of 32"),
+        ("renamed", "sibling: wanted a model with the vocabulary that the transferred one had"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            apply(transferred, tmp_path / other, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="transferred: wanted the output of a transfer"):
+        apply(files["model"], sibling, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
+        apply(transferred, sibling, tmp_path / "full")
