@@ -98,7 +98,7 @@ def called(monkeypatch, tmp_path):
 WRONG = [
     (["--steps=x"], "--steps"),
     (["--bogus=1"], "No such option: --bogus"),
-    (["--steps=0"], "steps: wanted at least 1, got 0"),
+    (["--steps=-1"], "steps: wanted at least 0, got -1"),
     (["--lr=-1"], "lr: wanted a number above 0, got -1.0"),
     (["--lr=nan"], "lr: wanted a number above 0, got nan"),
     (["--objective=nonsense"], "objective: wanted one or more of aim"),
@@ -172,7 +172,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 22, "evaluate": 2, "plan": 6, "compare-inits": 6}[command]
+    assert len(numbers) == {"transfer": 23, "evaluate": 2, "plan": 6, "compare-inits": 6}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):

@@ -152,3 +152,15 @@ def test_healing_stops_where_a_further_text_becomes_worse(files, job, monkeypatc
     assert '"bits_per_byte/english": 1000000.0' in lines[-1]
     card = (job["output"] / "README.md").read_text()
     assert "| english: after training |" in card
+
+
+def test_healing_from_rows_as_they_start(job):
+    """No step for the rows alone; and neither: then the result is the start."""
+    healed = transfer(**job | {"training": replace(job["training"], steps=0)})
+    assert (healed.progress.step, healed.healing.progress.step) == (0, 4)
+    start = job["output"].with_name("start")
+    alone = transfer(**job | {"output": start, "training": replace(job["training"], steps=0), "healing": None})
+    assert (alone.progress.step, alone.healing) == (0, None)
+    before, after = (AutoModelForCausalLM.from_pretrained(x).state_dict() for x in (job["model"], start))
+    assert all(torch.equal(before[x], after[x]) for x in before if "embed_tokens" not in x and "lm_head" not in x)
+    assert "were made of those of the old ones" in (start / "README.md").read_text()

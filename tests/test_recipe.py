@@ -354,7 +354,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
         ("warmup_steps", -1, "warmup_steps: wanted 0 or more, got -1"),
         ("decay_steps", 1001, "warmup_steps and decay_steps: wanted at most the 1000 steps together, got 0 and 1001"),
         ("warmup_steps", 1001, "wanted at most the 1000 steps together, got 1001 and 0"),
-        ("steps", 0, "steps: wanted at least 1, got 0"),
+        ("steps", -1, "steps: wanted at least 0, got -1"),
         ("accumulation", 0, "accumulation: wanted at least 1, got 0"),
         ("lr", -1.0, "lr: wanted a number above 0, got -1.0"),
         ("max_grad_norm", 0, "max_grad_norm: wanted a number above 0, got 0"),

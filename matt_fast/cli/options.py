@@ -159,6 +159,10 @@ BatchSize = Annotated[int, Option(help="Rows per batch and process.", rich_help_
 Packing = Annotated[bool, Option(help="Fill rows with as many chunks as they hold, each alone.", rich_help_panel=DATA)]
 Split = Annotated[str, Option(help="Split of a hub dataset.", rich_help_panel=DATA)]
 TextField = Annotated[str, Option(help="Column that holds the text.", rich_help_panel=DATA)]
+PerToken = Annotated[
+    int | None,
+    Option(help="Read text first in which every new token comes so often, where there is any.", rich_help_panel=DATA),
+]
 DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),

@@ -65,6 +65,7 @@ def transfer(
     packing: o.Packing = False,
     split: o.Split = "train",
     text_field: o.TextField = "text",
+    per_token: o.PerToken = None,
     data_cache: o.DataCache = None,
     data_workers: o.DataWorkers = None,
     eval_pieces: o.EvalPieces = 40,

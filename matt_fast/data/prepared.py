@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Features, Sequence, Value, load_from_disk
+from numpy.typing import NDArray
 from pyarrow.compute import list_flatten
 from pyarrow.compute import max as max_of
 from transformers import PreTrainedTokenizerBase
@@ -112,16 +113,26 @@ def count_chunks(folder: Path) -> int:
 
 
 def read_prepared(
-    folder: Path, seed: list[int], process: int, processes: int, skipped: Counter, first: int = 0
+    folder: Path,
+    seed: list[int],
+    process: int,
+    processes: int,
+    skipped: Counter,
+    first: int = 0,
+    leading: NDArray[np.int64] | None = None,
 ) -> Iterator[Chunk]:
     """Every `processes`-th chunk, in an order drawn from `seed`; the first process counts what was left out.
 
-    Each is a piece of its own; `first` of them are passed over.
+    Each is a piece of its own; `first` of them are passed over. `leading` has numbers of chunks that come before all
+    others, in their own order.
     """
     data = load_from_disk(folder).with_format("numpy")
     if process == 0 and first == 0:
         skipped.update(json.loads((folder / SKIPPED).read_text()))
-    order = np.random.default_rng(seed).permutation(len(data))[process::processes]
+    order = np.random.default_rng(seed).permutation(len(data))
+    if leading is not None:
+        order = np.concatenate([leading, order[~np.isin(order, leading)]])
+    order = order[process::processes]
     for start in range(first, len(order), READ_TOGETHER):
         columns = data[order[start : start + READ_TOGETHER]]
         for piece, row in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), start):

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from matt_fast.data.background import made_ahead
@@ -61,6 +63,7 @@ class AlignedBatches(IterableDataset):
     Args:
         source, split, text_field: as `read_documents`.
         prepared: folder of `prepare_once` with the chunks of this source; they are made on the fly if None.
+        leading: numbers of prepared chunks that come first in the first pass, see `cover`.
         teacher, student: the two sides.
         batch_size: rows per batch.
         seed: of the order of the documents.
@@ -87,6 +90,7 @@ class AlignedBatches(IterableDataset):
         split: str = "train",
         text_field: str = "text",
         prepared: Path | None = None,
+        leading: NDArray[np.int64] | None = None,
         packing: bool = False,
         finish: Callable[[Batch], Batch] | None = None,
         process: int = 0,
@@ -95,6 +99,7 @@ class AlignedBatches(IterableDataset):
     ):
         self.source, self.split, self.text_field = source, split, text_field
         self.teacher, self.student, self.prepared = teacher, student, prepared
+        self.leading = leading
         self.batch_size, self.seed, self.packing, self.finish = batch_size, seed, packing, finish
         self.process, self.processes = process, processes
         self.start = start or Position()
@@ -185,7 +190,8 @@ class AlignedBatches(IterableDataset):
         turn, first, count = self.start.turn, self.start.piece, count_chunks(self.prepared)
         for epoch in itertools.count(self.start.epoch):
             process, seed = (self.process - turn) % self.processes, [self.seed, epoch]
-            chunks = read_prepared(self.prepared, seed, process, self.processes, skipped, first)
+            leading = self.leading if epoch == 0 else None
+            chunks = read_prepared(self.prepared, seed, process, self.processes, skipped, first, leading)
             yield Found(epoch, turn, ((Counter(), chunk) for chunk in chunks), ends=True)
             turn, first = (turn + count) % self.processes, 0
 

@@ -46,7 +46,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience"):
+    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("data_workers", given.get("data_workers"), 0, WORKERS)

@@ -98,12 +98,7 @@ def model_card(
         f"# {code(base)} with a new tokenizer",
         "",
         f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced"
-        + (
-            f", and the embeddings of the new tokens were trained ({training.objective}) so that the model with them "
-            "does what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
-            if progress.step
-            else " by one whose tokens it has, which keep their embeddings"
-        )
+        + _embeddings(result, training)
         + f". {_other_weights(result)}",
         "",
         "## Vocabulary",
@@ -142,6 +137,17 @@ def model_card(
             *(f"| {' | '.join((cell(what), *figures))} |" for what, *figures in evaluation_rows(result)),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _embeddings(result: TransferResult, training: TrainingOptions) -> str:
+    if not result.new:
+        return " by one whose tokens it has, which keep their embeddings"
+    if not result.progress.step:
+        return "; the embeddings of the new tokens were made of those of the old ones"
+    return (
+        f", and the embeddings of the new tokens were trained ({training.objective}) so that the model with them does "
+        "what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
+    )
 
 
 def _other_weights(result: TransferResult) -> str:

@@ -78,6 +78,8 @@ def compare_initializers(
 ) -> tuple[float, list[Initialised]]:
     """Initialise the same model for the same tokenizer in several ways and score each on the same text.
 
+    Long because it documents every argument.
+
     Args:
         model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
             trust_remote_code, allow_pickle: as in `transfer`.

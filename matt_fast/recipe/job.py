@@ -55,6 +55,7 @@ class Job:
     precision: str
     split: str
     text_field: str
+    per_token: int | None
     data_cache: str | Path | None
     data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
@@ -74,6 +75,11 @@ class Job:
     @property
     def hub_options(self) -> dict[str, bool]:
         return {"trust_remote_code": self.trust_remote_code, "allow_pickle": self.allow_pickle}
+
+    @property
+    def prepares_data(self) -> bool:
+        """Whether chunks are made before training."""
+        return any(x is not None for x in (self.data_cache, self.epochs, self.per_token))
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -160,7 +166,7 @@ class Job:
         found = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in NOT_COMPARED}
         init = self.init_name
         found["init"] = Path(init).name if Path(init).exists() else init
-        found["prepared"] = self.data_cache is not None or self.epochs is not None
+        found["prepared"] = self.prepares_data
         return found | asdict(self.training) | healing_settings(self.healing)
 
     def arguments(self, output: Path) -> dict:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
+from matt_fast.data.coverage import cover
 from matt_fast.data.documents import read_documents
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
@@ -21,7 +22,7 @@ from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.subject import load_vocabulary
-from matt_fast.recipe.training_stages import ROWS, nothing_to_train, teacher_vocabulary, trained_rows
+from matt_fast.recipe.training_stages import ROWS, TrainingData, nothing_to_train, teacher_vocabulary, trained_rows
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.printable import printable
@@ -73,7 +74,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     else:
         with work.stage("initialisation"):
             start = load_rows(work.once("rows", make))
-    if not nothing_to_train(work, vocabulary):
+    if job.healing is None and job.training.steps and not nothing_to_train(work, vocabulary):
         _warn_of_untrained_rows(start, work)
     return start
 
@@ -88,26 +89,30 @@ def measure_start(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     _measure(work, "initialised", full, vocabulary.student)
 
 
-def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[tuple[Side, Side], Path | None, TrainingOptions]:
-    """Both sides of the data, its chunks on disk where they are made before training, and the steps to take."""
-    job, options = work.job, work.job.training
+def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, TrainingOptions]:
+    """The data, its chunks on disk where they are made before training, and the steps to take."""
+    job, options, processes = work.job, work.job.training, work.accelerator.num_processes
     pair = teacher_vocabulary(work, vocabulary)
     sides = (
         Side("teacher", pair.teacher, pair.teacher_rows, job.max_length),
         Side("student", vocabulary.student, vocabulary.rows, job.max_length),
     )
-    if nothing_to_train(work, vocabulary) or (job.data_cache is None and job.epochs is None):
-        return sides, None, options
+    if nothing_to_train(work, vocabulary) or not job.prepares_data:
+        return TrainingData(sides), options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
         given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
         given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
-        prepared = prepare_once(cache, job.data, *sides, **given)
+        data = TrainingData(sides, prepare_once(cache, job.data, *sides, **given))
+        if job.per_token is not None:
+            found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
+            work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
+            data = replace(data, leading=found.chunks)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
-        batches = count_batches(prepared, job.batch_size, work.accelerator.num_processes, limits)
+        batches = count_batches(data.prepared, job.batch_size, processes, limits)
         options = replace(options, steps=max(1, round(job.epochs * batches / options.accumulation)))
-    return sides, prepared, options
+    return data, options
 
 
 def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:

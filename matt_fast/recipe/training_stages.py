@@ -1,10 +1,12 @@
 """The stages that train: rows alone, then rows and layers together (healing)."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -27,12 +29,26 @@ ROWS, NUMBERS = "rows.safetensors", "numbers.json"
 WARMING, SEED = 20, 1  # healing warms up over one of so many steps; it sees the data in an order of its own
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What there is to train on.
+
+    Attributes:
+        sides: the teacher's and the student's.
+        prepared: folder of chunks that are made before training; None where they are made on the way.
+        leading: numbers of those that come first; None without.
+    """
+
+    sides: tuple[Side, Side]
+    prepared: Path | None = None
+    leading: NDArray[np.int64] | None = None
+
+
 def train_rows(
     work: Work,
     vocabulary: VocabularyPair,
     start: Rows,
-    sides: tuple[Side, Side],
-    prepared: Path | None,
+    data: TrainingData,
     options: TrainingOptions,
 ) -> None:
     """Train the rows: `trained/`; on the way `checkpoints/`, `best/` and `metrics.jsonl`.
@@ -41,7 +57,7 @@ def train_rows(
     """
     if _is_there(work, "trained"):
         return
-    if nothing_to_train(work, vocabulary):
+    if nothing_to_train(work, vocabulary) or options.steps == 0:
         seen, memory = torch.zeros(vocabulary.rows, dtype=torch.int64), peak_memory(work.device)
         none = Progress(loss=0.0, lr=0.0, gradient_norm=0.0)
         numbers = {"progress": asdict(none), "validation": [], "best_step": None, "training_memory": memory}
@@ -59,11 +75,11 @@ def train_rows(
         student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives(), target)
         state = TrainingState.begin(student, options)
         watcher = RunWatcher(work, vocabulary, start, options, work.run.folder, "metrics.jsonl")
-        _train(work, (teacher, trunk), state, sides, prepared, options, watcher, "trained", memory_before)
+        _train(work, (teacher, trunk), state, data, options, watcher, "trained", memory_before)
     work.release()
 
 
-def heal(work: Work, vocabulary: VocabularyPair, start: Rows, sides: tuple[Side, Side], prepared: Path | None) -> None:
+def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData) -> None:
     """Train rows and layers together: `healed/`; on the way `healing/` and `healing.jsonl`."""
     healing = work.job.healing
     if healing is None or _is_there(work, "healed"):
@@ -84,7 +100,7 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, sides: tuple[Side,
         state = TrainingState.begin(student, options, layers)
         watcher = RunWatcher(work, vocabulary, tables, options, work.run.path("healing"), "healing.jsonl")
         both = teacher, layers.student
-        _train(work, both, state, sides, prepared, options, watcher, "healed", memory_before, seed=SEED)
+        _train(work, both, state, data, options, watcher, "healed", memory_before, seed=SEED)
 
 
 def teacher_vocabulary(work: Work, vocabulary: VocabularyPair) -> VocabularyPair:
@@ -162,8 +178,7 @@ def _train(
     work: Work,
     models: tuple[PreTrainedModel, PreTrainedModel],
     state: TrainingState,
-    sides: tuple[Side, Side],
-    prepared: Path | None,
+    data: TrainingData,
     options: TrainingOptions,
     watcher: RunWatcher,
     into: str,
@@ -175,12 +190,13 @@ def _train(
     more = checkpoints.read(state, accelerator)
     stream = AlignedBatches(
         job.data,
-        *sides,
+        *data.sides,
         batch_size=job.batch_size,
         seed=job.seed + seed,
         split=job.split,
         text_field=job.text_field,
-        prepared=prepared,
+        prepared=data.prepared,
+        leading=data.leading,
         packing=options.packing,
         finish=plan_ahead(models[1], work.n_layers, options),
         process=accelerator.process_index,

@@ -45,6 +45,7 @@ def transfer(
     precision: str = "auto",
     split: str = "train",
     text_field: str = "text",
+    per_token: int | None = None,
     data_cache: str | Path | None = None,
     data_workers: int | None = None,
     eval_data: str | Path | None = None,
@@ -90,6 +91,8 @@ def transfer(
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
             bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
         split, text_field: of the data.
+        per_token: read chunks first in which every new token comes so often, or as often as the text has it; the data
+            is prepared before training.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
         data_workers: processes that tokenise and collate ahead of the training, see `made_ahead`; the result does not
@@ -129,9 +132,9 @@ def transfer(
         stages.check(work, vocabulary)
         start = stages.initialise(work, vocabulary)
         stages.measure_start(work, vocabulary, start)
-        sides, prepared, options = stages.prepare(work, vocabulary)
-        train_rows(work, vocabulary, start, sides, prepared, options)
-        heal(work, vocabulary, start, sides, prepared)
+        data, options = stages.prepare(work, vocabulary)
+        train_rows(work, vocabulary, start, data, options)
+        heal(work, vocabulary, start, data)
         stages.write_model(work, vocabulary, start)
         stages.measure_result(work, vocabulary)
         return finish(work, vocabulary, start, options)

@@ -91,7 +91,7 @@ class TrainingOptions:
     Attributes:
         objective: one or more of OBJECTIVES, joined by "+"; all but the first are scaled to the first's value at
             each step.
-        steps: number of updates.
+        steps: number of updates; 0 leaves the rows as they start.
         lr: learning rate of AdamW; there is no weight decay.
         warmup_steps: the rate rises linearly from 0 over so many steps at the start.
         decay_steps: it falls linearly to 0 over so many steps at the end (with a warm-up: warm-up-stable-decay); half
@@ -146,8 +146,8 @@ class TrainingOptions:
                 "packing and compile: wanted one of them, got both: attention runs on one document at a time, and "
                 "layers would be compiled anew for the documents of each batch"
             )
-        for name, most in (("steps", MANY), ("accumulation", ROWS)):
-            check_range(name, getattr(self, name), 1, most)
+        check_range("steps", self.steps, 0, MANY)
+        check_range("accumulation", self.accumulation, 1, ROWS)
         for name in ("warmup_steps", "decay_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
