@@ -143,7 +143,7 @@ def test_a_wrong_argument_is_named(called, arguments, words):
     assert not called
 
 
-MAY_BE_ZERO = {"seed", "warmup_steps", "decay_steps", "max_grad_norm"}
+MAY_BE_ZERO = {"seed", "data_workers", "steps", "heal_max_worse", "warmup_steps", "decay_steps", "max_grad_norm"}
 MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}
 
 
@@ -590,3 +590,16 @@ def test_held_out_texts_by_name(tmp_path):
     for wrong in (["x.txt", "y.txt"], ["code=x.txt", "y.txt"], ["code=x.txt", "code=y.txt"]):
         with pytest.raises(ValueError, match="eval_data: wanted NAME=TEXT with another name for each text"):
             held_out_texts(wrong)
+
+
+def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, tmp_path):
+    (tmp_path / "options.yaml").write_text("batch-size: 3\n")
+    ended = run("transfer", *PATHS, "--recipe=paper", "--lr=0.5", f"--config={tmp_path / 'options.yaml'}")
+    assert ended.exit_code == 0, ended.stderr
+    assert "recipe paper: --init focus --objective aim" in ended.stdout
+    options, given = called[-1]["training"], called[-1]
+    assert (options.objective, options.lr, options.decay_steps) == ("aim", 0.5, 0)
+    assert (given["init"], given["max_length"], given["batch_size"], given["healing"]) == ("focus", 256, 3, None)
+    run("transfer", *PATHS, "--recipe=quick")
+    assert (called[-1]["healing"].objective, called[-1]["training"].steps) == ("boundary-kl+alm", 0)
+    assert "recipe: wanted one of quick, paper, best" in message(run("transfer", *PATHS, "--recipe=fast"))

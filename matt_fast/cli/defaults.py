@@ -8,10 +8,20 @@ import typer
 
 from matt_fast.cli.output import clear_errors
 from matt_fast.recipe.config import load_config
+from matt_fast.recipe.recipes import recipe
 
-NOT_IN_FILES = ("config", "resume", "help")
+NOT_IN_FILES = ("config", "resume", "recipe", "help")
 SEVERAL = ("eval_data",)  # one value or a list
 NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
+
+
+def read_recipe(context: typer.Context, name: str | None) -> str | None:
+    """Callback of --recipe: its options become defaults, under those of a file and of a resumed run."""
+    if name is not None and not context.resilient_parsing:
+        with clear_errors():
+            words = {key: str(x) if key in NUMBER_OR_WORD else x for key, x in recipe(name).items()}
+            context.default_map = {**words, **(context.default_map or {})}
+    return name
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:

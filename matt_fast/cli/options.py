@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Option
 
-from matt_fast.cli.defaults import read_config, read_run
+from matt_fast.cli.defaults import read_config, read_recipe, read_run
 
 ROWS, OBJECTIVE, DATA = "Start of new rows", "Objective and optimiser", "Data"
 HEALING = "Healing: layers trained together with the rows"
@@ -35,6 +35,14 @@ Resume = Annotated[
         help="Go on with the run in this output folder, with the options that it was begun with.",
         is_eager=True,
         callback=read_run,
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    Option(
+        help="Options that go together: quick (minutes on a CPU), paper (as published) or best (the whole chain).",
+        is_eager=True,
+        callback=read_recipe,
     ),
 ]
 Config = Annotated[

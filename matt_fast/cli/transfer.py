@@ -12,13 +12,14 @@ from matt_fast.cli.display import print_result, print_sweep
 from matt_fast.cli.output import Output, command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.recipe.recipes import RECIPES, as_options
 from matt_fast.training.options import HEAL_NAMES, HealingOptions, TrainingOptions
 
 HEALING = {"method": "heal"} | {
     x.name: HEAL_NAMES.get(x.name, f"heal_{x.name}") for x in fields(HealingOptions) if x.name != "method"
 }
 TRAINING = [field.name for field in fields(TrainingOptions)]
-OF_THE_COMMAND = ("config", "json", "quiet", "debug", "layer")
+OF_THE_COMMAND = ("recipe", "config", "json", "quiet", "debug", "layer")
 
 
 def transfer(
@@ -30,6 +31,7 @@ def transfer(
     eval_data: o.EvalData = None,
     steps: o.Steps = 1000,
     epochs: o.Epochs = None,
+    recipe: o.Recipe = None,
     resume: o.Resume = None,
     config: o.Config = None,
     init: o.Init = "mean",
@@ -92,6 +94,8 @@ def transfer(
     del given["context"]
     typed = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
     with command_output(json, quiet, debug) as out:
+        if recipe is not None:
+            say(out.console, f"recipe {recipe}: {as_options(RECIPES[recipe])}", "dim")
         arguments = transfer_arguments(given, typed)
         if layer == "sweep":
             check_arguments(arguments | {"output": None})

@@ -1,0 +1,55 @@
+"""Recipes by name: options of a transfer that go together. Imports nothing slow.
+
+benchmarks/bench_recipes.py measures them side by side. What a recipe says holds where neither the command line nor a
+configuration file says something else.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from matt_fast.support.checks import check_choice
+
+_HEALING = {"heal": "lora", "heal_objective": "boundary-kl+alm", "heal_lr": 1e-3, "heal_rows_lr": 1e-3}
+_ROWS_OF_256 = {"max_length": 256, "batch_size": 4}
+
+RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        # Within minutes on a CPU: rows and adapters together from the first step on.
+        "quick": {"init": "mean", "steps": 0, **_HEALING, "heal_steps": 60, **_ROWS_OF_256},
+        # As the paper has it (§3.5, §4.1, Appendix C).
+        "paper": {
+            "init": "focus",
+            "objective": "aim",
+            "layer": "third",
+            "lr": 1e-4,
+            "decay_steps": 0,
+            **_ROWS_OF_256,
+        },
+        # The whole chain: a start from the model's own states, rows alone, then rows and layers.
+        "best": {
+            "init": "contextual",
+            "objective": "boundary-kl+alm",
+            "steps": 1000,
+            "lr": 1e-3,
+            "per_token": 3,
+            **_HEALING,
+            "heal_steps": 2000,
+            "heal_rank": 32,
+        },
+    }
+)
+
+
+def recipe(name: str) -> Mapping[str, object]:
+    """The options of a recipe by the names that the command line has.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    check_choice("recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def as_options(values: Mapping[str, object]) -> str:
+    """Options as they are typed."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
