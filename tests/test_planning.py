@@ -13,7 +13,7 @@ from tiny import new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, ModernBertConfig
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, plan
+from matt_fast import HealingOptions, TrainingOptions, plan
 from matt_fast.cli.app import app
 from matt_fast.data.batches import Chunk, collate
 from matt_fast.model.capture import capture
@@ -21,7 +21,8 @@ from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head
 from matt_fast.planning.plan import GIB, _largest
 from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate
-from matt_fast.training.loop import freeze, train
+from matt_fast.training.layers import TrainedLayers
+from matt_fast.training.loop import TrainingState, freeze, train
 from matt_fast.training.objectives import Student, Target, trains_output
 
 LAYERS, LENGTH, BATCH = 3, 60, 2
@@ -69,7 +70,7 @@ def test_the_meta_device_keeps_what_a_real_pass_keeps(name, checkpointing):
         assert kept_for_backward(model_of(name, "meta"), checkpointing=checkpointing) == real > 0
 
 
-def real_step(name: str, options: TrainingOptions, dtype) -> tuple[int, Vocabulary]:
+def real_step(name: str, options: TrainingOptions, dtype, healing=None) -> tuple[int, Vocabulary]:
     """Bytes in use at most in a step of `train` in which every token is another row."""
     model = trunk_of(model_of(name, dtype=dtype), options)
     weight = model.get_input_embeddings().weight
@@ -97,7 +98,15 @@ def real_step(name: str, options: TrainingOptions, dtype) -> tuple[int, Vocabula
     for batch in batches[:1]:
         before += [batch.teacher_ids, batch.student_ids, batch.distinct_ids, *vars(batch.places).values()]
     accelerator = Accelerator(cpu=True)
-    peak, _ = allocations(lambda: train(model, model, student, iter(batches), LAYERS, options, accelerator))
+
+    def run():
+        if healing is None:
+            return train(model, model, student, iter(batches), LAYERS, options, accelerator)
+        layers = TrainedLayers(model, healing)
+        state = TrainingState.begin(student, options, layers)
+        return train(model, layers.student, state, iter(batches), LAYERS, options, accelerator)
+
+    peak, _ = allocations(run)
     return sum(storages(before).values()) + int(peak), Vocabulary(rows, rows - rows // 4)
 
 
@@ -107,6 +116,15 @@ CASES += [("qwen3", "ntp", {"accumulation": 3}), ("gpt_neox", "aim_star+boundary
 PACKED = {"packing": True, "checkpointing": True}
 CASES += [("qwen3", "ntp", {"packing": True}), ("gpt_neox", "token-distillation", PACKED)]
 CASES += [("llama", "ntp", {"moments": "dense"})]
+
+
+@pytest.mark.parametrize("method", ["lora", "outer", "full"])
+def test_the_peak_of_healing_is_that_of_a_real_step(method):
+    healing = HealingOptions(method, steps=1, rank=8, outer_layers=1, objective="alm+boundary-kl")
+    options = TrainingOptions(objective=healing.objective, backend="torch", steps=1)
+    measured, vocabulary = real_step("llama", options, torch.float32, healing)
+    step = simulate(model_of("llama", "meta"), vocabulary, LENGTH, BATCH, LAYERS, options, healing)
+    assert measured * 0.9 < step.peak < measured * 1.1
 
 
 def check_peak(name: str, objective: str, more: dict, dtype) -> None:

@@ -130,6 +130,9 @@ def print_plan(console: Console, found: "Plan", teraflops: float | None = None) 
         f"rows           {found.trainable:,} of {found.rows:,} are trained",
         f"work           {found.step.flops / 1e12:,.2f} teraflop a step",
     ]
+    if found.healing is not None:
+        peak, flops = found.healing.peak / GIB, found.healing.flops / 1e12
+        lines.append(f"healing        {peak:.2f} GiB at most, {flops:,.2f} teraflop a step of rows and layers together")
     if teraflops is not None:
         lines.append(f"modelled time  {found.step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s")
     if found.longest is not None:

@@ -9,7 +9,7 @@ from matt_fast.cli.display import print_plan
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_location, check_range
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions
 
 
 def plan(
@@ -20,6 +20,10 @@ def plan(
     vram: Annotated[float | None, Option(help="GiB that a step may use: search what fits.")] = None,
     layer: o.PlannedLayer = None,
     objective: o.Objective = "token-distillation",
+    heal: o.Heal = None,
+    heal_objective: o.HealObjective = "alm",
+    heal_rank: o.HealRank = 16,
+    heal_outer_layers: o.HealOuterLayers = 2,
     accumulation: o.Accumulation = 1,
     checkpointing: o.Checkpointing = False,
     quantization: o.Quantization = None,
@@ -44,6 +48,12 @@ def plan(
             quantization=quantization,
             offload=offload,
         )
+        healing = None
+        if heal is not None:
+            chosen = {"objective": heal_objective, "rank": heal_rank, "outer_layers": heal_outer_layers}
+            healing = HealingOptions(heal, **chosen)
+        for name, value, most in (("heal_rank", heal_rank, ROWS), ("heal_outer_layers", heal_outer_layers, ROWS)):
+            check_range(name, value, 1, most)
         for name, value in (("teraflops", teraflops), ("vram", vram)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
@@ -65,6 +75,7 @@ def plan(
                 batch_size=batch,
                 n_layers=layer,
                 training=training,
+                healing=healing,
                 precision=precision,
                 freeze_shared=freeze_shared,
                 device=device,

@@ -17,7 +17,7 @@ from matt_fast.support.checks import LENGTH, ROWS, check_range
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions
 
 GIB = 1 << 30
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
@@ -45,6 +45,7 @@ class Plan:
         longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`.
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
+        healing: a step of rows and layers together; None where none was asked for.
     """
 
     n_layers: int
@@ -54,6 +55,7 @@ class Plan:
     longest: int | None = None
     largest_batch: int | None = None
     remedies: tuple[Remedy, ...] = ()
+    healing: Step | None = None
 
 
 def plan(
@@ -64,6 +66,7 @@ def plan(
     batch_size: int = 4,
     n_layers: int | None = None,
     training: TrainingOptions | None = None,
+    healing: HealingOptions | None = None,
     precision: str = "bf16",
     freeze_shared: bool = True,
     device: str = "cuda",
@@ -81,6 +84,7 @@ def plan(
         length, batch_size: tokens of a chunk on either side, and chunks.
         n_layers: the target layer; a third of the depth if None.
         training: see `TrainingOptions`.
+        healing: see `HealingOptions`; a step of it is predicted beside.
         precision: of the frozen weights: "no" (float32) or "bf16".
         freeze_shared: as in `transfer`.
         device: "cuda" or "cpu": where backend "auto" of the loss will run.
@@ -120,6 +124,11 @@ def plan(
         return simulate(model, vocabulary, length, batch_size, n_layers, options)
 
     found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run())
+    if healing is not None:
+        source.check_language_model("heal")
+        whole = _outlines(source, None, device)(precision, training.quantization, None)
+        options = replace(training, objective=healing.objective, metric="mse", reduction="pairs")
+        found = replace(found, healing=simulate(whole, vocabulary, length, batch_size, n_layers, options, healing))
     if vram is None:
         return found
     last_resorts = _last_resorts(training, device)

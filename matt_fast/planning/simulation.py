@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,9 +35,22 @@ from matt_fast.training.objectives import (
     teacher_pass,
     trains_output,
 )
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions
 
-PARTS = ("frozen weights", "new rows, moments", "rows of the batch", "teacher", "student", "loss", "backward", "update")
+if TYPE_CHECKING:
+    from matt_fast.training.layers import TrainedLayers
+
+PARTS = (
+    "frozen weights",
+    "trained layers",
+    "new rows, moments",
+    "rows of the batch",
+    "teacher",
+    "student",
+    "loss",
+    "backward",
+    "update",
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +177,7 @@ def simulate(
     batch_size: int,
     n_layers: int,
     options: TrainingOptions,
+    healing: HealingOptions | None = None,
 ) -> Step:
     """One training step with full rows on both sides and every token a new one: no batch of this shape takes more.
 
@@ -172,6 +187,7 @@ def simulate(
         length, batch_size: tokens of a row on either side, and rows.
         n_layers: the target layer, counted from 1.
         options: see `TrainingOptions`; the backend is "torch", "triton" or "eager".
+        healing: layers that are trained beside the rows, if any.
 
     Raises:
         ValueError: the model looks at the values of its tensors, as a mixture of experts may.
@@ -182,6 +198,8 @@ def simulate(
     for tensor in (*model.parameters(), *model.buffers()):
         memory.add(tensor)
     with FullRows(), fused_attention(), memory:
+        memory.part = "trained layers"
+        layers = None if healing is None else _layers(model, healing)
         memory.part = "new rows, moments"
         optimizers, head, target = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
@@ -190,7 +208,8 @@ def simulate(
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
             with shapes_only(model):
-                loss = _loss(model, rows, (head, target), batch, n_layers, options, memory)
+                models = model, model if layers is None else layers.student
+                loss = _loss(models, rows, (head, target), batch, n_layers, options, memory)
             memory.part = "backward"
             if loss.requires_grad:
                 loss.backward()
@@ -199,6 +218,10 @@ def simulate(
             gradient = torch.zeros_like(part.trainable) if part.trainable.grad is None else part.trainable.grad
             gradient.norm()
             optimizer.step(part.slots, gradient)
+        if layers is not None:
+            gradients = layers.gradients()
+            torch.nn.utils.get_total_norm(gradients)
+            layers.step(gradients, healing.lr)
     return Step({name: memory.peak[name] for name in PARTS}, memory.flops * options.accumulation // batches)
 
 
@@ -240,12 +263,19 @@ def _rows(model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizer
     return StepRows(parts[0], parts[-1])
 
 
-def _loss(model, rows, output_side, batch, n_layers, options, memory: Memory) -> torch.Tensor:
+def _layers(model: PreTrainedModel, healing: HealingOptions) -> "TrainedLayers":
+    from matt_fast.training.layers import TrainedLayers  # imports peft
+
+    with torch.device("meta"):
+        return TrainedLayers(model, healing)
+
+
+def _loss(models, rows, output_side, batch, n_layers, options, memory: Memory) -> torch.Tensor:
     """As `losses` and `combine`, part by part; what the passes captured is free afterwards."""
     memory.part = "teacher"
-    teacher = teacher_pass(model, batch, n_layers, options)
+    teacher = teacher_pass(models[0], batch, n_layers, options)
     memory.part = "student"
-    student = student_pass(model, rows, batch, n_layers, options)
+    student = student_pass(models[1], rows, batch, n_layers, options)
     memory.part = "loss"
     if options.backend == "triton" and teacher.attention:
         memory.workspace(_kernel_workspace(*next(iter(teacher.attention.values())).states[:2]))
