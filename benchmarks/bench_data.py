@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import code_text
 import matt_kernels
 import psutil
 from german_text import german_text
@@ -139,8 +140,8 @@ def by_process(batches: AlignedBatches, workers: int, count: int) -> dict:
 
 def settings(german: Path | None) -> Iterator[tuple[str, Path, PreTrainedTokenizerFast]]:
     folder = quickstart.fetch_model()
-    corpus, _, texts = quickstart.write_corpus()
-    yield "code", corpus, quickstart.extend_tokenizer(folder, texts)
+    corpus, _, texts = code_text.write_corpus()
+    yield "code", corpus, code_text.extend_tokenizer(folder, texts)
     if german is not None:
         german.mkdir(parents=True, exist_ok=True)
         corpus, _ = german_text(german)

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import code_text
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -117,7 +118,7 @@ def main() -> None:
     given = parser.parse_args()
     rates = RATES | ({"ntp": 3e-3} if given.text == "code" else {})  # on German that does harm: 2.3755 against 2.3207
     if given.text == "code":
-        corpus, held_out, texts = quickstart.write_corpus()
+        corpus, held_out, texts = code_text.write_corpus()
     else:
         corpus, held_out = german_text(quickstart.CACHE)
         texts = [json.loads(line)["text"] for line in corpus.open()]

@@ -40,6 +40,7 @@ from matt_fast.training.objectives import trains_output
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import code_text
 import quickstart
 
 SIZES = {"vocab_size": 49152, "num_hidden_layers": 12, "tie_word_embeddings": False, "max_position_embeddings": 8192}
@@ -87,7 +88,7 @@ def full_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: i
     ids = []
     for tokenizer in (vocabulary.teacher, vocabulary.student):
         found: list[int] = []
-        for text in read_documents(quickstart.write_corpus()[0], seed=seed):
+        for text in read_documents(code_text.write_corpus()[0], seed=seed):
             found += tokenizer(text, add_special_tokens=False).input_ids
             if len(found) >= length * batch_size:
                 break
@@ -105,7 +106,7 @@ def real_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: i
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, length),
         Side("student", vocabulary.student, vocabulary.rows, length),
     )
-    chunks = make_chunks(read_documents(quickstart.write_corpus()[0], seed=seed), *sides, Counter())
+    chunks = make_chunks(read_documents(code_text.write_corpus()[0], seed=seed), *sides, Counter())
     long = (x for x in chunks if max(len(x.teacher_ids), len(x.student_ids)) > length - 16)
     return collate([[next(long)] for _ in range(batch_size)], Counter())
 
@@ -160,8 +161,8 @@ def main() -> None:
         tokenizer = given.tokenizer
         if tokenizer is None:
             tokenizer = str(Path(work) / "tokenizer")
-            texts = quickstart.write_corpus()[2]
-            quickstart.extend_tokenizer(quickstart.fetch_model(), texts).save_pretrained(tokenizer)
+            texts = code_text.write_corpus()[2]
+            code_text.extend_tokenizer(quickstart.fetch_model(), texts).save_pretrained(tokenizer)
         print("| model | objective | tokens | predicted, MiB | measured, MiB | predicted / measured | process, MiB |")
         print("|---|---|---|---|---|---|---|")
         for number, setting in enumerate(SETTINGS + REAL):

@@ -36,6 +36,7 @@ from matt_fast.training import objectives
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import code_text
 import quickstart
 
 WARMUP, STEPS = 3, 12
@@ -131,7 +132,7 @@ def test_step(benchmark, tokenizer, way, length):
 
 def main(tokens: int, batch: int, objective: str, packing: bool, short: bool, profile: bool) -> None:
     folder = quickstart.fetch_model()
-    corpus, _, texts = quickstart.write_corpus()
+    corpus, _, texts = code_text.write_corpus()
     if short:
         pieces = [piece for text in texts for piece in text.split("\n\n")]
         corpus = Path(tempfile.mkdtemp(), "short.jsonl")
@@ -140,7 +141,7 @@ def main(tokens: int, batch: int, objective: str, packing: bool, short: bool, pr
     n_layers = round(source.depth / 3)
     trunk = source.load(torch.float32, n_layers)
     rows = len(trunk.get_input_embeddings().weight)
-    vocabulary = VocabularyPair(source.load_tokenizer(), quickstart.extend_tokenizer(folder, texts), rows)
+    vocabulary = VocabularyPair(source.load_tokenizer(), code_text.extend_tokenizer(folder, texts), rows)
     start = initial_rows(trunk, vocabulary, "mean", 0)
     trunk = trunk.get_decoder()
     training.freeze(trunk)

@@ -33,6 +33,7 @@ from matt_fast.training.loop import freeze, train
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import code_text
 import quickstart
 
 MIB = 1 << 20
@@ -98,7 +99,7 @@ def measure(folder: str, tokenizer: str, precision: str, options: dict) -> None:
 
 def learn(folder: str, tokenizer: str, precision: str, options: dict) -> None:
     """Print the mean loss of the last five steps and bits per byte after them."""
-    data, held_out, _ = quickstart.write_corpus()
+    data, held_out, _ = code_text.write_corpus()
     training = TrainingOptions(objective="aim", steps=STEPS, lr=1e-3, **options)
     with tempfile.TemporaryDirectory() as work:
         output = Path(work) / "output"
@@ -126,7 +127,7 @@ def main() -> None:
             return function(*json.loads(getattr(given, what)))
     folder = str(quickstart.fetch_model())
     with tempfile.TemporaryDirectory() as work:
-        quickstart.extend_tokenizer(folder, quickstart.write_corpus()[2]).save_pretrained(work)
+        code_text.extend_tokenizer(folder, code_text.write_corpus()[2]).save_pretrained(work)
         titles = "frozen weights | MiB of them | plan | step, MiB | plan | s | AIM loss | bits per byte"
         print(f"| {titles} |\n|---|---|---|---|---|---|---|---|", flush=True)
         for precision, options in SETTINGS:

