@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 kernel_report = pytest.importorskip("kernel_report", reason="needs Triton")
+import kernel_code  # noqa: E402
 
 ROW = {
     "name": "aim_rows mse bfloat16 d=64 sm_80", "kernel": "aim_rows", "variant": "mse", "dtype": "bfloat16",
@@ -63,11 +64,11 @@ TTGIR = """
 
 
 def test_ptxas():
-    assert kernel_report.parse_ptxas(PTXAS) == {"registers": 255, "stack": 24, "spill_stores": 20, "spill_loads": 16}
+    assert kernel_code.parse_ptxas(PTXAS) == {"registers": 255, "stack": 24, "spill_stores": 20, "spill_loads": 16}
 
 
 def test_sass():
-    found = kernel_report.parse_sass(SASS)
+    found = kernel_code.parse_sass(SASS)
     assert found == {"tensor": {"HGMMA": 1, "HMMA": 2, "UTCHMMA": 1}, "wide_loads": 2, "loads": 3, "loop": None}
 
 
@@ -102,10 +103,10 @@ def test_main_loop():
         "ISETP.GE.AND P0, PT, R2, R3, PT ;", "ISETP.GE.AND P0, PT, R2, R3, PT ;\n        /*0021*/    LDS R4, [R2] ;"
     )
     for text in (longer, longer.replace(".L_x_0", ".L_x_9")):
-        assert kernel_report.loop_of(text) == TURN
-    assert kernel_report.loop_of(LOOPS.replace("MUFU.EX2", "MUFU.RCP")) is None
+        assert kernel_code.loop_of(text) == TURN
+    assert kernel_code.loop_of(LOOPS.replace("MUFU.EX2", "MUFU.RCP")) is None
     behind = LOOPS + "        /*00e0*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;\n" * 2
-    assert kernel_report.loop_of(behind + "        /*00f0*/                   BRA `(.L_x_1) ;\n") == TURN
+    assert kernel_code.loop_of(behind + "        /*00f0*/                   BRA `(.L_x_1) ;\n") == TURN
 
 
 def test_what_a_turn_reads_ahead_spills_and_feeds():
@@ -120,11 +121,11 @@ def test_what_a_turn_reads_ahead_spills_and_feeds():
     for old, new in lines.items():
         text = text.replace(old, new, 1)
     turn = {"instructions": 6, "shared_bytes": 0, "tensor_bytes": (96 + 128) * 16 * 2 / 4, "copies": 1, "spills": 1}
-    assert kernel_report.loop_of(text) == turn
+    assert kernel_code.loop_of(text) == turn
 
 
 def test_amdgcn():
-    found = kernel_report.parse_amdgcn(AMDGCN)
+    found = kernel_code.parse_amdgcn(AMDGCN)
     assert (found["registers"], found["stack"], found["spill_stores"], found["spill_loads"]) == (264, 20, 16, 4)
     assert (found["vector_spills"], found["scalar_spills"], found["tensor"]) == (4, 2, {"MFMA": 1})
     assert (found["wide_loads"], found["loads"]) == (1, 2)
@@ -132,7 +133,7 @@ def test_amdgcn():
 
 def test_products():
     written = "%3 = tt.dot %0, %1, %2 : x\n%6 = tt.dot %4, %5, %3 : x\ntt.dot_scaled_is_another"
-    assert kernel_report.count_products(written, TTGIR) == {"products": 2, "tensor_products": 1}
+    assert kernel_code.count_products(written, TTGIR) == {"products": 2, "tensor_products": 1}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_products():
 )
 def test_occupancy(target, registers, shared, columns, warps, expected):
     found = {"registers": registers, "shared": shared, "tensor_columns": columns}
-    assert kernel_report.occupancy(found, warps, target) == pytest.approx(expected, abs=1e-3)
+    assert kernel_code.occupancy(found, warps, target) == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,11 @@ def test_special_tokens_and_options(base, options, small_tiles):
     assert_close(inputs_for(*two_sides(), dtype=torch.float32, dim=16), base | options)
 
 
-@pytest.mark.parametrize("options", VARIATIONS, ids=str)
+# Where documents come in; the last has all at once.
+OF_DOCUMENTS = [x for x in VARIATIONS if not x or "reduction" in x or x.get("causal") is False]
+
+
+@pytest.mark.parametrize("options", OF_DOCUMENTS, ids=str)
 @pytest.mark.parametrize("base", GRID, ids=str)
 def test_packed_and_padded(base, options, small_tiles):
     *segments, documents = packed()
@@ -78,7 +82,8 @@ def test_awkward_segments(case, base, small_tiles):
 @pytest.mark.parametrize("base", GRID, ids=str)
 @pytest.mark.parametrize("sizes", [([300], [211]), ([90, 1, 1, 70, 2], [1, 80, 1, 75, 1]), ([3] * 70, [2] * 70)])
 def test_tiles_that_ship(base, sizes):
-    assert_close(inputs_for(*(rows(segment_ids(x, specials=[0])) for x in sizes), dtype=torch.float32, dim=16), base)
+    ids = (rows(segment_ids(x, specials=[0])) for x in sizes)
+    assert_close(inputs_for(*ids, heads=1, dtype=torch.float32, dim=16), base)
 
 
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 50}, {"sliding_window": 50, "causal": False}], ids=str)
@@ -103,8 +108,12 @@ def test_a_longer_teacher_has_wider_tiles(base, sizes, widths):
     assert_close(arguments, base)
 
 
-@pytest.mark.parametrize("dtype", FLOAT32)
-@pytest.mark.parametrize(("dim", "value_dim"), [(16, 16), (20, 24), (80, 80), (96, 96), (64, 128), (256, 256)])
+DIMENSIONS = [(20, 24, torch.float32), (80, 80, torch.float32), (64, 128, torch.float32), (256, 256, torch.float32)]
+DIMENSIONS += [(x, y, dtype) for x, y in ((16, 16), (96, 96)) for dtype in (torch.float16, torch.bfloat16)]
+DIMENSIONS += [(24, 20, torch.float16), (256, 256, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("dim", "value_dim", "dtype"), DIMENSIONS)
 def test_head_dimensions(dim, value_dim, dtype, small_tiles):
     arguments = inputs_for(*(x[:1] for x in two_sides()), dtype=dtype, dim=dim, value_dim=value_dim)
     for base in GRID:
@@ -124,7 +133,7 @@ def test_kernels_see_multiples_of_16_alone(name, dim, value_dim, monkeypatch, sm
         assert all(y % 16 == 0 for y in x.stride()[:3])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2), (3, 1), (1, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2), (3, 1)])
 @pytest.mark.parametrize("base", GRID, ids=str)
 def test_heads(base, heads, kv_heads, small_tiles):
     assert_close(inputs_for(*two_sides(), heads=heads, kv_heads=kv_heads, dtype=torch.float32, dim=16), base)
@@ -215,14 +224,14 @@ def test_nan_reaches_the_loss(base, dtype, small_tiles, monkeypatch):
     if knobs.runtime.interpret:
         monkeypatch.setattr(InterpreterBuilder, "create_dot", like_a_gpu)
     for (side, which), broken in product(product((0, 1), range(3)), ("nan", "inf")):
-        arguments = inputs_for(*two_sides(), dtype=dtype, dim=16)
+        arguments = inputs_for(*(x[:1] for x in two_sides()), dtype=dtype, dim=16)
         with torch.no_grad():
             arguments[side][which][0, 0] = float(broken)
         assert aim_loss(*arguments, **base, backend="triton").isnan()
 
 
 @pytest.mark.parametrize("base", GRID, ids=str)
-@pytest.mark.parametrize("size", [1e-10, 1e-20, 1e-21, 1e-23])
+@pytest.mark.parametrize("size", [1e-10, 1e-21, 1e-23])
 def test_values_whose_squares_float32_does_not_hold(size, base, small_tiles):
     arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
     with torch.no_grad():

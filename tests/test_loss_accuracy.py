@@ -75,7 +75,7 @@ def test_error_is_at_most_twice_eagers(variant, metric, noise, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("metric", ["mse", "cosine"])
-@pytest.mark.parametrize("difference", [0.1, 0.03, 0.01, 1e-3])
+@pytest.mark.parametrize("difference", [0.1, 0.03, 1e-3])
 def test_equal_tokens_in_a_segment(difference, metric, dtype):
     """Runs of equal tokens have values that hardly differ; every fourth pair of tokens here."""
     ids = torch.arange(16).repeat_interleave(2)[None]

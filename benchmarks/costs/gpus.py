@@ -41,8 +41,8 @@ PROGRAMS_PER_PROCESSOR = 2
 WARPS = 64  # that a multiprocessor of the A100 and the H100 holds
 # Cycles of two loads, one behind the other, that the second level's cache has: bounds of a tile, then its tokens.
 WAIT = 600
-# Share of the peak that flash attention 2 reaches, forward and backward, at head dimensions of 64 and 128, causal, from
-# 4,096 tokens on: the benchmarks of its paper. Others are faster on Hopper.
+# Assumed of flash attention 2, forward and backward, causal, 4,096 tokens: share of the peak at heads of 64 and of
+# 128 numbers.
 FLASH = {"A100 SXM": (0.52, 0.60), "H100 SXM": (0.26, 0.33)}
 LONG_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
