@@ -294,6 +294,8 @@ class VocabularyPair:
         rows: embedding rows that the student needs.
         matches: student id -> Match, the shared tokens.
         subtokens: student id -> teacher ids that spell it, for the new tokens that the teacher can spell.
+        mapped: student id -> teacher ids that its row starts from, for new tokens of which someone says so
+            (`map_tokens`).
 
     Raises:
         TypeError: a tokenizer is not a fast one.
@@ -314,3 +316,4 @@ class VocabularyPair:
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}
         new = {i: token for i, token in self.tokens.items() if i not in self.matches}
         self.subtokens = spell_tokens(new, teacher, teacher_rows)
+        self.mapped: dict[int, list[int]] = {}

@@ -39,7 +39,7 @@ def _load(context: typer.Context, path: Path) -> dict[str, object]:
     for option in context.command.params:
         if option.name in types and option.name not in NOT_IN_FILES:
             kind = types[option.name] | int if option.name in NUMBER_OR_WORD else types[option.name]
-            parts = [str if part is Path else part for part in typing.get_args(kind) or (kind,)]
+            parts = [str if x is Path else typing.get_origin(x) or x for x in typing.get_args(kind) or (kind,)]
             known[option.name] = typing.Union[tuple(parts)]  # noqa: UP007
             other_names |= {name.lstrip("-").replace("-", "_"): option.name for name in option.opts}
     found = load_config(path, known, other_names)

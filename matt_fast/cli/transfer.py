@@ -32,6 +32,7 @@ def transfer(
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
     parallel: o.Parallel = None,
+    map_tokens: o.MapTokens = None,
     freeze_shared: o.FreezeShared = True,
     objective: o.Objective = "token-distillation",
     layer: o.Layer = "third",
@@ -105,6 +106,7 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
     arguments = {name: given[name] for name in given.keys() - {*TRAINING, *OF_THE_COMMAND}}
     arguments["training"] = TrainingOptions(**chosen)
     arguments["resume"] = resumed is not None
+    arguments["map_tokens"] = list(given["map_tokens"] or ())
     if "steps" in typed:
         arguments["epochs"] = None
     if layer.isdecimal():

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.alignment.mapping import map_tokens
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import read_documents
@@ -51,7 +52,9 @@ def read_vocabulary(work: Work) -> VocabularyPair:
         else:
             tokenizer = work.teacher.load_tokenizer(tokenizer)
         rows = len(work.teacher.outline(work.dtype).get_input_embeddings().weight)
-        return VocabularyPair(work.teacher.load_tokenizer(), tokenizer, rows)
+        vocabulary = VocabularyPair(work.teacher.load_tokenizer(), tokenizer, rows)
+        map_tokens(vocabulary, work.job.map_tokens)
+        return vocabulary
 
 
 def check(work: Work, vocabulary: VocabularyPair) -> None:
