@@ -279,6 +279,8 @@ def test_what_cannot_be_done_is_refused(data, tmp_path):
         extend(base, tmp_path / "made", data=once)
     with pytest.raises(ValueError, match=r"^words: wanted a word a line in .*empty.txt', got none"):
         extend(base, tmp_path / "made", words=empty)
+    with pytest.raises(ValueError, match=r"^words: wanted a .txt or .md file with a word a line, got .*jsonl'"):
+        extend(base, tmp_path / "made", words=data)
     with pytest.raises(ValueError, match=r"^data: wanted text to learn tokens from, or words, got neither"):
         extend(base, tmp_path / "made")
     with pytest.raises(ValueError, match=r"^size: wanted more than the 2\d\d of bytes and special tokens, got 9"):
