@@ -1,6 +1,7 @@
 """Token ids in configurations, each against the token that the old id was and the new one is."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GenerationConfig,
     LlamaConfig,
+    LlamaForCausalLM,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
 from matt_fast import TrainingOptions, transfer
+from matt_fast.alignment.mapping import check_map, map_tokens
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.initializers.rows import initial_rows
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import check_special_ids, translate_ids
 
@@ -254,3 +258,38 @@ def test_ids_in_processor_files_and_what_sentence_transformers_needs(pair, tmp_p
     (source / "preprocessor_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"wanted an object in .*preprocessor_config.json', got list"):
         copy_processor(source, None, pair)
+
+
+def test_new_special_tokens_start_from_old_ones_that_are_named():
+    old = with_tokens(270, NAMED, **ROLES)
+    new = with_tokens(285, ["<|c|>", "<|new|>", "<|a=b|>"], eos_token="</s>", bos_token="<s>")
+    vocabulary = VocabularyPair(old, new, 280)
+    eos, fresh, odd = new_of(vocabulary, "</s>", "<|new|>", "<|a=b|>")
+    assert vocabulary.matches[eos].how == "role"
+    entries = ["<|new|>=<|a|>def <|b|>", "<|a=b|>=<|gone|>", "</s>=<|c|>"]
+    check_map(entries)
+    pieces = old("def ", add_special_tokens=False)["input_ids"]
+    a, b, c, gone = old_of(vocabulary, *NAMED)
+    wanted = {fresh: [a, *pieces, b], odd: [gone], eos: [c]}
+    assert map_tokens(vocabulary, entries) == wanted == vocabulary.mapped
+    assert eos not in vocabulary.matches
+    torch.manual_seed(0)
+    teacher = LlamaForCausalLM(
+        LlamaConfig(vocab_size=280, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    weight = teacher.get_input_embeddings().weight.detach()
+    for init in ("mean", "random", "zero"):
+        rows = initial_rows(teacher, vocabulary, init, 0)
+        for i, ids in wanted.items():
+            assert torch.allclose(rows.input[i], weight[ids].mean(0), atol=1e-7)
+            assert torch.allclose(rows.output[i], teacher.lm_head.weight[ids].mean(0), atol=1e-7)
+    for entry, message in (
+        ("<|nothing|>=def", "NEW a token of the new tokenizer"),
+        ("<|c|>=<|a|>", "both tokenizers have that token"),
+        ("<|new|>=def", "each new token once"),
+    ):
+        with pytest.raises(ValueError, match=rf"^map: .*{re.escape(message)}"):
+            map_tokens(vocabulary, [entry])
+    for entry in ("<|new|>", "=x", "x="):
+        with pytest.raises(ValueError, match=r"^map: wanted NEW=OLD"):
+            check_map([entry])

@@ -308,8 +308,9 @@ class VocabularyPair:
         tokens, teacher_tokens: student id -> Token, teacher id -> Token.
         rows: embedding rows that the student needs.
         matches: student id -> Match, the shared tokens.
-        new: student ids of the tokens that the teacher does not have.
         subtokens: student id -> teacher ids that spell it, for the new tokens that the teacher can spell.
+        mapped: student id -> teacher ids that its row starts from, for new tokens of which someone says so
+            (`map_tokens`).
 
     Raises:
         TypeError: a tokenizer is not a fast one.
@@ -328,5 +329,10 @@ class VocabularyPair:
         self.rows = vocabulary_rows(self.tokens)
         matches = match_tokens(student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}
-        self.new = [i for i in self.tokens if i not in self.matches]
+        self.mapped: dict[int, list[int]] = {}
         self.subtokens = spell_tokens({i: self.tokens[i] for i in self.new}, teacher, teacher_rows)
+
+    @property
+    def new(self) -> list[int]:
+        """Student ids of the tokens that the teacher does not have."""
+        return [i for i in self.tokens if i not in self.matches]

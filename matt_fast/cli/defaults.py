@@ -11,7 +11,7 @@ from matt_fast.recipe.config import load_config
 from matt_fast.recipe.recipes import recipe
 
 NOT_IN_FILES = ("config", "resume", "recipe", "help")
-SEVERAL = ("eval_data",)  # one value or a list
+SEVERAL = ("eval_data", "map_tokens")  # one value or a list
 NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
 
 

@@ -80,6 +80,14 @@ Parallel = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
+MapTokens = Annotated[
+    list[str] | None,
+    Option(
+        "--map",
+        help="NEW=OLD: a new special token that starts as the mean of the old tokens of a text; several times.",
+        rich_help_panel=ROWS,
+    ),
+]
 InitData = Annotated[
     str | None,
     Option(help="Text for contextual, boundary, focus, omp-self, tokalign and wechsel.", rich_help_panel=ROWS),

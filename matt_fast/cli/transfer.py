@@ -38,6 +38,7 @@ def transfer(
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
     parallel: o.Parallel = None,
+    map_tokens: o.MapTokens = None,
     freeze_shared: o.FreezeShared = True,
     teacher: o.OtherTeacher = None,
     objective: o.Objective = "token-distillation",
@@ -133,6 +134,7 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
         raise ValueError(f"{alone[0]}: wanted heal with it, got none")
     arguments["resume"] = resumed is not None
     arguments["eval_data"] = held_out_texts(given["eval_data"])
+    arguments["map_tokens"] = list(given["map_tokens"] or ())
     if "steps" in typed:
         arguments["epochs"] = None
     if layer.isdecimal():

@@ -106,6 +106,8 @@ def initial_rows(
         )
         if made:
             start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
+        for new, old in vocabulary.mapped.items():
+            start[new] = weight.detach()[old].float().mean(0)
         return start
 
     tied = head is None or head.weight is embedding.weight

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
 from matt_fast.initializers.choices import FROM_PAIRS, INIT_HEADS
 from matt_fast.recipe.run import Run
@@ -38,6 +39,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     ):
         if isinstance(given.get(name), str | Path):
             check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
+    check_map(given.get("map_tokens", ()))
     if "parallel" in given:
         check_pairs_file(given["parallel"])
     if "output" in given:

@@ -1,6 +1,6 @@
 """What a transfer is to do: its arguments, checked, and what of them may change when it goes on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Job:
     init_head: str
     donor: str | Path | None
     parallel: str | Path | None
+    map_tokens: Sequence[str]
     freeze_shared: bool
     n_layers: int | None
     max_length: int

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from matt_fast.alignment.mapping import map_tokens
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.summary import DataSummary, check_readable
 from matt_fast.model.checkpoint_files import check_pointers, check_weights
@@ -119,4 +120,6 @@ def load_vocabulary(job: Job, teacher: Teacher, outline: PreTrainedModel) -> Voc
         tokenizer = copy.deepcopy(tokenizer)  # it may get the teacher's chat template
     else:
         tokenizer = teacher.load_tokenizer(tokenizer)
-    return VocabularyPair(teacher.load_tokenizer(), tokenizer, len(outline.get_input_embeddings().weight))
+    vocabulary = VocabularyPair(teacher.load_tokenizer(), tokenizer, len(outline.get_input_embeddings().weight))
+    map_tokens(vocabulary, job.map_tokens)
+    return vocabulary

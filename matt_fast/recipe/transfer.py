@@ -1,7 +1,7 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ def transfer(
     init_head: str = "same",
     donor: str | Path | None = None,
     parallel: str | Path | None = None,
+    map_tokens: Sequence[str] = (),
     freeze_shared: bool = True,
     n_layers: int | None = None,
     max_length: int = 512,
@@ -81,6 +82,7 @@ def transfer(
         init_head: how new output rows start, "same" or "boundary"; see `initial_rows`.
         donor: model with the new vocabulary, for init "omp".
         parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
+        map_tokens: "NEW=OLD" for new special tokens that start as the mean of old ones, see `alignment.mapping`.
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
@@ -124,7 +126,7 @@ def transfer(
     given = locals()
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")
     arguments = {name: value for name, value in given.items() if name not in outside}
-    job = Job(**arguments | {"training": training or TrainingOptions()})
+    job = Job(**arguments | {"training": training or TrainingOptions(), "map_tokens": list(map_tokens)})
     with opened(job, output, resume, Listeners(on_step, on_stage, on_progress, on_message)) as work:
         if work.run.status == "finished":
             return finished_result(work)

@@ -1,12 +1,13 @@
 """What a changed tokenizer keeps of the one it was made of, looked at before its folder takes its name."""
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import ROLES, token_bytes
 from matt_fast.model.tokenizer_files import PROBE
-from matt_fast.tokenizers.source import Source, read_source
+from matt_fast.tokenizers.source import Source
 
 CONVERSATION = (
     {"role": "system", "content": "Answer in one word."},
@@ -38,7 +39,8 @@ def check(
         new: the new tokens as their file writes them -> id, where some were appended.
         removed: those that are gone, where some were removed.
     """
-    _check_special_tokens(made, base, same_ids=new is not None)
+    source = Source(made, json.loads(made.backend_tokenizer.to_str()), "output")
+    _check_special_tokens(source, base, same_ids=new is not None)
     _check_template(made, base.tokenizer)
     texts = [*PROBE, *texts]
     tokens = token_bytes(made)
@@ -49,13 +51,13 @@ def check(
         back, before = (x.decode(ids) for x, ids in ((made, one), (base.tokenizer, other)))
         _require(back in (before, text), f"{text[:60]!r} to come back", repr(back[:60]))
     if new is not None:
-        _check_new(made, base, new, texts, ours, theirs)
+        _check_new(source, base, new, texts, ours, theirs)
     if removed is not None:
-        _check_rest(made, base, frozenset(removed), texts)
+        _check_rest(source, base, frozenset(removed), texts)
 
 
-def _check_new(made, base: Source, new: Mapping[str, int], texts, ours, theirs) -> None:
-    model, old = made.backend_tokenizer.model, base.plain.model
+def _check_new(made: Source, base: Source, new: Mapping[str, int], texts, ours, theirs) -> None:
+    model, old = made.by_merges, base.by_merges
     wrong = [entry for entry, i in new.items() if [token.id for token in model.tokenize(entry)] != [i]]
     _require(not wrong, "every new token to be reached", f"{len(wrong):,} that are not: {_some(wrong)}")
     pieces = {i: [token.id for token in old.tokenize(entry)] for entry, i in new.items()}
@@ -68,8 +70,8 @@ def _check_new(made, base: Source, new: Mapping[str, int], texts, ours, theirs) 
             _require(False, f"the base's tokens {wanted} inside the new ones in {text[:60]!r}", str(got))
 
 
-def _check_rest(made, base: Source, removed: Collection[str], texts) -> None:
-    old, model, ids = base.plain.model, made.backend_tokenizer.model, made.get_vocab()
+def _check_rest(made: Source, base: Source, removed: Collection[str], texts) -> None:
+    old, model, ids = base.by_merges, made.by_merges, made.entries
     kept = [entry for entry in base.entries if entry not in removed]
     _require(sorted(ids) == sorted(kept), f"{len(kept):,} tokens of the base", f"{len(ids):,}")
     wrong = [
@@ -79,27 +81,26 @@ def _check_rest(made, base: Source, removed: Collection[str], texts) -> None:
     ]
     _require(not wrong, "every token to be reached as before", f"{len(wrong):,} that are not: {_some(wrong)}")
     lines = [line for text in texts for line in text.splitlines() if line]
-    before, after = (x.encode_batch(lines, add_special_tokens=False) for x in (base.plain, made.backend_tokenizer))
+    before, after = (x.encode_batch(lines, add_special_tokens=False) for x in (base.plain, made.plain))
     for line, one, other in zip(lines, before, after, strict=True):
         same = one.tokens == other.tokens or not removed.isdisjoint(one.tokens)
         _require(same, f"the base's tokens {one.tokens[:20]} of {line[:60]!r}", str(other.tokens[:20]))
 
 
-def _check_special_tokens(made, base: Source, same_ids: bool) -> None:
-    before, after = base.tokenizer, made
+def _check_special_tokens(made: Source, base: Source, same_ids: bool) -> None:
+    before, after = base.tokenizer, made.tokenizer
     for role in ROLES:
         _require(
             getattr(before, role, None) == getattr(after, role, None),
             f"the {role} {getattr(before, role, None)!r}",
             repr(getattr(after, role, None)),
         )
-    known = read_source(made, "output").backend["added_tokens"]
-    found = {token["content"]: token for token in known}
+    found = {token["content"]: token for token in made.backend["added_tokens"]}
     for token in base.backend["added_tokens"]:
         other = found.get(token["content"])
         same = other is not None and all(other[k] == token[k] for k in token if same_ids or k != "id")
         _require(same, f"the added token {token}", str(other))
-    ids = made.get_vocab()
+    ids = made.entries
     moved = [entry for entry, i in base.tokenizer.get_vocab().items() if same_ids and ids.get(entry) != i]
     _require(not moved, "the base's ids", f"others for {_some(moved)}")
     missing = set(before.all_special_tokens) - set(after.all_special_tokens)

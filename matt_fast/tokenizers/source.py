@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_constant, check_fast
@@ -42,6 +42,12 @@ class Source:
     def plain(self) -> Tokenizer:
         """The tokenizer that `backend` describes, without truncation and padding."""
         return Tokenizer.from_str(json.dumps(self.backend | {"truncation": None, "padding": None}))
+
+    @cached_property
+    def by_merges(self) -> models.BPE:
+        """The BPE model, which puts tokens together by merges alone: none is looked up whole."""
+        model = self.backend["model"] | {"ignore_merges": False}
+        return Tokenizer.from_str(json.dumps(self.backend | {"model": model})).model
 
     @cached_property
     def entries(self) -> dict[str, int]:
