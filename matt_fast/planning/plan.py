@@ -75,6 +75,8 @@ def plan(
 ) -> Plan:
     """Predict what a training step of `transfer` will take; no weights are read, and no data.
 
+    Long because it documents every argument.
+
     Counted are the tensors in use at once where both sides have full rows of one document and every token has a row of
     its own: real batches take a little less, packed ones about as much, or less. What a device's driver and libraries
     keep for themselves comes on top, as does what the allocator cannot use (on a GPU together 1 to 2 GiB).
