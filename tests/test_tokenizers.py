@@ -296,7 +296,7 @@ def test_a_check_that_fails_leaves_no_folder(data, tmp_path, monkeypatch):
     sound, new = load_tokenizer(tmp_path / "sound"), {}
     for broken, wanted in (
         (lambda x: x["model"]["merges"].pop(), "every new token to be reached"),
-        (lambda x: x["model"]["merges"].pop(0), "(the base's tokens|every new token)"),
+        (lambda x: x["model"]["merges"].__delitem__(slice(40)), "(the base's tokens|every new token)"),
         (lambda x: x["added_tokens"].pop(), "the added token"),
     ):
         content = json.loads(sound.backend_tokenizer.to_str())
