@@ -2,6 +2,7 @@
 """Tokenizers that are extended, merged, pruned and trained, against what a plain reading of their merges says."""
 
 import json
+import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -312,7 +313,7 @@ def test_a_check_that_fails_leaves_no_folder(data, tmp_path, monkeypatch):
     def fail(*given, **more):
         raise ValueError("output: wanted nothing, got this")
 
-    monkeypatch.setattr("matt_fast.tokenizers.extend.check", fail)
+    monkeypatch.setattr(sys.modules["matt_fast.tokenizers.extend"], "check", fail)  # the name is the function
     with pytest.raises(ValueError, match="wanted nothing"):
         extend(base, tmp_path / "made", data=data, add=20)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["sound"]
