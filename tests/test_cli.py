@@ -315,6 +315,8 @@ def test_the_resolved_configuration_gives_the_same_arguments(called, tmp_path):
         "--lr=1e-05",
         "--max-grad-norm=0",
         "--no-freeze-shared",
+        "--map=<new>=old: 1",
+        "--map=[x]==",
     ]
     assert (
         run("transfer", *paths, *options, "--checkpoint-every=7", "--text-field=10:30", "--split=2024-01-01").exit_code
@@ -324,6 +326,7 @@ def test_the_resolved_configuration_gives_the_same_arguments(called, tmp_path):
     read = yaml.safe_load(text)  # by the rules of YAML 1.1: words stay words
     assert (read["tokenizer"], read["text_field"], read["split"]) == ("no", "10:30", "2024-01-01")
     assert read["model"] == str(tmp_path / "1e3")
+    assert read["map_tokens"] == ["<new>=old: 1", "[x]=="]
     (tmp_path / "run.yaml").write_text(text)
     assert run("transfer", "--config=run.yaml").exit_code == 0
     first, second = ({name: x for name, x in call.items() if not name.startswith("on_")} for call in called)
