@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.alignment.vocabulary import token_bytes
 
 PAIRS_BELOW = 0x20000  # no character above is composed of two
-WORDS_KEPT = 1 << 17  # that a tokenizer remembers the tokens of; its own 10,000 are full behind a few documents
 PROBE = "a b  c\n    return x_1, (y)"
 NO_TEXT = b"\xff"  # occurs in no UTF-8
 
@@ -80,8 +79,6 @@ class _Encoder:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = tokenizer.backend_tokenizer.encode_special_tokens
-        if hasattr(self.backend.model, "_resize_cache"):  # WordPiece has none
-            self.backend.model._resize_cache(WORDS_KEPT)
         try:
             known = {token_id: token.bytes for token_id, token in token_bytes(tokenizer).items()}
         except ValueError:  # tokens that cannot be read as bytes
