@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer`, `plan`, `compare-inits` and `evaluate`, each in a file of its own."""
+"""The command line: `matt-fast transfer`, `doctor`, `plan` and the others, each in a file of its own."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from matt_fast.cli.compare import compare_inits
+from matt_fast.cli.doctor import doctor
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
 from matt_fast.cli.transfer import transfer
@@ -30,5 +31,5 @@ def main(
     wait_passively()  # commands import torch later
 
 
-for command in (transfer, plan, compare_inits, evaluate):
+for command in (transfer, doctor, plan, compare_inits, evaluate):
     app.command()(command)

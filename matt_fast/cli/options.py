@@ -16,6 +16,9 @@ Tokenizer = Annotated[str, Option(help="Folder or hub name of the new tokenizer.
 TrainingData = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
 OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
+PlannedOutput = Annotated[
+    Path | None, Option(help="Folder that a transfer would write: look at it and at the room on its disk.")
+]
 EvalData = Annotated[str | None, Option(help="Held-out text: measure bits per byte on it.")]
 Steps = Annotated[int, Option(help="Updates.")]
 Epochs = Annotated[float | None, Option(help="Passes over the data, instead of --steps.")]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.initializers import Method, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.training.objectives import trains_output
+from matt_fast.training.objectives import trains_input, trains_output
 from matt_fast.training.options import TrainingOptions
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
@@ -83,6 +83,23 @@ class Job:
         }
         for what in (what for what, wished in wishes.items() if wished):
             teacher.check_language_model(what)
+
+    def untrained_tables(self) -> list[str]:
+        """Lines on the table that the objective leaves as it is initialised, in a model whose head is not tied."""
+        names, found = self.training.objectives(), []
+        if not trains_output(names):
+            found.append(
+                "the model's output head is not tied to its input embedding: its new rows are initialised but not "
+                f"trained, since the objective {self.training.objective!r} reaches input embeddings only (paper, "
+                "appendix A); add boundary-head or ntp to it"
+            )
+        if not trains_input(names):
+            found.append(
+                "the model's output head is not tied to its input embedding: new input rows are initialised but not "
+                f"trained, since the objective {self.training.objective!r} reaches output rows only; add "
+                "token-distillation or aim to it"
+            )
+        return found
 
     def settings(self) -> dict:
         """All that decides the result, as JSON has it, without what is compared by contents."""

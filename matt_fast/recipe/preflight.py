@@ -70,8 +70,8 @@ def check_room(output: str | Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
-            f"output: wanted {_size(needed)} of room on the disk for checkpoints and the result, got {_size(free)} "
-            f"free in {str(place)!r}"
+            f"output: wanted {size_in_words(needed)} of room on the disk for checkpoints and the result, got "
+            f"{size_in_words(free)} free in {str(place)!r}"
         )
 
 
@@ -237,7 +237,8 @@ def _generation_config(teacher: Teacher) -> GenerationConfig | None:
         return None  # it has none
 
 
-def _size(count: float) -> str:
+def size_in_words(count: float) -> str:
+    """Bytes in the unit that reads best: "3.2 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -31,7 +31,7 @@ from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import Progress, TrainingState, freeze, train
-from matt_fast.training.objectives import plan_ahead, trains_input
+from matt_fast.training.objectives import plan_ahead
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows, make_student
 
@@ -292,20 +292,5 @@ def load_report(folder: Path) -> InitReport:
 
 
 def _warn_of_untrained_rows(start: Rows, work: Work) -> None:
-    if start.output is None or not work.is_main:
-        return
-    objective = work.job.training.objective
-    if not work.with_head:
-        warnings.warn(
-            "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "
-            f"since the objective {objective!r} reaches input embeddings only (paper, appendix A); "
-            "add boundary-head or ntp to it",
-            stacklevel=4,
-        )
-    if not trains_input(work.job.training.objectives()):
-        warnings.warn(
-            "the model's output head is not tied to its input embedding: new input rows are initialised but not "
-            f"trained, since the objective {objective!r} reaches output rows only; add token-distillation or "
-            "aim to it",
-            stacklevel=4,
-        )
+    for line in work.job.untrained_tables() if start.output is not None and work.is_main else ():
+        warnings.warn(line, stacklevel=4)
