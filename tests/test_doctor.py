@@ -75,7 +75,11 @@ def test_all_faults_are_found_in_the_words_of_a_transfer(job, sound, tmp_path):
     weights = load_file(tmp_path / "model" / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    (tmp_path / "few.txt").write_text("def ")
+    stages = []
+    byte_level(TEXTS, 330).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match="wanted a bos or eos token to score the first token of a text, got neither"):
+        transfer(**job | {"tokenizer": tmp_path / "bare"}, on_stage=stages.append)
+    assert stages == ["vocabulary", "checks"]
     wrong = {
         "weights": {"model": tmp_path / "model"},
         "positions": {"max_length": 4096},
@@ -107,10 +111,10 @@ def test_what_cannot_be_looked_at_is_said_once(job, tmp_path):
 
 
 def test_what_a_person_should_look_at(job, tmp_path, monkeypatch):
-    """A tokenizer without eos, template and some merges; offsets that point elsewhere; text that is held out twice."""
+    """A tokenizer without pad, template and some merges; offsets that point elsewhere; text that is held out twice."""
     poor = json.loads(new_tokenizer().backend_tokenizer.to_str())
     del poor["model"]["merges"][-3:]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(poor)), unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(poor)), eos_token="</s>")
     (tmp_path / "held-out.txt").write_text(TEXTS[2].replace("\n", "\n\n"))
     plain = of_tokenizers.tokenize
 
@@ -123,7 +127,7 @@ def test_what_a_person_should_look_at(job, tmp_path, monkeypatch):
     names = by_name(doctor(**job | options))
     assert not [x for found in names.values() for x in found if x.verdict == FAIL]
     expected = {
-        "special tokens": "the new tokenizer has no bos, eos, pad token",
+        "special tokens": "the new tokenizer has no bos, pad token",
         "chat template": "the model's template is lost, since the new tokenizer lacks '<bos>', '<eos>'",
         "use": "0.91% of 330 new tokenizer's tokens are in no text",
         "offsets": "tokens have offsets of other text",

@@ -18,6 +18,7 @@ from matt_fast.evaluation.bits_per_byte import (
     MASKED_PIECE_BYTES,
     PIECE_BYTES,
     check_positions,
+    check_scorable,
     cut_pieces,
     specials_around,
 )
@@ -208,13 +209,15 @@ def check_pieces(
     """Read the pieces of text that `evaluate` will score, and look whether the model has positions for their tokens.
 
     Raises:
-        ValueError: there is no text, or a piece has more tokens, by either tokenizer, than `limit`.
+        ValueError: there is no text, a piece has more tokens, by either tokenizer, than `limit`, or a tokenizer lacks the
+            special token that scoring needs.
     """
     size = MASKED_PIECE_BYTES if masked else PIECE_BYTES
     pieces = list(itertools.islice(cut_pieces(held_out, size), max_pieces))
     if not pieces:
         raise ValueError("eval_data: wanted text to score, got none")
     for tokenizer in tokenizers:
+        check_scorable(tokenizer, masked)
         around = specials_around(tokenizer, masked)
         for piece in pieces:
             tokens = around + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
