@@ -31,6 +31,7 @@ _WHERE = {
     "align_segments_batch": "matt_fast.alignment.segments",
     "capture_attention": "matt_fast.model.capture",
     "compare_initializers": "matt_fast.recipe.comparison",
+    "doctor": "matt_fast.recipe.doctor",
     "evaluate": "matt_fast.evaluation.bits_per_byte",
     "initialize": "matt_fast.initializers",
     "layer_config": "matt_fast.model.layers",

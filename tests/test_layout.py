@@ -19,8 +19,8 @@ FLOORS = (
     ("model",),
     ("data", "initializers", "evaluation"),
     ("training", "modeling", "tokenizers", "show"),
-    ("recipe",),
     ("planning",),
+    ("recipe",),
     ("cli",),
     ("reference",),
 )
@@ -30,8 +30,7 @@ PUBLIC = {
         AIMLoss AttentionInputs GPTNeoXForAIM Gemma3ForAIM HealingOptions LlamaForAIM MATT MATTConfig MATTOutput
         MistralForAIM PartlyFrozenEmbeddings PreTrainedModelForAIM Qwen3ForAIM TrainingOptions TransferResult
         __version__ aim_impl aim_loss aim_star_impl align_segments align_segments_batch apply capture_attention
-        compare_initializers evaluate
-        initialize layer_config match_tokens plan sweep_layers transfer
+        compare_initializers doctor evaluate initialize layer_config match_tokens plan sweep_layers transfer
     """,
     "matt_fast.config": "MATTConfig",
     "matt_fast.modeling": "AIMOutput Gemma3ForAIM PartlyFrozenEmbeddings PreTrainedModelForAIM",

@@ -99,7 +99,15 @@ def match_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerB
     Raises:
         TypeError, ValueError: as `token_bytes`, for either tokenizer.
     """
-    teacher_tokens, student_tokens = token_bytes(teacher), token_bytes(student)
+    return _match(token_bytes(student), token_bytes(teacher), student, teacher)
+
+
+def _match(
+    student_tokens: Mapping[int, Token],
+    teacher_tokens: Mapping[int, Token],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+) -> dict[int, Match]:
     by_token: dict[Token, int] = {}
     for teacher_id in sorted(teacher_tokens):
         by_token.setdefault(teacher_tokens[teacher_id], teacher_id)
@@ -133,7 +141,16 @@ def spell_tokens(
     Returns:
         student id -> teacher ids, for the tokens that the teacher can spell.
     """
-    teacher_tokens = {i: token for i, token in token_bytes(teacher).items() if i < teacher_rows}
+    return _spell(student_tokens, token_bytes(teacher), teacher, teacher_rows)
+
+
+def _spell(
+    student_tokens: Mapping[int, Token],
+    teacher_tokens: Mapping[int, Token],
+    teacher: PreTrainedTokenizerBase,
+    teacher_rows: int,
+) -> dict[int, list[int]]:
+    teacher_tokens = {i: token for i, token in teacher_tokens.items() if i < teacher_rows}
     by_token = {token: i for i, token in sorted(teacher_tokens.items(), reverse=True)}
     write = _notation(json.loads(teacher.backend_tokenizer.to_str())).write
     wanted = {i: token.bytes for i, token in student_tokens.items() if token.kind != "special" and token.bytes}
@@ -274,9 +291,10 @@ def _notation(backend: dict) -> _Notation:
 
 
 def _read_byte_level(entry: str) -> Token:
-    if all(character in BYTE_OF for character in entry):
-        return Token("text", bytes(BYTE_OF[character] for character in entry))
-    return Token("text", entry.encode())  # a whole word that was put into the vocabulary as it is
+    try:
+        return Token("text", bytes([BYTE_OF[character] for character in entry]))
+    except KeyError:  # a whole word that was put into the vocabulary as it is
+        return Token("text", entry.encode())
 
 
 def _read_sentencepiece(entry: str, space: str, byte_fallback: bool) -> Token:
@@ -327,10 +345,10 @@ class VocabularyPair:
         self.tokens, self.teacher_tokens = token_bytes(student), token_bytes(teacher)
         check_ids(self.tokens, "tokenizer")
         self.rows = vocabulary_rows(self.tokens)
-        matches = match_tokens(student, teacher)
+        matches = _match(self.tokens, self.teacher_tokens, student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}
         self.mapped: dict[int, list[int]] = {}
-        self.subtokens = spell_tokens({i: self.tokens[i] for i in self.new}, teacher, teacher_rows)
+        self.subtokens = _spell({i: self.tokens[i] for i in self.new}, self.teacher_tokens, teacher, teacher_rows)
 
     @property
     def new(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""The command line: `matt-fast transfer`, `plan`, `compare-inits`, `evaluate`, `apply`, `tokenizer` and `show`."""
+"""The command line: `matt-fast transfer`, `doctor`, `plan` and the others, each in a file of its own."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from matt_fast.cli.apply import apply
 from matt_fast.cli.compare import compare_inits
+from matt_fast.cli.doctor import doctor
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
 from matt_fast.cli.show import show
@@ -33,7 +34,7 @@ def main(
     wait_passively()  # commands import torch later
 
 
-for command in (transfer, plan, compare_inits, evaluate, apply):
+for command in (transfer, doctor, plan, compare_inits, evaluate, apply):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(show, name="show")

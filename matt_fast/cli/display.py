@@ -1,5 +1,6 @@
 """What a person sees after a command: tables and lines. See progress.py for what is seen meanwhile."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,10 +16,19 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.initializers import InitReport
     from matt_fast.planning.plan import Plan
     from matt_fast.recipe.comparison import Initialised
+    from matt_fast.recipe.doctor import Finding
     from matt_fast.recipe.result import Healing, TransferResult
     from matt_fast.recipe.sweep import Sweep
 
-__all__ = ["ProgressDisplay", "print_evaluation", "print_plan", "print_result", "print_sweep", "report_lines"]
+__all__ = [
+    "ProgressDisplay",
+    "print_evaluation",
+    "print_findings",
+    "print_plan",
+    "print_result",
+    "print_sweep",
+    "report_lines",
+]
 
 OUTLIERS = 5  # printed at most
 
@@ -113,6 +123,26 @@ def print_sweep(console: Console, outcome: "Sweep") -> None:
     console.print(table)
     original, initialised = f"{outcome.original:.4f}", f"{outcome.initialised:.4f}"
     say(console, f"bits per byte of the original model {original}, before training {initialised}")
+
+
+STYLES = {"ok": "green", "look at this": "yellow", "will fail": "bold red"}
+
+
+def print_findings(console: Console, findings: list["Finding"]) -> None:
+    """One line for each check, and how many of each kind there are."""
+    for area in dict.fromkeys(x.area for x in findings):
+        say(console, area, "bold")
+        table = Table.grid(padding=(0, 2))
+        for width in (12, 14, None):
+            table.add_column(width=width, no_wrap=width is not None)
+        for x in (x for x in findings if x.area == area):
+            text = Text(printable(x.found))
+            if x.advice:
+                text.append(f" → {printable(x.advice)}", STYLES[x.verdict])
+            table.add_row(Text(x.verdict, STYLES[x.verdict]), Text(x.name, "dim"), text)
+        console.print(table)
+    counts = Counter(x.verdict for x in findings)
+    say(console, ", ".join(f"{counts[verdict]} {verdict}" for verdict in STYLES if counts[verdict]), "bold")
 
 
 def print_plan(console: Console, found: "Plan", teraflops: float | None = None) -> None:

@@ -21,6 +21,9 @@ OtherTeacher = Annotated[
 TrainingData = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
 OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
+PlannedOutput = Annotated[
+    Path | None, Option(help="Folder that a transfer would write: look at it and at the room on its disk.")
+]
 EvalData = Annotated[
     list[str] | None,
     Option(

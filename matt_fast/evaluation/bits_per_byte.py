@@ -79,6 +79,7 @@ def evaluate(
         piece_bytes = MASKED_PIECE_BYTES if masked else PIECE_BYTES
     score = _masked_nats if masked else _causal_nats
     limit = position_limit(model) if isinstance(model, PreTrainedModel) else None
+    check_scorable(tokenizer, masked)
     around = specials_around(tokenizer, masked)
     nats, n_bytes, n_tokens, without_text = 0.0, 0, 0, Counter()
     pieces = cut_pieces(_with_text(documents, without_text), piece_bytes)
@@ -96,6 +97,14 @@ def evaluate(
         raise ValueError("documents: wanted text to score, got none")
     figures = nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens
     return Evaluation(*figures, piece_bytes, masked, without_text.total())
+
+
+def check_scorable(tokenizer: PreTrainedTokenizerBase, masked: bool) -> None:
+    """Raise a ValueError if the tokenizer lacks the special token that scoring a text needs."""
+    if masked and tokenizer.mask_token_id is None:
+        raise ValueError("tokenizer: wanted a mask token to score text under a masked language model, got none")
+    if not masked and not start_of_text(tokenizer):
+        raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
 
 
 def specials_around(tokenizer: PreTrainedTokenizerBase, masked: bool) -> int:
@@ -122,16 +131,12 @@ def _with_text(documents: Iterable[str | None], without: Counter) -> Iterator[st
 
 def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
     prefix = start_of_text(tokenizer)
-    if not prefix:
-        raise ValueError("tokenizer: wanted a bos or eos token to score the first token of a text, got neither")
     input_ids = torch.tensor([prefix + ids], device=model.device)
     logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
     return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="sum").item()
 
 
 def _masked_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
-    if tokenizer.mask_token_id is None:
-        raise ValueError("tokenizer: wanted a mask token to score text under a masked language model, got none")
     prefix, suffix = special_affixes(tokenizer)
     targets = torch.tensor(prefix + ids + suffix, device=model.device)
     position = torch.arange(len(targets), device=model.device) - len(prefix)

@@ -188,7 +188,7 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
     if init in ("wechsel", "transtokenizers", "tokalign"):
         found = _mixtures(vocabulary, init, seed, texts, parallel)
         return _NewRows(found.ids, lambda weight, name: found.rows(weight), found.counts)
-    ready, new = _ready_rows(init, **hub_options), _new_ids(vocabulary)
+    ready, new = ready_rows(init, **hub_options), _new_ids(vocabulary)
 
     def prepared(weight: torch.Tensor, name: str) -> torch.Tensor:
         table = ready.get(name)
@@ -219,7 +219,12 @@ def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
     return wechsel_mixtures(vocabulary, source, target, dictionary_from_pairs(pairs))
 
 
-def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
+def open_donor(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> Teacher:
+    """The model that rows are taken of for "omp"; its weights are not read.
+
+    Raises:
+        ValueError: it cannot be loaded, or has another vocabulary.
+    """
     source = _source(donor, "donor: wanted a model with the new tokenizer's vocabulary", hub_options)
     theirs, ours = source.load_tokenizer().get_vocab(), vocabulary.student.get_vocab()
     if different := [token for token, i in ours.items() if theirs.get(token) != i]:
@@ -227,6 +232,11 @@ def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: d
             f"donor: wanted a model with the new tokenizer's vocabulary, but {len(different)} of {len(ours)} tokens "
             f"are missing or have other ids in {str(donor)!r}, {different[0]!r} among them"
         )
+    return source
+
+
+def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
+    source = open_donor(vocabulary, donor, hub_options)
     weight = source.load(torch.float32, n_layers=1).get_input_embeddings().weight.detach()
     check_finite([("input embeddings", weight)], f"donor: wanted numbers in {str(donor)!r}")
     if len(weight) < vocabulary.rows:
@@ -270,7 +280,12 @@ def _omp(
     return _NewRows(ids[new], rows, counts, coefficients)
 
 
-def _ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
+def ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
+    """The tables of a model folder or a .safetensors file, by name.
+
+    Raises:
+        ValueError: it is neither, or its weights are not all there.
+    """
     wanted = f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows"
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
         try:

@@ -97,9 +97,34 @@ def plan(
         ValueError: an argument does not fit; `length` is more than the model's positions; `vram` is too small for a
             single token.
     """
-    training = training or TrainingOptions()
     _check_arguments(length, batch_size, precision, device)
     source = Teacher(model, trust_remote_code=trust_remote_code)
+    rows = len(source.outline(DTYPES[precision], 1).get_input_embeddings().weight)
+    pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
+    vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
+    given = {"length": length, "batch_size": batch_size, "n_layers": n_layers, "precision": precision}
+    given |= {"healing": healing, "device": device, "vram": vram}
+    return plan_step(source, vocabulary, training or TrainingOptions(), **given)
+
+
+def plan_step(
+    source: Teacher,
+    vocabulary: Vocabulary,
+    training: TrainingOptions,
+    *,
+    length: int,
+    batch_size: int,
+    n_layers: int | None,
+    precision: str,
+    device: str,
+    healing: HealingOptions | None = None,
+    vram: int | None = None,
+) -> Plan:
+    """`plan`, for a model and a vocabulary that have been looked at already.
+
+    Raises:
+        ValueError: what `plan` raises; NeedsWeightsError where a step cannot be simulated without them.
+    """
     n_layers = max(1, round(source.depth / 3)) if n_layers is None else n_layers
     if not 1 <= n_layers <= source.depth:
         raise ValueError(f"n_layers: wanted 1 to {source.depth} for this model, got {n_layers}")
@@ -108,7 +133,9 @@ def plan(
         training = replace(training, backend="triton" if on_gpu else "torch")
     with_head = trains_output(training.objectives())
     if with_head and source.masked:
-        raise ValueError(f"objective: ntp and boundary-head want a causal language model, but {str(model)!r} is masked")
+        raise ValueError(
+            f"objective: ntp and boundary-head want a causal language model, but {str(source.model)!r} is masked"
+        )
     if with_head:
         source.check_language_model(f"objective {training.objective!r}")
     outline = _outlines(source, None if with_head else n_layers, device)
@@ -116,9 +143,6 @@ def plan(
     limit = position_limit(smallest)
     if limit is not None and length > limit:
         raise ValueError(f"length: wanted at most the model's {limit} positions, got {length}")
-    rows = len(smallest.get_input_embeddings().weight)
-    pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
-    vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
 
     def run(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
         options = replace(training, **changes)

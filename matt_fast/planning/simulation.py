@@ -158,13 +158,17 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = plain
 
 
+class NeedsWeightsError(ValueError):
+    """What a step of this model computes depends on the values of its weights."""
+
+
 @contextmanager
 def shapes_only(model: PreTrainedModel) -> Iterator[None]:
     """Say so where a model asks for values."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        raise ValueError(
+        raise NeedsWeightsError(
             f"model: {type(model).__name__} cannot be planned without its weights, since what it computes depends on "
             f"their values: {error}"
         ) from error

@@ -30,6 +30,7 @@ from matt_fast.recipe.preflight import (
     no_new_tokens,
     rehearse_ids,
     rehearse_saving,
+    size_in_words,
 )
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
@@ -76,13 +77,13 @@ class Check(NamedTuple):
     Attributes:
         area, name: what it is about.
         look: raises an error where a transfer would fail, and gives lines that a person should read.
-        ok: what can be said where there are none.
+        ok: what can be said where there are none, or gives it.
     """
 
     area: str
     name: str
     look: Callable[[Subject], Iterable[str]]
-    ok: str
+    ok: str | Callable[[Subject], str]
 
 
 def _look_at_output(subject: Subject) -> Iterable[str]:
@@ -132,10 +133,12 @@ def _look_at_lengths(subject: Subject) -> Iterable[str]:
 
 
 def _look_at_disk(subject: Subject) -> Iterable[str]:
-    check_room(
-        subject.output, estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, subject.job.healing)
-    )
+    check_room(subject.output, _needed(subject))
     return ()
+
+
+def _needed(subject: Subject) -> int:
+    return estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, subject.job.healing)
 
 
 CHECKS = (
@@ -146,7 +149,7 @@ CHECKS = (
     Check("model", "saving", _look_at_saving, "configuration and tokenizer stay what they are when saved and loaded"),
     Check("model", "token ids", _look_at_ids, "all ids in its configurations have one in the new vocabulary"),
     Check("data", "positions", _look_at_lengths, "the model has positions for all tokens of a chunk"),
-    Check("run", "disk", _look_at_disk, "there is room for checkpoints and the result"),
+    Check("run", "disk", _look_at_disk, lambda x: f"there is room for the {size_in_words(_needed(x))} to be written"),
 )
 
 

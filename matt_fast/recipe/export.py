@@ -81,11 +81,16 @@ def _complaint(config: GenerationConfig) -> str:
 def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Give `tokenizer` the teacher's chat template if it has none and knows every special token the template names."""
     template = teacher.chat_template
-    if tokenizer.chat_template or not isinstance(template, str):
-        return
-    named = [token for token in teacher.all_special_tokens if token in template]
-    if all(token in tokenizer.get_vocab() for token in named):
+    if not tokenizer.chat_template and isinstance(template, str) and not lacking_for_chat(tokenizer, teacher):
         tokenizer.chat_template = template
+
+
+def lacking_for_chat(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[str]:
+    """The special tokens that the teacher's chat template names and `tokenizer` does not have."""
+    template = teacher.chat_template
+    named = [token for token in teacher.all_special_tokens if isinstance(template, str) and token in template]
+    known = tokenizer.get_vocab() if named else {}
+    return [token for token in named if token not in known]
 
 
 def write_provenance(

@@ -162,6 +162,25 @@ class Job:
             raise ValueError(f"teacher: wanted a causal language model, got the masked one {str(self.teacher)!r}")
         return other
 
+    def untrained_tables(self) -> list[str]:
+        """Lines on the table that the objective leaves as it is initialised, in a model whose head is not tied."""
+        names, found = self.training.objectives(), []
+        if self.healing is not None or not self.training.steps:
+            return found
+        if not trains_output(names):
+            found.append(
+                "the model's output head is not tied to its input embedding: its new rows are initialised but not "
+                f"trained, since the objective {self.training.objective!r} reaches input embeddings only (paper, "
+                "appendix A); add boundary-head or ntp to it"
+            )
+        if not trains_input(names):
+            found.append(
+                "the model's output head is not tied to its input embedding: new input rows are initialised but not "
+                f"trained, since the objective {self.training.objective!r} reaches output rows only; add "
+                "token-distillation or aim to it"
+            )
+        return found
+
     def settings(self) -> dict:
         """All that decides the result, as JSON has it, without what is compared by contents."""
         found = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in NOT_COMPARED}

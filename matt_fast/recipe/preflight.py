@@ -18,6 +18,7 @@ from matt_fast.evaluation.bits_per_byte import (
     MASKED_PIECE_BYTES,
     PIECE_BYTES,
     check_positions,
+    check_scorable,
     cut_pieces,
     specials_around,
 )
@@ -72,8 +73,8 @@ def check_room(output: str | Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise OSError(
-            f"output: wanted {_size(needed)} of room on the disk for checkpoints and the result, got {_size(free)} "
-            f"free in {str(place)!r}"
+            f"output: wanted {size_in_words(needed)} of room on the disk for checkpoints and the result, got "
+            f"{size_in_words(free)} free in {str(place)!r}"
         )
 
 
@@ -217,13 +218,15 @@ def check_pieces(
     """Read the pieces of text that `evaluate` will score, and look whether the model has positions for their tokens.
 
     Raises:
-        ValueError: there is no text, or a piece has more tokens, by either tokenizer, than `limit`.
+        ValueError: there is no text, a piece has more tokens, by either tokenizer, than `limit`, or a tokenizer lacks
+            the special token that scoring needs.
     """
     size = MASKED_PIECE_BYTES if masked else PIECE_BYTES
     pieces = list(itertools.islice(cut_pieces(held_out, size), max_pieces))
     if not pieces:
         raise ValueError("eval_data: wanted text to score, got none")
     for tokenizer in tokenizers:
+        check_scorable(tokenizer, masked)
         around = specials_around(tokenizer, masked)
         for piece in pieces:
             tokens = around + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
@@ -246,7 +249,8 @@ def _generation_config(teacher: Teacher) -> GenerationConfig | None:
         return None  # it has none
 
 
-def _size(count: float) -> str:
+def size_in_words(count: float) -> str:
+    """Bytes in the unit that reads best: "3.2 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

@@ -26,7 +26,6 @@ from matt_fast.recipe.training_stages import ROWS, TrainingData, nothing_to_trai
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.printable import printable
-from matt_fast.training.objectives import trains_input
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows
 
@@ -74,7 +73,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     else:
         with work.stage("initialisation"):
             start = load_rows(work.once("rows", make))
-    if job.healing is None and job.training.steps and not nothing_to_train(work, vocabulary):
+    if not nothing_to_train(work, vocabulary):
         _warn_of_untrained_rows(start, work)
     return start
 
@@ -193,20 +192,5 @@ def load_report(folder: Path) -> InitReport:
 
 
 def _warn_of_untrained_rows(start: Rows, work: Work) -> None:
-    if start.output is None or not work.is_main:
-        return
-    objective = work.job.training.objective
-    if not work.with_head:
-        warnings.warn(
-            "the model's output head is not tied to its input embedding: its new rows are initialised but not trained, "
-            f"since the objective {objective!r} reaches input embeddings only (paper, appendix A); "
-            "add boundary-head or ntp to it",
-            stacklevel=4,
-        )
-    if not trains_input(work.job.training.objectives()):
-        warnings.warn(
-            "the model's output head is not tied to its input embedding: new input rows are initialised but not "
-            f"trained, since the objective {objective!r} reaches output rows only; add token-distillation or "
-            "aim to it",
-            stacklevel=4,
-        )
+    for line in work.job.untrained_tables() if start.output is not None and work.is_main else ():
+        warnings.warn(line, stacklevel=4)

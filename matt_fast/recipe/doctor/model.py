@@ -1,0 +1,85 @@
+"""What there is to know of a model before its weights are used."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from matt_fast.model.checkpoint_files import configured_dtype, source_files
+from matt_fast.model.weight_values import check_values
+from matt_fast.recipe.doctor.finding import Said, look, ok
+from matt_fast.recipe.subject import Subject
+
+SECONDS = 6.0  # spent on reading weights
+
+
+class _Enough(Exception):
+    """The time for reading is over."""
+
+
+def kind(subject: Subject) -> Iterator[Said]:
+    """Its class, size and positions."""
+    teacher, outline, limit = subject.teacher, subject.outline, subject.limit
+    count = sum(x.numel() for x in outline.parameters())
+    name = type(outline).__name__ if teacher.kind.name is None else teacher.kind.name
+    what = "" if teacher.kind.is_language_model else ", no language model: its held-out text cannot be scored"
+    dtype = str(configured_dtype(teacher) or torch.float32).removeprefix("torch.")
+    places = "no limit of positions" if limit is None else f"{limit:,} positions"
+    yield ok(f"{name}, {teacher.depth} layers, {count:,} parameters, {dtype}, {places}{what}")
+
+
+def target_layer(subject: Subject) -> Iterator[Said]:
+    n_layers = subject.job.layers_of(subject.teacher)
+    subject.job.check_kind(subject.teacher)
+    yield ok(f"layer {n_layers} of {subject.teacher.depth}, objective {subject.job.training.objective}")
+
+
+def head(subject: Subject) -> Iterator[Said]:
+    """Tied or not, and what that means for the objective."""
+    outline = subject.outline
+    embedding, output = outline.get_input_embeddings().weight, outline.get_output_embeddings()
+    if output is None:
+        yield ok("the model has no output head")
+    elif output.weight is embedding:
+        yield ok("the output head is tied to the input embedding: one table")
+    else:
+        untrained = subject.job.untrained_tables()
+        yield from map(look, untrained)
+        if not untrained:
+            yield ok(f"the output head has rows of its own; {subject.job.training.objective} trains both tables")
+
+
+def padding(subject: Subject) -> Iterator[Said]:
+    """Rows without a token, and tokens without a row."""
+    vocabulary = subject.vocabulary
+    known = {i for i in vocabulary.teacher_tokens if i < vocabulary.teacher_rows}
+    beyond = len(vocabulary.teacher_tokens) - len(known)
+    rows = vocabulary.teacher_rows - len(known)
+    line = f"{vocabulary.teacher_rows:,} rows, {rows:,} of them without a token, which are not used"
+    if beyond:
+        yield look(
+            f"{line}; {beyond:,} tokens of the model's tokenizer have no row", "text with them cannot be trained on"
+        )
+    else:
+        yield ok(line)
+
+
+def values(subject: Subject) -> Iterator[Said]:
+    """Whether they are finite, as far as they can be read in some seconds."""
+    end, size, done = time.monotonic() + SECONDS, sum(x.stat().st_size for x in source_files(subject.teacher)), [0, 0]
+
+    def watch(what: str, number: int, total: int) -> None:
+        done[:] = number, total
+        subject.tell(what, number, total)
+        if time.monotonic() > end:
+            raise _Enough
+
+    try:
+        check_values(subject.teacher, subject.unused, watch)
+    except _Enough:
+        yield ok(
+            f"{done[0]:,} of {done[1]:,} tensors were read in {SECONDS:.0f} s, all finite; a transfer reads all "
+            f"{size / 1e9:,.1f} GB"
+        )
+    else:
+        yield ok(f"all {done[1]:,} tensors are finite ({size / 1e9:,.2f} GB read)")
