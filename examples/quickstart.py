@@ -6,6 +6,7 @@ both models side by side. Run it with `make quickstart`. Downloads are kept in ~
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -23,7 +24,6 @@ if __name__ == "__main__":
 import torch
 from manuals import manuals
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import matt_fast
@@ -45,7 +45,7 @@ PROMPTS = (
     "Die wichtigsten Programme eines Betriebssystems sind",
     "The most important programs of an operating system are",
 )
-GENERATED = 160  # characters, about
+GENERATED = 40  # tokens of a completion
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
                 on_message=display.on_message,
             )
     print_result(console, result)
-    show_completions(console, {"original": model, "adapted": OUTPUT})
+    show_completions(console, {"original": model, "adapted": OUTPUT}, german)
     console.print(f"The adapted model is in {OUTPUT}/: AutoModelForCausalLM.from_pretrained({str(OUTPUT)!r}) loads it.")
 
 
@@ -112,17 +112,24 @@ def fetch_model() -> Path:
     return folder
 
 
-def show_completions(console: Console, folders: dict[str, Path]) -> None:
-    """What both models make of the same prompts, token after token the likeliest, and how long it takes them."""
-    table = Table(title="The same prompts", title_justify="left", show_lines=True)
-    for name in ("prompt", "model", "completion", "seconds per 1,000 characters"):
-        table.add_column(name, justify="right" if name.startswith("seconds") else "left")
+def show_completions(console: Console, folders: dict[str, Path], german: Path) -> None:
+    """What both models make of the same prompts, token after token the likeliest, and what German text costs them."""
     loaded = {name: (load(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()}
+    console.print("\n[bold]the same prompts[/bold]")
+    seconds = dict.fromkeys(loaded, 0.0)
     for prompt in PROMPTS:
-        for name, (model, tokenizer) in loaded.items():
-            text, seconds = complete(model, tokenizer, prompt)
-            table.add_row(prompt, name, text, f"{1000 * seconds / max(1, len(text)):.1f}")
-    console.print(table, markup=False, highlight=False)
+        console.print(prompt, style="dim", markup=False, highlight=False)
+        for name, (model, tokenizer) in loaded.items():  # in turn: other work on the machine slows both
+            text, took = complete(model, tokenizer, prompt)
+            seconds[name] += took / (GENERATED * len(PROMPTS))
+            console.print(f"  {name}: {text!r}", markup=False, highlight=False)
+    sample = "\n".join(json.loads(line)["text"] for line in german.open(encoding="utf-8"))
+    for name, (_, tokenizer) in loaded.items():
+        tokens = 1000 * len(tokenizer(sample)["input_ids"]) / len(sample)
+        console.print(
+            f"{name}: 1,000 characters of German are {tokens:.0f} tokens, which take it {tokens * seconds[name]:.1f} s "
+            "to write here"
+        )
 
 
 def load(folder: Path):
@@ -133,9 +140,9 @@ def load(folder: Path):
 def complete(model, tokenizer, prompt: str) -> tuple[str, float]:
     """(what comes behind the prompt, seconds it took)."""
     inputs = tokenizer(prompt, return_tensors="pt")
-    tokens = GENERATED // 4
     begin = time.perf_counter()
-    generated = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, repetition_penalty=1.2)
+    options = {"min_new_tokens": GENERATED, "max_new_tokens": GENERATED, "do_sample": False, "repetition_penalty": 1.2}
+    generated = model.generate(**inputs, **options)
     seconds = time.perf_counter() - begin
     return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(), seconds
 

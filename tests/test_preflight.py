@@ -247,6 +247,8 @@ def test_lengths_are_held_against_the_limit():
     ):
         check_pieces([text], tokenizers, 500, **options)
     with pytest.raises(ValueError, match=r"positions, got one of 48\d bytes"):
+        check_pieces([text], [byte_level(TEXTS, 300, bos_token="<s>", mask_token="<m>")], 50, masked=True, max_pieces=1)
+    with pytest.raises(ValueError, match="tokenizer: wanted a mask token to score text under a masked language model"):
         check_pieces([text], tokenizers, 50, masked=True, max_pieces=1)
     with pytest.raises(ValueError, match="eval_data: wanted text to score, got none"):
         check_pieces([None, " \n"], tokenizers, 50, **options)

@@ -90,7 +90,11 @@ def transfer(
     trust_remote_code: o.RemoteCode = False,
     allow_pickle: o.AllowPickle = False,
 ) -> None:
-    """Transfer a model to a new tokenizer and write a folder that loads and generates."""
+    """Transfer a model to a new tokenizer and write a folder that loads and generates.
+
+    \f
+    Long because it has every option.
+    """
     given = dict(locals())
     del given["context"]
     typed = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
