@@ -121,24 +121,26 @@ class Cost:
             return {}
         cycles = self.turns * row["warps"] / (gpu.processors * gpu.gigahertz * 1e9)
         loop = row["loop"]
-        moved = loop["shared_bytes"] + loop["tensor_bytes"]
+        moved = loop["shared_bytes"] + loop.get("tensor_bytes", 0)  # rows of before this was read lack it
         return {"issue": cycles * loop["instructions"] / 4, "shared": cycles * moved / 128}
 
-    def expected(self, gpu: Gpu, shape: Shape) -> float:
-        """Seconds where the steps of a turn do not overlap, as Triton compiles them (each product is waited for), and
-        the programs on one multiprocessor do: products, then instructions, then bytes to and from shared memory, then
-        loads that nothing fetches ahead."""
-        seconds = self.seconds(gpu)
-        row = self.row(gpu, shape)
+    def expected(self, gpu: Gpu, shape: Shape) -> tuple[float, float]:
+        """Seconds from and to. The steps of a turn never overlap, as Triton compiles them (each product is waited for):
+        products, instructions, bytes to and from shared memory, loads that nothing fetches ahead. From: the programs on
+        one multiprocessor overlap perfectly. To: not at all, and each scheduler issues every second cycle."""
+        seconds, row = self.seconds(gpu), self.row(gpu, shape)
         if row is None or row["loop"] is None:
-            return self.floor(gpu)
+            return self.floor(gpu), self.floor(gpu)
+        if "occupancy" not in row:
+            raise LookupError(f"{row['name']}: kernels.json has no occupancy; run make kernel-report")
         loop, found = row["loop"], self.compiled_seconds(gpu, shape)
         cycle = 1 / (gpu.processors * gpu.gigahertz * 1e9)
         read, moved = (self.turns * row["warps"] * loop[x] / 128 * cycle for x in ("tensor_bytes", "shared_bytes"))
-        waiting = self.turns * WAIT * cycle * (loop["copies"] == 0)
-        in_turn = max(seconds["products"], read) + max(found["issue"], seconds["exponentials"]) + moved + waiting
+        rest = max(seconds["products"], read) + moved + self.turns * WAIT * cycle * (loop["copies"] == 0)
+        once, twice = (max(x * found["issue"], seconds["exponentials"]) for x in (1, 2))
         programs = max(1, round(row["occupancy"] * WARPS / row["warps"]))
-        return max(self.floor(gpu), *found.values(), in_turn / programs)
+        floor = max(self.floor(gpu), *found.values())
+        return max(floor, (rest + once) / programs), max(floor, rest + twice)
 
     def floor(self, gpu: Gpu) -> float:
         return max(self.seconds(gpu).values())
