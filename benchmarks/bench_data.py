@@ -38,7 +38,7 @@ import quickstart
 
 LENGTH, ROWS = 512, 8
 WARMUP = 30  # batches: behind them as many texts are under way as ever
-WORKERS = (0, 1, 2, 3)
+WORKERS = (0, 1, 2)
 
 
 def plan(batch: Batch) -> Batch:

@@ -64,7 +64,7 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> tuple:
 class _Encoder:
     """A copy of a tokenizer's backend that does not trim offsets, and the bytes of its tokens.
 
-    A tokenizer takes half of its time to follow each character through its steps. Where the tokens' bytes, one after
+    A tokenizer takes a quarter of its time to follow each character through its steps. Where the tokens' bytes, one after
     the other, are those of the text, they say the same.
     """
 
