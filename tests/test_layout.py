@@ -94,9 +94,8 @@ def test_a_wheel_has_every_room():
     assert not without, "Python files in folders that are no packages"
 
 
-def test_the_readme_names_every_room():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    layout = readme[readme.index("## Layout") :]
+def test_the_layouts_page_names_every_room():
+    layout = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
     assert not [room for room in FLOOR_OF if f"{room}/" not in layout]
 
 
