@@ -23,7 +23,7 @@ def text_like(count, generator):
     return ids
 
 
-def draw(dtype, noise, seed, count=30, heads=2, kv_heads=1, size=64):
+def draw(dtype, noise, seed, count=30, heads=4, kv_heads=2, size=64):
     generator = torch.Generator().manual_seed(seed)
     teacher_segments, student_segments = text_like(count, generator)
 
