@@ -133,13 +133,17 @@ with OrderedPool(3, Tool()) as pool:
     except ValueError as error:
         found.append(str(error))
     assert found == [0, -1, -4, -9, -16, -25, -36, "seven"], found
-with OrderedPool(2, Tool()) as pool:
-    try:
-        list(pool.map("end", range(9)))
-    except ChildProcessError as error:
-        assert "exit code 3" in str(error)
-    else:
-        raise AssertionError
+for idle, code in ((False, 3), (True, -9)):
+    with OrderedPool(2, Tool()) as pool:
+        if idle:
+            [x.kill() for x in pool._processes.values()]
+            [x.join() for x in pool._processes.values()]
+        try:
+            list(pool.map("negative", pool.map("square" if idle else "end", range(9))))
+        except ChildProcessError as error:
+            assert f"exit code {code}" in str(error)
+        else:
+            raise AssertionError
 with OrderedPool(2, Tool()) as pool:
     results = pool.map("square", iter(range(6)))
     next(results)

@@ -64,8 +64,8 @@ def _state(tokenizer: PreTrainedTokenizerBase) -> tuple:
 class _Encoder:
     """A copy of a tokenizer's backend that does not trim offsets, and the bytes of its tokens.
 
-    A tokenizer takes a quarter of its time to follow each character through its steps. Where the tokens' bytes, one
-    after the other, are those of the text, they say the same.
+    A tokenizer takes a quarter of its time to follow each character through its steps. Where the bytes of the tokens,
+    one after the other, are those of the text, they say the same.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -73,6 +73,7 @@ class OrderedPool:
             theirs.close()
         self._idle, self._waiting = list(self._processes), deque()
         self._busy: dict[Connection, _Task] = {}
+        self._broken: ChildProcessError | None = None
 
     def __enter__(self) -> "OrderedPool":
         return self
@@ -113,6 +114,8 @@ class OrderedPool:
 
     def _work(self, timeout: float | None) -> None:
         """Take results that are there, or come in so many seconds, and keep all workers busy."""
+        if self._broken is not None:
+            raise self._broken
         for connection in wait(list(self._busy), timeout) if self._busy else ():
             self._busy[connection].outcome = self._with(connection, connection.recv)
             del self._busy[connection]
@@ -128,7 +131,8 @@ class OrderedPool:
         except (EOFError, ConnectionError) as error:
             process = self._processes[connection]
             process.join()
-            raise ChildProcessError(f"worker {process.pid} ended with exit code {process.exitcode}") from error
+            self._broken = ChildProcessError(f"worker {process.pid} ended with exit code {process.exitcode}")
+            raise self._broken from error
 
 
 @dataclass
