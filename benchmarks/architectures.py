@@ -171,8 +171,8 @@ def page(rows: dict[str, tuple[str, str]]) -> str:
         "then, in transformers alone, loading the result, generating (or, for an encoder, its logits), and bits per "
         "byte. The last column has one step of the objective `aim`, which wants softmax attention in the target layer. "
         "What does not work is refused with this message: in the third column before anything is initialised, in the "
-        "last at the first step. `doctor` says the same before it, but for Jamba, whose steps cannot be planned without "
-        "weights.",
+        "last at the first step. `doctor` says the same before it, but for Jamba, whose steps cannot be planned "
+        "without weights.",
         "",
         "| | configuration | token-distillation | aim |",
         "|---|---|---|---|",
