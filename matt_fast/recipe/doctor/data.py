@@ -97,9 +97,9 @@ def rows(subject: Subject) -> Iterator[Said]:
     else:
         yield ok(line)
     if job.epochs is None and sample.share:
-        steps = job.training.steps * job.training.accumulation
-        passes = steps * size * sample.share / len(lengths)
-        shown = f"{job.training.steps:,} steps are {'about ' * (not sample.whole)}{passes:,.2g} passes over the data"
+        steps = job.training.steps + (0 if job.healing is None else job.healing.steps)
+        passes = steps * job.training.accumulation * size * sample.share / len(lengths)
+        shown = f"{steps:,} steps are {'about ' * (not sample.whole)}{passes:,.2g} passes over the data"
         if passes > MOST_PASSES:
             yield look(shown, "fewer steps or more text")
         else:
