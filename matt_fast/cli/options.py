@@ -83,6 +83,10 @@ Parallel = Annotated[
         rich_help_panel=ROWS,
     ),
 ]
+Untie = Annotated[
+    bool,
+    Option(help="Give a tied model an output head of its own: new rows start and learn apart.", rich_help_panel=ROWS),
+]
 MapTokens = Annotated[
     list[str] | None,
     Option(

@@ -40,6 +40,7 @@ def transfer(
     parallel: o.Parallel = None,
     map_tokens: o.MapTokens = None,
     freeze_shared: o.FreezeShared = True,
+    untie: o.Untie = False,
     teacher: o.OtherTeacher = None,
     objective: o.Objective = "token-distillation",
     layer: o.Layer = "third",

@@ -48,7 +48,7 @@ def check_weights(teacher: Teacher) -> set[str]:
         shapes = _shapes_on_hub(str(teacher.model), getattr(teacher.config, "_commit_hash", None))
     if not shapes or (folder / ADAPTER).exists() or is_quantised(teacher):
         return set()
-    outline = teacher.outline(torch.float32)
+    outline = teacher.stored.outline(torch.float32)
     if outline.is_remote_code():
         return set()
     name = str(teacher.model)

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -34,6 +35,7 @@ class Teacher:
         trust_remote_code: let the repository run code of its own.
         allow_pickle: accept weights that are not safetensors; loading a pickle can run code.
         argument: what errors call the model.
+        untie: give a model whose output head is its input embedding a head of its own, with the same rows.
 
     Raises:
         FileNotFoundError: it can only be a path, and nothing is there.
@@ -48,8 +50,9 @@ class Teacher:
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         argument: str = "model",
+        untie: bool = False,
     ):
-        self.model, self.argument = model, argument
+        self.model, self.argument, self.untie = model, argument, untie
         self.options = {"trust_remote_code": trust_remote_code}
         self.use_safetensors = None if allow_pickle else True
         check_model_place(model, argument)
@@ -64,6 +67,13 @@ class Teacher:
             raise ValueError(
                 f"{argument}: wanted num_hidden_layers in the configuration of {str(model)!r}, got {self.depth}"
             )
+
+    @property
+    def stored(self) -> "Teacher":
+        """The model as its files have it, not untied."""
+        teacher = copy.copy(self)
+        teacher.untie = False
+        return teacher
 
     @property
     def depth(self) -> int:
@@ -92,7 +102,8 @@ class Teacher:
             **placement: further arguments of `from_pretrained`, which may put it elsewhere.
         """
         config = self.config if n_layers is None else layer_config(self.config, n_layers)
-        return self._load(self.model, config=config, dtype=dtype, use_safetensors=self.use_safetensors, **placement)
+        given = {"config": config, "dtype": dtype, "use_safetensors": self.use_safetensors}
+        return self._untied(self._load(self.model, **given, **placement))
 
     def outline(
         self, dtype: torch.dtype, n_layers: int | None = None, config: PreTrainedConfig | None = None
@@ -104,12 +115,25 @@ class Teacher:
         try:
             with self._building(self.model), torch.device("meta"):
                 if own_class:
-                    return self.kind.loader._from_config(config, dtype=dtype).eval()
-                return self.kind.loader.from_config(config, dtype=dtype, **self.options).eval()
+                    return self._untied(self.kind.loader._from_config(config, dtype=dtype).eval())
+                return self._untied(self.kind.loader.from_config(config, dtype=dtype, **self.options).eval())
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"{self.argument}: no model can be made of the configuration of {str(self.model)!r}: {_told(error)}"
             ) from error
+
+    def _untied(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, in place with a head of its own if that was wanted and it has none."""
+        head = model.get_output_embeddings()
+        if not self.untie or head is None or head.weight is not model.get_input_embeddings().weight:
+            return model
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        for config in (model.config, model.config.get_text_config(decoder=True)):
+            config.tie_word_embeddings = False
+        for module in model.modules():  # what transformers ties again, as soon as rows are added
+            if isinstance(module, PreTrainedModel):
+                module.all_tied_weights_keys = {}
+        return model
 
     def load_result(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """A model that was made of this one, from the folder it was written to."""

@@ -73,7 +73,7 @@ def check_values(
         ValueError: values are NaN or infinite, as stored or in the dtype that the configuration names; or the
             configuration ties two tensors that are stored with different values.
     """
-    outline = teacher.outline(torch.float32)
+    outline = teacher.stored.outline(torch.float32)
     kept = [x for name in KEPT_WIDE for x in getattr(outline, name, None) or ()]
     dtype, wrong = stored_dtype(teacher), []
     with WeightFiles(source_files(teacher)) as weights:

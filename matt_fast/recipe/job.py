@@ -47,6 +47,7 @@ class Job:
     parallel: str | Path | None
     map_tokens: Sequence[str]
     freeze_shared: bool
+    untie: bool
     n_layers: int | None
     max_length: int
     batch_size: int

@@ -58,7 +58,7 @@ class Subject:
 
     @property
     def teacher(self) -> Teacher:
-        return self.once("teacher", lambda: Teacher(self.job.model, **self.job.hub_options))
+        return self.once("teacher", lambda: Teacher(self.job.model, untie=self.job.untie, **self.job.hub_options))
 
     @property
     def other(self) -> Teacher | None:

@@ -37,6 +37,7 @@ def transfer(
     parallel: str | Path | None = None,
     map_tokens: Sequence[str] = (),
     freeze_shared: bool = True,
+    untie: bool = False,
     n_layers: int | None = None,
     max_length: int = 512,
     batch_size: int = 4,
@@ -84,6 +85,8 @@ def transfer(
         parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         map_tokens: "NEW=OLD" for new special tokens that start as the mean of old ones, see `alignment.mapping`.
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
+        untie: write a model with an output head of its own, where `model` has one table for both: input and output
+            rows of new tokens then start and learn apart. It costs the size of the table, in memory and on disk.
         n_layers: layers to run; the loss is at the last one's attention. A third of the depth if None.
         max_length: tokens of a training chunk, on either side. Longer documents are cut, not truncated.
         batch_size: rows per batch and process; a row is one chunk, or `max_length` tokens of them with packing.

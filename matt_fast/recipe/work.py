@@ -54,7 +54,7 @@ class Work:
     def __init__(self, job: Job, run: Run, accelerator: Accelerator, stop: Stopping, listeners: Listeners):
         self.job, self.run, self.accelerator, self.stop, self.listeners = job, run, accelerator, stop, listeners
         self.dtype = choose_dtype(accelerator, job.precision)
-        self.teacher = Teacher(job.model, **job.hub_options)
+        self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device)
         self.n_layers = job.layers_of(self.teacher)
         job.check_kind(self.teacher)
