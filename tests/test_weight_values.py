@@ -13,7 +13,7 @@ from matt_fast.model import weight_values
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_same_weights, check_values
-from matt_fast.recipe import stages
+from matt_fast.recipe import saving
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -185,7 +185,7 @@ def test_a_result_with_other_weights_is_not_published(job, monkeypatch):
     def spoil(model, vocabulary):
         model.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1
 
-    monkeypatch.setattr(stages, "update_special_ids", spoil)
+    monkeypatch.setattr(saving, "update_special_ids", spoil)
     with pytest.raises(ValueError, match=r"these differ: model.layers.2.mlp.up_proj.weight"):
         transfer(**job)
     assert [x.name for x in job["output"].iterdir()] == ["run"]
