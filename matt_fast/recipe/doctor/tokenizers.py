@@ -43,7 +43,7 @@ def shared(subject: Subject) -> Iterator[Said]:
 def never_made(subject: Subject) -> Iterator[Said]:
     """Tokens that no text gives, and new ones that this data does not give."""
     vocabulary, sample = subject.vocabulary, sample_of(subject)
-    dead = unreachable(vocabulary.student)
+    dead = unreachable(vocabulary.student, vocabulary.tokens)
     if dead:
         some = ", ".join(map(repr, vocabulary.student.convert_ids_to_tokens(dead[:3])))
         advice = "its merges do not make them (appended without merges?); they only cost memory"
