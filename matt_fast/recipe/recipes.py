@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from matt_fast.support.checks import check_choice
 
-_HEALING = {"heal": "lora", "heal_objective": "boundary-kl+alm", "heal_lr": 1e-3, "heal_rows_lr": 1e-3}
+_HEALING = {"heal": "lora", "heal_objective": "boundary-kl+alm", "heal_lr": 1e-3, "heal_rows_lr": 3e-3}
 _ROWS_OF_256 = {"max_length": 256, "batch_size": 4}
 
 RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
