@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import psutil
 import pytest
+
+from matt_fast.support.workers import Ahead, ProcessDiedError
 
 PARENT = """
 import multiprocessing, os, signal, sys, time
@@ -162,3 +165,27 @@ def test_results_come_in_order_and_a_worker_that_dies_is_noticed():
     finally:
         parent.kill()
         parent.communicate()
+
+
+def test_a_process_that_is_killed_in_the_middle_of_an_item_is_noticed():
+    """The third item is larger than a pipe, and begun while nobody reads."""
+
+    def stopping():
+        yield b"0"
+        yield b"1"
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        yield b"x" * (1 << 26)
+
+    def slow(content):
+        time.sleep(content == b"1")
+        return content
+
+    with Ahead(stopping, slow, ahead=1) as items:
+        assert [next(items), next(items)] == [b"0", b"1"]
+        with pytest.raises(ProcessDiedError, match="exit code -9"):
+            next(items)
+    with Ahead(lambda: iter([b"a", b"b"]), bytes.decode) as items:
+        assert list(items) == ["a", "b"]
+    with Ahead(lambda: iter([b"\xff", b"b"]), bytes.decode) as items:
+        assert isinstance(next(items), UnicodeDecodeError)
+        assert next(items) == "b"

@@ -7,22 +7,15 @@ texts to cut into chunks and rows to collate, takes the results in the order of 
 import io
 import os
 import pickle
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import current_process
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils import signal_handling
-from torch.utils.data._utils import worker as worker_state
 
 from matt_fast.data.batches import Batch
-from matt_fast.support.workers import OrderedPool, die_with_parent
+from matt_fast.support.workers import Ahead, OrderedPool, ProcessDiedError
 
 if TYPE_CHECKING:
     from matt_fast.data.stream import AlignedBatches
@@ -62,20 +55,14 @@ def made_ahead(stream: "AlignedBatches", workers: int, *, pin_memory: bool) -> I
         return
     killed = 0
     while True:
-        options = {"num_workers": 1, "worker_init_fn": Worker(os.getpid()), "pin_memory": pin_memory}
-        loader = DataLoader(_Packets(stream, workers), batch_size=None, **options)
         try:
-            with _no_error_from_afar():
-                packets = iter(loader)
-            for packet in packets:
-                item = packet.open() if isinstance(packet, Packet) else packet
-                if isinstance(item, Exception):
-                    raise item
-                stream, killed = stream.behind(item.position), 0
-                yield item
-        except (RuntimeError, ChildProcessError) as error:
-            if not isinstance(error, ChildProcessError) and "DataLoader worker" not in str(error):
-                raise
+            with Ahead(partial(_packets, stream, workers), partial(_open, pin_memory=pin_memory)) as items:
+                for item in items:
+                    if isinstance(item, Exception):
+                        raise item
+                    stream, killed = stream.behind(item.position), 0
+                    yield item
+        except ProcessDiedError as error:
             killed += 1
             if killed == RESTARTS:
                 raise RuntimeError(
@@ -85,70 +72,27 @@ def made_ahead(stream: "AlignedBatches", workers: int, *, pin_memory: bool) -> I
             warnings.warn(f"the process that prepares data was killed and is started again ({error})", stacklevel=3)
 
 
-@contextmanager
-def _no_error_from_afar() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD out: it raises wherever the main thread is when a worker ends, mid-update too.
-
-    A loader that waits for a worker looks every few seconds whether it lives.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-        signal_handling._SIGCHLD_handler_set = False  # other loaders of this process set it as before
+def _open(content: bytes, *, pin_memory: bool) -> Batch | Exception:
+    item = pickle.loads(content)
+    return item.pin_memory() if pin_memory and isinstance(item, Batch) else item
 
 
-class Worker:
-    """Makes the process that prepares data die with the one that trains, and leave Ctrl-C to it."""
-
-    def __init__(self, parent: int):
-        self.parent = parent
-
-    def __call__(self, worker: int) -> None:
-        current_process().daemon = False  # it may have workers of its own
-        worker_state._worker_info = None  # it has all of the data; datasets shuffles otherwise where it sees a worker
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one thread
-        die_with_parent(self.parent)
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A batch as bytes, or an exception, which would arrive with its traceback as message.
+def _packets(stream: "AlignedBatches", workers: int) -> Iterator[bytes]:
+    """What the process that decides on the order hands over: batches as bytes, and the exception that ends them.
 
     Torch would put each tensor into a shared file of its own, and the step would wait for milliseconds to open them.
     """
-
-    content: bytes
-
-    def open(self) -> Batch | Exception:
-        return pickle.loads(self.content)
-
-    def pin_memory(self) -> Batch | Exception:
-        """Called by the thread of a DataLoader that pins."""
-        item = self.open()
-        return item.pin_memory() if isinstance(item, Batch) else item
-
-
-class _Packets(IterableDataset):
-    """The batches of a stream, as the process that decides on the order hands them over."""
-
-    def __init__(self, stream: "AlignedBatches", workers: int):
-        self.stream, self.workers = stream, workers
-
-    def __iter__(self) -> Iterator[Packet]:
-        tool = _Tool(self.stream)
-        try:
-            if self.workers == 1:
-                yield from self.stream.batches(lambda method, items: map(getattr(tool, method), items))
-            else:
-                with OrderedPool(self.workers, tool) as pool:
-                    yield from self.stream.batches(pool.map)
-        except Exception as error:
-            yield Packet(_to_bytes(error))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process is one thread
+    torch.set_num_threads(1)
+    tool = _Tool(stream)
+    try:
+        if workers == 1:
+            yield from stream.batches(lambda method, items: map(getattr(tool, method), items))
+        else:
+            with OrderedPool(workers, tool) as pool:
+                yield from stream.batches(pool.map)
+    except Exception as error:
+        yield _to_bytes(error)
 
 
 class _Tool:
@@ -157,8 +101,8 @@ class _Tool:
     def __init__(self, stream: "AlignedBatches"):
         self.cut, self._make = stream.cut, stream.make
 
-    def make(self, unmade) -> Packet:
-        return Packet(_to_bytes(self._make(unmade)))
+    def make(self, unmade) -> bytes:
+        return _to_bytes(self._make(unmade))
 
 
 class _TensorsAsArrays(pickle.Pickler):

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
@@ -52,6 +53,90 @@ def forks_die_with_us() -> Iterator[None]:
         _forks_die = before
 
 
+class ProcessDiedError(ChildProcessError):
+    """A process that was at work ended, killed by someone or by a lack of memory."""
+
+
+class Ahead:
+    """A process that makes items, a little ahead of who takes them.
+
+    Items come through a pipe that the process alone writes to: killed in the middle of one it leaves an end behind, and
+    nobody waits for the rest, as a reader of a multiprocessing.Queue would for ever. A thread here takes them, so that
+    the next ones are there when they are asked for. It ends with the process that made it, and is killed at the end of
+    the `with`.
+
+    Args:
+        make: called in the process: gives items as bytes. Where processes are forked it need not be picklable.
+        open_item: called in the thread with the bytes of each; its result is the item.
+        ahead: items that wait to be taken.
+    """
+
+    def __init__(self, make: Callable[[], Iterator[bytes]], open_item: Callable[[bytes], Any], ahead: int = AHEAD):
+        context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+        self._ours, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_make, args=(os.getpid(), self._ours, theirs, make), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._items: queue.Queue = queue.Queue(ahead)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._take, args=(open_item,), name="ahead", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Iterator[Any]:
+        return self._given()
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._process.kill()
+        self._process.join()
+        self._thread.join()
+        self._ours.close()
+
+    def _given(self) -> Iterator[Any]:
+        """Items as they come.
+
+        Raises:
+            ProcessDiedError: the process was killed.
+        """
+        while True:
+            item = self._items.get()
+            if item is self:
+                return
+            if isinstance(item, ProcessDiedError):
+                raise item
+            yield item
+
+    def _take(self, open_item: Callable[[bytes], Any]) -> None:
+        """The thread: put what comes through the pipe into the queue until it ends."""
+        while not self._over.is_set():
+            try:
+                content = self._ours.recv_bytes()
+                item = open_item(content) if content else self
+            except (EOFError, OSError):
+                self._process.join()
+                item = ProcessDiedError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
+            except Exception as error:  # of opening it: raised where it is taken
+                item = error
+            while not self._over.is_set():
+                try:
+                    self._items.put(item, timeout=POLL)
+                    break
+                except queue.Full:
+                    pass
+            if item is self or isinstance(item, ProcessDiedError):
+                return
+
+
+def _make(parent_pid: int, theirs: Connection, ours: Connection, make: Callable[[], Iterator[bytes]]) -> None:
+    """What the process of `Ahead` does; nothing at all says that there are no more items."""
+    theirs.close()
+    multiprocessing.current_process().daemon = False  # it may have workers of its own
+    die_with_parent(parent_pid)
+    for item in make():
+        ours.send_bytes(item)
+    ours.send_bytes(b"")
+
+
 class OrderedPool:
     """Processes that each have a copy of an object and call its methods; results come in the order of the items.
 
@@ -73,7 +158,7 @@ class OrderedPool:
             theirs.close()
         self._idle, self._waiting = list(self._processes), deque()
         self._busy: dict[Connection, _Task] = {}
-        self._broken: ChildProcessError | None = None
+        self._broken: ProcessDiedError | None = None
 
     def __enter__(self) -> "OrderedPool":
         return self
@@ -90,7 +175,7 @@ class OrderedPool:
         Several of these may be under way, the items of one being results of another.
 
         Raises (while iterating):
-            ChildProcessError: a worker was killed.
+            ProcessDiedError: (a ChildProcessError) a worker was killed.
             Exception: what the method raised, in the place of its result.
         """
         items, failure = iter(items), None
@@ -131,7 +216,7 @@ class OrderedPool:
         except (EOFError, ConnectionError) as error:
             process = self._processes[connection]
             process.join()
-            self._broken = ChildProcessError(f"worker {process.pid} ended with exit code {process.exitcode}")
+            self._broken = ProcessDiedError(f"worker {process.pid} ended with exit code {process.exitcode}")
             raise self._broken from error
 
 
