@@ -188,6 +188,7 @@ def test_names_of_language_models():
 
 def outlined(config, name):
     teacher = Teacher.__new__(Teacher)
+    teacher.untie = False
     config.architectures = [name]
     teacher.model, teacher.config, teacher.options, teacher.kind = "the model", config, {}, model_class(config)
     return teacher
