@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
-from test_runs import Stop, digests, files  # noqa: F401, a fixture
+from test_runs import Stop, digests, files, stop_at  # noqa: F401, a fixture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from matt_fast import HealingOptions, TrainingOptions, transfer
@@ -24,6 +25,14 @@ def job(files, tmp_path):  # noqa: F811
     given = {name: value for name, value in files.items() if "eval" not in name}
     training = TrainingOptions(objective="aim", steps=2, lr=1e-2)
     return given | {"output": tmp_path / "output", "training": training, "checkpoint_every": 2, "healing": LORA}
+
+
+@pytest.fixture
+def own_accelerator():
+    """A precision that other tests in this process do not have."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
 
 
 def trained(name: str, method: str, layers: int) -> bool:
@@ -74,6 +83,23 @@ def test_a_stopped_run_goes_on_to_the_same_bits_and_changes_what_it_should(job, 
     assert "those of the original model." not in card
 
 
+@pytest.mark.parametrize("more", [{"precision": "bf16"}, {"quantization": "4bit"}], ids=str)
+def test_layers_in_fewer_bits(job, more, own_accelerator):
+    """Half precision and quantised layers: float32 copies are what is trained, and a stopped run has the same bits."""
+    training = replace(job["training"], steps=0, alm_temperature=7.0, quantization=more.get("quantization"))
+    job |= {"training": training, "healing": replace(LORA, objective="alm"), "precision": more.get("precision", "no")}
+    expected = transfer(**job | {"output": job["output"].with_name("alone")})
+    with pytest.raises(Stop):
+        transfer(**job, on_step=stop_at(3))
+    assert transfer(**job, resume=True).healing.progress.losses == expected.healing.progress.losses
+    assert digests(job["output"]) == digests(expected.output)
+    before, after = (AutoModelForCausalLM.from_pretrained(x).state_dict() for x in (job["model"], job["output"]))
+    names = [name for name in before if "embed_tokens" not in name and "lm_head" not in name]
+    changed = [name for name in names if not torch.equal(before[name], after[name])]
+    assert changed
+    assert all(trained(name, "lora", 3) for name in changed)
+
+
 def test_the_adapter_that_is_kept_is_what_was_merged(job):
     transfer(**job | {"healing": replace(LORA, keep_adapter=True)})
     merged = AutoModelForCausalLM.from_pretrained(job["output"])
@@ -119,6 +145,12 @@ def test_validation_keeps_the_best_rows_and_layers(files, job, monkeypatch):  # 
         (replace(LORA, method="outer", outer_layers=2), {}, "outer_layers: wanted 1 to 1 at either end"),
         (replace(LORA, objective="boundary-head"), {}, "heal_objective: wanted one that runs the student's layers"),
         (LORA, {"offload": "disk", "checkpointing": True}, "heal and offload: wanted one of them"),
+        (
+            replace(LORA, objective="aim-all-layers"),
+            {"checkpointing": True},
+            "checkpointing: wanted an objective other",
+        ),
+        (LORA, {"alm_temperature": 7.0}, "alm_temperature: wanted 100.0 with objectives without alm"),
     ],
 )
 def test_what_cannot_be_healed_is_refused_before_anything_is_made(job, healing, training, message):

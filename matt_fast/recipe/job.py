@@ -10,7 +10,13 @@ from matt_fast.initializers import Method, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
-from matt_fast.training.options import HealingOptions, TrainingOptions, healing_settings, split_objectives
+from matt_fast.training.options import (
+    HealingOptions,
+    TrainingOptions,
+    healing_settings,
+    options_of_healing,
+    split_objectives,
+)
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
@@ -73,6 +79,12 @@ class Job:
 
     def __post_init__(self):
         check_arguments({x.name: getattr(self, x.name) for x in fields(self)})
+        if self.healing is not None:
+            options_of_healing(self.training, self.healing)  # an error now, not behind the training of the rows
+        for name, usual in (("alm_temperature", 100.0), ("alm_divergence", "kl")):
+            value = getattr(self.training, name)
+            if value != usual and "alm" not in (*self.training.objectives(), *self._healing_names):
+                raise ValueError(f"{name}: wanted {usual!r} with objectives without alm, got {value!r}")
 
     @property
     def hub_options(self) -> dict[str, bool]:

@@ -22,11 +22,11 @@ from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
-from matt_fast.training.options import TrainingOptions
+from matt_fast.training.options import TrainingOptions, options_of_healing
 from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"
-WARMING, SEED = 20, 1  # healing warms up over one of so many steps; it sees the data in an order of its own
+SEED = 1  # healing sees the data in an order of its own
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData
     with work.stage("healing"):
         memory_before = peak_memory(work.device)
         reset_peak_memory(work.device)
-        options = healing_options(work)
+        options = options_of_healing(work.job.training, healing)
         model = work.frozen(None)
         model = model if work.placed else model.to(work.device)
         freeze(model)
@@ -120,21 +120,6 @@ def _teacher(
     other = work.other.load(work.dtype).to(work.device)
     freeze(other)
     return other, make_target(other, teacher_vocabulary(work, vocabulary), options.objectives())
-
-
-def healing_options(work: Work) -> TrainingOptions:
-    """How healing trains the rows; the layers follow."""
-    healing = work.job.healing
-    return replace(
-        work.job.training,
-        objective=healing.objective,
-        steps=healing.steps,
-        lr=healing.rows_lr,
-        warmup_steps=healing.steps // WARMING,
-        decay_steps=None,
-        metric="mse",
-        reduction="pairs",
-    )
 
 
 def trained_rows(work: Work, folder: str, vocabulary: VocabularyPair, start: Rows, model: PreTrainedModel) -> Rows:

@@ -10,7 +10,6 @@ from peft import LoraConfig, get_peft_model
 from peft import PeftModel as AdaptedModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import PreTrainedModel
 
 from matt_fast.model.layers import decoder_layers
@@ -70,10 +69,6 @@ class TrainedLayers:
             if ".lora_" in name:
                 parameter.data = parameter.data.to(model.dtype)
         return adapted
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self._parameters.values())
 
     @property
     def count(self) -> int:

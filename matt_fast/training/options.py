@@ -1,7 +1,7 @@
 """How to train: objective, steps, learning rate, and how the losses are computed."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from matt_fast.loss.choices import check_choices
 from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
@@ -166,10 +166,6 @@ class TrainingOptions:
                 raise ValueError(
                     f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
                 )
-        for name, usual in (("alm_temperature", 100.0), ("alm_divergence", "kl")):
-            value = getattr(self, name)
-            if value != usual and "alm" not in self.objectives():
-                raise ValueError(f"{name}: wanted {usual!r} with an objective without alm, got {value!r}")
         if self.alm_divergence not in ("kl", "reverse-kl", "tvd"):
             raise ValueError(f"alm_divergence: wanted 'kl', 'reverse-kl' or 'tvd', got {self.alm_divergence!r}")
         if self.moments not in ("lazy", "dense"):
@@ -205,3 +201,24 @@ class TrainingOptions:
             ValueError: an unknown name, or one that is given twice.
         """
         return split_objectives("objective", self.objective)
+
+
+WARMING = 20  # healing warms up over one of so many steps
+
+
+def options_of_healing(training: TrainingOptions, healing: HealingOptions) -> TrainingOptions:
+    """How healing trains the rows; the layers follow. All but the objective, its steps and rates is as in `training`.
+
+    Raises:
+        ValueError: what is set in `training` does not go with healing's objective.
+    """
+    return replace(
+        training,
+        objective=healing.objective,
+        steps=healing.steps,
+        lr=healing.rows_lr,
+        warmup_steps=healing.steps // WARMING,
+        decay_steps=None,
+        metric="mse",
+        reduction="pairs",
+    )
