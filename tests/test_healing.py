@@ -1,5 +1,6 @@
 """Layers trained together with the rows: what is trained, what is written, and that a stopped run goes on."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from peft import PeftModel
 from test_runs import Stop, digests, files, stop_at  # noqa: F401, a fixture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast import HealingOptions, TrainingOptions, sweep_layers, transfer
 from matt_fast.training.layers import TrainedLayers
 
 LORA = HealingOptions(steps=4, lr=1e-2, rows_lr=1e-2, rank=3, objective="ntp")
@@ -196,3 +197,26 @@ def test_healing_from_rows_as_they_start(job):
     before, after = (AutoModelForCausalLM.from_pretrained(x).state_dict() for x in (job["model"], start))
     assert all(torch.equal(before[x], after[x]) for x in before if "embed_tokens" not in x and "lm_head" not in x)
     assert "were made of those of the old ones" in (start / "README.md").read_text()
+
+
+def test_a_sweep_over_layers_heals_nothing(job, tmp_path):
+    arguments = {name: job[name] for name in ("model", "tokenizer", "data")}
+    with pytest.raises(ValueError, match="heal: wanted none with a sweep over layers"):
+        sweep_layers(**arguments, eval_data=job["data"], output=tmp_path / "sweep", healing=LORA)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_rows_that_healing_leaves_alone_stay_as_training_made_them(files, tmp_path):  # noqa: F811
+    """Output rows of their own are trained by one stage, input rows by the other; both are in the result."""
+    given = {name: value for name, value in files.items() if "eval" not in name} | {"untie": True}
+    training = TrainingOptions(objective="boundary-head", steps=3, lr=1e-2)
+    results = {}
+    for name, healing in (("rows", None), ("healed", replace(LORA, objective="token-distillation"))):
+        results[name] = transfer(**given, output=tmp_path / name, training=training, healing=healing)
+    rows, healed = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in results)
+    assert torch.equal(rows.get_output_embeddings().weight, healed.get_output_embeddings().weight)
+    assert not torch.equal(rows.get_input_embeddings().weight, healed.get_input_embeddings().weight)
+    lines = [(tmp_path / name / "token_provenance.jsonl").read_text().splitlines() for name in results]
+    seen = [sum(json.loads(line)["seen"] for line in part) for part in lines]
+    assert seen[1] > seen[0] > 0
+    assert results["healed"].seen >= results["rows"].seen

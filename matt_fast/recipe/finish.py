@@ -9,7 +9,7 @@ from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.curves import draw_curves
 from matt_fast.recipe.result import Healing, TransferResult
-from matt_fast.recipe.training_stages import NUMBERS, ROWS
+from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
@@ -65,16 +65,13 @@ def finished_result(work: Work) -> TransferResult:
 
 def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:
     """What the stages left on disk, in one piece."""
-    from safetensors import safe_open
-
     run = work.run
     folder = run.path("trained")
     numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
     healed = None
     if work.job.healing is not None:
         healed = json.loads((run.path("healed") / NUMBERS).read_text(encoding="utf-8"))
-    with safe_open((folder if healed is None else run.path("healed")) / ROWS, "pt") as file:
-        seen = file.get_tensor("seen")
+    seen = seen_in(work)
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
     return TransferResult(
         output=run.output,

@@ -20,6 +20,7 @@ from matt_fast.training.options import (
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
 MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
+RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
     "model",
@@ -218,6 +219,6 @@ def changes(before: dict, now: dict, diverged: bool) -> list[str]:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         fewer = name in ("steps", "epochs") and None not in (old, new) and new < old
-        if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name == "lr"):
+        if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name in RATES):
             found.append(f"{name}: was {old!r}, now {new!r}")
     return found

@@ -22,7 +22,15 @@ from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.subject import load_vocabulary
-from matt_fast.recipe.training_stages import ROWS, TrainingData, nothing_to_train, teacher_vocabulary, trained_rows
+from matt_fast.recipe.training_stages import (
+    ROWS,
+    TrainingData,
+    nothing_to_train,
+    seen_in,
+    teacher_vocabulary,
+    trained_in,
+    trained_rows,
+)
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.printable import printable
@@ -149,23 +157,23 @@ def _measure(work: Work, name: str, model, tokenizer) -> None:
 
 def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     """Write the model's folder."""
-    job = work.job
     from matt_fast.training.layers import ADAPTER, put_layers  # and peft
 
-    last = "trained" if job.healing is None else "healed"
-    seen = load_file(work.run.path(last) / ROWS)["seen"].tolist()
+    job = work.job
     full = work.teacher.load("auto")
     frozen_from = frozen_rows(vocabulary, job.freeze_shared)
-    rows = trained_rows(work, last, vocabulary, start, full)
+    rows = start
+    for stage in trained_in(job):  # one may have trained a table that the next left alone
+        rows = trained_rows(work, stage, vocabulary, rows, full)
     changed: set[str] = set()
     if job.healing is not None:
-        full, changed = put_layers(full, work.run.path(last))
+        full, changed = put_layers(full, work.run.path("healed"))
     save_result(folder, work.teacher, full, rows, vocabulary, changed)
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
-        shutil.copytree(work.run.path(last) / ADAPTER, folder / ADAPTER)
+        shutil.copytree(work.run.path("healed") / ADAPTER, folder / ADAPTER)
     path = folder / "token_provenance.jsonl"
-    export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen)
+    export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen_in(work).tolist())
 
 
 def save_rows(folder: Path, rows: Rows) -> None:

@@ -98,6 +98,8 @@ def sweep_layers(
         RuntimeError: the process of a transfer was killed.
         ImportError: matplotlib is missing.
     """
+    if options.get("healing") is not None:
+        raise ValueError("heal: wanted none with a sweep over layers, which compares the training of rows alone")
     figure_class()  # before hours of work
     output = Path(output)
     callbacks = {name: options.pop(name) for name in list(options) if name.startswith("on_")}
@@ -107,8 +109,6 @@ def sweep_layers(
     done = _measured(output, settings)
     hub = {name: options.get(name, False) for name in ("trust_remote_code", "allow_pickle")}
     teacher = Teacher(model, **hub)
-    if options.get("healing") is not None:
-        raise ValueError("heal: wanted none with a sweep over layers, which compares the training of rows alone")
     depths = default_depths(teacher.depth) if depths is None else list(depths)
     if not depths:
         raise ValueError("depths: wanted at least one layer, got none")

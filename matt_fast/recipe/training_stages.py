@@ -16,6 +16,7 @@ from matt_fast.data.chunks import Side
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import Rows
 from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.recipe.job import Job
 from matt_fast.recipe.watching import LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
@@ -146,6 +147,16 @@ def trained_rows(work: Work, folder: str, vocabulary: VocabularyPair, start: Row
         output = whole(model.get_output_embeddings(), start.output, trained.get("output"))
     rows = whole(model.get_input_embeddings(), start.input, trained.get("input"))
     return replace(start, input=rows, output=output)
+
+
+def trained_in(job: Job) -> tuple[str, ...]:
+    """The folders of a run that hold trained rows, in their order."""
+    return ("trained",) if job.healing is None else ("trained", "healed")
+
+
+def seen_in(work: Work) -> torch.Tensor:
+    """[student rows] int64: how often each id occurred in all training."""
+    return sum(load_file(work.run.path(folder) / ROWS)["seen"] for folder in trained_in(work.job))
 
 
 def nothing_to_train(work: Work, vocabulary: VocabularyPair) -> bool:
