@@ -166,6 +166,7 @@ class TrainingOptions:
                 raise ValueError(
                     f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
                 )
+        check_range("alm_temperature", self.alm_temperature, 0, MANY)
         if self.alm_divergence not in ("kl", "reverse-kl", "tvd"):
             raise ValueError(f"alm_divergence: wanted 'kl', 'reverse-kl' or 'tvd', got {self.alm_divergence!r}")
         if self.moments not in ("lazy", "dense"):
