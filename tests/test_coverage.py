@@ -23,7 +23,7 @@ def test_each_token_comes_often_enough_or_as_often_as_there_is_any(tmp_path_fact
     Dataset.from_dict({"student_ids": rows}).save_to_disk(folder)
     wanted = data.draw(st.lists(st.integers(0, 40), unique=True, max_size=12))
     per_token = data.draw(st.integers(1, 6))
-    found = cover(folder, wanted, per_token, 0)
+    found = cover([folder], wanted, per_token, 0)
     assert len(set(found.chunks.tolist())) == len(found.chunks)
     everywhere = Counter(np.concatenate(rows).tolist())
     first = Counter(np.concatenate([rows[i] for i in found.chunks] or [[]]).tolist())

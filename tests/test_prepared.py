@@ -43,12 +43,12 @@ def test_a_pass_has_the_chunks_of_the_stream_in_an_order_of_its_own(tmp_path, co
     folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
     on_the_fly, skipped = Counter(), Counter()
     expected = contents(make_chunks(read_documents(corpus), *SIDES, on_the_fly))
-    first = contents(read_prepared(folder, [0, 0], 0, 1, skipped))
+    first = contents(read_prepared([folder], [0, 0], 0, 1, skipped))
     assert sorted(first) == sorted(expected)
     assert skipped == on_the_fly == {"documents without text": 2}
-    assert first == contents(read_prepared(folder, [0, 0], 0, 1, Counter()))
-    assert first != contents(read_prepared(folder, [0, 1], 0, 1, Counter())) != expected
-    shares = [contents(read_prepared(folder, [0, 0], process, 3, Counter())) for process in range(3)]
+    assert first == contents(read_prepared([folder], [0, 0], 0, 1, Counter()))
+    assert first != contents(read_prepared([folder], [0, 1], 0, 1, Counter())) != expected
+    shares = [contents(read_prepared([folder], [0, 0], process, 3, Counter())) for process in range(3)]
     assert sorted(itertools.chain(*shares)) == sorted(expected)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -57,7 +57,7 @@ def test_a_pass_has_the_chunks_of_the_stream_in_an_order_of_its_own(tmp_path, co
 def test_batches_from_prepared_data_are_made_of_the_same_chunks(tmp_path, corpus, packing):
     folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
     chunks = set(contents(make_chunks(read_documents(corpus), *SIDES, Counter())))
-    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=1, prepared=folder, packing=packing)
+    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=1, prepared=[folder], packing=packing)
     count, skipped = 0, Counter()
     for batch in itertools.islice(stream.in_background(), 40):
         skipped += batch.skipped
@@ -82,7 +82,7 @@ def test_batches_arrive_from_the_worker_as_they_were_made(tmp_path, corpus):
         ids = batch.teacher_segments, batch.student_segments
         return replace(batch, plans={("aim", None): matt_kernels.aim_plan(*ids)})
 
-    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=7, prepared=folder, packing=True, finish=plan)
+    stream = AlignedBatches(corpus, *SIDES, batch_size=3, seed=7, prepared=[folder], packing=True, finish=plan)
     for ours, theirs in itertools.islice(zip(stream.in_background(), stream, strict=False), 5):
         for name, expected in vars(theirs).items():
             got = getattr(ours, name)
@@ -135,7 +135,7 @@ def test_whatever_changes_the_chunks_makes_new_ones(tmp_path, corpus, change):
         student = replace(student, tokenizer=other_affixes())
     after = prepare_once(tmp_path / "cache", source, teacher, student, **reading)
     assert after != before
-    got = contents(read_prepared(after, [0, 0], 0, 1, Counter()))
+    got = contents(read_prepared([after], [0, 0], 0, 1, Counter()))
     documents = read_documents(source, text_field=reading["text_field"])
     assert sorted(got) == sorted(contents(make_chunks(documents, teacher, student, Counter())))
 
@@ -167,7 +167,7 @@ def test_a_writer_that_is_killed_or_fails_leaves_nothing_half_written(tmp_path, 
     assert writer.exitcode == 9
     assert all(path.name.startswith(".") for path in cache.iterdir())  # nothing under a name that would be found
     folder = prepare_once(cache, corpus, *SIDES, **READING)
-    assert len(contents(read_prepared(folder, [0, 0], 0, 1, Counter()))) > 5
+    assert len(contents(read_prepared([folder], [0, 0], 0, 1, Counter()))) > 5
     write(corpus, ["", " "])
     before = set(cache.iterdir())
     with pytest.raises(ValueError, match="data: wanted text to train on, got none in 2 rows"):

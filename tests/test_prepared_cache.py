@@ -33,7 +33,7 @@ def corpus(tmp_path):
 
 
 def chunks_of(folder):
-    return sorted(contents(read_prepared(folder, [0, 0], 0, 1, Counter())))
+    return sorted(contents(read_prepared([folder], [0, 0], 0, 1, Counter())))
 
 
 def truncate(file):

@@ -18,7 +18,12 @@ OtherTeacher = Annotated[
     str | None,
     Option(help="Another model to learn from, with a tokenizer of its own.", rich_help_panel=OBJECTIVE),
 ]
-TrainingData = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
+TrainingData = Annotated[
+    str | None,
+    Option(
+        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset. May be left out with --snippets."
+    ),
+]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
 OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 PlannedOutput = Annotated[
@@ -185,6 +190,13 @@ TextField = Annotated[str, Option(help="Column that holds the text.", rich_help_
 PerToken = Annotated[
     int | None,
     Option(help="Read text first in which every new token comes so often, where there is any.", rich_help_panel=DATA),
+]
+Snippets = Annotated[
+    int | None,
+    Option(
+        help="Let the teacher write short texts around new tokens that come less often than this in the text.",
+        rich_help_panel=DATA,
+    ),
 ]
 DataCache = Annotated[
     Path | None,

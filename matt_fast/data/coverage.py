@@ -1,12 +1,13 @@
 """Which chunks to read first, so that every new token comes soon and often enough (paper, Appendix C)."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import load_from_disk
 from numpy.typing import NDArray
+
+from matt_fast.data.prepared import open_chunks
 
 READ_TOGETHER = 1024  # chunks
 
@@ -37,19 +38,19 @@ class Coverage:
         )
 
 
-def cover(folder: Path, tokens: Collection[int], per_token: int, seed: int) -> Coverage:
+def cover(folders: Sequence[Path], tokens: Collection[int], per_token: int, seed: int) -> Coverage:
     """Choose chunks in which each token comes `per_token` times, or as often as the text has it.
 
     The rarest token chooses first, among its chunks in random order; so few chunks are taken twice for nothing.
 
     Args:
-        folder: of `prepare_once`.
+        folders: of `prepare_once`.
         tokens: student ids that are wanted.
         per_token: how often each is wanted, at least.
         seed: of the order.
     """
     wanted = np.sort(np.fromiter(tokens, np.int64, len(tokens)))
-    chunks, which, counts, total = _occurrences(folder, wanted)
+    chunks, which, counts, total = _occurrences(folders, wanted)
     generator = np.random.default_rng(seed)
     have, taken = np.zeros(len(wanted), np.int64), np.zeros(total, bool)
     by_chunk = np.argsort(chunks, kind="stable")
@@ -72,9 +73,19 @@ def cover(folder: Path, tokens: Collection[int], per_token: int, seed: int) -> C
     return Coverage(order, enough, len(wanted) - enough - absent, absent)
 
 
-def _occurrences(folder: Path, wanted: NDArray) -> tuple[NDArray, NDArray, NDArray, int]:
+def how_often(folders: Sequence[Path], tokens: Collection[int]) -> dict[int, int]:
+    """Token -> how often it comes in the chunks of `prepare_once`, for each of `tokens` (student ids)."""
+    wanted = np.sort(np.fromiter(tokens, np.int64, len(tokens)))
+    if not folders:
+        return dict.fromkeys(wanted.tolist(), 0)
+    _, which, counts, _ = _occurrences(folders, wanted)
+    in_text = np.bincount(which, counts, minlength=len(wanted)).astype(np.int64)
+    return dict(zip(wanted.tolist(), in_text.tolist(), strict=True))
+
+
+def _occurrences(folders: Sequence[Path], wanted: NDArray) -> tuple[NDArray, NDArray, NDArray, int]:
     """(chunk, index into `wanted`, how often) of each pair that there is, and how many chunks there are."""
-    data = load_from_disk(folder).with_format("numpy")
+    data = open_chunks(folders).with_format("numpy")
     chunks, which, counts = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for start in range(0, len(data), READ_TOGETHER):
         rows = data[start : start + READ_TOGETHER]["student_ids"]

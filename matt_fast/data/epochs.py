@@ -1,14 +1,15 @@
 """How many batches a pass over prepared data has."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import load_from_disk
 from numpy.typing import NDArray
 from pyarrow.compute import list_value_length
 
 from matt_fast.data.batches import pack
+from matt_fast.data.prepared import open_chunks
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,17 @@ class _Lengths:
     lengths: NDArray[np.int64]
 
 
-def count_batches(folder: Path, batch_size: int, processes: int, limits: tuple[int, int] | None) -> float:
+def count_batches(folders: Sequence[Path], batch_size: int, processes: int, limits: tuple[int, int] | None) -> float:
     """Batches of one process in a pass over the chunks of `prepare_once`, with the fraction of the last.
 
     Args:
-        folder: of the chunks.
+        folders: of the chunks.
         batch_size: rows of a batch.
         processes: that share a pass.
         limits: teacher and student tokens of a row, with packing; it then depends a little on the order of a pass, and
             the order on disk is counted. None without.
     """
-    chunks = load_from_disk(folder).data
+    chunks = open_chunks(folders).data
     if limits is None:
         rows = len(chunks)
     else:

@@ -5,11 +5,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Sequence, Value, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
+from datasets import Sequence as SequenceFeature
 from numpy.typing import NDArray
 from pyarrow.compute import list_flatten
 from pyarrow.compute import max as max_of
@@ -107,13 +108,13 @@ def find_damage(folder: Path) -> list[str]:
     return compare(written, found)
 
 
-def count_chunks(folder: Path) -> int:
-    """Chunks in a folder of `prepare_once`."""
-    return len(load_from_disk(folder))
+def open_chunks(folders: Sequence[Path]) -> Dataset:
+    """The chunks of one or several folders of `prepare_once`, one after another."""
+    return concatenate_datasets([load_from_disk(folder) for folder in folders])
 
 
 def read_prepared(
-    folder: Path,
+    folders: Sequence[Path],
     seed: list[int],
     process: int,
     processes: int,
@@ -121,14 +122,15 @@ def read_prepared(
     first: int = 0,
     leading: NDArray[np.int64] | None = None,
 ) -> Iterator[Chunk]:
-    """Every `processes`-th chunk, in an order drawn from `seed`; the first process counts what was left out.
+    """Every `processes`-th chunk of `open_chunks`, in an order drawn from `seed`.
 
-    Each is a piece of its own; `first` of them are passed over. `leading` has numbers of chunks that come before all
-    others, in their own order.
+    The first process counts what was left out. Each chunk is a piece of its own; `first` of them are passed over.
+    `leading` has numbers of chunks that come before all others, in their own order.
     """
-    data = load_from_disk(folder).with_format("numpy")
+    data = open_chunks(folders).with_format("numpy")
     if process == 0 and first == 0:
-        skipped.update(json.loads((folder / SKIPPED).read_text()))
+        for folder in folders:
+            skipped.update(json.loads((folder / SKIPPED).read_text()))
     order = np.random.default_rng(seed).permutation(len(data))
     if leading is not None:
         order = np.concatenate([leading, order[~np.isin(order, leading)]])
@@ -153,7 +155,7 @@ def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **opti
                 _chunk_columns,
                 batched=True,
                 remove_columns=dataset.column_names,
-                features=Features({name: Sequence(Value("int32")) for name in COLUMNS}),
+                features=Features({name: SequenceFeature(Value("int32")) for name in COLUMNS}),
                 load_from_cache_file=False,
                 cache_file_name=str(temporary / "map.arrow"),
                 desc="Aligning",

@@ -3,7 +3,7 @@
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from matt_fast.data.background import made_ahead
 from matt_fast.data.batches import Batch, Chunk, Packer, Position, collate
 from matt_fast.data.chunks import Cutter, Side, tokenised_together
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import count_chunks, read_prepared
+from matt_fast.data.prepared import open_chunks, read_prepared
 from matt_fast.support.texts import bounded_pieces
 
 
@@ -61,8 +61,8 @@ class AlignedBatches(IterableDataset):
     are longer than a chunk.
 
     Args:
-        source, split, text_field: as `read_documents`.
-        prepared: folder of `prepare_once` with the chunks of this source; they are made on the fly if None.
+        source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
+        prepared: folders of `prepare_once` with the chunks of this source, or more; made on the fly if None.
         leading: numbers of prepared chunks that come first in the first pass, see `cover`.
         teacher, student: the two sides.
         batch_size: rows per batch.
@@ -81,7 +81,7 @@ class AlignedBatches(IterableDataset):
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | None,
         teacher: Side,
         student: Side,
         *,
@@ -89,7 +89,7 @@ class AlignedBatches(IterableDataset):
         seed: int,
         split: str = "train",
         text_field: str = "text",
-        prepared: Path | None = None,
+        prepared: Sequence[Path] | None = None,
         leading: NDArray[np.int64] | None = None,
         packing: bool = False,
         finish: Callable[[Batch], Batch] | None = None,
@@ -187,7 +187,7 @@ class AlignedBatches(IterableDataset):
 
     def _prepared(self, skipped: Counter) -> Iterator[Found]:
         """This process's prepared chunks, pass after pass."""
-        turn, first, count = self.start.turn, self.start.piece, count_chunks(self.prepared)
+        turn, first, count = self.start.turn, self.start.piece, len(open_chunks(self.prepared))
         for epoch in itertools.count(self.start.epoch):
             process, seed = (self.process - turn) % self.processes, [self.seed, epoch]
             leading = self.leading if epoch == 0 else None

@@ -73,7 +73,7 @@ def cell(text: str) -> str:
 def model_card(
     result: TransferResult,
     model: str | Path,
-    data: str | Path,
+    data: str | Path | None,
     init: str,
     freeze_shared: bool,
     training: TrainingOptions,
@@ -85,7 +85,7 @@ def model_card(
     """
     here = Path(model).exists()
     base = Path(model).resolve().name if here else str(model)
-    source = Path(data).resolve().name if Path(data).exists() else str(data)
+    source = Path(data).resolve().name if data is not None and Path(data).exists() else str(data)
     init = Path(init).resolve().name if Path(init).exists() else init
     metadata = {"library_name": "transformers"} | ({} if here else {"base_model": printable(base)})
     metadata["tags"] = ["tokenizer-transfer", "matt-fast"]
@@ -114,7 +114,8 @@ def model_card(
         "## Training",
         "",
         f"- {training_line(progress)}.",
-        *([f"- The text was {code(source)}."] if progress.step else []),
+        *([f"- The text was {code(source)}."] if progress.step and data is not None else []),
+        *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
         *(f"- {name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(training).items()),

@@ -154,13 +154,15 @@ CHECKS = (
 
 
 def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
-    """Read the data to its end; gives lines that a person should read, if the run begins.
+    """Read the data, if there is any, to its end; gives lines that a person should read, if the run begins.
 
     Raises:
         ValueError: it cannot be read, it has no text, or the held-out text is a part of it.
         OSError: a file cannot be read.
     """
     job, data, held_out = subject.job, subject.data, subject.held_out
+    if data is None:
+        return
     if data.characters == 0 or data.skipped[WITHOUT_TEXT] == data.documents:
         raise ValueError(
             f"data: wanted text to train on in {str(job.data)!r}, got none ({data.documents} documents without text)"
@@ -191,15 +193,16 @@ def check_unchanged(before: Prints, now: Prints) -> None:
         raise ValueError("these are not the files that the run began with: " + "; ".join(found))
 
 
-def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary, held_out: dict) -> Prints:
+def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary | None, held_out: dict) -> Prints:
     """Of everything that the result depends on: argument -> file -> digest."""
     job = work.job
     tokenizer = json.dumps(identity(vocabulary.student)).encode()
     prints = {
         "model": fingerprint_model(job.model),
         "tokenizer": {"content": hashlib.sha256(tokenizer).hexdigest()},
-        "data": {"content": data.digest, "revision": data.revision},
     }
+    if data is not None:
+        prints["data"] = {"content": data.digest, "revision": data.revision}
     for name, found in held_out.items():
         prints["eval_data" if name == HELD_OUT else f"eval_data {name}"] = {
             "content": found.digest,

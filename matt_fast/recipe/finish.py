@@ -8,7 +8,8 @@ from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.curves import draw_curves
-from matt_fast.recipe.result import Healing, TransferResult
+from matt_fast.recipe.result import Healing, SnippetCounts, TransferResult
+from matt_fast.recipe.snippets import snippet_counts
 from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import write_text
@@ -29,6 +30,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         summary |= {"report": asdict(result.report), "evaluations": run.read("evaluations.json")}
         del summary["other_texts"]  # they are among them
         summary["healing"] = None if result.healing is None else asdict(result.healing)
+        summary["snippets"] = None if result.snippets is None else asdict(result.snippets)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
         if result.progress.step:
@@ -59,6 +61,8 @@ def finished_result(work: Work) -> TransferResult:
     values |= _evaluations(work, values.pop("evaluations"))
     if values["healing"] is not None:
         values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
+    if values["snippets"] is not None:
+        values["snippets"] = SnippetCounts(**values["snippets"])
     work.say(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
@@ -93,6 +97,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
             *(x[name] for x in (numbers, healed) if x for name in ("peak_memory", "training_memory")),
         ),
         healing=None if healed is None else _healing(work, healed),
+        snippets=snippet_counts(run),
     )
 
 

@@ -46,7 +46,7 @@ class Job:
 
     model: str | Path
     tokenizer: str | Path | PreTrainedTokenizerBase
-    data: str | Path
+    data: str | Path | None
     teacher: str | Path | None
     init: str | Path | Method
     init_head: str
@@ -65,6 +65,7 @@ class Job:
     split: str
     text_field: str
     per_token: int | None
+    snippets: int | None
     data_cache: str | Path | None
     data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
@@ -94,7 +95,7 @@ class Job:
     @property
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
-        return any(x is not None for x in (self.data_cache, self.epochs, self.per_token))
+        return any(x is not None for x in (self.data_cache, self.epochs, self.per_token, self.snippets))
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -123,6 +124,10 @@ class Job:
                     f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
                     f"{str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
                 )
+        if self.snippets is not None and teacher.masked:
+            raise ValueError(
+                f"snippets: wanted a causal language model to write them, got the masked one {str(self.model)!r}"
+            )
         if self.healing is not None:
             self._check_healing(teacher.depth)
         wishes = {
@@ -130,6 +135,7 @@ class Job:
             "heal": self.healing is not None,
             f"init {self.init_name!r} with init_head {self.init_head!r}": needs_whole_model(self.init, self.init_head),
             "eval_data": self.eval_data is not None,
+            "snippets": self.snippets is not None,
         }
         for what in (what for what, wished in wishes.items() if wished):
             teacher.check_language_model(what)

@@ -28,6 +28,37 @@ class Healing:
     best_step: int | None = None
 
 
+@dataclass(frozen=True)
+class SnippetCounts:
+    """What the teacher wrote around new tokens that the text has too seldom.
+
+    Attributes:
+        wanted: how often each token should come.
+        seldom: tokens that come fewer times in the text, or all where there is none.
+        enough, fewer, absent: those of them that come so often with the snippets, fewer times, and still never.
+        snippets, dropped: texts that were kept, and those that did not use their token.
+        generated: tokens that the teacher drew for them.
+    """
+
+    wanted: int
+    seldom: int
+    enough: int
+    fewer: int
+    absent: int
+    snippets: int
+    dropped: int
+    generated: int
+
+    def message(self) -> str:
+        """What a person should know, in one line."""
+        return (
+            f"the teacher wrote {self.snippets:,} for {self.seldom:,} new tokens that come fewer than {self.wanted} "
+            f"times in the text ({self.dropped:,} more did not use theirs and were dropped); with them "
+            f"{self.enough:,} of these come {self.wanted} times or more, {self.fewer:,} fewer times, "
+            f"{self.absent:,} never"
+        )
+
+
 @dataclass
 class TransferResult:
     """What a transfer did.
@@ -49,6 +80,7 @@ class TransferResult:
         validation: (step, bits per byte) of each validation during training.
         best_step: the one of them whose rows became the result; None without validation.
         healing: of rows and layers together; None where there was none.
+        snippets: that the teacher wrote; None where none were asked for.
     """
 
     output: Path
@@ -68,6 +100,7 @@ class TransferResult:
     best_step: int | None = None
     healing: Healing | None = None
     other_texts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    snippets: SnippetCounts | None = None
 
     @property
     def worse_than_start(self) -> str | None:

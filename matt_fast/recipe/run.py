@@ -5,6 +5,7 @@
     state.json     status, seconds of each stage
     evaluations.json, metrics.jsonl, result.json
     rows/          where rows start
+    snippets/      what the teacher wrote around new tokens
     checkpoints/   of the training
     best/          the rows that validation found best so far
     trained/       the rows behind training

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
 from matt_fast.data.coverage import cover
-from matt_fast.data.documents import read_documents
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
@@ -21,6 +20,7 @@ from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.saving import save_result
+from matt_fast.recipe.snippets import snippet_chunks
 from matt_fast.recipe.subject import load_vocabulary
 from matt_fast.recipe.training_stages import (
     ROWS,
@@ -66,7 +66,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
             model = model if work.with_head else work.frozen(None)
             model = model if work.placed else model.to(work.device)
         given = {
-            "texts": read_documents(job.data, split=job.split, text_field=job.text_field),
+            "texts": work.texts(),
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
             "init_head": init_head,
@@ -107,14 +107,19 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     if nothing_to_train(work, vocabulary) or not job.prepares_data:
         return TrainingData(sides), options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
-    with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
-        given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
-        given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
-        data = TrainingData(sides, prepare_once(cache, job.data, *sides, **given))
-        if job.per_token is not None:
-            found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
-            work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
-            data = replace(data, leading=found.chunks)
+    folders: tuple[Path, ...] = ()
+    if job.data is not None:
+        with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
+            given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
+            given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
+            folders = (prepare_once(cache, job.data, *sides, **given),)
+    if job.snippets is not None:
+        folders += snippet_chunks(work, pair, vocabulary.new, folders, sides)
+    data = TrainingData(sides, folders)
+    if job.per_token is not None:
+        found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
+        work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
+        data = replace(data, leading=found.chunks)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
         batches = count_batches(data.prepared, job.batch_size, processes, limits)

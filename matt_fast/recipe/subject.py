@@ -85,8 +85,9 @@ class Subject:
         return self.once("limit", lambda: position_limit(self.teacher.trunk(self.outline)))
 
     @property
-    def data(self) -> DataSummary:
-        return self.once("data", lambda: self._readable("data", self.job.data))
+    def data(self) -> DataSummary | None:
+        """None where there is no text."""
+        return None if self.job.data is None else self.once("data", lambda: self._readable("data", self.job.data))
 
     @property
     def held_out(self) -> dict[str, DataSummary]:

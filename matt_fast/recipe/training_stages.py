@@ -36,12 +36,12 @@ class TrainingData:
 
     Attributes:
         sides: the teacher's and the student's.
-        prepared: folder of chunks that are made before training; None where they are made on the way.
+        prepared: folders of chunks that are made before training; None where they are made on the way.
         leading: numbers of those that come first; None without.
     """
 
     sides: tuple[Side, Side]
-    prepared: Path | None = None
+    prepared: tuple[Path, ...] | None = None
     leading: NDArray[np.int64] | None = None
 
 

@@ -26,7 +26,7 @@ def to_stderr(message: str) -> None:
 def transfer(
     model: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase,
-    data: str | Path,
+    data: str | Path | None,
     output: str | Path,
     *,
     resume: bool = False,
@@ -48,6 +48,7 @@ def transfer(
     split: str = "train",
     text_field: str = "text",
     per_token: int | None = None,
+    snippets: int | None = None,
     data_cache: str | Path | None = None,
     data_workers: int | None = None,
     eval_data: str | Path | None = None,
@@ -73,7 +74,7 @@ def transfer(
     Args:
         model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
-        data: text to train on, see `read_documents`.
+        data: text to train on, see `read_documents`; may be None with `snippets`.
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
         resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
             steps, and for trackers and intervals.
@@ -98,6 +99,8 @@ def transfer(
         split, text_field: of the data.
         per_token: read chunks first in which every new token comes so often, or as often as the text has it; the data
             is prepared before training.
+        snippets: let the teacher write short texts around the new tokens that come fewer times in the data, so that
+            each comes so often, see `make_snippets`; they are mixed into the data, which is prepared before training.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
         data_workers: processes that tokenise and collate ahead of the training, see `made_ahead`; the result does not

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,6 +115,11 @@ class Work:
         if self._loaded is None:
             self._loaded = self.frozen(None if self.with_head else self.n_layers)
         return self._loaded
+
+    def texts(self) -> Iterable[str] | None:
+        """The documents of the data; None where there is no text."""
+        job = self.job
+        return None if job.data is None else read_documents(job.data, split=job.split, text_field=job.text_field)
 
     def release(self) -> None:
         self._loaded = None

@@ -1,0 +1,92 @@
+"""How a causal language model goes on with texts: drawn at random, each with random numbers of its own."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+TEMPERATURE, TOP_K, TOP_P = 0.8, 100, 0.95
+ROWS_AT_ONCE = 64
+
+
+@torch.no_grad()
+def continuations(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    numbers: NDArray[np.float64],
+    usable: torch.Tensor,
+    ends: Sequence[int] = (),
+    *,
+    shortest: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[list[int]]:
+    """Continue each prompt by sampling, with temperature 0.8 among the 100 likeliest tokens and the first 95% of these.
+
+    A row's tokens are decided by its prompt and its numbers; the rows beside it change no more than the last bits of
+    the model's scores.
+
+    Args:
+        model: a causal language model.
+        prompts: n lists of token ids, none empty.
+        numbers: [n, longest] float64 in [0, 1), one for each token that is drawn.
+        usable: [rows] bool, the ids that may be drawn.
+        ends: ids that end a continuation, and are no part of it.
+        shortest: tokens before one of `ends` may come.
+        on_progress: called with the prompts done and n.
+
+    Returns:
+        The new tokens of each prompt, at most `longest`.
+    """
+    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # rows of alike lengths need little padding
+    ends, before = list(ends), model.generation_config
+    options = GenerationConfig(
+        do_sample=False,  # `_Draw` leaves one token
+        max_new_tokens=numbers.shape[1],
+        min_new_tokens=shortest or None,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+    )
+    try:
+        model.generation_config = GenerationConfig()  # what it has there would be mixed into the options
+        for first in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[first : first + ROWS_AT_ONCE]
+            width = max(len(prompts[i]) for i in rows)
+            ids = torch.full((len(rows), width), options.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(rows):
+                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                mask[row, width - len(prompts[i]) :] = 1
+            draw = _Draw(torch.from_numpy(numbers[rows]).float().to(model.device), width, usable.to(model.device))
+            generated = model.generate(
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=options,
+                logits_processor=LogitsProcessorList([draw]),
+            )
+            for i, row in zip(rows, generated[:, width:].tolist(), strict=True):
+                end = next((place for place, token in enumerate(row) if token in ends), len(row))
+                found[i] = row[:end]
+            on_progress(first + len(rows), len(order))
+    finally:
+        model.generation_config = before
+    return found
+
+
+class _Draw(LogitsProcessor):
+    """Leaves the one token of each row that its number of this step falls on, likeliest tokens first."""
+
+    def __init__(self, numbers: torch.Tensor, width: int, usable: torch.Tensor):
+        self.numbers, self.width, self.usable = numbers, width, usable
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        numbers = self.numbers[:, input_ids.shape[1] - self.width, None]
+        usable = torch.nn.functional.pad(self.usable, (0, scores.shape[1] - len(self.usable)))
+        likeliest, ids = scores.masked_fill(~usable, -torch.inf).topk(min(TOP_K, scores.shape[1]))
+        shares = (likeliest.float() / TEMPERATURE).softmax(-1)
+        sums = shares.cumsum(-1)
+        kept = ((sums - shares) < TOP_P).sum(-1, keepdim=True)
+        place = torch.searchsorted(sums, numbers * sums.gather(-1, kept - 1), right=True).clamp(max=kept - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, ids.gather(-1, place), 0.0)
