@@ -1,6 +1,7 @@
 """Texts that the teacher writes around new tokens: how they are drawn, what counts, and a transfer with them."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -10,11 +11,12 @@ from test_runs import Stop, files, stop_at  # noqa: F401, a fixture
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM
 
-from matt_fast import TrainingOptions, transfer
+from matt_fast import TrainingOptions, doctor, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.snippets import as_documents, make_snippets
+from matt_fast.data.snippets import Snippets, as_documents, make_snippets
 from matt_fast.model import sampling
 from matt_fast.model.sampling import continuations
+from matt_fast.model.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,17 @@ def test_what_is_refused(files, tmp_path):  # noqa: F811
         with pytest.raises(ValueError, match=message):
             transfer(**given | changed)
     assert not (tmp_path / "x").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matt_fast.recipe.snippets.make_snippets", lambda *_, **__: Snippets([], 61, 99))
+        with pytest.raises(ValueError, match="snippets: wanted text with new tokens from the teacher, got none for 61"):
+            transfer(**given | {"data": None, "snippets": 1})
+    shutil.rmtree(given["output"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teacher, "masked", True)
+        with pytest.raises(ValueError, match="snippets: wanted a causal language model to write them, got the masked"):
+            transfer(**given | {"training": TrainingOptions(objective="aim"), "snippets": 1})
+    del given["output"]
+    found = {x.name: x.found for x in doctor(**given | {"data": None, "snippets": 3})}
+    assert found["snippets"].startswith(
+        "100% of 61 new tokens come fewer than 3 times in no text: the teacher writes 183"
+    )

@@ -1,7 +1,8 @@
 """Texts for training: read, cut into aligned chunks, made into batches.
 
 In that order: documents.py, chunks.py, batches.py, and stream.py, the endless stream that training takes. prepared.py
-keeps chunks on disk; parallel.py reads texts and their translations, for initialisers.
+keeps chunks on disk; parallel.py reads texts and their translations, for initialisers; snippets.py lets a
+model write texts.
 """
 
 from matt_fast.support.lazy import lazy_names
@@ -10,6 +11,7 @@ _WHERE = {
     "AlignedBatches": "matt_fast.data.stream",
     "Side": "matt_fast.data.chunks",
     "make_chunks": "matt_fast.data.chunks",
+    "make_snippets": "matt_fast.data.snippets",
     "read_documents": "matt_fast.data.documents",
     "read_pairs": "matt_fast.data.parallel",
 }

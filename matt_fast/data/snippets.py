@@ -80,6 +80,9 @@ def make_snippets(
         seed: of all that is drawn.
         texts: text in the language or domain of the tokens, of which a million characters are read.
         on_progress: called with the snippets done, dropped ones too, and their number in this round.
+
+    Raises:
+        ValueError: the teacher is of a class that cannot generate.
     """
     text = "\n".join(_up_to(bounded_pieces(texts), CHARACTERS))
     surfaces = _surfaces(vocabulary, list(wanted), text)
@@ -156,7 +159,7 @@ def _words(vocabulary: VocabularyPair, text: str) -> Iterator[str]:
     """Words with a space before them, of the text by how frequent they are, then of the teacher's vocabulary."""
     counts = Counter(re.findall(r"\w+", text))
     known = (token.bytes.decode(errors="ignore") for _, token in sorted(vocabulary.teacher_tokens.items()))
-    words = [word for word, _ in counts.most_common(WORDS)]
+    words = [word for word, _ in counts.most_common(WORDS) if len(word) <= OPENING]  # not a line without spaces
     words += islice((x[1:] for x in known if re.fullmatch(r" \w\w+", x)), WORDS)
     return (f" {word}" for word in dict.fromkeys(words))
 
@@ -173,7 +176,7 @@ def _opening(pool: str, draw: np.random.Generator) -> str:
     return words[1] if words else part.strip()
 
 
-def _ids(vocabulary: VocabularyPair, texts: list[str]) -> Iterator[list[int]]:
+def _ids(vocabulary: VocabularyPair, texts: list[str]) -> list[list[int]]:
     found = []
     for first in range(0, len(texts), TOGETHER):
         found += vocabulary.student(texts[first : first + TOGETHER], add_special_tokens=False)["input_ids"]

@@ -38,7 +38,12 @@ def continuations(
 
     Returns:
         The new tokens of each prompt, at most `longest`.
+
+    Raises:
+        ValueError: the model is of a class that cannot generate.
     """
+    if not model.can_generate():
+        raise ValueError(f"model: wanted one that transformers can generate with, got {type(model).__name__}")
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # rows of alike lengths need little padding
     ends, before = list(ends), model.generation_config

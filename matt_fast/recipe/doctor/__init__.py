@@ -36,6 +36,7 @@ OWN = (
     ("tokenizers", "use", of_tokenizers.never_made),
     ("data", "segments", of_data.segments),
     ("data", "chunks", of_data.rows),
+    ("data", "snippets", of_data.snippets),
     ("data", "held-out text", of_data.held_out),
     ("run", "packages", of_machine.packages),
     ("run", "start of rows", of_machine.start_of_rows),
@@ -44,6 +45,7 @@ OWN = (
     ("model", "values", of_model.values),
 )
 OF_THE_OUTPUT = ("output", "disk")
+OF_THE_TEXT = ("text", "round trip", "offsets", "segments", "chunks")
 
 Look = Callable[[Subject], Iterable[Said | str]]
 
@@ -51,7 +53,7 @@ Look = Callable[[Subject], Iterable[Said | str]]
 def doctor(
     model: str | Path,
     tokenizer: str | Path,
-    data: str | Path,
+    data: str | Path | None,
     output: str | Path | None = None,
     *,
     on_check: Callable[[str], None] = lambda name: None,
@@ -87,7 +89,8 @@ def doctor(
         Run(output).check_free(bool(arguments["resume"]))
     subject, findings = Subject(job, output, on_progress), []
     missing: set[str] = set()
-    for area, name, look in _checks(output is not None):
+    leave_out = (OF_THE_OUTPUT if output is None else ()) + (OF_THE_TEXT if data is None else ())
+    for area, name, look in _checks(leave_out):
         on_check(f"{area}: {name}")
         findings += _examined(area, name, look, subject, missing)
     if missing:
@@ -99,13 +102,11 @@ def doctor(
     return sorted(unique.values(), key=lambda x: AREAS.index(x.area))
 
 
-def _checks(writes: bool) -> Iterator[tuple[str, str, Look]]:
+def _checks(leave_out: tuple[str, ...]) -> Iterator[tuple[str, str, Look]]:
     own = list(OWN)
     yield own.pop(0)  # all others need the model
-    for check in CHECKS:
-        if writes or check.name not in OF_THE_OUTPUT:
-            yield check.area, check.name, partial(_shared, check)
-    yield from own
+    shared = [(x.area, x.name, partial(_shared, x)) for x in CHECKS]
+    yield from (x for x in (*shared, *own) if x[1] not in leave_out)
 
 
 def _shared(check: Check, subject: Subject) -> Iterator[Said]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
+from matt_fast.data.snippets import NEW
 from matt_fast.data.summary import DataSummary, check_held_out
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.recipe.checks import look_at_data
@@ -106,6 +107,23 @@ def rows(subject: Subject) -> Iterator[Said]:
             yield ok(shown)
 
 
+def snippets(subject: Subject) -> Iterator[Said]:
+    """What the teacher has to write, as far as the sample tells."""
+    job, vocabulary = subject.job, subject.vocabulary
+    if job.snippets is None:
+        return
+    ids, where = np.zeros(0, np.int64), "no text"
+    if job.data is not None:
+        sample = sample_of(subject)
+        ids, where = sample.segments.ids, sample.name
+    counts = np.bincount(ids, minlength=vocabulary.rows)[vocabulary.new]
+    missing = np.maximum(job.snippets - counts, 0)
+    yield ok(
+        f"{share(int((missing > 0).sum()), len(counts))} new tokens come fewer than {job.snippets} times in {where}: "
+        f"the teacher writes {missing.sum():,} snippets for them, of up to {NEW} tokens, {NEW * missing.sum():,} in all"
+    )
+
+
 def held_out(subject: Subject) -> Iterator[Said]:
     """Whether held-out text is in the training text: as a file, or in long stretches."""
     job = subject.job
@@ -117,6 +135,8 @@ def held_out(subject: Subject) -> Iterator[Said]:
 
 def _held_out(subject: Subject, name: str, place: str | Path) -> Iterator[Said]:
     job = subject.job
+    if job.data is None:
+        return
     files = [DataSummary(0, 0, 0, str(x), _paths(x)) for x in (place, job.data)]
     check_held_out(*files, place, job.data)
     size = MASKED_PIECE_BYTES if subject.teacher.masked else PIECE_BYTES

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,7 +38,7 @@ class Segments:
 
 @dataclass
 class Sample:
-    """The first documents, in the order that training would have them in.
+    """The first documents, in the order that training would have them in; none where there is no text.
 
     Attributes:
         texts: of the documents.
@@ -54,6 +54,8 @@ class Sample:
     @classmethod
     def read(cls, subject: Subject) -> "Sample":
         job, sample, characters, begin = subject.job, cls(subject), 0, time.monotonic()
+        if job.data is None:
+            return replace(sample, whole=True)
         documents = iter(read_documents(job.data, split=job.split, text_field=job.text_field, seed=job.seed))
         for text in documents:
             sample.texts.append(text)

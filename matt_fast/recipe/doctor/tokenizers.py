@@ -50,6 +50,8 @@ def never_made(subject: Subject) -> Iterator[Said]:
         yield look(f"{share(len(dead), len(vocabulary.tokens))} new tokenizer's tokens are in no text: {some}", advice)
     else:
         yield ok("every token of the new tokenizer can occur in a text")
+    if subject.job.data is None:
+        return
     new = [i for i in vocabulary.new if vocabulary.tokens[i].kind != "special"]
     seen = set(sample.segments.ids.tolist())
     unseen = sum(i not in seen for i in new)
