@@ -25,11 +25,16 @@ def print_measured(console: Console, found: "Measured") -> None:
     for task in dict.fromkeys(row.task for row in found.tasks):
         _print_task(console, [row for row in found.tasks if row.task == task])
     for row in found.completions:
-        say(console, row["prompt"], "dim")
-        for model in found.models:
-            say(console, f"  {model}: {row[model]!r}")
+        print_completion(console, row.prompt, row.written)
     if found.speed:
         _print_speed(console, found.speed)
+
+
+def print_completion(console: Console, prompt: str, written: dict[str, str]) -> None:
+    """What each model writes behind the same prompt."""
+    say(console, prompt, "dim")
+    for model, text in written.items():
+        say(console, f"  {model}: {text!r}")
 
 
 def _table(title: str, *columns: str) -> Table:

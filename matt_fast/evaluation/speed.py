@@ -18,7 +18,7 @@ from matt_fast.evaluation.bits_per_byte import check_positions, cut_pieces
 from matt_fast.model.positions import position_limit
 
 READ, WRITTEN = 800, 200  # UTF-8 bytes of a passage
-PASSAGES, ROUNDS = 3, 5
+PASSAGES, ROUNDS = 2, 5
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ class TextScore:
     ratio_interval: Interval | None = None
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A prompt, and what each model writes behind it."""
+
+    prompt: str
+    written: dict[str, str]
+
+
 @dataclass
 class Measured:
     """What `evaluate_models` found.
@@ -45,14 +53,14 @@ class Measured:
         models: name -> where it lies; the first is compared with.
         texts: name of a text -> model -> its score.
         tasks: a row for each metric of each task.
-        completions: "prompt", and what each model writes behind it.
+        completions: one for each prompt.
         speed: model -> how fast it reads and writes.
     """
 
     models: dict[str, str]
     texts: dict[str, dict[str, TextScore]] = field(default_factory=dict)
     tasks: list[TaskScore] = field(default_factory=list)
-    completions: list[dict[str, str]] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     speed: dict[str, Speed] = field(default_factory=dict)
 
 
@@ -127,7 +135,7 @@ def evaluate_models(
         if speed:
             loaded[name] = model, its_tokenizer
     found.completions = [
-        {"prompt": prompt} | {name: texts[index] for name, texts in written.items()}
+        Completion(prompt, {name: texts[index] for name, texts in written.items()})
         for index, prompt in enumerate(prompts)
     ]
     found.tasks = compare(scores) if scores else []
