@@ -115,7 +115,7 @@ def test_intervals_are_those_of_scipy():
 def test_texts_of_several_models(measured):
     found, printed = measured
     assert list(found["models"]) == ["original", "start", "adapted"]
-    for text, units, of in (("code", 5, "documents"), ("long", 4, "pieces")):
+    for text, units, of in (("code", 5, "documents"), ("long", 3, "pieces")):
         scores = found["texts"][text]
         first = scores["original"]["evaluation"]["bits_per_byte"]
         for model in ("original", "start", "adapted"):
@@ -202,15 +202,14 @@ def test_completions_are_greedy_and_equally_long(models, measured):
     model, tokenizer = load(models / "adapted")  # whose generation settings ask for something else
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
-        ids, text = list(prompt), ""
-        while len(text.encode()) < n_bytes:
+        ids = list(prompt)
+        for _ in range(12):
             with torch.no_grad():
                 ids.append(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
-            text = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).rstrip("\ufffd")
-        assert row["written"]["adapted"] == text.encode()[:n_bytes].decode(errors="ignore")
-        assert all(
-            n_bytes - 3 <= len(row["written"][name].encode()) <= n_bytes for name in ("original", "start", "adapted")
-        )
+        begins = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).rstrip("\ufffd")
+        assert row["written"]["adapted"].startswith(begins)
+        assert n_bytes - 3 <= len(row["written"]["adapted"].encode()) <= n_bytes
+        assert all(len(text.encode()) <= n_bytes for text in row["written"].values())  # others may end the text
     with pytest.raises(ValueError, match="prompts: wanted text, got ''"):
         complete(model, tokenizer, [""], 5)
 
@@ -270,7 +269,7 @@ def test_speed_is_shown_and_in_json(models):
         (["--model=x", "--data=org/a", "--data=b=org/b"], "data: wanted NAME=TEXT"),
         (["--model=x", "--model=x", "--data=org/a"], "model: wanted another model each time"),
         (["--model=x", "--model=y", "--data=org/a", "--tokenizer=org/t"], "tokenizer: wanted one model"),
-        (["--model=x", "--prompts=missing.txt", "--speed"], "prompts: wanted a text file"),
+        (["--model=x", "--prompts=missing.txt"], "prompts: wanted a text file"),
         (["--model=x", "--tasks=everyday", "--speed"], "speed: wanted text (data)"),
         (["--model=x", "--data=org/a", "--limit=3"], "limit: wanted tasks with it"),
         (["--model=x", "--data=org/a", "--chat-template"], "chat_template: wanted tasks with it"),

@@ -12,6 +12,7 @@ from matt_fast.model.positions import position_limit
 from matt_fast.support.checks import MANY, check_range
 
 PROMPT_BYTES = 100
+UNFINISHED = 3  # replacement signs, at most, that the first bytes of a character are decoded to
 TOKENS = 40  # of the original model, that a completion is as long as
 
 
@@ -131,7 +132,9 @@ class _EnoughBytes(StoppingCriteria):
 
     def written(self, ids: list[int]) -> str:
         """What stands behind the prompt. Both are decoded together: a decoder drops the space before a first word."""
-        return self._text(ids)[len(self.before) :].rstrip("\ufffd")  # the first bytes of a character
+        text = self._text(ids)[len(self.before) :]
+        unfinished = next((n for n in range(UNFINISHED) if not text[: len(text) - n].endswith("\ufffd")), UNFINISHED)
+        return text[: len(text) - unfinished]
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
