@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
+from statistics import median
 
 from matt_fast.support.threads import wait_passively
 
@@ -29,7 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import matt_fast
 from matt_fast import tokenizers
 from matt_fast.cli.display import ProgressDisplay, print_result
+from matt_fast.cli.evaluation_display import print_completion
 from matt_fast.cli.tokenizer import print_new_tokenizer
+from matt_fast.evaluation.speed import measure_speed, passages
 from matt_fast.model.teacher import only_errors
 
 CACHE = Path(os.environ.get("MATT_FAST_CACHE", Path.home() / ".cache" / "matt-fast"))
@@ -41,11 +43,6 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NEW_TOKENS = 400
 HEALING = matt_fast.HealingOptions("lora", steps=50, lr=1e-3, rows_lr=3e-3, objective="boundary-kl+ntp")
-PROMPTS = (
-    "Die wichtigsten Programme eines Betriebssystems sind",
-    "The most important programs of an operating system are",
-)
-GENERATED = 40  # tokens of a completion
 
 
 def main() -> None:
@@ -77,7 +74,9 @@ def main() -> None:
                 on_message=display.on_message,
             )
     print_result(console, result)
-    show_completions(console, {"original": model, "adapted": OUTPUT}, german)
+    for row in result.completions:
+        print_completion(console, row["prompt"], {name: row[name] for name in ("original", "adapted")})
+    show_speed(console, {"original": model, "adapted": OUTPUT}, german)
     console.print(f"The adapted model is in {OUTPUT}/: AutoModelForCausalLM.from_pretrained({str(OUTPUT)!r}) loads it.")
 
 
@@ -112,39 +111,18 @@ def fetch_model() -> Path:
     return folder
 
 
-def show_completions(console: Console, folders: dict[str, Path], german: Path) -> None:
-    """What both models make of the same prompts, token after token the likeliest, and what German text costs them."""
-    loaded = {name: (load(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()}
-    console.print("\n[bold]the same prompts[/bold]")
-    seconds = dict.fromkeys(loaded, 0.0)
-    for prompt in PROMPTS:
-        console.print(prompt, style="dim", markup=False, highlight=False)
-        for name, (model, tokenizer) in loaded.items():  # in turn: other work on the machine slows both
-            text, took = complete(model, tokenizer, prompt)
-            seconds[name] += took / (GENERATED * len(PROMPTS))
-            console.print(f"  {name}: {text!r}", markup=False, highlight=False)
-    sample = "\n".join(json.loads(line)["text"] for line in german.open(encoding="utf-8"))
-    for name, (_, tokenizer) in loaded.items():
-        tokens = 1000 * len(tokenizer(sample)["input_ids"]) / len(sample)
-        console.print(
-            f"{name}: 1,000 characters of German are {tokens:.0f} tokens, which take it {tokens * seconds[name]:.1f} s "
-            "to write here"
-        )
+def show_speed(console: Console, folders: dict[str, Path], german: Path) -> None:
+    """What German text costs both models, which take turns: other work on the machine slows both."""
+    pairs = {name: (load(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()}
+    texts = [json.loads(line)["text"] for line in german.open(encoding="utf-8")]
+    for name, speed in measure_speed(pairs, passages(texts, 1), rounds=2).items():
+        tokens, seconds = 1000 / speed.characters_per_token, 1000 / median(speed.writing)
+        console.print(f"{name}: 1,000 characters of German are {tokens:.0f} tokens; to write them took {seconds:.1f} s")
 
 
 def load(folder: Path):
     with only_errors():
         return AutoModelForCausalLM.from_pretrained(folder).eval()
-
-
-def complete(model, tokenizer, prompt: str) -> tuple[str, float]:
-    """(what comes behind the prompt, seconds it took)."""
-    inputs = tokenizer(prompt, return_tensors="pt")
-    begin = time.perf_counter()
-    options = {"min_new_tokens": GENERATED, "max_new_tokens": GENERATED, "do_sample": False, "repetition_penalty": 1.2}
-    generated = model.generate(**inputs, **options)
-    seconds = time.perf_counter() - begin
-    return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip(), seconds
 
 
 if __name__ == "__main__":

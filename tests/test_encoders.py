@@ -172,6 +172,9 @@ def test_the_whole_job(folder):
     arguments = [f"--model={folder / 'output'}", f"--data={folder / 'corpus.jsonl'}", "--pieces=40"]
     measured = CliRunner().invoke(app, ["evaluate", *arguments])
     assert f"{result.evaluations['trained'].bits_per_byte:.4f}" in measured.output
+    assert result.completions == []
+    refused = CliRunner().invoke(app, ["evaluate", *arguments, "--speed"])
+    assert "speed: wanted causal language models" in " ".join(refused.output.split())
 
 
 def test_padding_is_not_seen(folder):

@@ -127,6 +127,12 @@ def test_the_folder_loads_generates_and_tells_what_was_done(job):
     for evaluation in result.evaluations.values():
         assert f"{evaluation.bits_per_byte:.4f}" in card
     assert str(arguments["model"].parent) not in card
+    completed = json.loads((output / "run" / "result.json").read_text())["completions"]
+    assert completed == result.completions
+    assert len(completed) == 3
+    assert all(text.startswith(row["prompt"]) for row, text in zip(completed, TEXTS[::-1], strict=False))
+    most = json.loads((output / "run" / "completions.json").read_text())["bytes"]
+    assert all(len(row[name].encode()) <= most for row in completed for name in ("original", "adapted"))
 
 
 @pytest.mark.parametrize("config", [GEMMA, NEOX], ids=["gemma3", "gpt_neox"])

@@ -12,7 +12,6 @@ from matt_fast.cli.progress import GIB, ProgressDisplay
 from matt_fast.support.printable import printable
 
 if TYPE_CHECKING:  # these import torch
-    from matt_fast.evaluation.bits_per_byte import Evaluation
     from matt_fast.initializers import InitReport
     from matt_fast.planning.plan import Plan
     from matt_fast.recipe.comparison import Initialised
@@ -22,7 +21,6 @@ if TYPE_CHECKING:  # these import torch
 
 __all__ = [
     "ProgressDisplay",
-    "print_evaluation",
     "print_findings",
     "print_plan",
     "print_result",
@@ -39,7 +37,7 @@ def print_result(console: Console, result: "TransferResult") -> None:
 
     table = Table(title="Tokenizer transfer", title_justify="left")
     table.add_column("")
-    table.add_column("bits per byte", justify="right")
+    table.add_column("bits per byte (95%)", justify="right")
     table.add_column("bytes per token", justify="right")
     for row in evaluation_rows(result):
         table.add_row(*(Text(printable(cell)) for cell in row))
@@ -173,12 +171,3 @@ def print_plan(console: Console, found: "Plan", teraflops: float | None = None) 
         verdict = "fits" if remedy.fits else "does not fit"
         lines.append(f"{verdict + ':':14} {remedy.options} ({remedy.peak / GIB:.2f} GiB)")
     say(console, "\n".join(lines))
-
-
-def print_evaluation(console: Console, result: "Evaluation") -> None:
-    """The figures of one model on one text."""
-    say(console, f"bits per byte    {result.bits_per_byte:.4f}")
-    say(console, f"bytes per token  {result.bytes_per_token:.3f}")
-    say(console, f"scored           {result.n_bytes:,} bytes, {result.n_tokens:,} tokens")
-    if result.without_text:
-        say(console, f"passed over      {result.without_text:,} documents without text")

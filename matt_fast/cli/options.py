@@ -213,6 +213,13 @@ DataWorkers = Annotated[
 EvalPieces = Annotated[
     int, Option(help="Pieces of 2,048 bytes of the held-out text to score, at most.", rich_help_panel=DATA)
 ]
+Completions = Annotated[
+    int,
+    Option(
+        help="Beginnings of held-out documents that the original and the result complete, side by side; 0 for none.",
+        rich_help_panel=DATA,
+    ),
+]
 
 # Memory and speed.
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps …; the fastest by default.", rich_help_panel=SPEED)]

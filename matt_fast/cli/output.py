@@ -20,7 +20,7 @@ from rich.text import Text
 
 from matt_fast.support.printable import printable
 
-LONG = ("losses", "made")  # a value for each step or token; they are in files of the output
+LONG = ("losses", "made", "pieces")  # a value for each step, token or piece; they are in files of the output
 PACKAGE = Path(__file__).parents[1]
 SILENT = {  # what libraries read when they are imported
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -74,6 +74,7 @@ def transfer(
     data_cache: o.DataCache = None,
     data_workers: o.DataWorkers = None,
     eval_pieces: o.EvalPieces = 40,
+    completions: o.Completions = 3,
     device: o.Device = None,
     precision: o.Precision = "auto",
     backend: o.Backend = "auto",
@@ -148,8 +149,12 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
     return arguments
 
 
-def held_out_texts(given: list[str] | str | None) -> str | dict[str, str] | None:
+def held_out_texts(given: list[str] | str | None, argument: str = "eval_data") -> str | dict[str, str] | None:
     """The argument `eval_data` for what the option was given: places, or NAME=PLACE.
+
+    Args:
+        given: of the option.
+        argument: what errors call it.
 
     Raises:
         ValueError: several places of which one has no name, or a name that is given twice.
@@ -160,7 +165,7 @@ def held_out_texts(given: list[str] | str | None) -> str | dict[str, str] | None
         return pairs[0][1] if pairs else None
     names = [name for name, _ in pairs]
     if not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"eval_data: wanted NAME=TEXT with another name for each text, got {', '.join(given)}")
+        raise ValueError(f"{argument}: wanted NAME=TEXT with another name for each text, got {', '.join(given)}")
     return dict(pairs)
 
 

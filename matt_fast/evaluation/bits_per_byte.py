@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +23,8 @@ class Evaluation:
     piece_bytes: each piece of the text, at most.
     masked: whether the likelihood is a masked language model's pseudo-likelihood.
     without_text: documents that were passed over: null, empty or white space.
+    pieces: [document, bits, bytes] of each piece that was scored; documents with text are counted from 0. From these
+        come the intervals of `intervals.py`.
     """
 
     bits_per_byte: float
@@ -32,6 +34,7 @@ class Evaluation:
     piece_bytes: int
     masked: bool
     without_text: int = 0
+    pieces: list[list[float]] = field(default_factory=list, repr=False)
 
 
 PIECE_BYTES = 2048
@@ -82,21 +85,22 @@ def evaluate(
     check_scorable(tokenizer, masked)
     around = specials_around(tokenizer, masked)
     nats, n_bytes, n_tokens, without_text = 0.0, 0, 0, Counter()
-    pieces = cut_pieces(_with_text(documents, without_text), piece_bytes)
-    for index, piece in enumerate(itertools.islice(pieces, max_pieces)):
+    numbered = _numbered_pieces(_with_text(documents, without_text), piece_bytes)
+    scored: list[list[float]] = []
+    for number, piece in itertools.islice(numbered, max_pieces):
         ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
         check_positions(piece, len(ids) + around, limit)
         rows = model.get_input_embeddings().weight.shape[0]
         if max(ids) >= rows:
             raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
-        nats += score(model, tokenizer, ids)
-        n_bytes += len(piece.encode())
-        n_tokens += len(ids)
-        on_piece(index + 1)
+        found, size = score(model, tokenizer, ids), len(piece.encode())
+        scored.append([number, found / math.log(2), size])
+        nats, n_bytes, n_tokens = nats + found, n_bytes + size, n_tokens + len(ids)
+        on_piece(len(scored))
     if n_tokens == 0:
         raise ValueError("documents: wanted text to score, got none")
     figures = nats / math.log(2) / n_bytes, n_bytes / n_tokens, n_bytes, n_tokens
-    return Evaluation(*figures, piece_bytes, masked, without_text.total())
+    return Evaluation(*figures, piece_bytes, masked, without_text.total(), scored)
 
 
 def check_scorable(tokenizer: PreTrainedTokenizerBase, masked: bool) -> None:
@@ -127,6 +131,12 @@ def _with_text(documents: Iterable[str | None], without: Counter) -> Iterator[st
             without["documents"] += 1
         else:
             yield document
+
+
+def _numbered_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[tuple[int, str]]:
+    for number, document in enumerate(documents):
+        for piece in cut_pieces([document], piece_bytes):
+            yield number, piece
 
 
 def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:

@@ -14,6 +14,7 @@ from matt_fast.support.every import Every
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 WORKERS = 256
+COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?")
@@ -51,6 +52,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
+    check_range("completions", given.get("completions"), 0, COMPLETIONS)
     check_range("data_workers", given.get("data_workers"), 0, WORKERS)
     if not given.get("epochs", 1) > 0:
         raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.result import TransferResult
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
@@ -16,12 +17,12 @@ STAGE_NAMES = {"original": "original model", "initialised": "after initialisatio
 
 
 def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
-    """(what, bits per byte, bytes per token) for each evaluation, as text."""
+    """(what, bits per byte with their interval, bytes per token) for each evaluation, as text."""
     rows = []
     for text, evaluations in ({"": result.evaluations} | result.other_texts).items():
         for name, found in evaluations.items():
             what = f"{text}: {STAGE_NAMES[name]}" if text else STAGE_NAMES[name]
-            rows.append((what, f"{found.bits_per_byte:.4f}", f"{found.bytes_per_token:.3f}"))
+            rows.append((what, bits_in_words(found), f"{found.bytes_per_token:.3f}"))
     return rows
 
 
@@ -133,11 +134,22 @@ def model_card(
             f"{scored.n_bytes} bytes, in pieces of at most {scored.piece_bytes:,} bytes, each scored on its own"
             + (", by pseudo-likelihood (every seventh token masked)." if scored.masked else "."),
             "",
-            "| | bits per byte | bytes per token |",
+            "| | bits per byte (95% interval) | bytes per token |",
             "|---|---|---|",
             *(f"| {' | '.join((cell(what), *figures))} |" for what, *figures in evaluation_rows(result)),
         ]
+    lines += _completion_lines(result)
     return "\n".join(lines) + "\n"
+
+
+def _completion_lines(result: TransferResult) -> list[str]:
+    if not result.completions:
+        return []
+    lines = ["", "## Completions", "", "Of the same beginnings of held-out text, greedy, as many bytes of each."]
+    for row in result.completions:
+        lines += ["", f"- {code(row['prompt'])}"]
+        lines += [f"  - {name}: {code(row[name])}" for name in ("original", "adapted")]
+    return lines
 
 
 def _embeddings(result: TransferResult, training: TrainingOptions) -> str:

@@ -7,6 +7,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
+from matt_fast.recipe.completing import read_completions
 from matt_fast.recipe.curves import draw_curves
 from matt_fast.recipe.result import Healing, SnippetCounts, TransferResult
 from matt_fast.recipe.snippets import snippet_counts
@@ -88,6 +89,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         seen=int((seen[trainable] > 0).sum()),
         progress=Progress(**numbers["progress"]),
         **_evaluations(work, run.read("evaluations.json")),
+        completions=read_completions(run),
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
         seconds=run.read("state.json").get("seconds", {}),

@@ -34,7 +34,7 @@ NOT_COMPARED = (
     "device",
     "track",
 )
-NOT_COMPARED += ("data_workers", "checkpoint_every", "training", "healing", "init")
+NOT_COMPARED += ("data_workers", "checkpoint_every", "completions", "training", "healing", "init")
 
 
 HELD_OUT = "held-out text"  # the name of one that was given none
@@ -70,6 +70,7 @@ class Job:
     data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
     eval_pieces: int
+    completions: int
     checkpoint_every: str | int
     validate_every: str | int | None
     patience: int | None

@@ -74,6 +74,8 @@ class TransferResult:
         evaluations: "original", "initialised" and "trained" on the held-out text, the first where there are several;
             empty without one.
         other_texts: the same for each further text, by its name.
+        completions: "prompt", the name of the "text" that it begins, and what the "original" and the "adapted" model
+            write behind it.
         seconds: wall-clock seconds of each stage of the work, by name.
         training_memory, peak_memory: bytes in use at most, in training and in all; of the accelerator if there is one,
             else of this process (outside Linux both are those of all the work so far).
@@ -101,6 +103,7 @@ class TransferResult:
     healing: Healing | None = None
     other_texts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     snippets: SnippetCounts | None = None
+    completions: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def worse_than_start(self) -> str | None:

@@ -18,6 +18,7 @@ from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, need
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher
+from matt_fast.recipe.completing import write_completions
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
@@ -92,6 +93,7 @@ def measure_start(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
         return
     full = work.teacher.load(work.dtype)
     _measure(work, "original", full, vocabulary.teacher)
+    write_completions(work, "original", full, vocabulary.teacher)
     export.replace_vocabulary(full, start)
     _measure(work, "initialised", full, vocabulary.student)
 
@@ -141,9 +143,11 @@ def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
 
 
 def measure_result(work: Work, vocabulary: VocabularyPair) -> None:
-    """Bits per byte of the model as it was written."""
+    """Bits per byte of the model as it was written, and what it writes."""
     if _unmeasured(work, "trained"):
-        _measure(work, "trained", work.teacher.load_result(work.run.output, work.dtype), vocabulary.student)
+        full = work.teacher.load_result(work.run.output, work.dtype)
+        write_completions(work, "adapted", full, vocabulary.student)
+        _measure(work, "trained", full, vocabulary.student)
 
 
 def _unmeasured(work: Work, name: str) -> list[str]:

@@ -104,6 +104,7 @@ def sweep_layers(
     output = Path(output)
     callbacks = {name: options.pop(name) for name in list(options) if name.startswith("on_")}
     arguments = {"model": model, "tokenizer": tokenizer, "data": data, "eval_data": eval_data, **options}
+    arguments["completions"] = 0  # nobody reads those of each depth
     arguments.setdefault("seed", 0)
     settings = _settings(arguments)
     done = _measured(output, settings)
