@@ -7,10 +7,11 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
 from matt_fast.recipe.card import model_card
-from matt_fast.recipe.curves import draw_curves
 from matt_fast.recipe.result import Healing, TransferResult
 from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
+from matt_fast.report.curves import draw_curves
+from matt_fast.report.writing import write_report
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
 from matt_fast.training.loop import Progress
@@ -34,6 +35,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         if result.progress.step:
             draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
         run.finish()
+        write_report(run.output, vocabulary, work.say)
     work.accelerator.wait_for_everyone()
     return result
 
@@ -59,7 +61,8 @@ def finished_result(work: Work) -> TransferResult:
     values |= _evaluations(work, values.pop("evaluations"))
     if values["healing"] is not None:
         values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
-    work.say(f"The run in {work.run.output} is finished.")
+    if work.is_main:
+        work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
 
