@@ -1,16 +1,26 @@
 """The model card: whatever a name holds, the card has the same metadata, headings and lines, and the name as a text."""
 
+import inspect
 import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, TransferResult
+from matt_fast import HealingOptions, TrainingOptions, TransferResult, transfer
+from matt_fast.cli import app
+from matt_fast.cli import transfer as command
+from matt_fast.evaluation import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.recipe.base_card import Base, read_base
 from matt_fast.recipe.card import code, model_card
+from matt_fast.recipe.config import resolved_config
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
@@ -47,8 +57,18 @@ def result() -> TransferResult:
     return TransferResult("out", 2, 5, 3, 0, InitReport(5, 3, 0, 0), 3, 2, progress, {}, {}, 1, 1)
 
 
-def card(model="org/model", data="org/data", init="mean", attention="sdpa") -> str:
-    return model_card(result(), model, data, init, True, TrainingOptions(attn_implementation=attention))
+def options(**given) -> dict:
+    """What a run with these arguments writes down: the function's own defaults, and these."""
+    usual = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
+    training = TrainingOptions(**{name: given.pop(name) for name in ("steps", "attn_implementation") if name in given})
+    return resolved_config(usual | {"training": training} | given)
+
+
+def card(model="org/model", data="org/data", init="mean", attention="sdpa", base=None, **given) -> str:
+    places = {"model": model, "tokenizer": "org/tokenizer", "data": data, "init": init, "output": "out"}
+    base = Base(None if Path(model).exists() else str(model)) if base is None else base
+    found = options(**places | given, attn_implementation=attention)
+    return model_card(result(), found, base, pipeline_tag="text-generation")
 
 
 def parts(text: str) -> tuple[dict, list[str], list[str]]:
@@ -64,17 +84,25 @@ def shown(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def fenced(text: str) -> str:
+    (found,) = (x.content for x in MarkdownIt("gfm-like", {"linkify": False}).parse(text) if x.type == "fence")
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_names_cannot_break_out(name):
     metadata, kinds, names = parts(card())
-    found, its_kinds, its_names = parts(card(name, name, name, name))
+    text = card(name, name, name, name, eval_data={name: name})
+    found, its_kinds, its_names = parts(text)
     assert its_kinds == kinds
-    assert found.keys() == metadata.keys()
+    assert found.keys() == metadata.keys() - {"datasets"} | ({"datasets"} if "datasets" in found else set())
     assert found["tags"] == metadata["tags"]
-    assert found["base_model"].replace("\n", "\\n") == shown(name)
-    old = {"org/model", "org/data", "mean", "sdpa"}
+    assert found["base_model"].replace("\n", "\\n") == shown(name).replace("\\t", "\t")
+    old = {"org/model", "org/data", "mean"}
     assert its_names == [shown(name) if x in old else x for x in names]
-    card(name, name, name, name).encode()
+    words = shlex.split(fenced(text).replace("\\\n", ""))
+    assert words[words.index("--model") + 1] == words[words.index("--attn-implementation") + 1] == shown(name)
+    text.encode()
 
 
 @given(st.text())
@@ -88,7 +116,78 @@ def test_any_name_is_one_code_span(name):
 def test_folders_are_named_by_their_last_part(tmp_path):
     for name in ("my model", "text.jsonl", "rows"):
         (tmp_path / name).mkdir()
-    text = card(tmp_path / "my model", tmp_path / "text.jsonl", str(tmp_path / "rows"))
+    text = card(tmp_path / "my model", tmp_path / "text.jsonl", str(tmp_path / "rows"), output=str(tmp_path / "out"))
     assert str(tmp_path) not in text
     assert "base_model" not in text
+    assert "datasets" not in text
     assert {"my model", "text.jsonl", "rows"} <= set(parts(text)[2])
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_command_gives_the_same_arguments(monkeypatch, tmp_path, several):
+    """The card's command goes through the command line, which is to call `transfer` as it was called."""
+    given = {
+        "model": "org/model", "tokenizer": "org/tokenizer", "data": "org/data", "output": str(tmp_path / "out"),
+        "init": "omp", "donor": "org/donor", "init_head": "boundary", "map_tokens": ["<a>=b c", "<d>='e'"],
+        "freeze_shared": False, "untie": True, "n_layers": 3, "max_length": 77, "batch_size": 5, "seed": 7,
+        "per_token": 3, "eval_data": {"a b": "org/x", "c": "org/y"}, "eval_pieces": 9, "language": ["uk", "code"],
+        "validate_every": 20, "patience": 2, "precision": "bf16", "split": "test", "text_field": "my text",
+        "training": TrainingOptions("alm+ntp", steps=30, lr=1e-5, warmup_steps=3, alm_temperature=2.0, packing=True,
+                                    max_grad_norm=None, decay_steps=4, moments="dense", accumulation=2),
+        "healing": HealingOptions("lora", steps=12, lr=2e-4, rank=3, max_worse=0.5, keep_adapter=True),
+    }  # fmt: skip
+    if several:
+        given |= {"epochs": 1.5, "healing": None, "n_layers": None, "eval_data": "org/x", "untie": False,
+                  "training": TrainingOptions("aim", quantization="4bit", metric="cosine")}  # fmt: skip
+    usual = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
+    text = model_card(result(), resolved_config(usual | given), Base(), processes=1 + several)
+    first, *words = shlex.split(fenced(text).replace("\\\n", ""))
+    called = {}
+    monkeypatch.setattr(command, "_transfer", lambda arguments, *more: called.update(arguments))
+    start = ["matt-fast", "transfer"]
+    if several:
+        start = ["accelerate", "launch", "--num_processes", "2", "-m", "matt_fast", "transfer"]
+    assert [first, *words][: len(start)] == start
+    ran = CliRunner().invoke(app, ["transfer", *[first, *words][len(start) :]], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    expected = usual | given | {"output": Path("out"), "resume": False}
+    wanted = {name: x for name, x in expected.items() if not name.startswith("on_")}
+    wanted["map_tokens"], wanted["checkpoint_every"] = list(wanted["map_tokens"]), "auto"
+    wanted["validate_every"] = str(wanted["validate_every"])
+    assert {"n_layers": None} | called == wanted
+
+
+def test_metadata_comes_from_the_original_and_from_what_was_measured(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: own\nlicense_link: https://x.org\nlanguage: [en, de]\n"
+        "pipeline_tag: text-generation\n---\n# It\n"
+    )
+    (tmp_path / "config.json").write_text('{"_name_or_path": "org/base"}')
+    base = read_base(tmp_path)
+    measured = replace(result(), evaluations={"trained": Evaluation(1.23456, 4.0, 100, 25, 2048, False)})
+    text = model_card(measured, options(model=tmp_path, tokenizer="t", data="org/data", output="out"), base,
+                      pipeline_tag=base.pipeline_tag)  # fmt: skip
+    found = parts(text)[0]
+    assert {name: found[name] for name in ("license", "license_name", "license_link", "base_model", "datasets")} == {
+        "license": "other", "license_name": "own", "license_link": "https://x.org", "base_model": "org/base",
+        "datasets": ["org/data"],
+    }  # fmt: skip
+    assert (found["base_model_relation"], found["pipeline_tag"]) == ("finetune", "text-generation")
+    assert "language" not in found
+    assert "`en`, `de`" in text
+    (metric,) = found["model-index"][0]["results"][0]["metrics"]
+    assert (metric["type"], metric["value"]) == ("bits_per_byte", 1.2346)
+    given = options(model=tmp_path, tokenizer="t", data="d", output="out", language=["uk"])
+    assert parts(model_card(result(), given, base))[0]["language"] == ["uk"]
+
+
+def test_what_is_not_known_of_the_original_is_left_out(tmp_path):
+    assert read_base(tmp_path) == Base()
+    for place in ("models--org--base/snapshots/0123", "plain"):
+        (tmp_path / place).mkdir(parents=True)
+    assert read_base(tmp_path / "models--org--base/snapshots/0123").name == "org/base"
+    (tmp_path / "plain" / "config.json").write_text(f'{{"_name_or_path": "{tmp_path}"}}')
+    (tmp_path / "plain" / "README.md").write_text("---\nlicense: [\n---\n")
+    told = []
+    assert read_base(tmp_path / "plain", told.append) == Base()
+    assert told[0].startswith("README.md: no licence, as the card of ")

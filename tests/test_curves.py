@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from matt_fast.recipe.curves import BINS, curves_figure, draw_curves, read_curves
+from matt_fast.report.curves import BINS, curves_figure, draw_curves, read_curves
 
 
 def write(path: Path, losses, validations=(), parts=("aim",)) -> Path:

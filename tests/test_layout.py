@@ -19,7 +19,7 @@ FLOORS = (
     ("model",),
     ("data", "initializers", "evaluation"),
     ("training", "modeling", "tokenizers", "show"),
-    ("planning",),
+    ("planning", "report"),
     ("recipe",),
     ("cli",),
     ("reference",),

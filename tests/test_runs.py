@@ -90,7 +90,9 @@ def test_an_error_in_training_leaves_a_run_that_goes_on(job):
 def test_a_finished_run_keeps_its_figures_and_little_else(job):
     first = transfer(**job)
     kept = {x.name for x in (job["output"] / "run").iterdir()}
-    assert kept == {"lock", "run.json", "run.yaml", "state.json", "metrics.jsonl", "curves.png", "result.json"}
+    assert kept == {
+        "lock", "run.json", "run.yaml", "sample.txt", "state.json", "metrics.jsonl", "curves.png", "result.json"
+    }  # fmt: skip
     again = transfer(**job, resume=True)
     assert isinstance(again, TransferResult)
     for name in ("progress", "shared", "new", "seen", "n_layers", "evaluations"):

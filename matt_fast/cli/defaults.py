@@ -10,8 +10,8 @@ from matt_fast.cli.output import clear_errors
 from matt_fast.recipe.config import load_config
 from matt_fast.recipe.recipes import recipe
 
-NOT_IN_FILES = ("config", "resume", "recipe", "help")
-SEVERAL = ("eval_data", "map_tokens")  # one value or a list
+NOT_IN_FILES = ("config", "resume", "recipe", "help", "push_to_hub", "public", "yes")
+SEVERAL = ("eval_data", "map_tokens", "language")  # one value or a list
 NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
 
 

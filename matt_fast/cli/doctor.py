@@ -11,6 +11,8 @@ from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.transfer import transfer, transfer_arguments
 from matt_fast.recipe.arguments import check_arguments
 
+OF_A_RUN = ("resume", "push_to_hub", "public", "yes")  # options of a transfer that there is nothing to look at for
+
 
 def doctor(context: typer.Context, **given) -> None:
     """Look at everything that a transfer with these options needs, and train nothing.
@@ -40,7 +42,7 @@ def doctor(context: typer.Context, **given) -> None:
 def _options_of_transfer() -> tuple[inspect.Signature, dict]:
     """The signature of the command, and its annotations: those of `transfer`, but that nothing must be written."""
     signature = inspect.signature(transfer)
-    parameters = [x for x in signature.parameters.values() if x.name != "resume"]
+    parameters = [x for x in signature.parameters.values() if x.name not in OF_A_RUN]
     needed = [x for x in parameters if x.default is x.empty and x.name != "output"]
     others = [x for x in parameters if x.default is not x.empty]
     output = inspect.Parameter("output", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=o.PlannedOutput)

@@ -279,6 +279,19 @@ Json = Annotated[
 Quiet = Annotated[
     bool, Option("--quiet", help="Print nothing but errors and what --json prints.", rich_help_panel=OUTPUT)
 ]
+Language = Annotated[
+    list[str] | None,
+    Option(
+        help="Language that the new model is for, as a code (uk, deu, code): for its card. Several times.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+PushToHub = Annotated[
+    str | None,
+    Option(help="Push the result to this repository of the Hugging Face hub, OWNER/NAME.", rich_help_panel=OUTPUT),
+]
+Public = Annotated[bool, Option("--public", help="Let everyone see it there.", rich_help_panel=OUTPUT)]
+Yes = Annotated[bool, Option("--yes", help="Push without asking.", rich_help_panel=OUTPUT)]
 RemoteCode = Annotated[bool, Option(help="Let the repository run code of its own.", rich_help_panel=OUTPUT)]
 AllowPickle = Annotated[
     bool, Option(help="Accept weights that are not safetensors (loading can run code).", rich_help_panel=OUTPUT)

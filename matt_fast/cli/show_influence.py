@@ -69,7 +69,7 @@ def influence(
         which = None if head == "mean" else int(head)
         options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
         with ProgressDisplay(out.console, announce=False) as display:
-            found, names, note = _find(display, content, (model, tokenizer, adapted), layer, which, init, options)
+            found, names, note = find(display, content, (model, tokenizer, adapted), layer, which, init, options)
             if output is not None:
                 from matt_fast.show.influence_picture import influence_figure
                 from matt_fast.support.plots import save
@@ -94,7 +94,7 @@ def influence(
         )
 
 
-def _find(display: ProgressDisplay, text: str, places, layer: int | None, head: int | None, init: str | None, options):
+def find(display: ProgressDisplay, text: str, places, layer: int | None, head: int | None, init: str | None, options):
     """(the influence, names of both tokenizers, a note) of the original model, a new tokenizer and an adapted model."""
     display.on_stage("libraries")
     from matt_fast.alignment.vocabulary import VocabularyPair

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,15 +11,19 @@ from matt_fast.cli import options as o
 from matt_fast.cli.display import print_result, print_sweep
 from matt_fast.cli.output import Output, command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.push import check_push, push_files
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.recipes import RECIPES, as_options
 from matt_fast.training.options import HEAL_NAMES, HealingOptions, TrainingOptions
+
+if TYPE_CHECKING:
+    from matt_fast.recipe.push import Target
 
 HEALING = {"method": "heal"} | {
     x.name: HEAL_NAMES.get(x.name, f"heal_{x.name}") for x in fields(HealingOptions) if x.name != "method"
 }
 TRAINING = [field.name for field in fields(TrainingOptions)]
-OF_THE_COMMAND = ("recipe", "config", "json", "quiet", "debug", "layer")
+OF_THE_COMMAND = ("recipe", "config", "json", "quiet", "debug", "layer", "push_to_hub", "public", "yes")
 
 
 def transfer(
@@ -63,6 +67,10 @@ def transfer(
     heal_outer_layers: o.HealOuterLayers = 2,
     heal_max_worse: o.HealMaxWorse = 0.02,
     keep_adapter: o.KeepAdapter = False,
+    language: o.Language = None,
+    push_to_hub: o.PushToHub = None,
+    public: o.Public = False,
+    yes: o.Yes = False,
     seed: o.Seed = 0,
     max_length: o.MaxLength = 512,
     batch_size: o.BatchSize = 4,
@@ -106,11 +114,16 @@ def transfer(
             say(out.console, f"recipe {recipe}: {as_options(RECIPES[recipe])}", "dim")
         arguments = transfer_arguments(given, typed)
         if layer == "sweep":
+            if push_to_hub is not None:
+                raise ValueError("push_to_hub: wanted a transfer at one layer, got a sweep, which writes no model")
             check_arguments(arguments | {"output": None})
             _sweep(arguments, out)
         else:
             check_arguments(arguments)
-            _transfer(arguments, out)
+            target = None
+            if push_to_hub is not None or public:
+                target = check_push(push_to_hub, public, yes)
+            _transfer(arguments, out, target, yes)
 
 
 def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]:
@@ -141,7 +154,7 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
         raise ValueError(f"{alone[0]}: wanted heal with it, got none")
     arguments["resume"] = resumed is not None
     arguments["eval_data"] = held_out_texts(given["eval_data"])
-    arguments["map_tokens"] = list(given["map_tokens"] or ())
+    arguments |= {name: list(given[name] or ()) for name in ("map_tokens", "language")}
     if "steps" in typed:
         arguments["epochs"] = None
     if layer.isdecimal():
@@ -169,7 +182,7 @@ def held_out_texts(given: list[str] | str | None, argument: str = "eval_data") -
     return dict(pairs)
 
 
-def _transfer(arguments: dict[str, Any], out: Output) -> None:
+def _transfer(arguments: dict[str, Any], out: Output, target: "Target | None" = None, yes: bool = False) -> None:
     with ProgressDisplay(out.console, arguments["training"].steps) as display:
         display.on_stage("libraries")
         from matt_fast.recipe.transfer import transfer as run
@@ -181,7 +194,11 @@ def _transfer(arguments: dict[str, Any], out: Output) -> None:
     out.result({**plain(result), "worse_than_start": result.worse_than_start})
     if result.worse_than_start is not None:
         print(f"The result is worse than its start: {result.worse_than_start}", file=sys.stderr, flush=True)
+        if target is not None:
+            say(out.console, f"Not pushed; to do it: {target.command(arguments['output'])}")
         raise typer.Exit(1)
+    if target is not None and out.main:
+        push_files(arguments["output"], target, yes, out)
 
 
 def _sweep(arguments: dict[str, Any], out: Output) -> None:

@@ -40,6 +40,15 @@ class ModelClass(NamedTuple):
     is_language_model: bool
     sees_all: bool
 
+    @property
+    def pipeline_tag(self) -> str | None:
+        """The hub's name of what such a model is for; None where the class does not say."""
+        if not self.is_language_model:
+            return None
+        if self.sees_all:
+            return "fill-mask"
+        return None if (self.name or "").endswith("ForConditionalGeneration") else "text-generation"
+
 
 def model_class(config: PreTrainedConfig) -> ModelClass:
     """The class that a configuration names in `architectures`.

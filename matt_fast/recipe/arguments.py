@@ -17,6 +17,7 @@ WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")  # what the hub knows
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?")
 
 
@@ -41,6 +42,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if isinstance(given.get(name), str | Path):
             check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
     check_map(given.get("map_tokens", ()))
+    for code in given.get("language", ()):
+        if not isinstance(code, str) or not LANGUAGE.fullmatch(code):
+            raise ValueError(f"language: wanted codes such as 'uk', 'deu' or 'code', got {code!r}")
     if "parallel" in given:
         check_pairs_file(given["parallel"])
     if "output" in given:

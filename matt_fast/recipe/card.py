@@ -1,17 +1,21 @@
 """The model card that a transfer leaves beside the model: what was done, and what was measured."""
 
 import re
-from dataclasses import asdict
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from matt_fast.evaluation.intervals import bits_in_words
-from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.base_card import Base, is_hub_name
+from matt_fast.recipe.command import command_line, last_parts
+from matt_fast.recipe.result import DIGITS, TransferResult
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
-from matt_fast.training.options import HealingOptions, TrainingOptions
+
+OBJECT = re.compile(r"<\w+>")  # how `resolved_config` writes one
 
 STAGE_NAMES = {"original": "original model", "initialised": "after initialisation", "trained": "after training"}
 
@@ -73,39 +77,42 @@ def cell(text: str) -> str:
 
 def model_card(
     result: TransferResult,
-    model: str | Path,
-    data: str | Path | None,
-    init: str,
-    freeze_shared: bool,
-    training: TrainingOptions,
-    healing: HealingOptions | None = None,
+    options: Mapping[str, Any],
+    base: Base,
+    *,
+    pipeline_tag: str | None = None,
+    processes: int = 1,
 ) -> str:
     """Markdown with the metadata that the Hugging Face hub reads.
 
-    Folders of this machine are named by their last part only.
+    Folders and files of this machine are named by their last part only.
+
+    Args:
+        result: of the transfer.
+        options: of `resolved_config`: what the model was made with.
+        base: what the original model's own card says. Its licence is taken over; its languages are named in the text
+            only, as nobody measured what the new model does in them: `options` tell the language of the new one.
+        pipeline_tag: the hub's name of what the model is for; None for none.
+        processes: that trained together.
     """
-    here = Path(model).exists()
-    base = Path(model).resolve().name if here else str(model)
-    source = Path(data).resolve().name if data is not None and Path(data).exists() else str(data)
-    init = Path(init).resolve().name if Path(init).exists() else init
-    metadata = {"library_name": "transformers"} | ({} if here else {"base_model": printable(base)})
-    metadata["tags"] = ["tokenizer-transfer", "matt-fast"]
+    name, source, init = (str(last_parts(x, options[x])) for x in ("model", "data", "init"))
     progress = result.progress
     lines = [
         "---",
-        yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=10_000).rstrip(),
+        _metadata(result, options, base, pipeline_tag),
         "---",
         "",
-        f"# {code(base)} with a new tokenizer",
+        f"# {code(name)} with a new tokenizer",
         "",
-        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(base)} was replaced"
-        + _embeddings(result, training)
+        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(name)} was replaced"
+        + _embeddings(result, options["objective"])
         + f". {_other_weights(result)}",
+        *_languages(options, base),
         "",
         "## Vocabulary",
         "",
         f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
-        + (", unchanged." if freeze_shared else ", trained further."),
+        + (", unchanged." if options["freeze_shared"] else ", trained further."),
         f"- {result.new} tokens are new. {code(init)} made the first rows of {result.report.initialized}; "
         f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
         "all rows, as the original's tokens cannot spell them.",
@@ -115,30 +122,16 @@ def model_card(
         "## Training",
         "",
         f"- {training_line(progress)}.",
-        *([f"- The text was {code(source)}."] if progress.step and data is not None else []),
+        *([f"- The text was {code(source)}."] if _trained(result) and options["data"] is not None else []),
         *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
-        *(f"- {name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(training).items()),
     ]
-    lines += _healing_lines(result, healing)
     if progress.losses:
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
+    lines += _healing_lines(result)
     lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
-    if result.evaluations:
-        scored = next(iter(result.evaluations.values()))
-        lines += [
-            "",
-            "## Held-out text",
-            "",
-            f"{scored.n_bytes} bytes, in pieces of at most {scored.piece_bytes:,} bytes, each scored on its own"
-            + (", by pseudo-likelihood (every seventh token masked)." if scored.masked else "."),
-            "",
-            "| | bits per byte (95% interval) | bytes per token |",
-            "|---|---|---|",
-            *(f"| {' | '.join((cell(what), *figures))} |" for what, *figures in evaluation_rows(result)),
-        ]
-    lines += _completion_lines(result)
+    lines += [*_held_out(result), *_completion_lines(result), *_command(options, processes)]
     return "\n".join(lines) + "\n"
 
 
@@ -152,13 +145,82 @@ def _completion_lines(result: TransferResult) -> list[str]:
     return lines
 
 
-def _embeddings(result: TransferResult, training: TrainingOptions) -> str:
+def _held_out(result: TransferResult) -> list[str]:
+    if not result.evaluations:
+        return []
+    scored = next(iter(result.evaluations.values()))
+    return [
+        "",
+        "## Held-out text",
+        "",
+        f"{scored.n_bytes} bytes, in pieces of at most {scored.piece_bytes:,} bytes, each scored on its own"
+        + (", by pseudo-likelihood (every seventh token masked)." if scored.masked else "."),
+        "",
+        "| | bits per byte (95% interval) | bytes per token |",
+        "|---|---|---|",
+        *(f"| {' | '.join((cell(what), *figures))} |" for what, *figures in evaluation_rows(result)),
+    ]
+
+
+def _command(options: Mapping[str, Any], processes: int) -> list[str]:
+    """The command line that makes the model again, in a fence that nothing in it ends."""
+    command = command_line(options, processes)
+    fence = "`" * (1 + max(2, *map(len, re.findall("`+", command)), 0))
+    objects = ", objects that were given in Python by their names" if OBJECT.search(command) else ""
+    note = f"Folders and files of the machine that it was made on are named by their last part{objects}."
+    return ["", "## Make it again", "", f"{fence}sh", command, fence, "", note]
+
+
+def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pipeline_tag: str | None) -> str:
+    """The card's YAML."""
+    data = str(options["data"] or "")
+    scores = [
+        EvalResult(
+            task_type=pipeline_tag or "text-generation",
+            dataset_type=re.sub(r"\W+", "-", printable(text)).strip("-").lower() or "text",
+            dataset_name=printable(text),
+            metric_type="bits_per_byte",
+            metric_name="bits per byte",
+            metric_value=round(found["trained"].bits_per_byte, DIGITS),
+        )
+        for text, found in ({"held-out text": result.evaluations} | result.other_texts).items()
+        if "trained" in found
+    ]
+    named = is_hub_name(data)
+    found = ModelCardData(
+        base_model=None if base.name is None else printable(base.name),
+        datasets=[data] if named else None,
+        language=list(options.get("language") or ()) or None,
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=["tokenizer-transfer", "matt-fast"],
+        model_name=printable(Path(options["output"]).name) if scores else None,
+        eval_results=scores or None,
+        base_model_relation="finetune" if base.name is not None and _trained(result) else None,
+        **{key: printable(value) for key, value in base.license},
+    )
+    return found.to_yaml(line_break="\n")
+
+
+def _trained(result: TransferResult) -> bool:
+    return bool(result.progress.step or result.healing is not None)
+
+
+def _languages(options: Mapping[str, Any], base: Base) -> list[str]:
+    if options.get("language") or not base.languages:
+        return []
+    names = ", ".join(map(code, base.languages))
+    line = f"The original's card names these languages: {names}. How well this model does in them, it does not tell."
+    return ["", line]
+
+
+def _embeddings(result: TransferResult, objective: str) -> str:
     if not result.new:
         return " by one whose tokens it has, which keep their embeddings"
     if not result.progress.step:
         return "; the embeddings of the new tokens were made of those of the old ones"
     return (
-        f", and the embeddings of the new tokens were trained ({training.objective}) so that the model with them does "
+        f", and the embeddings of the new tokens were trained ({objective}) so that the model with them does "
         "what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
     )
 
@@ -174,13 +236,12 @@ def _other_weights(result: TransferResult) -> str:
     return f"{how[result.healing.method]} ({result.healing.trained_numbers:,} numbers)."
 
 
-def _healing_lines(result: TransferResult, healing: HealingOptions | None) -> list[str]:
-    if healing is None:
+def _healing_lines(result: TransferResult) -> list[str]:
+    if result.healing is None:
         return []
     progress = result.healing.progress
-    options = (f"{name}: {code(value) if isinstance(value, str) else value}" for name, value in asdict(healing).items())
     first, last = (f"{progress.losses[i]:.4g}" for i in (0, -1))
     return [
         f"- Rows and layers together: {len(progress.losses)} steps, {progress.tokens} tokens, {progress.seconds:.0f} "
-        f"s; the loss went from {first} to {last} ({', '.join(options)})."
+        f"s; the loss went from {first} to {last}."
     ]

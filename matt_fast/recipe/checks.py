@@ -18,7 +18,7 @@ from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
-from matt_fast.recipe.job import HELD_OUT, changes
+from matt_fast.recipe.job import HELD_OUT, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
     check_output,
@@ -35,7 +35,10 @@ from matt_fast.recipe.preflight import (
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
+from matt_fast.support.files import write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
+
+SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
 Prints = dict[str, dict[str, str | None]]
 
@@ -69,6 +72,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     else:
         check_values(work.teacher, subject.unused, work.tell)
     run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
+    if not known:
+        write_text(run.path("sample.txt"), _sample(job))
 
 
 class Check(NamedTuple):
@@ -191,6 +196,24 @@ def check_unchanged(before: Prints, now: Prints) -> None:
     found = [f"{name}: {line}" for name in now for line in compare(before.get(name, {}), now[name])]
     if found:
         raise ValueError("these are not the files that the run began with: " + "; ".join(found))
+
+
+def _sample(job: Job) -> str:
+    """A part of the text that decides, for pictures: of the first held-out text, else of the data.
+
+    It comes from the middle of what is looked at: texts begin with titles and licences.
+    """
+    source = next(iter(job.held_out.values()), job.data)
+    if source is None:
+        return ""
+    text = ""
+    for document in read_documents(source, split=job.split, text_field=job.text_field):
+        text += f"{document}\n" if document and not document.isspace() else ""
+        if len(text) > LOOKED_AT:
+            break
+    text = text[min(len(text), LOOKED_AT) // 2 :]
+    start = text.find("\n", 0, SAMPLE) + 1
+    return text[start : start + SAMPLE].rpartition(" ")[0].strip() or text[:SAMPLE].strip()
 
 
 def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary | None, held_out: dict) -> Prints:

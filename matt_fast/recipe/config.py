@@ -71,7 +71,7 @@ def _plain(name: str, value: Any) -> Any:
         return str(Path(value).absolute())
     if isinstance(value, Path):
         return str(value)
-    if name == "map_tokens":
+    if name in ("map_tokens", "language"):
         return list(value)
     return value if isinstance(value, str | int | float | None) else f"<{type(value).__name__}>"
 

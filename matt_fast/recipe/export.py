@@ -1,7 +1,7 @@
 """The result as a folder that transformers loads: model, tokenizer, configuration, provenance and model card."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -93,6 +93,21 @@ def lacking_for_chat(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedToke
     return [token for token in named if token not in known]
 
 
+def row_lengths(vocabulary: VocabularyPair, start: torch.Tensor, rows: torch.Tensor) -> dict[int, tuple[float, float]]:
+    """new token's id -> (norm of its input row's change, norm of the row), in float32, by 4 digits.
+
+    Args:
+        vocabulary: the two vocabularies.
+        start, rows: [student rows, hidden], where rows began and what they are now.
+    """
+    if not vocabulary.new:
+        return {}
+    ids = torch.tensor(sorted(vocabulary.new))
+    before, now = (x[ids].float().cpu() for x in (start, rows))
+    lengths = torch.stack([(now - before).norm(dim=1), now.norm(dim=1)], dim=1).tolist()
+    return {i: tuple(float(f"{x:.4g}") for x in pair) for i, pair in zip(ids.tolist(), lengths, strict=True)}
+
+
 def write_provenance(
     path: Path,
     vocabulary: VocabularyPair,
@@ -100,10 +115,12 @@ def write_provenance(
     report: InitReport,
     trained: Sequence[bool],
     seen: Sequence[int],
+    lengths: Mapping[int, tuple[float, float]],
 ) -> None:
     """Write one JSON line per row: id, token, how it started, from which teacher ids, trained or frozen, times seen.
 
-    A new token's start is `init` where the method made its row, else what it was left to.
+    A new token's start is `init` where the method made its row, else what it was left to; `lengths` of `row_lengths`
+    tell how far its input row moved, and how long it is.
     """
     entries = {i: text for text, i in vocabulary.student.get_vocab().items()}
     with path.open("w", encoding="utf-8") as file:
@@ -119,4 +136,6 @@ def write_provenance(
                 "trained": trained[i],
                 "seen": seen[i],
             }
+            if i in lengths:
+                record |= dict(zip(("moved", "norm"), lengths[i], strict=True))
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

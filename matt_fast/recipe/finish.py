@@ -6,25 +6,31 @@ from dataclasses import asdict, fields
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport, Outlier, Rows
+from matt_fast.recipe.base_card import read_base
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.completing import read_completions
-from matt_fast.recipe.curves import draw_curves
+from matt_fast.recipe.config import resolved_config
 from matt_fast.recipe.result import Healing, SnippetCounts, TransferResult
 from matt_fast.recipe.snippets import snippet_counts
 from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
+from matt_fast.report.curves import draw_curves
+from matt_fast.report.writing import write_report
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
 from matt_fast.training.loop import Progress
-from matt_fast.training.options import TrainingOptions
 
 
-def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: TrainingOptions) -> TransferResult:
+def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:
     """Write the model card and the summary, and remove what only going on would need."""
     result = _result(work, vocabulary, start)
     if work.is_main:
         job, run = work.job, work.run
-        card = model_card(result, job.model, job.data, job.init_name, job.freeze_shared, options, job.healing)
+        arguments, base = resolved_config(job.arguments(run.output)), read_base(job.model, work.say)
+        arguments |= {"init": f"<{job.init_name}>"} if callable(job.init) else {}
+        tag = base.pipeline_tag or work.teacher.kind.pipeline_tag
+        processes = work.accelerator.num_processes
+        card = model_card(result, arguments, base, pipeline_tag=tag, processes=processes)
         write_text(run.output / "README.md", card)
         summary = {x.name: getattr(result, x.name) for x in fields(result)}
         summary |= {"output": str(result.output), "progress": asdict(result.progress)}
@@ -37,6 +43,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows, options: Trainin
         if result.progress.step:
             draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
         run.finish()
+        write_report(run.output, vocabulary, work.say)
     work.accelerator.wait_for_everyone()
     return result
 
@@ -64,7 +71,8 @@ def finished_result(work: Work) -> TransferResult:
         values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
     if values["snippets"] is not None:
         values["snippets"] = SnippetCounts(**values["snippets"])
-    work.say(f"The run in {work.run.output} is finished.")
+    if work.is_main:
+        work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
 

@@ -34,7 +34,7 @@ NOT_COMPARED = (
     "device",
     "track",
 )
-NOT_COMPARED += ("data_workers", "checkpoint_every", "completions", "training", "healing", "init")
+NOT_COMPARED += ("language", "data_workers", "checkpoint_every", "completions", "training", "healing", "init")
 
 
 HELD_OUT = "held-out text"  # the name of one that was given none
@@ -75,6 +75,7 @@ class Job:
     validate_every: str | int | None
     patience: int | None
     track: str | None
+    language: Sequence[str]
     seed: int
     device: str | None
     trust_remote_code: bool

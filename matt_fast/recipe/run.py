@@ -3,6 +3,7 @@
     run.yaml       the resolved configuration; `--config run.yaml` makes the run again
     run.json       version, settings and fingerprints, by which a call that goes on is compared
     state.json     status, seconds of each stage
+    sample.txt     a part of a text, for pictures
     evaluations.json, completions.json, metrics.jsonl, result.json
     rows/          where rows start
     snippets/      what the teacher wrote around new tokens

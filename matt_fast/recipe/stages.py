@@ -181,8 +181,9 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
         shutil.copytree(work.run.path("healed") / ADAPTER, folder / ADAPTER)
-    path = folder / "token_provenance.jsonl"
-    export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen_in(work).tolist())
+    path, seen = folder / "token_provenance.jsonl", seen_in(work).tolist()
+    lengths = export.row_lengths(vocabulary, start.input, rows.input)
+    export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen, lengths)
 
 
 def save_rows(folder: Path, rows: Rows) -> None:
@@ -211,3 +212,4 @@ def load_report(folder: Path) -> InitReport:
 def _warn_of_untrained_rows(start: Rows, work: Work) -> None:
     for line in work.job.untrained_tables() if start.output is not None and work.is_main else ():
         warnings.warn(line, stacklevel=4)
+        work.note(line)

@@ -58,6 +58,7 @@ def transfer(
     validate_every: str | int | None = None,
     patience: int | None = None,
     track: str | None = None,
+    language: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -115,6 +116,7 @@ def transfer(
             become the result. The whole model is loaded for it. A time does not give the same bits in another run.
         patience: stop behind so many validations without a better one.
         track: "tensorboard", "wandb" or "trackio", or several joined by ",". `run/metrics.jsonl` is always written.
+        language: codes of the languages that the new model is for, such as "uk"; they go into its card.
         seed: of initialisation and order of the data.
         device: "cpu", "cuda", "cuda:1" …; what accelerate finds if None.
         trust_remote_code: let the model's or tokenizer's repository run code of its own.
@@ -134,7 +136,8 @@ def transfer(
     given = locals()
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")
     arguments = {name: value for name, value in given.items() if name not in outside}
-    job = Job(**arguments | {"training": training or TrainingOptions(), "map_tokens": list(map_tokens)})
+    arguments |= {"training": training or TrainingOptions(), "map_tokens": list(map_tokens), "language": list(language)}
+    job = Job(**arguments)
     with opened(job, output, resume, Listeners(on_step, on_stage, on_progress, on_message)) as work:
         if work.run.status == "finished":
             return finished_result(work)
@@ -147,4 +150,4 @@ def transfer(
         heal(work, vocabulary, start, data)
         stages.write_model(work, vocabulary, start)
         stages.measure_result(work, vocabulary)
-        return finish(work, vocabulary, start, options)
+        return finish(work, vocabulary, start)

@@ -24,6 +24,7 @@ from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
 from matt_fast.training.objectives import trains_output
 
+MESSAGES = 100  # that are kept
 WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
 
 
@@ -98,8 +99,16 @@ class Work:
         self.listeners.on_progress(what, done, total)
 
     def say(self, message: str) -> None:
+        """Tell a person, and keep it for the report."""
         if self.is_main:
             self.listeners.on_message(message)
+            self.note(message)
+
+    def note(self, message: str) -> None:
+        """Keep a line for the report, once."""
+        known = self.run.read("state.json").get("messages", [])
+        if self.is_main and message not in known and len(known) < MESSAGES:
+            self.run.update("state.json", messages=[*known, message])
 
     def frozen(self, depth: int | None) -> PreTrainedModel:
         """The frozen model, so deep, with its head, on the device where it is quantised or offloaded."""

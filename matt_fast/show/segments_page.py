@@ -26,20 +26,25 @@ def segments_page(found: Segments, old: str, new: str, note: str = "") -> str:
         old, new: names of the tokenizers.
         note: a sentence for the reader.
     """
-    blocks = []
-    for number, segment in enumerate(found.segments, 1):
-        blocks.append(_block(number, segment))
-        if segment.ends_line:
-            blocks.append("<br>")
     direction = "rtl" if found.right_to_left else "ltr"
     tokens = [sum(len(getattr(x, side)) for x in found.segments) for side in ("old", "new")]
     body = (
         f"<p>{len(found.segments):,} segments. In each, above: <b>{tokens[0]:,} tokens of {escape(old)}</b>, below: "
         f"<b>{tokens[1]:,} of {escape(new)}</b>. ␣ is a space, ⏎ the end of a line, → a tab, ‹E3 81› the bytes of a "
         f"part of a character. {escape(note)}</p>\n"
-        f'<div class="text" dir="{direction}">\n{"".join(blocks)}\n</div>'
+        f'<div class="text" dir="{direction}">\n{segment_blocks(found)}\n</div>'
     )
     return page("Segments", body, STYLE)
+
+
+def segment_blocks(found: Segments) -> str:
+    """HTML of the segments alone, a block each; STYLE is what they look like."""
+    blocks = []
+    for number, segment in enumerate(found.segments, 1):
+        blocks.append(_block(number, segment))
+        if segment.ends_line:
+            blocks.append("<br>")
+    return "".join(blocks)
 
 
 def _block(number: int, segment: Segment) -> str:

@@ -1,4 +1,4 @@
-"""Pictures: a run's curves from its metrics.jsonl, and what a sweep needs to draw."""
+"""A run's curves from its metrics.jsonl: read, put together in bins, smoothed, drawn as a picture."""
 
 import json
 from array import array
@@ -105,26 +105,29 @@ def curves_figure(curves: dict[str, Curve]) -> "Figure":
 
 def _draw_noisy(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
     """Every value, or the range of those of a bin, pale; a running mean over it."""
-    steps, mean, low, high = _in_bins(curve)
+    steps, mean, low, high = in_bins(curve)
     pale = {"color": colour, "alpha": 0.3, "linewidth": 0.8}
     axis.plot(steps, mean, **pale)
     if len(mean) < len(curve[1]):
         axis.fill_between(steps, low, high, **pale | {"linewidth": 0, "alpha": 0.2})
-    window = min(WINDOW, max(1, len(mean) // 10))
-    ones = np.ones(window)
-    smooth = np.convolve(mean, ones, "same") / np.convolve(np.ones(len(mean)), ones, "same")  # fewer at the ends
-    axis.plot(steps, smooth, color=colour, label=label)
+    axis.plot(steps, smoothed(mean), color=colour, label=label)
 
 
 def _draw(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
-    steps, mean, *_ = _in_bins(curve)
+    steps, mean, *_ = in_bins(curve)
     axis.plot(steps, mean, color=colour, label=label, marker="o" if len(mean) <= WINDOW else None)
 
 
-def _in_bins(curve: Curve) -> list[NDArray[np.float64]]:
-    """Steps, and the mean, lowest and highest value, of at most BINS neighbouring parts of a curve."""
+def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A running mean over a tenth of the values, at most WINDOW of them, and over fewer at the ends."""
+    ones = np.ones(min(WINDOW, max(1, len(values) // 10)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def in_bins(curve: Curve, bins: int = BINS) -> list[NDArray[np.float64]]:
+    """Steps, and the mean, lowest and highest value, of at most `bins` neighbouring parts of a curve."""
     steps, values = curve
-    starts = np.unique(np.linspace(0, len(values), BINS, endpoint=False).astype(int))
+    starts = np.unique(np.linspace(0, len(values), bins, endpoint=False).astype(int))
     sizes = np.diff(starts, append=len(values))
     means = [np.add.reduceat(x, starts) / sizes for x in (steps, values)]
     return [*means, np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)]

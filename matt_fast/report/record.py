@@ -1,0 +1,167 @@
+"""What the folder of a transfer tells, whether its run is finished or not. Imports nothing slow."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+UNNAMED = "held-out text"  # the name of one that was given none
+STAGES = ("original", "initialised", "trained")
+STATES = {
+    "finished": "finished",
+    "diverged": "stopped, as its loss went far up",
+    "running": "not finished",
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        name: "rows" or "healing".
+        title: what it is, for people.
+        objective: its objective.
+        steps: updates that were planned.
+        metrics: its file of metrics; it may not be there.
+        progress: what the run's summary says of it; {} before the end.
+        validation: (step, bits per byte) of each validation; before the end they are in `metrics` alone.
+        best_step: the one of them whose weights became the result.
+    """
+
+    name: str
+    title: str
+    objective: str
+    steps: int
+    metrics: Path
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    validation: Sequence[Sequence[float]] = ()
+    best_step: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What lies in the output of a transfer.
+
+    Attributes:
+        folder: the output.
+        status: "finished", "running" (or stopped) or "diverged".
+        version: of matt-fast.
+        options: of the run, by the names of the command line.
+        configuration: the same as the text of run.yaml.
+        processes: that trained together.
+        step: the last step of the present training that is on disk; None where the run does not say.
+        seconds: of each stage.
+        messages: what the run told.
+        evaluations: text -> stage -> figures, as far as they were measured.
+        result: the summary of a finished run, else {}.
+        sample: a part of a text of the run; None where it kept none.
+        phases: of the training, in their order.
+    """
+
+    folder: Path
+    status: str
+    version: str
+    options: Mapping[str, Any]
+    configuration: str
+    processes: int
+    step: int | None
+    seconds: Mapping[str, float]
+    messages: Sequence[str]
+    evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    result: Mapping[str, Any]
+    sample: str | None
+    phases: Sequence[Phase]
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the adapted model lies in the folder."""
+        return (self.folder / "config.json").is_file()
+
+    @property
+    def completions(self) -> list[Mapping[str, str]]:
+        """Beginnings of texts and what both models made of them; [] where the run made none."""
+        return list(self.result.get("completions") or ())
+
+
+def read_record(folder: Path) -> Record:
+    """What a transfer left in its output folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: a file of the run is damaged; the message names it.
+    """
+    run = folder / "run"
+    if not (run / "run.json").is_file():
+        raise FileNotFoundError(
+            f"runs: wanted the output folder of a transfer, got {str(folder)!r}, which has no run/run.json"
+        )
+    about, state, result = (_json(run / f"{name}.json") for name in ("run", "state", "result"))
+    configuration = _text(run / "run.yaml")
+    try:
+        options = yaml.safe_load(configuration)
+        settings = about["settings"]
+        figures = result["evaluations"] if "evaluations" in result else _json(run / "evaluations.json")
+        evaluations = {text: {} for texts in figures.values() for text in texts}
+        for stage, texts in figures.items():
+            for text, values in texts.items():
+                evaluations[text][stage] = {**values, "bits_per_byte": float(values["bits_per_byte"])}
+        status = state.get("status", "running")
+        return Record(
+            folder=folder,
+            status=status if status in STATES else "running",
+            version=str(about["version"]),
+            options=dict(options),
+            configuration=configuration,
+            processes=int(settings.get("processes", 1)),
+            step=state.get("step"),
+            seconds=dict(result.get("seconds") or state.get("seconds", {})),
+            messages=list(state.get("messages", ())),
+            evaluations=evaluations,
+            result=result,
+            sample=_text(run / "sample.txt") if (run / "sample.txt").is_file() else None,
+            phases=_phases(run, options, result),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"runs: wanted the files of a transfer in {str(run)!r}, got damaged ones ({line})") from error
+
+
+def _phases(run: Path, options: Mapping[str, Any], result: Mapping[str, Any]) -> list[Phase]:
+    found = []
+    if options["steps"] or options.get("epochs"):
+        given = {name: result[name] for name in ("progress", "validation", "best_step") if name in result}
+        metrics, steps = run / "metrics.jsonl", int(options["steps"])
+        found.append(Phase("rows", "Rows alone", options["objective"], steps, metrics, **given))
+    if options.get("heal"):
+        healing = result.get("healing") or {}
+        given = {name: healing[name] for name in ("progress", "validation", "best_step") if name in healing}
+        objective, steps, metrics = options["heal_objective"], int(options["heal_steps"]), run / "healing.jsonl"
+        found.append(Phase("healing", "Rows and layers together", objective, steps, metrics, **given))
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file of JSON; {} where it is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(_text(path)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"runs: wanted a JSON object in {str(path)!r}, got something else") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"runs: wanted a run with {path.name}, but {str(path)!r} is not there") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"runs: wanted UTF-8 in {str(path)!r}, got other bytes") from error

@@ -1,0 +1,66 @@
+"""The curves of a run's training, as charts."""
+
+from collections.abc import Mapping
+
+from matt_fast.report.charts import Line, chart
+from matt_fast.report.curves import Curve, read_curves
+from matt_fast.report.record import UNNAMED, Phase, Record
+from matt_fast.training.options import OBJECTIVES
+
+VALIDATION = "bits_per_byte"
+
+
+def curves_of(record: Record, phase: Phase) -> dict[str, Curve]:
+    """The curves of a part of the training: "loss", those of objectives, "lr", and of validations by their text.
+
+    Raises:
+        ValueError: the file of metrics is damaged.
+    """
+    if not phase.metrics.is_file():
+        return {}
+    first, *others = texts_of(record) or [UNNAMED]
+    names = {VALIDATION: first} | {f"{VALIDATION}/{x}": x for x in others}
+    found = read_curves(phase.metrics, ("loss", *OBJECTIVES, "lr", *names))
+    return {f"{VALIDATION}/{names[name]}" if name in names else name: curve for name, curve in found.items()}
+
+
+def texts_of(record: Record) -> list[str]:
+    """The names of the held-out texts, the first of which is validated on first."""
+    given = record.options.get("eval_data")
+    if isinstance(given, list):
+        return [x.partition("=")[0] for x in given]
+    return [] if given is None else [UNNAMED]
+
+
+def training_charts(record: Record) -> str:
+    """HTML of the charts of a run, or of what there is instead of them."""
+    parts = []
+    for phase in record.phases:
+        curves = curves_of(record, phase)
+        parts += [
+            chart(f"{phase.title}: loss", loss_lines(curves), f"loss ({phase.objective})"),
+            chart(f"{phase.title}: validation", validation_lines(record, curves), "bits per byte",
+                  "Dashed: the original model."),
+            chart(f"{phase.title}: learning rate", [Line("", curves["lr"])] if "lr" in curves else [], "learning rate"),
+        ]  # fmt: skip
+    shown = "".join(parts)
+    return f'<div class="charts">{shown}</div>' if shown else "<p>There was no step.</p>"
+
+
+def loss_lines(curves: Mapping[str, Curve]) -> list[Line]:
+    """The loss; where it is a sum, it and its parts."""
+    parts = [name for name in OBJECTIVES if name in curves]
+    if len(parts) == 1 or "loss" not in curves:
+        return [Line(name, curves[name], noisy=True) for name in parts]
+    return [Line("sum", curves["loss"], noisy=True), *(Line(name, curves[name], noisy=True) for name in parts)]
+
+
+def validation_lines(record: Record, curves: Mapping[str, Curve]) -> list[Line]:
+    """Bits per byte of each text, beside the original model's."""
+    found = []
+    for name, curve in curves.items():
+        if name.startswith(f"{VALIDATION}/"):
+            text = name.removeprefix(f"{VALIDATION}/")
+            level = record.evaluations.get(text, {}).get("original", {}).get(VALIDATION)
+            found.append(Line(text, curve, level=level))
+    return found
