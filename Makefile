@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint bench bench-steps bench-compare bench-gpu cost-model kernel-report clean
+.PHONY: quickstart test lint docs docs-serve bench bench-steps bench-compare bench-gpu cost-model kernel-report clean
 
 quickstart: .venv/installed ; $(BIN)/python examples/quickstart.py
 
@@ -10,6 +10,12 @@ quickstart: .venv/installed ; $(BIN)/python examples/quickstart.py
 test: .venv/installed ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed ; $(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Strict: a page that is in no menu, a link that leads nowhere, or a name that is gone ends it. Nothing is fetched.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+docs: .venv/installed ; $(DOCS) build --strict --quiet && echo "site/index.html"
+
+docs-serve: .venv/installed ; $(DOCS) serve
 
 # One thread, whose processor time is measured: other work does not count. THREADS=2 and more: by the clock on the wall.
 THREADS ?= 1
@@ -36,7 +42,7 @@ kernel-report: .venv/installed ; $(BIN)/python benchmarks/kernel_report.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton,plot,quickstart,focus,test,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton,plot,quickstart,focus,docs,test,dev]'
 	touch $@
 
-clean: ; rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .benchmarks
+clean: ; rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .benchmarks
