@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint docs docs-serve bench bench-steps bench-compare bench-gpu cost-model kernel-report clean
+.PHONY: quickstart test lint typecheck docs docs-serve release-check bench bench-steps bench-compare bench-gpu cost-model
+.PHONY: kernel-report clean
 
-quickstart: .venv/installed ; $(BIN)/python examples/quickstart.py
+quickstart: .venv/quickstart ; $(BIN)/python examples/quickstart.py
 
 # One process per core, one thread each.
 test: .venv/installed ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -16,6 +17,13 @@ DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 docs: .venv/installed ; $(DOCS) build --strict --quiet && echo "site/index.html"
 
 docs-serve: .venv/installed ; $(DOCS) serve
+# Public names and their modules, and a script that uses them, as strictly as mypy can.
+typecheck: .venv/installed ; $(BIN)/mypy
+
+# Wheel and sdist, installed and run in empty environments: gigabytes of downloads. ONLY="3.11-oldest ...": some cases.
+release-check: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build uv
+	$(BIN)/python scripts/release_check.py $(if $(ONLY),--only $(ONLY))
 
 # One thread, whose processor time is measured: other work does not count. THREADS=2 and more: by the clock on the wall.
 THREADS ?= 1
@@ -40,9 +48,16 @@ cost-model: .venv/installed ; $(BIN)/python benchmarks/cost_model.py
 
 kernel-report: .venv/installed ; $(BIN)/python benchmarks/kernel_report.py
 
-.venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[triton,plot,quickstart,focus,docs,test,dev]'
+# What the quickstart needs, and what the tests need.
+INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.venv/quickstart: pyproject.toml constraints.txt
+	$(INSTALL) '.[quickstart]'
 	touch $@
 
-clean: ; rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache .benchmarks
+.venv/installed: pyproject.toml constraints.txt
+	$(INSTALL) '.[triton,plot,quickstart,focus,docs,test,dev]'
+	touch $@ .venv/quickstart
+
+clean: ; rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks

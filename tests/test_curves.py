@@ -9,6 +9,7 @@ import pytest
 from matplotlib import image
 
 from matt_fast.report.curves import BINS, curves_figure, draw_curves, read_curves
+from matt_fast.support.installing import install_line
 
 
 def write(path: Path, losses, validations=(), parts=("aim",)) -> Path:
@@ -104,5 +105,5 @@ def test_the_picture_is_written_or_one_line_says_why_not(tmp_path, monkeypatch):
     assert told[2:] == [
         "no curves.png: no step was written down",
         f"no curves.png: {tmp_path / 'wrong.jsonl'}, line 2: wanted a JSON object, got '[1]\\n'",
-        "no curves.png: plots are drawn with matplotlib: pip install 'matt-fast[plot]'",
+        f"no curves.png: plots are drawn with matplotlib: {install_line('plot')}",
     ]

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from matt_fast.support.installing import packages_line
 from matt_fast.training.metrics import Metrics
 from matt_fast.training.trackers import accelerator_options, trackers_for
 
@@ -256,4 +257,5 @@ def test_track_is_checked_before_anything_slow():
         "print('torch' in sys.modules, 'accelerate' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "track: 'wandb' needs a package that is not installed: pip install wandb\nFalse False\n"
+    line = packages_line("wandb")
+    assert done.stdout == f"track: 'wandb' needs a package that is not installed: {line}\nFalse False\n"

@@ -5,7 +5,16 @@ keeps chunks on disk; parallel.py reads texts and their translations, for initia
 model write texts.
 """
 
+from typing import TYPE_CHECKING
+
 from matt_fast.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from matt_fast.data.chunks import Side as Side
+    from matt_fast.data.chunks import make_chunks as make_chunks
+    from matt_fast.data.documents import read_documents as read_documents
+    from matt_fast.data.parallel import read_pairs as read_pairs
+    from matt_fast.data.stream import AlignedBatches as AlignedBatches
 
 _WHERE = {
     "AlignedBatches": "matt_fast.data.stream",

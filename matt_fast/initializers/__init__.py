@@ -1,6 +1,26 @@
 """Where the rows of new tokens start."""
 
+from typing import TYPE_CHECKING
+
 from matt_fast.support.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from matt_fast.initializers.choices import INIT_HEADS as INIT_HEADS
+    from matt_fast.initializers.choices import INITS as INITS
+    from matt_fast.initializers.choices import METHODS as METHODS
+    from matt_fast.initializers.heuristics import Method as Method
+    from matt_fast.initializers.heuristics import initialize as initialize
+    from matt_fast.initializers.report import InitReport as InitReport
+    from matt_fast.initializers.report import Outlier as Outlier
+    from matt_fast.initializers.rows import (
+        Rows as Rows,
+    )
+    from matt_fast.initializers.rows import (
+        initial_rows as initial_rows,
+    )
+    from matt_fast.initializers.rows import (
+        needs_whole_model as needs_whole_model,
+    )
 
 _WHERE = {
     "INITS": "matt_fast.initializers.choices",

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_fast, vocabulary_rows
+from matt_fast.support.installing import install_line
 from matt_fast.support.texts import bounded_pieces, groups
 
 TOKENISE_TOGETHER = 16
@@ -108,7 +109,7 @@ def _fasttext():
         import fasttext_pybind
     except ImportError as error:
         raise ImportError(
-            "focus, omp-self and wechsel need fastText: pip install 'matt-fast[focus]' (it takes a C++ compiler)"
+            f"focus, omp-self and wechsel need fastText (it takes a C++ compiler): {install_line('focus')}"
         ) from error
     return fasttext_pybind
 

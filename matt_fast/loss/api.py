@@ -11,6 +11,7 @@ from torch import nn
 
 from matt_fast.loss.choices import check_choices
 from matt_fast.loss.documents import Document, find_documents
+from matt_fast.support.installing import install_line
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -179,7 +180,7 @@ def tile_planner(
     try:
         import matt_kernels
     except ImportError as error:
-        raise ImportError("backend='triton' needs Triton: pip install 'matt-fast[triton]'") from error
+        raise ImportError(f"backend='triton' needs Triton: {install_line('triton')}") from error
     if student[0].dtype == torch.float64:
         raise TypeError("backend='triton' takes float32, bfloat16 or float16; got float64: use backend='torch'")
     query, _, value = student

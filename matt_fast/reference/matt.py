@@ -32,6 +32,7 @@ from matt_fast.reference.figures import begin_figures, figures_at_end, flops_of_
 from matt_fast.reference.output import MATTOutput
 from matt_fast.reference.rows import input_table, place, student_tables, write_back
 from matt_fast.support.checks import check_type
+from matt_fast.support.installing import packages_line
 from matt_fast.training.loop import Progress, train
 from matt_fast.training.trackers import finish_trackers
 
@@ -249,7 +250,7 @@ def _accelerator(config: MATTConfig) -> Accelerator:
     if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(f"accelerator: wanted a CUDA device for {config.accelerator!r}, got none; use 'auto' or 'cpu'")
     if config.use_wandb and find_spec("wandb") is None:
-        raise ImportError("use_wandb: wandb is missing: pip install wandb")
+        raise ImportError(f"use_wandb: wandb is missing: {packages_line('wandb')}")
     accelerator = Accelerator(
         cpu=config.accelerator == "cpu",
         mixed_precision="no",  # what the weights are in is settled by their own dtype

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matt_fast.support.files import whole_file
+from matt_fast.support.installing import install_line
 
 if TYPE_CHECKING:  # an extra
     from matplotlib.figure import Figure
@@ -32,7 +33,7 @@ def figure_class() -> "type[Figure]":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plots are drawn with matplotlib: pip install 'matt-fast[plot]'") from error
+        raise ImportError(f"plots are drawn with matplotlib: {install_line('plot')}") from error
     return Figure
 
 

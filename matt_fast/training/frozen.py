@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
+from matt_fast.support.installing import install_line
 from matt_fast.training.options import TrainingOptions
 
 BLOCK = 64  # weights that share a scale in 4 bits
@@ -36,7 +37,7 @@ def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device
             raise ValueError("quantization: wanted a model whose weights are not quantised yet, got one that is")
         if find_spec("bitsandbytes") is None:
             raise ImportError(
-                f"quantization={options.quantization!r} needs bitsandbytes: pip install 'matt-fast[quantization]'"
+                f"quantization={options.quantization!r} needs bitsandbytes: {install_line('quantization')}"
             )
     if options.offload == "cpu" and device.type == "cpu":
         raise ValueError("offload: wanted 'disk' where the model runs on the CPU, got 'cpu'")

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matt_fast.support.installing import packages_line
+
 if TYPE_CHECKING:  # the command line checks `track` before it takes the time to import accelerate
     from accelerate import Accelerator
 
@@ -29,7 +31,7 @@ def trackers_for(track: str | None) -> list[str]:
         if name not in TRACKERS:
             raise ValueError(f"track: wanted one or more of {', '.join(TRACKERS)}, joined by ','; got {track!r}")
         if find_spec(name) is None:
-            raise ImportError(f"track: {name!r} needs a package that is not installed: pip install {name}")
+            raise ImportError(f"track: {name!r} needs a package that is not installed: {packages_line(name)}")
     if len(set(names)) < len(names):
         raise ValueError(f"track: wanted each name once, got {track!r}")
     return names

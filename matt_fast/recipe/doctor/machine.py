@@ -22,6 +22,7 @@ from matt_fast.planning.simulation import NeedsWeightsError, Vocabulary
 from matt_fast.recipe.doctor.finding import Said, fail, look, ok
 from matt_fast.recipe.preflight import size_in_words
 from matt_fast.recipe.subject import Subject
+from matt_fast.support.installing import install_line
 from matt_fast.training.frozen import check_frozen
 from matt_fast.training.trackers import trackers_for
 
@@ -48,10 +49,10 @@ def packages(subject: Subject) -> Iterator[Said]:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else str(device)
     yield ok(f"torch {version('torch')}, transformers {version('transformers')}; on {where}")
     if device.type == "cuda" and job.training.backend == "auto" and find_spec("triton") is None:
-        yield look("Triton is not installed: the loss will not run in its kernels", "pip install 'matt-fast[triton]'")
+        yield look("Triton is not installed: the loss will not run in its kernels", install_line("triton"))
     extra = FROM_FASTTEXT.get(job.init) if isinstance(job.init, str) else None
     if extra and find_spec("fasttext_pybind") is None:
-        yield fail(f"--init {job.init} needs fasttext, which is not installed", f"pip install 'matt-fast[{extra}]'")
+        yield fail(f"--init {job.init} needs fasttext, which is not installed", install_line(extra))
     trackers_for(job.track)
     check_frozen(subject.teacher, job.training, device)
 
