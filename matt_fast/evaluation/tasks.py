@@ -1,4 +1,4 @@
-"""Scores on tasks of lm-evaluation-harness (`pip install 'matt-fast[eval]'`), and several models' scores compared.
+"""Scores on tasks of lm-evaluation-harness (extra `eval`), and several models' scores compared.
 
 The one file that imports `lm_eval`, and only when a task is run.
 """
@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from matt_fast.support.installing import install_line
 
 if TYPE_CHECKING:  # arguments are checked before these are imported
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -87,10 +89,7 @@ class TaskScore:
 def check_installed() -> None:
     """Raise an ImportError unless lm-evaluation-harness is there."""
     if find_spec("lm_eval") is None:
-        raise ImportError(
-            "tasks: wanted lm-evaluation-harness, which is not installed: pip install 'matt-fast[eval]', or "
-            "pip install lm-eval"
-        )
+        raise ImportError(f"tasks: wanted lm-evaluation-harness, which is not installed: {install_line('eval')}")
 
 
 class Tasks:
