@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import re
 import signal
+import statistics
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -59,7 +61,7 @@ def stream(source, **options):
 def test_batches_do_not_depend_on_the_workers_nor_on_where_a_run_stopped(corpus, tmp_path, way):
     options = {"packing": way != "one by one"}
     if way == "prepared":
-        options["prepared"] = prepare_once(tmp_path, corpus, *SIDES, split="train", text_field="text")
+        options["prepared"] = [prepare_once(tmp_path, corpus, *SIDES, split="train", text_field="text")]
     here = stream(corpus, **options)
     expected = take(iter(here))
     assert {batch["position"]["epoch"] for batch in expected} >= {0, 1}
@@ -94,7 +96,8 @@ def test_workers_that_are_killed_are_started_again_and_end_with_the_batches(corp
     assert not psutil.wait_procs(seen, timeout=20)[1]
 
 
-def test_an_error_arrives_as_it_is_behind_the_batches_before_it(tmp_path):
+def test_an_error_arrives_as_it_is_behind_the_batches_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "SHUFFLED_PIECES", 256)
     path = tmp_path / "corpus.jsonl"
     lines = [json.dumps({"text": text}) for text in TEXTS * 15]  # more than are shuffled together
     path.write_text("\n".join([*lines[:270], "{broken", *lines[270:]]))
@@ -117,15 +120,30 @@ def test_an_error_arrives_as_it_is_behind_the_batches_before_it(tmp_path):
 def test_a_short_file_of_plain_text_is_shared_by_several_processes(tmp_path, processes):
     """Pieces go round through all passes: a file of one piece trains every process in its turn."""
     path = tmp_path / "corpus.txt"
-    path.write_text("".join(TEXTS))
-    alone = take(iter(stream(path)), 40)
+    path.write_text("".join(TEXTS)[:1000])
+    alone = take(iter(stream(path, batch_size=1)), 100)
     for process in range(processes):
-        share = stream(path, process=process, processes=processes)
-        batches = list(itertools.islice(share, 40))
+        share = stream(path, batch_size=1, process=process, processes=processes)
+        batches = list(itertools.islice(share, 100))
         assert {batch.position.epoch % processes for batch in batches} == {process}
-        assert [batch.student_ids.tolist() for batch in batches[:3]] == [x["student_ids"][1] for x in alone[:3]]
+        assert {str(batch.student_ids.tolist()) for batch in batches} == {str(x["student_ids"][1]) for x in alone}
         again = take(iter(share.behind(batches[25].position)), 10)
         assert again == [plain(batch) for batch in batches[26:36]]
+
+
+def test_a_long_document_does_not_fill_a_batch(tmp_path):
+    """Pieces of long documents are shuffled like documents, and their chunks too; nothing is lost or comes twice."""
+    path = tmp_path / "corpus.jsonl"
+    texts = [f"{sign} word {number}\n" * 700 for number, sign in enumerate("abcdefgh")]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = stream(path, batch_size=4)
+    batches = list(itertools.takewhile(lambda batch: batch.position.epoch == 0, given))
+    rows = [STUDENT.decode(row.tolist()) for batch in batches for row in batch.student_ids]
+    signs = [re.search("([a-h]) word", row)[1] for row in rows]
+    assert statistics.mean(len(set(signs[start : start + 4])) for start in range(0, len(signs) - 3, 4)) > 2.5
+    counts = Counter(re.findall("[a-h](?= word)", "".join(rows)))
+    assert len(counts) == 8
+    assert max(counts.values()) <= 700  # a token boundary inside a line may part a sign from its word
 
 
 def test_documents_go_round_the_processes(corpus):

@@ -16,7 +16,7 @@ from matt_fast.data.batches import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
 TOKENISE_TOGETHER = 16  # texts
-CHARACTERS_TOGETHER = 1 << 16  # a tenth of a second's work, so that several workers have enough of it
+CHARACTERS_TOGETHER = 1 << 18  # some tenths of a second's work, so that several workers have enough of it
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,23 @@ from datasets.distributed import split_dataset_by_node
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, read_texts
+from matt_fast.support.texts import MAX_CHARACTERS, bounded_pieces
 
-SHUFFLE_BUFFER = 256  # documents
+SHUFFLED_CHARACTERS = 1 << 26  # in the buffer, at most
+SHUFFLED_PIECES = 8192
+CUT_TOGETHER = 16  # rows of a hub dataset
 COPY_TOGETHER = 64  # documents
 FEATURES = Features({"text": Value("large_string")})
 
 
-def read_documents(source: str | Path, *, split: str = "train", text_field: str = "text", seed: int | None = None):
+def read_documents(
+    source: str | Path,
+    *,
+    split: str = "train",
+    text_field: str = "text",
+    seed: int | None = None,
+    most: int = MAX_CHARACTERS,
+) -> "_Texts":
     """Stream the documents of a local file or folder, or of a Hugging Face dataset.
 
     Args:
@@ -26,7 +36,10 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
             passed over.
         split: of a hub dataset.
         text_field: the column that holds the text, in all but .txt and .md files.
-        seed: shuffle with this seed; in the order of the source if None.
+        seed: shuffle with this seed, in a buffer of 8,192 texts or 67 million characters; in the order of the source
+            if None.
+        most: characters of a text that is shuffled. Longer documents come in pieces that end with a line where they
+            can, which are shuffled like documents; so a long one does not fill the batches of many steps.
 
     Returns:
         An iterable of str, which can be iterated again. A null gives "". A long file of plain text comes in pieces that
@@ -39,12 +52,16 @@ def read_documents(source: str | Path, *, split: str = "train", text_field: str 
     files = find_files(source)
     if files is None:
         dataset = load_hub_documents(str(source), split, text_field, streaming=True)
+        if seed is not None:
+            options = {"batched": True, "batch_size": CUT_TOGETHER, "fn_kwargs": {"most": most}}
+            dataset = dataset.map(_cut_rows, **options, features=dataset.features)
     else:
         check_first_rows(files, text_field)
-        paths = {"files": [str(file) for file in files], "text_field": text_field}  # a list: files are shuffled too
-        dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=paths)
+        given = {"files": [str(file) for file in files], "text_field": text_field}  # a list: files are shuffled too
+        given |= {"most": None if seed is None else most}
+        dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=given)
     if seed is not None:
-        dataset = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        dataset = dataset.shuffle(seed=seed, buffer_size=min(SHUFFLED_PIECES, max(1, SHUFFLED_CHARACTERS // most)))
     return _Texts(dataset, str(source), files is None)
 
 
@@ -62,10 +79,15 @@ def copy_documents(source: str | Path, text_field: str, copy: Path) -> Dataset:
     return Dataset.from_file(str(copy))
 
 
-def _rows(files: list[str], text_field: str) -> Iterator[dict[str, str | None]]:
+def _rows(files: list[str], text_field: str, most: int | None = None) -> Iterator[dict[str, str | None]]:
     for file in files:
-        for text in read_texts(Path(file), text_field):
+        texts = read_texts(Path(file), text_field)
+        for text in texts if most is None else bounded_pieces(texts, most):
             yield {"text": text}
+
+
+def _cut_rows(rows: dict[str, list[str | None]], most: int) -> dict[str, list[str]]:
+    return {"text": list(bounded_pieces(rows["text"], most))}
 
 
 def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:

@@ -20,6 +20,8 @@ from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import open_chunks, read_prepared
 from matt_fast.support.texts import bounded_pieces
 
+PIECE_CHARACTERS = 32  # of a piece of a long text, for each token of a chunk: some six to ten chunks of European text
+
 
 class Share(NamedTuple):
     """A part of a pass over the data that belongs to this process."""
@@ -53,8 +55,8 @@ Each = Callable[[str, Iterable], Iterator]  # calls the method of that name for 
 class AlignedBatches(IterableDataset):
     """An endless stream of training batches; each pass over the data is shuffled anew.
 
-    On the fly the documents are shuffled, in a buffer, and the chunks of one follow each other; prepared chunks are in
-    an order of their own.
+    Prepared chunks are in an order of their own. On the fly texts are shuffled in a buffer, of long ones pieces of some
+    chunks each, and then the chunks of those that are tokenised together.
 
     Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
     in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
@@ -123,7 +125,14 @@ class AlignedBatches(IterableDataset):
 
     def cut(self, share: Share) -> Found:
         """Tokenise, align and cut texts: most of the work."""
-        return Found(share.epoch, share.turn, list(self._cutter.cut(share.pieces)), share.ends)
+        found = list(self._cutter.cut(share.pieces))
+        left_out = sum((left for left, _ in found), Counter())
+        chunks = [replace(chunk, piece=share.pieces[0][0]) for _, chunk in found if chunk is not None]
+        if chunks:
+            order = np.random.default_rng([self.seed, share.epoch, share.pieces[0][0]]).permutation(len(chunks))
+            chunks = [chunks[index] for index in order]
+        counts = itertools.chain([left_out], itertools.repeat(Counter()))
+        return Found(share.epoch, share.turn, list(zip(counts, chunks or [None], strict=False)), share.ends)
 
     def make(self, unmade: Unmade) -> Batch:
         """Collate a batch and finish it."""
@@ -172,9 +181,8 @@ class AlignedBatches(IterableDataset):
         """This process's texts, pass after pass, in groups."""
         turn, first = self.start.turn, self.start.piece
         for epoch in itertools.count(self.start.epoch):
-            documents = read_documents(
-                self.source, split=self.split, text_field=self.text_field, seed=self.seed + epoch
-            )
+            order = {"seed": self.seed + epoch, "most": PIECE_CHARACTERS * self._longest}
+            documents = read_documents(self.source, split=self.split, text_field=self.text_field, **order)
             shards = documents.shards_of(self.process, self.processes)
             counted = _Counted(bounded_pieces(documents if shards is None else shards))
             mine = counted
@@ -194,6 +202,11 @@ class AlignedBatches(IterableDataset):
             chunks = read_prepared(self.prepared, seed, process, self.processes, skipped, first, leading)
             yield Found(epoch, turn, ((Counter(), chunk) for chunk in chunks), ends=True)
             turn, first = (turn + count) % self.processes, 0
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longer side's chunks."""
+        return max(self.teacher.max_length, self.student.max_length)
 
     @cached_property
     def _cutter(self) -> Cutter:
