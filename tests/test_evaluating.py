@@ -67,7 +67,7 @@ def measured(models):
             f"--data=long={models / 'long.txt'}",
             "--tasks=everyday",
             "--task-folder=tests/tasks",
-            "--limit=12",
+            "--limit=8",
             "--batch-size=4",
             f"--card={models / 'adapted'}",
             f"--prompts={models / 'prompts.txt'}",
@@ -132,14 +132,14 @@ def test_texts_of_several_models(measured):
 def test_a_task_is_scored_as_by_hand(models, measured):
     (acc, acc_norm), printed = measured[0]["tasks"], measured[1]
     assert [(x["task"], x["metric"], x["n"], x["few_shot"]) for x in (acc, acc_norm)] == [
-        ("everyday", "acc", 12, 0),
-        ("everyday", "acc_norm", 12, 0),
+        ("everyday", "acc", 8, 0),
+        ("everyday", "acc_norm", 8, 0),
     ]
     right = {}
     for name in ("original", "start", "adapted"):
         model, tokenizer = load(models / name)
         right[name] = []
-        for question in QUESTIONS[:12]:
+        for question in QUESTIONS[:8]:
             context = tokenizer(f"Question: {question['question']}\nAnswer:")["input_ids"]
             nats = []
             for choice in question["choices"]:
@@ -151,16 +151,16 @@ def test_a_task_is_scored_as_by_hand(models, measured):
             right[name].append([x.index(max(x)) == question["answer"] for x in (nats, by_character)])
     for index, row in enumerate((acc, acc_norm)):
         hits = {name: [float(each[index]) for each in rows] for name, rows in right.items()}
-        means = {name: sum(each) / 12 for name, each in hits.items()}
+        means = {name: sum(each) / 8 for name, each in hits.items()}
         for name, each in hits.items():
             assert row["scores"][name]["value"] == pytest.approx(means[name])
-            stderr = statistics.stdev(each) / math.sqrt(12)
+            stderr = statistics.stdev(each) / math.sqrt(8)
             assert row["scores"][name]["stderr"] == pytest.approx(stderr)
             assert f"{means[name]:.4f} ± {stderr:.4f}" in printed
         for name in ("start", "adapted"):
             changes = [mine - first for mine, first in zip(hits[name], hits["original"], strict=True)]
             assert row["differences"][name]["value"] == pytest.approx(means[name] - means["original"])
-            assert row["differences"][name]["stderr"] == pytest.approx(statistics.stdev(changes) / math.sqrt(12))
+            assert row["differences"][name]["stderr"] == pytest.approx(statistics.stdev(changes) / math.sqrt(8))
 
 
 def test_the_share_of_the_gap():
@@ -182,7 +182,7 @@ def test_the_card_gets_one_section_of_tasks(models, measured):
     card = path.read_text()
     assert card.startswith("---\ntags: [x]\n---\n\n# A model\n\n<!-- matt-fast: tasks -->\n## Tasks\n")
     score = measured[0]["tasks"][0]["scores"]["adapted"]["value"]
-    assert re.search(rf"\| everyday \| acc \| 0 \| 12 \|.* {score:.4f} ±", card)
+    assert re.search(rf"\| everyday \| acc \| 0 \| 8 \|.* {score:.4f} ±", card)
     path.write_text(card + "\n## Mine\n")
     write_section(path.parent, "## Tasks\n\nother\n")
     write_section(path.parent, "## Tasks\n\nother\n")
@@ -222,9 +222,7 @@ def test_prompts_are_beginnings_of_documents():
 
 def test_speed_is_of_the_same_text_for_all(models):
     pairs = {name: load(models / name) for name in ("original", "adapted")}
-    documents = [TEXTS[0], TEXTS[2] * 4, TEXTS[4] * 8]
-    assert [len("".join(x).encode()) for x in passages(documents, 2)] == [1000, 999]  # no character is cut
-    texts = passages(documents, 1)
+    texts = [("def function_gamma(self", ", value=2):\n"), (TEXTS[2][:90], " 日本 +")]
     calls: list[tuple[str, list[int]]] = []
     seconds = iter(range(10**6))
     for name, (model, _) in pairs.items():
@@ -235,8 +233,8 @@ def test_speed_is_of_the_same_text_for_all(models):
     for name, (model, tokenizer) in pairs.items():
         speed = found[name]
         read, written = (sum(len(x[part]) for x in texts) for part in (0, 1))
-        assert speed.reading == [read] * 2  # a second between two looks at the clock
-        assert speed.writing == [written] * 2
+        assert speed.reading == [read / 2] * 2  # a second between two looks at the clock, for each text
+        assert speed.writing == [written / 2] * 2
         assert speed.writing_ratio == [1.0, 1.0]
         fed = [ids for who, ids in calls if who == name]
         parts = [[tokenizer(part, add_special_tokens=False)["input_ids"] for part in text] for text in texts]
@@ -248,12 +246,21 @@ def test_speed_is_of_the_same_text_for_all(models):
         assert speed.cache_bytes == pytest.approx(cache)
         assert speed.embedding_bytes == model.get_input_embeddings().weight.numel() * 4  # tied
     turns = [name for name, ids in calls if len(ids) > 1]
-    assert turns == ["adapted", "original", "original", "adapted", "adapted", "original"]
+    assert turns == ["adapted", "original"] * 2 + ["original", "adapted"] * 2 + ["adapted", "original"] * 2
+
+
+def test_passages_are_equally_long():
+    documents = [TEXTS[0], TEXTS[2] * 4, TEXTS[2] * 8]
+    found = passages(documents, 2)
+    assert [len("".join(x).encode()) for x in found] == [1000, 1000]
+    assert all(read in documents[2] and written[0] == " " for read, written in found)
+    assert passages(["日" * 700]) == [("日" * 266, "日" * 67)]  # no character is cut
     with pytest.raises(ValueError, match="data: wanted a document of 1,000 bytes"):
         passages(TEXTS[:2])
 
 
-def test_speed_is_shown_and_in_json(models):
+def test_speed_is_shown_and_in_json(models, monkeypatch):
+    monkeypatch.setattr("matt_fast.evaluation.speed.WRITTEN", 20)
     done = run(f"--model={models / 'adapted'}", f"--data={models / 'short.txt'}", "--speed", "--json")
     assert done.exit_code == 0, done.output
     speed = json.loads(done.stdout)["speed"]["adapted"]

@@ -159,15 +159,19 @@ def _task_options(given: dict[str, Any]) -> TaskOptions | None:
 
 
 def _names(models: list[str]) -> dict[str, str]:
-    """Model -> place, called by the last part of the place where that tells them apart.
+    """Name -> place of each model: the last parts of the place, as many as tell them apart.
 
     Raises:
         ValueError: a model comes twice.
     """
     if len(set(models)) < len(models):
         raise ValueError(f"model: wanted another model each time, got {', '.join(models)}")
-    short = [Path(model).name or model for model in models]
-    return dict(zip(short if len(set(short)) == len(short) else models, models, strict=True))
+    parts = [Path(model).parts for model in models]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(x[-count:]) for x in parts]
+        if all(names) and len(set(names)) == len(names):
+            return dict(zip(names, models, strict=True))
+    return {model: model for model in models}
 
 
 def _lines(path: Path) -> list[str]:

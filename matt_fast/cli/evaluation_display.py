@@ -39,8 +39,8 @@ def print_completion(console: Console, prompt: str, written: dict[str, str]) -> 
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(printable(title), "bold"), title_justify="left", title_style="")
-    table.add_column("")
-    for name in columns:  # figures stay whole; long names of models are wrapped
+    table.add_column("", overflow="fold")
+    for name in columns:  # figures stay whole, and long names of models are wrapped
         table.add_column(Text(printable(name)), justify="right", no_wrap=True)
     return table
 

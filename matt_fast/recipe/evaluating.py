@@ -12,7 +12,7 @@ from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.evaluation.completions import complete, completion_bytes
 from matt_fast.evaluation.intervals import Interval, bits_interval, ratio_interval
-from matt_fast.evaluation.speed import Speed, measure_speed, passages
+from matt_fast.evaluation.speed import ROUNDS, Speed, measure_speed, passages
 from matt_fast.evaluation.tasks import TaskOptions, Tasks, TaskScore, compare
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
@@ -141,7 +141,7 @@ def evaluate_models(
     found.tasks = compare(scores) if scores else []
     if speed:
         on_stage("speed")
-        found.speed = measure_speed(loaded, spoken, on_round=lambda done: on_progress("rounds", done, None))
+        found.speed = measure_speed(loaded, spoken, on_round=lambda done: on_progress("rounds", done, ROUNDS))
     return found
 
 
