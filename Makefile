@@ -7,7 +7,7 @@ BIN := .venv/bin
 quickstart: .venv/installed ; $(BIN)/python examples/quickstart.py
 
 # One process per core, one thread each.
-test: .venv/installed ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: .venv/installed .venv/browser ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed ; $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -33,6 +33,9 @@ bench-gpu:
 cost-model: .venv/installed ; $(BIN)/python benchmarks/cost_model.py
 
 kernel-report: .venv/installed ; $(BIN)/python benchmarks/kernel_report.py
+
+# Tests of the report page drive a browser: chromium or google-chrome, if there is one; else it is fetched.
+.venv/browser: tests/browser.py .venv/installed ; $(BIN)/python tests/browser.py && touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
