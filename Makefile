@@ -8,7 +8,7 @@ BIN := .venv/bin
 quickstart: .venv/quickstart ; $(BIN)/python examples/quickstart.py
 
 # One process per core, one thread each.
-test: .venv/installed ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: .venv/installed .venv/browser ; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: .venv/installed ; $(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -47,6 +47,9 @@ bench-gpu:
 cost-model: .venv/installed ; $(BIN)/python benchmarks/cost_model.py
 
 kernel-report: .venv/installed ; $(BIN)/python benchmarks/kernel_report.py
+
+# Tests of the report page drive a browser: chromium or google-chrome, if there is one; else it is fetched.
+.venv/browser: tests/browser.py .venv/installed ; $(BIN)/python tests/browser.py && touch $@
 
 # What the quickstart needs, and what the tests need.
 INSTALL = test -x $(BIN)/python || $(PYTHON) -m venv .venv; \

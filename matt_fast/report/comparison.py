@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matt_fast.report.charts import Line, chart
 from matt_fast.report.curves import Curve
-from matt_fast.report.figures import ratio, verdict
+from matt_fast.report.figures import TIMES, ratio, verdict
 from matt_fast.report.record import STATES, Record
 from matt_fast.report.sentences import shown
 from matt_fast.report.training import VALIDATION, curves_of
@@ -49,7 +49,7 @@ def _outcomes(records: Sequence[Record], names: Sequence[str]) -> str:
             kind = "" if original is None else verdict(value, original["bits_per_byte"])
             figure = f"{value:.{DIGITS}f}"
             figure = f"<b>{figure}</b>" if round(value, DIGITS) == best else figure
-            times = "" if original is None else f" <small>({ratio(stages['trained'], original):.3f} times)</small>"
+            times = "" if original is None else f" <small>({ratio(stages['trained'], original):.3f}{TIMES})</small>"
             cells.append(cell(figure + times, f"number {kind}".strip()))
         rows.append(cell(f"{escape(text)}: bits per byte", head=True) + "".join(cells))
         tokens = [x.get("trained") or x.get("initialised") for x in found]
@@ -81,7 +81,7 @@ def _differences(records: Sequence[Record], names: Sequence[str]) -> str:
 
 
 def _curves(records: Sequence[Record], names: Sequence[str]) -> str:
-    """Losses of one objective on one chart, as those of others do not compare; and validations by text."""
+    """Losses of one objective on one chart, as those of others do not compare, and validations by text; of several."""
     losses: dict[str, list[Line]] = {}
     validations: dict[str, list[Line]] = {}
     for record, name in zip(records, names, strict=True):
@@ -95,10 +95,11 @@ def _curves(records: Sequence[Record], names: Sequence[str]) -> str:
                 if key.startswith(VALIDATION):
                     text = key.partition("/")[2]
                     validations.setdefault(f"{phase.title}: validation on {text}", []).append(Line(name, curve))
-    parts = [chart(title, lines, "loss") for title, lines in losses.items()]
-    parts += [chart(title, lines, "bits per byte") for title, lines in validations.items()]
-    shown_ = "".join(parts)
-    return f'<div class="charts">{shown_}</div>\n' if shown_ else "<p>There was no step.</p>\n"
+    parts = [chart(title, lines, "loss") for title, lines in losses.items() if len(lines) > 1]
+    parts += [chart(title, lines, "bits per byte") for title, lines in validations.items() if len(lines) > 1]
+    if not parts:
+        return "<p>No two runs have curves of the same objective or text.</p>\n"
+    return f'<div class="charts">{"".join(parts)}</div>\n'
 
 
 def _row(head: str, values: Sequence[str]) -> str:

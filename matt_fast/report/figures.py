@@ -8,6 +8,7 @@ from matt_fast.report.words import DIGITS, NOTHING, cell, named, table
 
 HEADS = {"original": "original", "initialised": "after initialisation", "trained": "after training"}
 THOUSAND = 1000
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def bits_table(record: Record) -> str:
@@ -54,7 +55,7 @@ def _against(found: Mapping | None, original: Mapping | None) -> str:
         return cell(NOTHING, "number")
     kind = verdict(found["bits_per_byte"], original["bits_per_byte"])
     sign = {"worse": "▲ ", "better": "▼ ", "same": ""}[kind]
-    return cell(f"{sign}{ratio(found, original):.3f} times", f"number {kind}")
+    return cell(f"{sign}{ratio(found, original):.3f}{TIMES}", f"number {kind}")
 
 
 def compression_table(record: Record) -> str:
@@ -106,7 +107,7 @@ def key_figures(record: Record) -> str:
     for text, found in list(record.evaluations.items())[:2]:
         if {"original", "trained"} <= found.keys():
             kind = verdict(found["trained"]["bits_per_byte"], found["original"]["bits_per_byte"])
-            times = f'<span class="{kind}">{ratio(found["trained"], found["original"]):.3f} times</span>'
+            times = f'<span class="{kind}">{ratio(found["trained"], found["original"]):.3f}{TIMES}</span>'
             tokens = found["original"]["bytes_per_token"] / found["trained"]["bytes_per_token"] - 1
             facts.append((f"{escape(text)}, bits per byte against the original", times))
             facts.append((f"{escape(text)}, tokens", f"{abs(tokens):.1%} {'more' if tokens > 0 else 'fewer'}"))

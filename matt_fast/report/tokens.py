@@ -87,5 +87,5 @@ def _columns(records, tokens, old_tokens) -> dict:
         data["old"] = [show_token(old_tokens.get(i)) for i in used]
     for name in FIGURES:
         if all(isinstance(x.get(name), int | float) for x in records):
-            data[name] = [float(f"{x[name]:.3g}") if name != "seen" else x[name] for x in records]
+            data[name] = [float(f"{x[name]:.4g}") if name != "seen" else x[name] for x in records]
     return data
