@@ -69,7 +69,7 @@ ALL = [block for blocks in BLOCKS.values() for block in blocks if block.language
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with what pages name: texts/ has the files that the program wants to see, all/ models and tokenizers too."""
+    """A folder with what pages name: in texts/ the files that the program wants to see, in all/ models too."""
     folder = tmp_path_factory.mktemp("world")
     ours = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
     others = "".join(json.dumps({"text": f"Other text, number {i}, to be held out."}) + "\n" for i in range(20))
