@@ -8,9 +8,8 @@ from importlib.util import find_spec
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import torch
-
 import matt_kernels
+import torch
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import assert_type
 
+import matt_kernels
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import matt_fast
-import matt_kernels
 from matt_fast import (
     AIMLoss,
     HealingOptions,
