@@ -1,7 +1,7 @@
 """Builds the wheel and the sdist, installs the wheel in empty environments, and runs it in each.
 
-`make release-check` runs all cases below (about 6 GB of downloads for each version of torch, kept by uv; one environment at
-a time is on the disk). `make release-check ONLY=3.11-oldest` runs those named. Each case that ran writes its line in
+`make release-check` runs all cases below (about 6 GB of downloads for each version of torch, kept by uv; one
+environment at a time is on the disk). `make release-check ONLY=3.11-oldest` runs those named. Each case that ran writes its line in
 docs/versions.md. Pythons are found by uv: on the PATH, pyenv's, or its own.
 """
 
@@ -77,7 +77,8 @@ def check_wheel(wheel: Path) -> None:
 
 def check_sdist(sdist: Path) -> None:
     """All that a wheel is built from, the licence and the changelog, and no tests."""
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
     for needed in ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "matt_fast/py.typed"):
         assert needed in names, f"{sdist.name}: {needed} is missing"
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

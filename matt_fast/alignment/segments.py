@@ -112,8 +112,9 @@ def align_segments_batch(
     teacher = _checked("teacher_offsets[{}]", teacher_offsets, "teacher_special[{}]", teacher_special)
     student = _checked("student_offsets[{}]", student_offsets, "student_special[{}]", student_special)
     chunk = np.cumsum(teacher.lengths + student.lengths) // CHUNK
-    stops = np.flatnonzero(np.diff(chunk, append=-1)) + 1
-    teacher_ids, student_ids = [], []
+    stops = (np.flatnonzero(np.diff(chunk, append=-1)) + 1).tolist()
+    teacher_ids: list[NDArray[np.int64]] = []
+    student_ids: list[NDArray[np.int64]] = []
     for start, stop in zip([0, *stops], stops, strict=False):
         ids = _align(teacher.part(start, stop), student.part(start, stop))
         teacher_ids += ids[0]
@@ -153,7 +154,8 @@ class _Documents(NamedTuple):
 def _align(teacher: _Documents, student: _Documents) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """Lay the documents one behind the other on one line of characters, cut it once, number segments by document."""
     sides = teacher, student
-    spans, masks = zip(*(side.joined() for side in sides), strict=True)
+    joined = [side.joined() for side in sides]
+    spans, masks = [spans for spans, _ in joined], [kept for _, kept in joined]
     counts = [_sums(mask, side.lengths) for mask, side in zip(masks, sides, strict=True)]
     alive = (counts[0] > 0) & (counts[1] > 0)
     if not alive.all():

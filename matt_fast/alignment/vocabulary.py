@@ -24,6 +24,9 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_t
 HOLES, FEW_TOKENS = 2, 1 << 14  # rows that a tokenizer may ask for: so many times its tokens, and these more
 
 
+Kind = Literal["text", "byte", "special"]
+
+
 class Token(NamedTuple):
     """What an id stands for. Two tokens mean the same when both fields are equal.
 
@@ -31,7 +34,7 @@ class Token(NamedTuple):
     byte fallback, and the letter "A".
     """
 
-    kind: Literal["text", "byte", "special"]
+    kind: Kind
     bytes: bytes
 
 
@@ -111,16 +114,16 @@ def _match(
     by_token: dict[Token, int] = {}
     for teacher_id in sorted(teacher_tokens):
         by_token.setdefault(teacher_tokens[teacher_id], teacher_id)
-    other = {"text": "byte", "byte": "text", "special": "special"}
-    matches = {}
+    other: dict[Kind, Kind] = {"text": "byte", "byte": "text", "special": "special"}
+    matches: dict[int, Match] = {}
     for student_id, token in student_tokens.items():
-        teacher_id = by_token.get(token, by_token.get(Token(other[token.kind], token.bytes)))
-        if teacher_id is not None:
-            matches[student_id] = Match(teacher_id, "bytes")
+        found = by_token.get(token, by_token.get(Token(other[token.kind], token.bytes)))
+        if found is not None:
+            matches[student_id] = Match(found, "bytes")
     for role in ROLES:
-        student_id, teacher_id = getattr(student, f"{role}_id", None), getattr(teacher, f"{role}_id", None)
-        if student_id is not None and teacher_id is not None:
-            matches.setdefault(student_id, Match(teacher_id, "role"))
+        ours, theirs = getattr(student, f"{role}_id", None), getattr(teacher, f"{role}_id", None)
+        if ours is not None and theirs is not None:
+            matches.setdefault(ours, Match(theirs, "role"))
     return matches
 
 
@@ -175,9 +178,10 @@ def _spell(
 
 
 def _spells(ids: Sequence[int | None] | None, wanted: bytes, teacher_tokens: Mapping[int, Token]) -> bool:
-    if not ids or any(i not in teacher_tokens for i in ids):
+    tokens = [teacher_tokens.get(i) for i in ids or () if i is not None]
+    if not ids or len(tokens) < len(ids):
         return False
-    return b"".join(teacher_tokens[i].bytes for i in ids) == wanted
+    return all(tokens) and b"".join(token.bytes for token in tokens if token) == wanted
 
 
 def vocabulary_rows(tokens: Mapping[int, Token]) -> int:
@@ -238,9 +242,8 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     One space in front is let pass, which SentencePiece adds by design.
     """
     text = "a b  c\n    return x_1, (y)"
-    decoded = tokenizer.decode(
-        tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False
-    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    decoded = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     if decoded.removeprefix(" ").casefold() != text.casefold():
         raise ValueError(
             f"{name}: wanted a tokenizer that keeps spaces, but {text!r} came back as {decoded!r}. Its pre-tokenizer, "

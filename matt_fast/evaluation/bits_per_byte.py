@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,13 +85,14 @@ def evaluate(
     limit = position_limit(model) if isinstance(model, PreTrainedModel) else None
     check_scorable(tokenizer, masked)
     around = specials_around(tokenizer, masked)
-    nats, n_bytes, n_tokens, without_text = 0.0, 0, 0, Counter()
+    nats, n_bytes, n_tokens = 0.0, 0, 0
+    without_text: Counter[str] = Counter()
     numbered = _numbered_pieces(_with_text(documents, without_text), piece_bytes)
     scored: list[list[float]] = []
     for number, piece in itertools.islice(numbered, max_pieces):
         ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
         check_positions(piece, len(ids) + around, limit)
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = len(cast(torch.Tensor, model.get_input_embeddings().weight))
         if max(ids) >= rows:
             raise ValueError(f"tokenizer: wanted ids below the {rows} rows of the embedding, got {max(ids)}")
         found, size = score(model, tokenizer, ids), len(piece.encode())

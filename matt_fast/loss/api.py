@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial, reduce
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,12 +91,17 @@ def aim_loss(
     }
     _check_ids(ids, teacher, student)
     dtype = reduce(torch.promote_types, (x.dtype for x in (*teacher, *student)))
-    teacher, student = (tuple(x.to(dtype) for x in side) for side in (teacher, student))
+    teacher, student = _as_dtype(teacher, dtype), _as_dtype(student, dtype)
     shared = {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
     with _no_autocast(student[0]):
         if _runs_kernels(student, backend):
             return _triton_loss(teacher, student, ids, plan, variant, metric, reduction, **shared)
         return _plain_loss(teacher, student, ids, plan, backend, variant, metric, reduction, **shared)
+
+
+def _as_dtype(side: Tensors, dtype: torch.dtype) -> Tensors:
+    query, key, value = side
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 class AIMLoss(nn.Module):
@@ -116,7 +122,12 @@ class AIMLoss(nn.Module):
         super().__init__()
         chosen = {"variant": variant, "metric": metric, "reduction": reduction, "backend": backend}
         _check_options(chosen, scale, sliding_window, softcap, causal)
-        self.options = chosen | {"scale": scale, "sliding_window": sliding_window, "softcap": softcap, "causal": causal}
+        self.options: dict[str, Any] = chosen | {
+            "scale": scale,
+            "sliding_window": sliding_window,
+            "softcap": softcap,
+            "causal": causal,
+        }
 
     def forward(
         self,
@@ -128,8 +139,10 @@ class AIMLoss(nn.Module):
         teacher_documents: torch.Tensor | None = None,
         student_documents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        documents = {"teacher_documents": teacher_documents, "student_documents": student_documents}
-        return aim_loss(teacher, student, teacher_segments, student_segments, **documents, **self.options)
+        return aim_loss(
+            teacher, student, teacher_segments, student_segments, teacher_documents=teacher_documents,
+            student_documents=student_documents, **self.options,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -135,7 +135,7 @@ def capture(
             documents would see each other, or are to be compiled.
     """
     attention = set(attention)
-    layers = attention | ({hidden} - {None})
+    layers = attention | (set() if hidden is None else {hidden})
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     for layer in sorted(layers):
         if not 0 <= layer < depth:

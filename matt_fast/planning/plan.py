@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
+import torch
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
@@ -99,12 +101,13 @@ def plan(
     """
     _check_arguments(length, batch_size, precision, device)
     source = Teacher(model, trust_remote_code=trust_remote_code)
-    rows = len(source.outline(DTYPES[precision], 1).get_input_embeddings().weight)
+    rows = len(cast(torch.Tensor, source.outline(DTYPES[precision], 1).get_input_embeddings().weight))
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
     vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
-    given = {"length": length, "batch_size": batch_size, "n_layers": n_layers, "precision": precision}
-    given |= {"healing": healing, "device": device, "vram": vram}
-    return plan_step(source, vocabulary, training or TrainingOptions(), **given)
+    return plan_step(
+        source, vocabulary, training or TrainingOptions(), length=length, batch_size=batch_size, n_layers=n_layers,
+        precision=precision, device=device, healing=healing, vram=vram,
+    )  # fmt: skip
 
 
 def plan_step(
@@ -171,9 +174,9 @@ def plan_step(
 def _check_arguments(length: int, batch_size: int, precision: str, device: str) -> None:
     for name, value, most in (("length", length, LENGTH), ("batch_size", batch_size, ROWS)):
         check_range(name, value, 1, most)
-    for name, value, choices in (("precision", precision, DTYPES), ("device", device, ("cuda", "cpu"))):
-        if value not in choices:
-            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {value!r}")
+    for name, given, choices in (("precision", precision, tuple(DTYPES)), ("device", device, ("cuda", "cpu"))):
+        if given not in choices:
+            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {given!r}")
 
 
 def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..., PreTrainedModel]:
@@ -235,7 +238,7 @@ def _remedies(
     single = [[x] for x in (*first, *last_resorts)]
     together = [first] if len(first) > 1 else []
     together += [[*first, last] for last in last_resorts if first]
-    peaks = []
+    peaks: list[tuple[str, int]] = []
     for choice in [*single, *together]:
         if choice in together and any(peak <= vram for _, peak in peaks):
             break

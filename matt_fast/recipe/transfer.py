@@ -1,7 +1,7 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ def transfer(
     snippets: int | None = None,
     data_cache: str | Path | None = None,
     data_workers: int | None = None,
-    eval_data: str | Path | None = None,
+    eval_data: str | Path | Mapping[str, str | Path] | None = None,
     eval_pieces: int = 40,
     completions: int = 3,
     checkpoint_every: str | int = "auto",
@@ -145,9 +145,9 @@ def transfer(
         stages.check(work, vocabulary)
         start = stages.initialise(work, vocabulary)
         stages.measure_start(work, vocabulary, start)
-        data, options = stages.prepare(work, vocabulary)
-        train_rows(work, vocabulary, start, data, options)
-        heal(work, vocabulary, start, data)
+        prepared, options = stages.prepare(work, vocabulary)
+        train_rows(work, vocabulary, start, prepared, options)
+        heal(work, vocabulary, start, prepared)
         stages.write_model(work, vocabulary, start)
         stages.measure_result(work, vocabulary)
         return finish(work, vocabulary, start)

@@ -87,7 +87,8 @@ def doctor(
     job = Job(**{name: x for name, x in arguments.items() if name in Job.__dataclass_fields__})
     if output is not None:
         Run(output).check_free(bool(arguments["resume"]))
-    subject, findings = Subject(job, output, on_progress), []
+    subject = Subject(job, output, on_progress)
+    findings: list[Finding] = []
     missing: set[str] = set()
     leave_out = (OF_THE_OUTPUT if output is None else ()) + (OF_THE_TEXT if data is None else ())
     for area, name, look in _checks(leave_out):
