@@ -1,4 +1,4 @@
-"""A transfer end to end on a GPU: speed, memory and waiting of the AIM engines, then each objective for a given time.
+"""A transfer end to end on a GPU: each way to train for a given time, then speed and waiting of the AIM engines.
 
     python3 benchmarks/gpu_bench/transfer.py MODEL TOKENIZER TRAIN.jsonl --held-out HELD_OUT.jsonl --minutes 5
     python3 benchmarks/gpu_bench/transfer.py --dry-run     a tiny model on a CPU
@@ -39,7 +39,22 @@ SPEED = [
     ),
     ("aim, kernels, compile", {"objective": "aim", "backend": "triton", "steps": 30, "compile": True}, {}),
 ]
-OBJECTIVES = ("aim", "token-distillation", "ntp")
+# name: the start, rows alone (arguments of TrainingOptions) or rows and layers (of HealingOptions)
+LORA = {"method": "lora", "lr": 1e-3, "rows_lr": 3e-3}
+WAYS = {
+    "contextual, lora, boundary-kl+ntp": ("contextual", LORA | {"objective": "boundary-kl+ntp"}),
+    "contextual, full, boundary-kl+alm": (
+        "contextual",
+        {"method": "full", "lr": 1e-4, "rows_lr": 1e-3, "objective": "boundary-kl+alm"},
+    ),
+    "contextual, lora, boundary-kl+alm": ("contextual", LORA | {"objective": "boundary-kl+alm"}),
+    "contextual, rows, boundary-kl+alm": ("contextual", {"objective": "boundary-kl+alm", "lr": 3e-3}),
+    "mean, lora, ntp": ("mean", LORA | {"objective": "ntp"}),
+    "mean, rows, token-distillation": ("mean", {"objective": "token-distillation", "lr": 3e-3}),
+    "mean, rows, aim": ("mean", {"objective": "aim", "lr": 1e-3}),
+    "mean, lora, alm": ("mean", LORA | {"objective": "alm"}),
+    "mean, rows, ntp": ("mean", {"objective": "ntp", "lr": 3e-3}),
+}
 
 
 def joined(folder: Path, work: Path) -> Path:
@@ -75,11 +90,10 @@ def tiny(work: Path) -> tuple[Path, Path, Path, Path]:
     return model, tokenizer, data, held_out
 
 
-def run(options, training: dict, more: dict, output: Path) -> dict:
+def run(options, arguments: dict, output: Path) -> dict:
     """One transfer, and what is worth knowing of it; speed is that of the second half of its steps."""
     ticks = []
-    cuda = torch.cuda.is_available()
-    if cuda:
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
     def tick(progress) -> None:
@@ -87,23 +101,30 @@ def run(options, training: dict, more: dict, output: Path) -> dict:
 
     shared = {"max_length": options.max_length, "batch_size": options.batch_size, "checkpoint_every": 10**9}
     result = matt_fast.transfer(
-        options.model, options.tokenizer, options.data, output, training=matt_fast.TrainingOptions(**training),
-        on_step=tick, **shared | more,
+        options.model, options.tokenizer, options.data, output, on_step=tick, **shared | arguments
     )  # fmt: skip
-    half = len(ticks) // 2
-    (first, before, _), (last, after, loss) = ticks[half], ticks[-1]
-    seconds, steps = max(last - first, 1e-9), max(len(ticks) - 1 - half, 1)
-    return {
-        "tokens/s": (after - before) / seconds,
-        "ms a step": 1e3 * seconds / steps,
-        "steps": len(ticks),
-        "waiting": result.progress.waiting,
-        "padding": result.progress.padding,
-        "loss": [ticks[0][2], loss],
-        "training MiB": result.training_memory / 2**20,
+    texts = {"held out": result.evaluations, **result.other_texts}
+    found = {
         "seconds": result.seconds,
-        "bits per byte": {name: x.bits_per_byte for name, x in result.evaluations.items()},
+        "bits per byte": {name: {x: y.bits_per_byte for x, y in text.items()} for name, text in texts.items()},
     }
+    if ticks:
+        progress = result.progress if result.healing is None else result.healing.progress
+        half = len(ticks) // 2
+        (first, before, _), (last, after, loss) = ticks[half], ticks[-1]
+        seconds, steps = max(last - first, 1e-9), max(len(ticks) - 1 - half, 1)
+        found |= {"tokens/s": (after - before) / seconds, "ms a step": 1e3 * seconds / steps, "steps": len(ticks)}
+        found |= {"waiting": progress.waiting, "padding": progress.padding, "loss": [ticks[0][2], loss]}
+        found |= {"peak MiB": result.peak_memory / 2**20}
+    return found
+
+
+def way(arguments: dict, steps: int) -> dict:
+    """Arguments of a transfer that trains in a way of WAYS."""
+    if "method" in arguments:
+        healing = matt_fast.HealingOptions(**arguments, steps=steps, max_worse=None)
+        return {"training": matt_fast.TrainingOptions(steps=0), "healing": healing}
+    return {"training": matt_fast.TrainingOptions(**arguments, steps=steps)}
 
 
 def parse() -> argparse.Namespace:
@@ -112,9 +133,10 @@ def parse() -> argparse.Namespace:
     for name in ("model", "tokenizer", "data"):
         add(name, type=Path, nargs="?" if DRY else None)
     add("--held-out", type=Path)
-    add("--parts", nargs="+", choices=("speed", "objectives"), default=["speed", "objectives"])
-    add("--objectives", nargs="+", default=list(OBJECTIVES))
-    add("--seconds", type=float, default=1 if DRY else 60, help="of training for each objective")
+    add("--english", type=Path, help="text of another kind")
+    add("--parts", nargs="+", choices=("speed", "ways"), default=["ways", "speed"])
+    add("--ways", nargs="+", type=int, default=list(range(len(WAYS))), help="numbers in WAYS")
+    add("--seconds", type=float, default=1 if DRY else 60, help="of training for each way")
     add("--max-length", type=int, default=32 if DRY else 512)
     add("--batch-size", type=int, default=2 if DRY else 16)
     add("--minutes", type=float, default=5, help="runs not begun by then are left out")
@@ -131,37 +153,45 @@ def main() -> None:
     options.model = joined(options.model, work)
     report = Path(os.environ.get("OUT", "."), "transfer.jsonl")
 
-    def noted(name: str, training: dict, more: dict) -> dict | None:
+    def noted(name: str, arguments: dict) -> dict | None:
         nonlocal failed
         began, record = time.perf_counter(), {"run": name}
+        output = work / f"run-{time.monotonic_ns()}"
         if time.monotonic() > deadline:
             record["not run"] = f"{options.minutes:g} minutes were over"
         else:
             try:
-                record |= run(options, training, more, work / f"run-{time.monotonic_ns()}")
+                record |= run(options, arguments, output) | {"output": str(output)}
             except Exception as error:
-                traceback.print_exc(limit=6, file=sys.stdout)
+                traceback.print_exc(limit=-8, file=sys.stdout)
                 record["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         failed += "error" in record
         record["all seconds"] = time.perf_counter() - began
         print(json.dumps(record), flush=True)
         with report.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        return record if "ms a step" in record else None
+        return record if "output" in record else None
 
+    texts = {"held out": options.held_out, "english": options.english}
+    texts = {name: text for name, text in texts.items() if text is not None}
+    scored = {"eval_data": texts, "eval_pieces": 2 if DRY else 15, "completions": 0} if texts else {}
+    starts: dict[str, Path | str] = {}
+    for start, _ in ([list(WAYS.values())[x] for x in options.ways]) if "ways" in options.parts else ():
+        if start not in starts:
+            made = noted(f"start: {start}", {"init": start, "training": matt_fast.TrainingOptions(steps=0), **scored})
+            starts[start] = Path(made["output"]) if made else start
+    for name, arguments in ([list(WAYS.items())[x] for x in options.ways]) if "ways" in options.parts else ():
+        # A few steps tell how many fit into the time.
+        start = {"init": starts[arguments[0]]}
+        trial = noted(f"trial: {name}", way(arguments[1], 4 if DRY else 12) | start)
+        if trial:
+            steps = max(2, int(1e3 * options.seconds / trial["ms a step"]))
+            noted(f"{options.seconds:g} s: {name}", way(arguments[1], min(steps, 5) if DRY else steps) | start | scored)
     for name, training, more in SPEED if "speed" in options.parts else ():
         if DRY:
             training |= {"steps": 3, "compile": False}
             more = {"max_length": 64, "batch_size": 2} if more else {}
-        noted(f"speed: {name}", training, more)
-    scored = {"eval_data": options.held_out, "eval_pieces": 2 if DRY else 40} if options.held_out else {}
-    for objective in options.objectives if "objectives" in options.parts else ():
-        # A few steps tell how many fit into the time; all objectives begin at the same rows and the same data.
-        trial = noted(f"trial: {objective}", {"objective": objective, "steps": 4 if DRY else 20}, {})
-        if trial:
-            steps = max(2, int(1e3 * options.seconds / trial["ms a step"]))
-            steps = min(steps, 5) if DRY else steps
-            noted(f"{options.seconds:g} s of {objective}", {"objective": objective, "steps": steps}, scored)
+        noted(f"speed: {name}", {"training": matt_fast.TrainingOptions(**training), **more})
     print(f"{failed} failed; {report}", flush=True)
     raise SystemExit(failed > 0)
 
