@@ -176,17 +176,23 @@ def main() -> None:
     texts = {name: text for name, text in texts.items() if text is not None}
     scored = {"eval_data": texts, "eval_pieces": 2 if DRY else 15, "completions": 0} if texts else {}
     starts: dict[str, Path | str] = {}
+    pace: dict[str, float] = {}
     for start, _ in ([list(WAYS.values())[x] for x in options.ways]) if "ways" in options.parts else ():
         if start not in starts:
             made = noted(f"start: {start}", {"init": start, "training": matt_fast.TrainingOptions(steps=0), **scored})
             starts[start] = Path(made["output"]) if made else start
     for name, arguments in ([list(WAYS.items())[x] for x in options.ways]) if "ways" in options.parts else ():
-        # A few steps tell how many fit into the time.
-        start = {"init": starts[arguments[0]]}
-        trial = noted(f"trial: {name}", way(arguments[1], 4 if DRY else 12) | start)
-        if trial:
-            steps = max(2, int(1e3 * options.seconds / trial["ms a step"]))
-            noted(f"{options.seconds:g} s: {name}", way(arguments[1], min(steps, 5) if DRY else steps) | start | scored)
+        start, kind = {"init": starts[arguments[0]]}, "layers" if "method" in arguments[1] else "rows"
+        if kind not in pace:  # a few steps tell how many fit into the time
+            trial = noted(f"trial: {name}", way(arguments[1], 4 if DRY else 12) | start)
+            pace |= {kind: trial["ms a step"]} if trial else {}
+        if kind in pace:
+            steps = max(2, int(1e3 * options.seconds / pace[kind]))
+            done = noted(
+                f"about {options.seconds:g} s: {name}",
+                way(arguments[1], min(steps, 5) if DRY else steps) | start | scored,
+            )
+            pace |= {kind: done["ms a step"]} if done else {}
     for name, training, more in SPEED if "speed" in options.parts else ():
         if DRY:
             training |= {"steps": 3, "compile": False}

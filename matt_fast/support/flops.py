@@ -9,6 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+# What else scaled_dot_product_attention calls. Key heads may be fewer than query heads, which torch's counts refuse.
+_OF_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 # Ops of bitsandbytes that multiply their first argument by a matrix, by name: the package may not be there.
 _QUANTIZED = {
     f"bitsandbytes.{name}"
@@ -34,8 +41,8 @@ def _quantized_flops(given, *rest, out=None, out_val=None, **options) -> int:
 FLOPS: dict[object, Callable] = {
     **flop_registry,
     torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm],
-    ATTENTION: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    **{getattr(torch.ops.aten, name): _attention_flops for name in _OF_ATTENTION},
+    **{getattr(torch.ops.aten, f"{name}_backward"): _attention_backward_flops for name in _OF_ATTENTION},
 }
 
 
