@@ -98,7 +98,7 @@ class Tasks:
 
     Raises:
         ImportError: lm-evaluation-harness is not there.
-        ValueError: there is no task of a name; or `folder` has a file that cannot be read as a task.
+        ValueError: there is no task of a name. What lm-eval cannot read in `folder` is no task.
     """
 
     def __init__(self, options: TaskOptions):
