@@ -444,7 +444,7 @@ def stub_all(monkeypatch, error):
         (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
         (importlib.import_module("matt_fast.recipe.comparison"), "compare_initializers"),
         (importlib.import_module("matt_fast.planning.plan"), "plan"),
-        (importlib.import_module("matt_fast.model.teacher"), "Teacher"),
+        (importlib.import_module("matt_fast.recipe.evaluating"), "evaluate_models"),
     )
     for module, name in patched:
         monkeypatch.setattr(module, name, broken)

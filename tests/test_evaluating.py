@@ -94,8 +94,8 @@ def test_intervals_are_those_of_scipy():
         np.array([row[column] for row in rows]).reshape(30, 2).sum(1)
         for rows, column in ((pieces, 1), (others, 1), (pieces, 2))
     )
-    options = {"paired": True, "method": "percentile", "n_resamples": 20_000, "vectorized": False, "rng": 1}
-    over = lambda a, b: a.sum() / b.sum()  # noqa: E731
+    options = {"paired": True, "method": "percentile", "n_resamples": 20_000, "rng": 1}
+    over = lambda a, b, axis=-1: a.sum(axis) / b.sum(axis)  # noqa: E731
     for ours, theirs in (
         (bits_interval(found), scipy.stats.bootstrap((bits, sizes), over, **options)),
         (ratio_interval(other, found), scipy.stats.bootstrap((changed, bits), over, **options)),

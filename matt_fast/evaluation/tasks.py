@@ -97,7 +97,7 @@ class Tasks:
 
     Raises:
         ImportError: lm-evaluation-harness is not there.
-        ValueError: there is no task of a name; or `folder` has a file that cannot be read as a task.
+        ValueError: there is no task of a name. What lm-eval cannot read in `folder` is no task.
     """
 
     def __init__(self, options: TaskOptions):
@@ -119,6 +119,24 @@ class Tasks:
                     f"tasks: wanted names of lm-eval's tasks or of those in task_folder, got {name!r}{hint}"
                 )
 
+    def load(self) -> dict:
+        """The tasks with their data, as lm-eval's `evaluate` takes them.
+
+        Raises:
+            ValueError: a task cannot be loaded; its data may be on the hub.
+        """
+        try:
+            loaded = self.manager.load(list(self.options.tasks))
+        except Exception as error:  # datasets raises many kinds
+            names = ", ".join(self.options.tasks)
+            raise ValueError(f"tasks: {names} could not be loaded: {type(error).__name__}: {error}") from error
+        for task in loaded["tasks"].values():
+            own = task.get_config("num_fewshot")
+            if own is None or (self.options.few_shot is not None and own != 0):
+                task.set_config(key="num_fewshot", value=self.options.few_shot or 0)
+            task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+        return loaded
+
     def run(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[TaskScore]:
         """One model's scores, in a `TaskScore` for each metric, under the name "".
 
@@ -127,7 +145,7 @@ class Tasks:
             tokenizer: its own.
 
         Raises:
-            ValueError: a task cannot be loaded (its data may be on the hub), or the tokenizer has no chat template.
+            ValueError: what `load` raises, or the tokenizer has no chat template.
         """
         import numpy as np
         import torch
@@ -142,24 +160,11 @@ class Tasks:
             from lm_eval import evaluate
             from lm_eval.models.huggingface import HFLM
 
-            loaded = self._load()
+            loaded = self.load()
             scorer = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=options.batch_size)
             chat = {"apply_chat_template": options.chat_template, "fewshot_as_multiturn": options.chat_template}
             found = evaluate(scorer, loaded, limit=options.limit, bootstrap_iters=1000, log_samples=True, **chat)
         return list(_scores(found))
-
-    def _load(self) -> dict:
-        try:
-            loaded = self.manager.load(list(self.options.tasks))
-        except Exception as error:  # datasets raises many kinds
-            names = ", ".join(self.options.tasks)
-            raise ValueError(f"tasks: {names} could not be loaded: {type(error).__name__}: {error}") from error
-        for task in loaded["tasks"].values():
-            own = task.get_config("num_fewshot")
-            if own is None or (self.options.few_shot is not None and own != 0):
-                task.set_config(key="num_fewshot", value=self.options.few_shot or 0)
-            task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-        return loaded
 
 
 def compare(found: Mapping[str, Sequence[TaskScore]]) -> list[TaskScore]:

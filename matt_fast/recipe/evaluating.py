@@ -102,6 +102,9 @@ def evaluate_models(
         ImportError: tasks without lm-evaluation-harness.
     """
     chosen = None if tasks is None else Tasks(tasks)
+    if chosen is not None:
+        on_stage("tasks")
+        chosen.load()  # an error now, not behind the texts
     on_stage("models")
     place, dtype = device or Accelerator().device, DTYPES[precision]
     hub = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
