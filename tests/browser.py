@@ -33,8 +33,9 @@ def find_browser() -> str | None:
 @contextmanager
 def browser():
     """A headless browser."""
+    path = find_browser()
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+        launched = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield launched
         launched.close()
 

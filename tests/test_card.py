@@ -165,8 +165,8 @@ def test_metadata_comes_from_the_original_and_from_what_was_measured(tmp_path):
     (tmp_path / "config.json").write_text('{"_name_or_path": "org/base"}')
     base = read_base(tmp_path)
     measured = replace(result(), evaluations={"trained": Evaluation(1.23456, 4.0, 100, 25, 2048, False)})
-    text = model_card(measured, options(model=tmp_path, tokenizer="t", data="org/data", output="out"), base,
-                      pipeline_tag=base.pipeline_tag)  # fmt: skip
+    given = options(model=tmp_path, tokenizer="t", data="org/data", output="out", eval_data={"My text": "org/held"})
+    text = model_card(measured, given, base, pipeline_tag=base.pipeline_tag)
     found = parts(text)[0]
     assert {name: found[name] for name in ("license", "license_name", "license_link", "base_model", "datasets")} == {
         "license": "other", "license_name": "own", "license_link": "https://x.org", "base_model": "org/base",
@@ -175,8 +175,9 @@ def test_metadata_comes_from_the_original_and_from_what_was_measured(tmp_path):
     assert (found["base_model_relation"], found["pipeline_tag"]) == ("finetune", "text-generation")
     assert "language" not in found
     assert "`en`, `de`" in text
-    (metric,) = found["model-index"][0]["results"][0]["metrics"]
-    assert (metric["type"], metric["value"]) == ("bits_per_byte", 1.2346)
+    (scored,) = found["model-index"][0]["results"]
+    assert [(x["type"], x["value"]) for x in scored["metrics"]] == [("bits_per_byte", 1.2346)]
+    assert scored["dataset"] == {"name": "My text", "type": "my-text"}
     given = options(model=tmp_path, tokenizer="t", data="d", output="out", language=["uk"])
     assert parts(model_card(result(), given, base))[0]["language"] == ["uk"]
 

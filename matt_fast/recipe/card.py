@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
+from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.result import DIGITS, TransferResult
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
@@ -173,7 +174,8 @@ def _command(options: Mapping[str, Any], processes: int) -> list[str]:
 
 def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pipeline_tag: str | None) -> str:
     """The card's YAML."""
-    data = str(options["data"] or "")
+    data, texts = str(options["data"] or ""), options.get("eval_data")
+    first = texts[0].partition("=")[0] if isinstance(texts, list) else HELD_OUT
     scores = [
         EvalResult(
             task_type=pipeline_tag or "text-generation",
@@ -183,7 +185,7 @@ def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pi
             metric_name="bits per byte",
             metric_value=round(found["trained"].bits_per_byte, DIGITS),
         )
-        for text, found in ({"held-out text": result.evaluations} | result.other_texts).items()
+        for text, found in ({first: result.evaluations} | result.other_texts).items()
         if "trained" in found
     ]
     named = is_hub_name(data)

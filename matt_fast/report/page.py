@@ -31,7 +31,7 @@ TITLES = {
     "sample": "A sample text",
     "completions": "Completions",
     "tokens": "New tokens",
-    "warnings": "Warnings",
+    "warnings": "Warnings and messages",
     "configuration": "Configuration",
 }
 

@@ -62,7 +62,7 @@ def _map(title: str, values: np.ndarray, found: "Influence", most: float) -> str
         if cells:
             paths.append(f'<path class="h{shade}" d="{cells}"/>')
     step = math.ceil(LINE / cell)
-    below = min(cell / 2 + 4, LINE - 2)
+    below = max(cell / 2 + 4, LINE - 3)
     labels = "".join(
         f'<text x="{MARGIN - 5}" y="{cell * i + below:.1f}" text-anchor="end">{escape(_short(found.labels[i]))}</text>'
         for i in range(0, count, step)

@@ -7,6 +7,7 @@ from matt_fast.alignment.vocabulary import Token, show_token
 from matt_fast.report.charts import as_json
 
 BYTES = 2_200_000  # of all tables of a page; the whole page stays below 3 MB
+FEW = 1000  # records by which the size of all is estimated
 FIGURES = ("seen", "moved", "norm")
 HEADS = {
     "token": "token",
@@ -62,8 +63,11 @@ def _head(name: str) -> str:
 
 def _fitting(records, tokens, old_tokens, room: int) -> tuple[dict, int]:
     """The columns of as many records as fit, and how many those are."""
-    data = _columns(records, tokens, old_tokens)
-    count, size = len(records), len(as_json(data).encode())
+    few = records[:FEW]
+    each = len(as_json(_columns(few, tokens, old_tokens)).encode()) / len(few)
+    count = min(len(records), int(2 * room / each) + 1)  # few records share few old tokens: each takes more there
+    data = _columns(records[:count], tokens, old_tokens)
+    size = len(as_json(data).encode())
     while size > room and count > 1:
         count = max(1, int(0.98 * count * room / size))
         data = _columns(records[:count], tokens, old_tokens)

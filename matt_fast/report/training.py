@@ -40,7 +40,7 @@ def training_charts(record: Record) -> str:
         parts += [
             chart(f"{phase.title}: loss", loss_lines(curves), f"loss ({phase.objective})"),
             chart(f"{phase.title}: validation", validation_lines(record, curves), "bits per byte",
-                  "Dashed: the original model."),
+                  "Dotted: the original model."),
             chart(f"{phase.title}: learning rate", [Line("", curves["lr"])] if "lr" in curves else [], "learning rate"),
         ]  # fmt: skip
     shown = "".join(parts)

@@ -20,6 +20,8 @@ def printable(text: str) -> str:
 
 def visible(text: str) -> str:
     r"""The text with every white space and control seen: ␣ ⏎ →, escapes for others; a mark that begins it has a ◌."""
+    if text.isascii() and text.isprintable():
+        return text.replace(" ", SIGNS[" "])
     if text and unicodedata.category(text[0]).startswith("M"):
         text = "\N{DOTTED CIRCLE}" + text
     return "".join(SIGNS.get(x) or (_escaped(x) if _is_hidden(x) else x) for x in text)
