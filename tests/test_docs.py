@@ -179,17 +179,17 @@ def check_command(words: list[str], block: Block, monkeypatch) -> None:
 
 
 def make_results(arguments: list[str]) -> None:
-    """What a command wants to see that goes on with what another left."""
-    if arguments[0] in ("show", "report", "push") or "--card" in arguments:
-        for folder in ("FOLDER", "adapted", "A", "B", "C"):
-            Path(folder, "run").mkdir(parents=True, exist_ok=True)
-            for name in ("config.json", "README.md", "run/run.json", "run/result.json", "run/state.json"):
-                Path(folder, name).touch()
+    """The folders of transfers that a command wants to see, as far as it looks before its work."""
+    folders: tuple[str, ...] = ()
     if "--resume" in arguments:
-        run = Path(arguments[arguments.index("--resume") + 1], "run")
-        run.mkdir(parents=True)
-        (run / "run.json").write_text("{}")
-        (run / "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
+        folders = (arguments[arguments.index("--resume") + 1],)
+    elif arguments[0] in ("show", "report", "push") or "--card" in arguments:
+        folders = ("FOLDER", "adapted", "A", "B", "C")
+    for folder in folders:
+        Path(folder, "run").mkdir(parents=True, exist_ok=True)
+        Path(folder, "run", "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
+        for name in ("config.json", "README.md", "run/run.json", "run/result.json", "run/state.json"):
+            Path(folder, name).write_text("{}")
 
 
 def run_command(arguments: list[str], block: Block, monkeypatch) -> None:
