@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = {"docs/tutorial.md"}
 BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n\s*)?^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-OUTPUT = {"", "text", "yaml"}  # languages of blocks that are no commands
+OUTPUT = {"", "json", "text", "yaml"}  # languages of blocks that are no commands
 SHORTER = (  # what would take long
     (re.compile(r"HuggingFaceTB/SmolLM2-135M(?:-Instruct)?"), "MODEL"),
     (re.compile(r"\bsteps=\d+"), "steps=2"),
@@ -86,6 +86,7 @@ def world(tmp_path_factory) -> Path:
         "CODE.txt": TEXTS[0],
         "ENGLISH.txt": TEXTS[1],
         "rows.safetensors": "",
+        "tests/tasks/everyday.yaml": "",
     }.items():
         (folder / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "texts" / name).write_text(content, encoding="utf-8")
@@ -178,16 +179,17 @@ def check_command(words: list[str], block: Block, monkeypatch) -> None:
 
 
 def make_results(arguments: list[str]) -> None:
-    """What a command wants to see that goes on with what another left."""
-    if arguments[:2] in (["show", "tokens"], ["show", "influence"]):
-        for folder in ("FOLDER", "adapted"):
-            Path(folder).mkdir(exist_ok=True)
-            Path(folder, "config.json").touch()
+    """The folders of transfers that a command wants to see, as far as it looks before its work."""
+    folders: tuple[str, ...] = ()
     if "--resume" in arguments:
-        run = Path(arguments[arguments.index("--resume") + 1], "run")
-        run.mkdir(parents=True)
-        (run / "run.json").write_text("{}")
-        (run / "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
+        folders = (arguments[arguments.index("--resume") + 1],)
+    elif arguments[0] in ("show", "report", "push") or "--card" in arguments:
+        folders = ("FOLDER", "adapted", "A", "B", "C")
+    for folder in folders:
+        Path(folder, "run").mkdir(parents=True, exist_ok=True)
+        Path(folder, "run", "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
+        for name in ("config.json", "README.md", "run/run.json", "run/result.json", "run/state.json"):
+            Path(folder, name).write_text("{}")
 
 
 def run_command(arguments: list[str], block: Block, monkeypatch) -> None:
@@ -215,6 +217,13 @@ def test_blocks_that_are_not_run_say_why(capsys):
     assert len(reasons) <= len(ALL) / 4
     with capsys.disabled():
         print("\nnot run:", *reasons, sep="\n  ")
+
+
+def test_links_outside_the_site_lead_somewhere():
+    """Those in docs/ are looked at by `make docs`."""
+    for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("benchmarks/*.md")):
+        for link in re.findall(r"\]\((?!\w+:)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_the_api_page_has_every_public_name():
