@@ -45,7 +45,7 @@ OWN = (
 )
 OF_THE_OUTPUT = ("output", "disk")
 
-Look = Callable[[Subject], Iterable[Said | str]]
+Look = Callable[[Subject], Iterable[Said]]
 
 
 def doctor(
