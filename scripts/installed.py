@@ -35,7 +35,7 @@ def main() -> None:
     Path("held-out.txt").write_text("\n\n".join(TEXTS[::-1]).replace("alpha", "omega"), encoding="utf-8")
 
     assert "will fail" not in command("doctor", *COMMON)
-    rows = ("--steps=3", "--packing", "--eval-data=held-out.txt")
+    rows = ("--steps=3", "--packing")
     heal = ("--heal=lora", "--heal-steps=2", "--heal-objective=boundary-kl+alm")
     command("transfer", *COMMON, *rows, *heal, "--output=adapted")
     generate("adapted")

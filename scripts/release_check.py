@@ -32,9 +32,9 @@ HEAD = f"""# Versions that were run
 
 Written by `make release-check` (`scripts/release_check.py`), which installs the wheel in an empty environment, removes
 Triton, and runs `scripts/installed.py` there, outside the repository: every public name, `matt-fast doctor`, two tiny
-transfers with healing, `plan`, `evaluate`, `tokenizer extend`, and loading and generating with transformers alone. "oldest" has the lowest versions
-that pyproject.toml claims, "newest" what the index had on that day. "kernels-alone" has torch, Triton and NumPy only.
-All ran on a CPU, on Linux, x86-64.
+transfers, one with healing, `plan`, `evaluate`, `tokenizer extend`, and loading and generating with transformers alone.
+"oldest" has the lowest versions that pyproject.toml claims, "newest" what the index had on that day. "kernels-alone"
+has torch, Triton and NumPy only. All ran on a CPU, on Linux, x86-64.
 
 | case | {" | ".join(COLUMNS)} |
 |---|{"---|" * len(COLUMNS)}
