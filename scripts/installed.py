@@ -35,14 +35,14 @@ def main() -> None:
     Path("held-out.txt").write_text("\n\n".join(TEXTS[::-1]).replace("alpha", "omega"), encoding="utf-8")
 
     assert "will fail" not in command("doctor", *COMMON)
-    command("plan", "--model=model", "--tokenizer=new")
-    rows = ("--steps=3", "--packing", "--eval-data=held-out.txt")
+    rows = ("--steps=3", "--packing")
     heal = ("--heal=lora", "--heal-steps=2", "--heal-objective=boundary-kl+alm")
     command("transfer", *COMMON, *rows, *heal, "--output=adapted")
-    command("transfer", *COMMON, "--steps=2", "--objective=token-distillation", "--output=distilled")
-    command("evaluate", "--model=adapted", "--data=held-out.txt")
-    command("tokenizer", "extend", "--model=model", "--data=text.txt", "--add=10", "--output=extended")
     generate("adapted")
+    here("transfer", *COMMON, "--steps=2", "--objective=aim+token-distillation", "--output=both")
+    here("plan", "--model=model", "--tokenizer=new")
+    here("evaluate", "--model=adapted", "--data=held-out.txt")
+    here("tokenizer", "extend", "--model=model", "--data=text.txt", "--add=10", "--output=extended")
     said = {name: version(name) for name in TOLD}
     print(json.dumps({"python": platform.python_version(), **said}))
 
@@ -54,6 +54,17 @@ def command(*arguments: str) -> str:
     if done.returncode:
         sys.exit(f"matt-fast {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout + done.stderr
+
+
+def here(*arguments: str) -> None:
+    """The same in this process, where the libraries are loaded already."""
+    from typer.testing import CliRunner
+
+    from matt_fast.cli import app
+
+    done = CliRunner().invoke(app, arguments)
+    if done.exit_code:
+        sys.exit(f"matt-fast {' '.join(arguments)}: exit status {done.exit_code}\n{done.output}{done.exception}")
 
 
 def generate(folder: str) -> None:

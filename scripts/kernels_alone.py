@@ -23,7 +23,7 @@ def main() -> None:
     assert loss > 0
     assert all(x.grad.isfinite().all() and x.grad.any() for x in student)
     same = matt_kernels.aim_loss(teacher, teacher, segments[0], segments[0])
-    assert same == 0, "a model beside itself"
+    assert same < 1e-12 * loss, "a model beside itself"  # sums in two orders
     told = {name: version(name) for name in ("torch", "triton", "numpy")}
     print(json.dumps({"python": platform.python_version(), **told}))
 

@@ -1,8 +1,8 @@
 """Builds the wheel and the sdist, installs the wheel in empty environments, and runs it in each.
 
-`make release-check` runs all cases below (about 6 GB of downloads for each version of torch, kept by uv; one
-environment at a time is on the disk). `make release-check ONLY=3.11-oldest` runs those named. Each case that ran writes its line in
-docs/versions.md. Pythons are found by uv: on the PATH, pyenv's, or its own.
+`make release-check` runs all cases below, `make release-check ONLY=3.11-oldest` those named. Each case that ran writes
+its line in docs/versions.md. A version of torch is about 6 GB, which uv downloads once and keeps; one environment at a
+time is on the disk. Pythons are found by uv: on the PATH, pyenv's, or its own.
 """
 
 import argparse
@@ -32,9 +32,9 @@ HEAD = f"""# Versions that were run
 
 Written by `make release-check` (`scripts/release_check.py`), which installs the wheel in an empty environment, removes
 Triton, and runs `scripts/installed.py` there, outside the repository: every public name, `matt-fast doctor`, two tiny
-transfers with healing, `evaluate`, and loading and generating with transformers alone. "oldest" has the lowest versions
-that pyproject.toml claims, "newest" what the index had on that day. "kernels-alone" has torch, Triton and NumPy only.
-All ran on a CPU, on Linux, x86-64.
+transfers, one with healing, `plan`, `evaluate`, `tokenizer extend`, and loading and generating with transformers alone.
+"oldest" has the lowest versions that pyproject.toml claims, "newest" what the index had on that day. "kernels-alone"
+has torch, Triton and NumPy only. All ran on a CPU, on Linux, x86-64.
 
 | case | {" | ".join(COLUMNS)} |
 |---|{"---|" * len(COLUMNS)}
@@ -77,8 +77,8 @@ def check_wheel(wheel: Path) -> None:
 
 def check_sdist(sdist: Path) -> None:
     """All that a wheel is built from, the licence and the changelog, and no tests."""
-    with tarfile.open(sdist) as packed:
-        names = {name.partition("/")[2] for name in packed.getnames()}
+    with tarfile.open(sdist) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
     for needed in ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "matt_fast/py.typed"):
         assert needed in names, f"{sdist.name}: {needed} is missing"
     assert not [name for name in names if name.startswith(("tests", "benchmarks"))]

@@ -29,7 +29,7 @@ OF_EXTRAS = (
 class Installed:
     """The metadata of an installed matt-fast, as importlib.metadata gives it."""
 
-    requires = ("torch>=2.6", "matplotlib>=3.8; extra == 'plot'", "triton>=3; os_name == 'none' and extra == 'plot'")
+    requires = ("torch>=2.9", "matplotlib>=3.8; extra == 'plot'", "triton>=3; os_name == 'none' and extra == 'plot'")
 
     def __init__(self, installer, *extras):
         self.metadata = self

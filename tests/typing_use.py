@@ -66,7 +66,7 @@ def before_a_job(model: str) -> tuple[float, int | None]:
     original, compared = compare_initializers(model, "tokenizer", "held-out.txt", ["mean", "omp-self"])
     assert_type(original, float)
     print([one.bits_per_byte for one in compared])
-    sweep_layers(model, "tokenizer", "corpus.jsonl", "sweep", depths=[2, 4])
+    sweep_layers(model, "tokenizer", "corpus.jsonl", "held-out.txt", "sweep", depths=[2, 4])
     return original, planned.longest
 
 
@@ -83,15 +83,16 @@ def own_loop(
     with torch.no_grad():
         known = capture_attention(teacher, 4, input_ids=ids)
     learnt = capture_attention(student, 4, input_ids=ids)
-    loss = aim_loss(known, learnt, *segments, metric="cosine", backend="torch")
+    loss = aim_loss(known.states, learnt.states, *segments, teacher_documents=known.documents, metric="cosine")
     assert_type(loss, torch.Tensor)
-    return loss + AIMLoss(variant="aim_star")(known, learnt, *segments)
+    starred = AIMLoss(variant="aim_star").forward(known.states, learnt.states, *segments)
+    return loss + starred
 
 
 def parts(query: torch.Tensor, offsets: list[tuple[int, int]], model: PreTrainedModel) -> torch.Tensor:
     qkv: Tensors = (query, query, query)
     first, second = align_segments(offsets, offsets)
-    print(first.shape, second.shape, layer_config(model, 3))
+    print(first.shape, second.shape, layer_config(model.config, 3))
     ids = torch.zeros(1, 4, dtype=torch.int64)
     align_segments_batch([offsets], [offsets])
     config = MATTConfig(batch_size=4)
@@ -100,6 +101,6 @@ def parts(query: torch.Tensor, offsets: list[tuple[int, int]], model: PreTrained
 
 
 def held_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> float:
-    rows = initialize(model, tokenizer, tokenizer)
-    print(rows)
+    rows = initialize(torch.zeros(4, 2), 5, match_tokens(tokenizer, tokenizer), {4: [1, 2]}, method="length-mean")
+    assert_type(rows, torch.Tensor)
     return evaluate(model, tokenizer, texts, max_pieces=40).bits_per_byte

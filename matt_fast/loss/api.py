@@ -226,6 +226,7 @@ def _triton_loss(
             _find_segments(ids)
         shared = {"sliding_window": sliding_window, "causal": causal, "backend": "triton"}
         make_plan = tile_planner(student, variant=variant, metric=metric, reduction=reduction, **shared)
+        assert make_plan is not None  # these are inputs for the kernels
         plan = make_plan(**ids).to(student[0].device, non_blocking=True)
     import matt_kernels
 
@@ -287,10 +288,10 @@ def _check_tensors(teacher: Tensors, student: Tensors) -> None:
             _check_tensor(f"{side} {name}", x, student[0] if isinstance(student, tuple | list) else x)
         _check_shapes(side, *(x.shape for x in tensors))
     for index, name in ((0, "batch size"), (1, "number of heads"), (3, "head dimension")):
-        for x, (mine, other) in zip("qkv", zip(teacher, student, strict=True), strict=True):
+        for letter, mine, other in zip("qkv", teacher, student, strict=True):
             if mine.shape[index] != other.shape[index]:
                 raise ValueError(
-                    f"teacher and student {x} must have the same {name}; "
+                    f"teacher and student {letter} must have the same {name}; "
                     f"got shapes {tuple(mine.shape)} and {tuple(other.shape)}"
                 )
 

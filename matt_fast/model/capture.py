@@ -190,8 +190,9 @@ def _prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, inpu
         inputs.setdefault("use_cache", False)
     if documents is None:
         documents = _documents(mask, inputs.get("position_ids"))
-        packed = mask is None and documents is not None and documents.any()
-        return documents, find_packing(documents) if packed else None, inputs
+        if mask is None and documents is not None and documents.any():
+            return documents, find_packing(documents), inputs
+        return documents, None, inputs
     _check_packed(model, documents, inputs)
     packing = find_packing(documents)
     device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device

@@ -47,7 +47,7 @@ OWN = (
 OF_THE_OUTPUT = ("output", "disk")
 OF_THE_TEXT = ("text", "round trip", "offsets", "segments", "chunks")
 
-Look = Callable[[Subject], Iterable[Said | str]]
+Look = Callable[[Subject], Iterable[Said]]
 
 
 def doctor(
