@@ -175,6 +175,25 @@ def test_new_tokens_are_expected_as_often_as_they_occur(pair):
     assert gap(table) < 0.3 * gap(before)
 
 
+def test_a_strong_prior_leaves_levels_at_the_share_of_what_begins_alike(llama, monkeypatch):
+    model, vocabulary = llama
+    monkeypatch.setattr(boundary, "PRIOR", 1e15)
+    text = spell_texts(TEXTS, vocabulary)
+    read = boundary_states(model, text, seed=0)
+    weight = model.get_output_embeddings().weight.detach()
+    means, counts = initial_rows(model, vocabulary, "mean", 0).input, text.counts(vocabulary.rows)
+    ids, rows = boundary_rows(weight, means, None, vocabulary, counts, read)
+    alike = {}
+    for token in vocabulary.tokens:
+        if pieces := spelling(vocabulary, token):
+            alike.setdefault(pieces[0], []).append(counts[token].item() + boundary.SMOOTHING)
+    for token, row in zip(ids.tolist(), rows, strict=True):
+        pieces = spelling(vocabulary, token)
+        share = np.log((counts[token].item() + boundary.SMOOTHING) / sum(alike[pieces[0]]))
+        start = boundary.FIRST_PIECE * weight[pieces[0]] + (1 - boundary.FIRST_PIECE) * weight[pieces].mean(0)
+        torch.testing.assert_close(row, start + share * read.level(), rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(weight=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
 def test_tied_rows_are_the_least_of_both_costs(weight, seed):

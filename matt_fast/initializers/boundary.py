@@ -1,9 +1,11 @@
 """Output rows from the teacher's own states, without a pass of the student.
 
-Where the teacher is about to read a new token, its final hidden state must give that token's probability. What it says
-about the token's first piece is known; the rest of the spelling costs a level. So a new row starts between the first
-piece's row and the mean of all pieces, and gets the level at which the teacher's states, on average, expect the token
-as often as it occurs in the text. A level is a shift along the one direction that all states share: in a tied model it
+Where the teacher is about to read a new token, its final hidden state must give that token's probability: that of the
+token's first piece, which the teacher tells, times the share of the token in what begins with that piece, which the
+text tells by counting. So a new row starts between the first piece's row and the mean of all pieces, at the level of
+the logarithm of that share. From there levels move until the teacher's states expect each token as often as it occurs
+in the text, in so far as the few states that were read can tell: of a token that is seldom expected and seldom occurs
+they tell nothing, and it stays. A level is a shift along the one direction that all states share: in a tied model it
 hardly moves the row as an input embedding.
 """
 
@@ -21,7 +23,8 @@ N_STATES = 4096
 STRETCH = 256  # student tokens read at a time
 FIRST_PIECE = 0.75  # its share of a row's start, the mean of all pieces has the rest
 ROUNDS = 4
-SMOOTHING = 0.1  # occurrences added to each token's count
+SMOOTHING = 0.1  # occurrences in the text added to each token's count
+PRIOR = 0.1  # occurrences among the states added to what is expected and to what is wanted
 MAX_STEP = 6.0  # of a level in a round, in nats
 STATES_AT_ONCE = 512
 
@@ -91,18 +94,39 @@ def boundary_rows(
     """
     ids = torch.tensor(sorted(vocabulary.subtokens), dtype=torch.int64)
     first = weight[torch.tensor([vocabulary.subtokens[int(i)][0] for i in ids], device=weight.device)]
-    rows = means.to(weight.device).clone()
+    level, rows = boundary.level(), means.to(weight.device).clone()
     rows[ids] = FIRST_PIECE * first.float() + (1 - FIRST_PIECE) * rows[ids]
-    level = boundary.level()
-    share = (counts + SMOOTHING).to(weight.device)
-    share = (share / share.sum()).log()
+    rows[ids] += log_shares(vocabulary, counts)[ids, None].to(weight.device) * level
+    wanted = (counts + SMOOTHING).to(weight.device)
+    wanted = len(boundary.states) * wanted / wanted.sum()
     for _ in range(ROUNDS):
         expected = torch.zeros(len(rows), device=weight.device)
         for states in boundary.states.split(STATES_AT_ONCE):
             expected += head_logits(states, rows, bias, **boundary.rule).softmax(-1).sum(0)
-        expected = (expected / len(boundary.states)).clamp_min(1e-12).log()
-        rows[ids] += (share - expected)[ids, None].clamp(-MAX_STEP, MAX_STEP) * level
+        step = ((wanted + PRIOR) / (expected + PRIOR)).log().clamp(-MAX_STEP, MAX_STEP)
+        rows[ids] += step[ids, None] * level
     return ids, rows[ids]
+
+
+def log_shares(vocabulary: VocabularyPair, counts: torch.Tensor) -> torch.Tensor:
+    """How much of what begins with a token's first piece is that token.
+
+    Args:
+        vocabulary: the two vocabularies.
+        counts: [student rows], how often each token occurs in a text.
+
+    Returns:
+        [student rows]: the logarithm of a token's share of all student tokens that the teacher spells with the same
+        first piece, the shared token of that piece among them; 0 for tokens that it cannot spell.
+    """
+    first = {i: match.teacher_id for i, match in vocabulary.matches.items()}
+    first |= {i: pieces[0] for i, pieces in vocabulary.subtokens.items()}
+    ids, owner = torch.tensor(sorted(first.items()), dtype=torch.int64).view(-1, 2).T
+    smoothed = (counts[ids] + SMOOTHING).double()
+    totals = smoothed.new_zeros(vocabulary.teacher_rows).index_add_(0, owner, smoothed)
+    shares = torch.zeros(vocabulary.rows, dtype=counts.dtype)
+    shares[ids] = (smoothed / totals[owner]).log().to(counts.dtype)
+    return shares
 
 
 def tied_rows(
