@@ -13,7 +13,8 @@ from mkdocs.structure.files import File
 from matt_fast.cli import app
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("CHANGELOG.md", "benchmarks/*.md", "benchmarks/*.png", "examples/*.py", "examples/*.ipynb")
+ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/*.md", "benchmarks/*.png")
+ELSEWHERE += ("examples/*.py", "examples/*.ipynb")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)[^)#\s]+")
 
 
