@@ -106,8 +106,8 @@ def doctor(
 def _checks(leave_out: tuple[str, ...]) -> Iterator[tuple[str, str, Look]]:
     own = list(OWN)
     yield own.pop(0)  # all others need the model
-    shared = [(x.area, x.name, partial(_shared, x)) for x in CHECKS]
-    yield from (x for x in (*shared, *own) if x[1] not in leave_out)
+    others: list[tuple[str, str, Look]] = [(x.area, x.name, partial(_shared, x)) for x in CHECKS]
+    yield from (x for x in others + own if x[1] not in leave_out)
 
 
 def _shared(check: Check, subject: Subject) -> Iterator[Said]:
