@@ -24,6 +24,7 @@ from matt_fast.evaluation.intervals import bits_interval, ratio_interval
 from matt_fast.evaluation.speed import measure_speed, passages
 from matt_fast.evaluation.tasks import Score, TaskScore, compare
 from matt_fast.recipe.task_card import write_section
+from matt_fast.support.installing import install_line
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = [json.loads(line) for line in (ROOT / "tests/tasks/everyday.jsonl").read_text().splitlines()]
@@ -302,4 +303,4 @@ def test_what_tasks_need_is_named(models, monkeypatch):
         )
     monkeypatch.setattr(task_module, "find_spec", lambda name: None)
     done = run(*given, "--tasks=everyday")
-    assert (done.exit_code, "pip install 'matt-fast[eval]'" in done.stderr) == (1, True)
+    assert (done.exit_code, install_line("eval") in done.stderr) == (1, True)

@@ -9,7 +9,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from torch import nn
 
 from matt_fast import TrainingOptions, transfer
-from matt_fast.support.flops import FlopCounter, count_flops
+from matt_fast.support.flops import FLOPS, FlopCounter, count_flops
 
 
 @dataclass
@@ -123,3 +123,15 @@ def test_counting_changes_no_bit(tmp_path):
             (tmp_path / f"{objective} {kind}" / "model.safetensors").read_bytes() for kind in ("counted", "not counted")
         )
         assert counted == not_counted
+
+
+@pytest.mark.parametrize(
+    "name", ["flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"]
+)
+def test_attention_with_fewer_key_heads_is_counted_on_every_device(name):
+    """Shapes alone are looked at. torch's own counts refuse them, and what CUDA calls no test here would run."""
+    query, key = torch.empty(2, 6, 11, 16, device="meta"), torch.empty(2, 2, 13, 16, device="meta")
+    one_product = 2 * 2 * 6 * 11 * 13 * 16
+    forward, backward = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}{x}") for x in ("", "_backward"))
+    assert FLOPS[forward](query, key, key) == 2 * one_product
+    assert FLOPS[backward](query, query, key, key) == 5 * one_product

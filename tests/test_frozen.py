@@ -130,7 +130,7 @@ def test_a_transfer_writes_the_original_layers(job, tmp_path):
                 assert torch.equal(model.get_parameter(parameter), original), parameter
         moved = [x.get_input_embeddings().weight for x in (model, plain)]
         assert torch.equal(*moved) == (name == "disk")
-        assert f"{next(iter(options))}: `{name}`" in (tmp_path / name / "README.md").read_text()
+        assert f"--{next(iter(options))} {name} " in (tmp_path / name / "README.md").read_text()
 
 
 def test_rows_from_the_states_of_quantised_and_offloaded_layers(job, tmp_path):

@@ -94,9 +94,9 @@ def check(text, pair):
             b"".join(BYTES[name][int(i)].bytes for i in own[of == k])
             for name, own, of in zip(pair, ids, segments, strict=True)
         ]
-        if k == 0:  # SentencePiece puts a space before the text
-            parts = [part.lstrip(b" ") for part in parts]
         left, right = (folded(part.decode()) for part in parts)  # whole characters, on both sides
+        if k == 0:  # SentencePiece puts a space before the text
+            left, right = left.lstrip(" "), right.lstrip(" ")
         assert left == right, (text, parts)
 
 

@@ -19,7 +19,7 @@ from matt_fast.report.record import read_record
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-KEYS = ("done", "bits", "compression", "training", "sample", "tokens", "warnings", "configuration")
+KEYS = ("done", "bits", "compression", "training", "sample", "completions", "tokens", "warnings", "configuration")
 
 
 @pytest.fixture(scope="module")

@@ -195,7 +195,7 @@ def main() -> None:
             pace |= {kind: done["ms a step"]} if done else {}
     for name, training, more in SPEED if "speed" in options.parts else ():
         if DRY:
-            training |= {"steps": 3, "compile": False}
+            training |= {"steps": 2, "compile": False}
             more = {"max_length": 64, "batch_size": 2} if more else {}
         noted(f"speed: {name}", {"training": matt_fast.TrainingOptions(**training), **more})
     print(f"{failed} failed; {report}", flush=True)

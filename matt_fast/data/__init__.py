@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matt_fast.data.chunks import make_chunks as make_chunks
     from matt_fast.data.documents import read_documents as read_documents
     from matt_fast.data.parallel import read_pairs as read_pairs
+    from matt_fast.data.snippets import make_snippets as make_snippets
     from matt_fast.data.stream import AlignedBatches as AlignedBatches
 
 _WHERE = {

@@ -85,6 +85,8 @@ def evaluate_models(
 ) -> Measured:
     """Measure models, one after the other; for their speed all of them are loaded together.
 
+    Long because it documents every argument.
+
     Args:
         models: name -> folder or hub name; the first is the original, which the others are compared with.
         texts: name -> held-out text, see `read_documents`.
