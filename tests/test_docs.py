@@ -182,12 +182,14 @@ def check_command(words: list[str], block: Block, monkeypatch) -> None:
 
 
 def make_results(arguments: list[str]) -> None:
-    """The folders of transfers that a command wants to see, as far as it looks before its work."""
+    """Anew for each command: the folders of transfers that a command wants to see, as far as it looks before its work."""
     folders: tuple[str, ...] = ()
     if "--resume" in arguments:
         folders = (arguments[arguments.index("--resume") + 1],)
     elif arguments[0] in ("show", "report", "push") or "--card" in arguments:
         folders = ("FOLDER", "adapted", "A", "B", "C")
+    for folder in ("FOLDER", "adapted", "A", "B", "C"):
+        shutil.rmtree(folder, ignore_errors=True)
     for folder in folders:
         Path(folder, "run").mkdir(parents=True, exist_ok=True)
         Path(folder, "run", "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
