@@ -182,7 +182,7 @@ def check_command(words: list[str], block: Block, monkeypatch) -> None:
 
 
 def make_results(arguments: list[str]) -> None:
-    """Anew for each command: the folders of transfers that a command wants to see, as far as it looks before its work."""
+    """The folders of transfers that a command wants to see, as far as it looks before its work; anew for each."""
     folders: tuple[str, ...] = ()
     if "--resume" in arguments:
         folders = (arguments[arguments.index("--resume") + 1],)

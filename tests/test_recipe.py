@@ -238,7 +238,7 @@ def test_a_tokenizer_without_new_tokens_takes_its_rows_over_and_says_so(job):
     assert (result.new, result.progress.step, result.seen, result.worse_than_start) == (0, 0, 0, None)
     assert result.evaluations["trained"] == result.evaluations["initialised"]
     card = (result.output / "README.md").read_text()
-    assert "- none: all rows are the original's." in card
+    assert "- none: rows are as they started." in card
     assert "were trained" not in card
     before, after = (AutoModelForCausalLM.from_pretrained(x) for x in (arguments["model"], result.output))
     tokens, ids = zip(*part.get_vocab().items(), strict=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.recipe.doctor import Finding
     from matt_fast.recipe.result import Healing, TransferResult
     from matt_fast.recipe.sweep import Sweep
+    from matt_fast.training.loop import Progress
 
 __all__ = [
     "ProgressDisplay",
@@ -51,12 +52,18 @@ def print_result(console: Console, result: "TransferResult") -> None:
         f"training  {training_line(progress)}",
         *([f"          {line}"] if (line := validation_line(result)) else []),
         *_healing_lines(result.healing),
-        f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it",
+        *_data_lines(progress if result.healing is None else result.healing.progress),
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
         *(f"skipped   {line}" for line in skipped_lines(progress)),
     ]
     say(console, "\n".join(lines))
+
+
+def _data_lines(progress: "Progress") -> list[str]:
+    if not progress.step:
+        return []
+    return [f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it"]
 
 
 def _healing_lines(healing: "Healing | None") -> list[str]:

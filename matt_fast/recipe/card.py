@@ -45,7 +45,7 @@ def validation_line(result: TransferResult) -> str | None:
 def training_line(progress: Progress) -> str:
     """How much training there was, and how often it went over the data."""
     if not progress.step:
-        return "none: all rows are the original's"
+        return "none: rows are as they started"
     passes = _passes(progress)
     return f"{len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} s, ended {passes}"
 
@@ -139,7 +139,7 @@ def model_card(
 def _completion_lines(result: TransferResult) -> list[str]:
     if not result.completions:
         return []
-    lines = ["", "## Completions", "", "Of the same beginnings of held-out text, greedy, as many bytes of each."]
+    lines = ["", "## Completions", "", "Behind the same words of held-out text, greedy, as many bytes of each."]
     for row in result.completions:
         lines += ["", f"- {code(row['prompt'])}"]
         lines += [f"  - {name}: {code(row[name])}" for name in ("original", "adapted")]

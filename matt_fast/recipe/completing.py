@@ -1,4 +1,4 @@
-"""The completions of a transfer: what the original and the result write behind the same beginnings of held-out text."""
+"""The completions of a transfer: what the original and the result write behind the same words of held-out text."""
 
 import itertools
 
@@ -42,10 +42,16 @@ def read_completions(run: Run) -> list[dict[str, str]]:
 
 
 def _prompts(work: Work, n_bytes: int) -> list[tuple[str, str]]:
-    """(name of the held-out text, prompt), from each text in turn."""
+    """(name of the held-out text, prompt), from each text in turn, none twice."""
     job, of_each = work.job, []
     for name, place in job.held_out.items():
-        documents = read_documents(place, split=job.split, text_field=job.text_field)
+        documents = map(_body, read_documents(place, split=job.split, text_field=job.text_field))
         of_each.append([(name, prompt) for prompt in first_words(documents, job.completions, n_bytes)])
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*of_each))
-    return [x for x in in_turn if x is not None][: job.completions]
+    by_prompt = {prompt: name for name, prompt in reversed([x for x in in_turn if x is not None])}
+    return [(name, prompt) for prompt, name in reversed(by_prompt.items())][: job.completions]
+
+
+def _body(document: str) -> str:
+    """A document from a line in its second third on: they begin with titles and licences."""
+    return document[document.find("\n", len(document) // 3) + 1 :] or document

@@ -109,7 +109,7 @@ def transfer(
             depend on it. 0: the training's own. None: 1 beside a CPU that trains, else what cores are free, at most 8.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
         eval_pieces: pieces of 2,048 bytes of it to score, at most.
-        completions: beginnings of held-out documents that the original and the result complete, of causal models.
+        completions: places in held-out documents behind which the original and the result write on, of causal models.
         checkpoint_every: a number of steps, or a time such as "10m"; "auto" is ten minutes, or longer where checkpoints
             would take more than 1% of the time. The last two are kept.
         validate_every: measure bits per byte of `eval_data` so often during training, and keep the best rows: they
