@@ -23,6 +23,7 @@ from matt_fast.evaluation.completions import complete, first_words
 from matt_fast.evaluation.intervals import bits_interval, ratio_interval
 from matt_fast.evaluation.speed import measure_speed, passages
 from matt_fast.evaluation.tasks import Score, TaskScore, compare
+from matt_fast.recipe.completing import _body
 from matt_fast.recipe.task_card import write_section
 from matt_fast.support.installing import install_line
 
@@ -304,3 +305,9 @@ def test_what_tasks_need_is_named(models, monkeypatch):
     monkeypatch.setattr(task_module, "find_spec", lambda name: None)
     done = run(*given, "--tasks=everyday")
     assert (done.exit_code, install_line("eval") in done.stderr) == (1, True)
+
+
+def test_a_transfers_prompts_come_from_inside_of_its_documents():
+    """They begin with titles and licences. A document of one line is taken from its beginning."""
+    assert _body("title\nlicence\n\none\ntwo\nthree\nfour\n") == "\none\ntwo\nthree\nfour\n"
+    assert _body("a line alone") == "a line alone"

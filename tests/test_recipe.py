@@ -130,7 +130,9 @@ def test_the_folder_loads_generates_and_tells_what_was_done(job):
     completed = json.loads((output / "run" / "result.json").read_text())["completions"]
     assert completed == result.completions
     assert len(completed) == 3
-    assert all(text.startswith(row["prompt"]) for row, text in zip(completed, TEXTS[::-1], strict=False))
+    for row in completed:  # none twice
+        assert any(row["prompt"] in text for text in TEXTS)
+    assert len({row["prompt"] for row in completed}) == 3
     most = json.loads((output / "run" / "completions.json").read_text())["bytes"]
     assert all(len(row[name].encode()) <= most for row in completed for name in ("original", "adapted"))
 

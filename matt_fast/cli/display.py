@@ -63,7 +63,8 @@ def print_result(console: Console, result: "TransferResult") -> None:
 def _data_lines(progress: "Progress") -> list[str]:
     if not progress.step:
         return []
-    return [f"data      {progress.padding:.1%} of the rows is padding, {progress.waiting:.1%} of the time waiting for it"]
+    padding, waiting = f"{progress.padding:.1%}", f"{progress.waiting:.1%}"
+    return [f"data      {padding} of the rows is padding, {waiting} of the time waiting for it"]
 
 
 def _healing_lines(healing: "Healing | None") -> list[str]:

@@ -216,7 +216,7 @@ EvalPieces = Annotated[
 Completions = Annotated[
     int,
     Option(
-        help="Beginnings of held-out documents that the original and the result complete, side by side; 0 for none.",
+        help="Places in held-out documents where the original and the result write on, side by side; 0 for none.",
         rich_help_panel=DATA,
     ),
 ]
