@@ -99,7 +99,7 @@ def by_stage(batches: AlignedBatches, count: int) -> tuple[dict[str, float], int
                 stages.note()
                 stages.seconds.clear()
                 begin = tokens
-            tokens += packet.open().tokens
+            tokens += background._open(packet, pin_memory=False).tokens
         stages.note()
     finally:
         for owner, name, function in before:
