@@ -212,7 +212,7 @@ def _sample(job: Job) -> str:
         if len(text) > LOOKED_AT:
             break
     text = text[min(len(text), LOOKED_AT) // 2 :]
-    start = text.find("\n", 0, SAMPLE) + 1
+    start = text.find("\n", 0, SAMPLE) + 1 or text.find(" ", 0, SAMPLE) + 1
     return text[start : start + SAMPLE].rpartition(" ")[0].strip() or text[:SAMPLE].strip()
 
 
