@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 from browser import browser
+from playwright.sync_api import expect
 from tiny import TEXTS, byte_level, save_tiny_model
 from typer.testing import CliRunner
 
@@ -128,7 +129,7 @@ def test_a_transfers_own_page_is_used(chromium, runs):
         # the configuration is copied as it is, and may be shown in other colours
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.get_by_role("button", name="Copy").click()
-        page.wait_for_function("document.querySelector('.copy').textContent === 'Copied'")
+        expect(page.locator(".copy").first).to_have_text("Copied")
         assert page.evaluate("navigator.clipboard.readText()") == (done / "run" / "run.yaml").read_text()
         paper = "getComputedStyle(document.body).backgroundColor"
         light = page.evaluate(paper)
