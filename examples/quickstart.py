@@ -68,6 +68,7 @@ def main() -> None:
                 healing=HEALING,
                 eval_data={"German": german, "English": english},
                 eval_pieces=12,
+                completions=2,
                 on_step=display.on_step,
                 on_stage=display.on_stage,
                 on_progress=display.on_progress,
@@ -115,7 +116,7 @@ def show_speed(console: Console, folders: dict[str, Path], german: Path) -> None
     """What German text costs both models, which take turns: other work on the machine slows both."""
     pairs = {name: (load(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()}
     texts = [json.loads(line)["text"] for line in german.open(encoding="utf-8")]
-    for name, speed in measure_speed(pairs, passages(texts, 1), rounds=2).items():
+    for name, speed in measure_speed(pairs, passages(texts, 1), rounds=1).items():
         tokens, seconds = 1000 / speed.characters_per_token, 1000 / median(speed.writing)
         console.print(f"{name}: 1,000 characters of German are {tokens:.0f} tokens; to write them took {seconds:.1f} s")
 
