@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.model.sampling import continuations
-from matt_fast.support.texts import bounded_pieces
+from matt_fast.support.texts import bounded_pieces, up_to
 
 NEW = 32  # teacher tokens that are generated for a snippet, at most
 SHORTEST = 4  # of them, at least
@@ -84,7 +84,7 @@ def make_snippets(
     Raises:
         ValueError: the teacher is of a class that cannot generate.
     """
-    text = "\n".join(_up_to(bounded_pieces(texts), CHARACTERS))
+    text = "\n".join(up_to(bounded_pieces(texts), CHARACTERS))
     surfaces = _surfaces(vocabulary, list(wanted), text)
     start = start_of_text(vocabulary.teacher)
     special = [i for i, token in vocabulary.teacher_tokens.items() if token.kind == "special"]
@@ -186,11 +186,3 @@ def _ids(vocabulary: VocabularyPair, texts: list[str]) -> list[list[int]]:
 def _decoded(vocabulary: VocabularyPair, ids: list[int]) -> str:
     text = vocabulary.teacher.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.partition(BROKEN)[0]  # up to bytes that are no character, or one that the last token left unfinished
-
-
-def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
-    for text in texts:
-        if characters <= 0:
-            return
-        yield text[:characters]
-        characters -= len(text)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
-from matt_fast.support.texts import bounded_pieces, groups
+from matt_fast.support.texts import bounded_pieces, groups, up_to
 
 MAX_CHARACTERS = 1 << 25  # of text that is read, at most
 TOGETHER = 256  # documents tokenised at a time
@@ -113,7 +113,7 @@ def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText
     flat = np.array([i for part in pieces for i in part], np.int64)
     offsets = np.cumsum(lengths) - lengths
     documents, pieces = [], filter(None, bounded_pieces(texts))
-    for together in groups(_up_to(pieces, MAX_CHARACTERS), TOGETHER):
+    for together in groups(up_to(pieces, MAX_CHARACTERS), TOGETHER):
         for ids in vocabulary.student(together, add_special_tokens=False)["input_ids"]:
             documents.append(np.array([DOCUMENT, *ids], np.int64))
     if sum(len(ids) - 1 for ids in documents) == 0:
@@ -122,11 +122,3 @@ def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText
     starts = np.concatenate([[0], np.cumsum(lengths[ids])])
     within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths[ids])
     return SpelledText(ids, flat[np.repeat(offsets[ids], lengths[ids]) + within], starts, prefix)
-
-
-def _up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
-    for text in texts:
-        if characters <= 0:
-            return
-        yield text[:characters]
-        characters -= len(text)

@@ -77,3 +77,12 @@ def groups(
             group, characters = [], 0
     if group:
         yield group
+
+
+def up_to(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The first texts, so many characters of them in all; the last one may be cut."""
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)
