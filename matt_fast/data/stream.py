@@ -20,6 +20,7 @@ from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import open_chunks, read_prepared
 from matt_fast.support.texts import bounded_pieces
 
+TEXT_ORDER = 2  # counted up with each change of how texts are shuffled: a `Position` then means other texts
 PIECE_CHARACTERS = 32  # of a piece of a long text, for each token of a chunk: some six to ten chunks of European text
 
 

@@ -12,6 +12,7 @@ import torch
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import identity
+from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
 from matt_fast.model.positions import position_limit
@@ -52,7 +53,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         OSError: there is no room for the result.
     """
     job, run = work.job, work.run
-    settings = job.settings() | {"processes": work.accelerator.num_processes}
+    settings = job.settings() | {"processes": work.accelerator.num_processes, "text_order": TEXT_ORDER}
     known = run.read("run.json")
     if known:
         if known["version"] != version("matt-fast"):
