@@ -1,0 +1,67 @@
+"""What must be the same on every machine of a run: settings, versions, and files by what is in them."""
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from matt_fast.data.reading import find_files
+from matt_fast.recipe.job import Job
+from matt_fast.recipe.run import Resume
+from matt_fast.support.fingerprints import fingerprint_file, fingerprint_folder
+
+LIBRARIES = (
+    "matt-fast",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "numpy",
+    "safetensors",
+)
+ENDS = 1 << 16  # bytes of a text that are read at its beginning, in its middle and at its end
+
+
+def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
+    """Name -> value or digest; read in seconds, also of large files, which the main process reads whole later.
+
+    Raises:
+        OSError, ValueError: a file cannot be read.
+    """
+    found = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "none"
+    settings = job.settings() | {"resume": resume}
+    found |= {f"setting {name}": json.dumps(value, default=str) for name, value in settings.items()}
+    for argument in ("model", "teacher", "tokenizer", "donor", "init", "parallel"):
+        place = getattr(job, argument)
+        if not isinstance(place, str | Path) or not Path(place).exists():  # of the hub, where a name says enough
+            continue
+        path = Path(place)
+        prints = fingerprint_folder(path) if path.is_dir() else {path.name: fingerprint_file(path)}
+        found |= {f"{argument} file {name}": digest for name, digest in prints.items()}
+    texts = {"data": job.data} | {f"eval_data {name}": place for name, place in job.held_out.items()}
+    for argument, place in texts.items():
+        files = None if place is None else find_files(place, argument)
+        for file in files or ():
+            name = file.relative_to(place).as_posix() if file != Path(place) else file.suffix
+            found[f"{argument} file {name}"] = _ends(file)
+    return found
+
+
+def _ends(file: Path) -> str:
+    """A digest of a text's size, beginning, middle and end: all of it would be read again for each machine."""
+    size = os.path.getsize(file)
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        for place in (0, max(0, size // 2 - ENDS // 2), max(0, size - ENDS)):
+            stream.seek(place)
+            digest.update(stream.read(ENDS))
+    return "ends:" + digest.hexdigest()
