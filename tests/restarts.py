@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -24,13 +25,14 @@ os.environ["MATT_FAST_TIMEOUT"] = "4"
 
 import psutil
 from killing import digests, kill, prepare, wait
+from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import matt_fast.recipe.transfer  # noqa: F401
 from matt_fast.cli import app
 from matt_fast.training.checkpoints import Checkpoints
 
-OPTIONS = ["--objective=aim", "--steps=40", "--lr=1e-2", "--packing", "--quiet", "--resume=auto"]
+OPTIONS = ["--objective=aim", "--steps=20", "--lr=1e-2", "--quiet", "--resume=auto"]
 
 
 def command(arguments: dict, output: Path) -> list[str]:
@@ -97,7 +99,9 @@ class Cases:
     """What is done to two processes; a method each, which returns what it left."""
 
     def __init__(self, folder: Path):
-        self.folder, self.arguments = folder, prepare(folder)
+        # of prepared chunks, one a row, one process with accumulation takes those that two take in a step
+        more = {"batch_size": 1, "data_cache": folder / "cache"}
+        self.folder, self.arguments = folder, prepare(folder) | more
         self.alone = None
 
     def place(self, name: str) -> tuple[Path, list[str], Path]:
@@ -109,7 +113,15 @@ class Cases:
         output, words, log = self.place("alone")
         status = wait(agent(words, log, port=free_port(), workers=2))
         self.alone = digests(output)
-        return {"status": status, "words": said(log)}
+        alone = output.with_name("one")
+        wait(agent([*command(self.arguments, alone), "--accumulation=2"], log, port=free_port()))
+        two, one = (load_file(x / "model.safetensors") for x in (output, alone))
+        return {
+            "status": status,
+            "words": said(log),
+            "names": sorted(one) == sorted(two),
+            "differs": max(float((two[name] - one[name]).abs().max()) for name in two),
+        }
 
     def worker_killed(self) -> dict:
         """SIGKILL of a worker, and torchrun starts both again by itself."""
@@ -224,9 +236,10 @@ def main(*names: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="matt-fast-restarts-"))
     cases = Cases(folder)
     for name in names or [x for x, y in vars(Cases).items() if y.__doc__ and x != "two"]:
-        begin = time.monotonic()
+        begin, work = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         found = getattr(cases, name)()
-        print(json.dumps({"case": name, "took": round(time.monotonic() - begin, 1)} | found), flush=True)
+        work = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - work
+        print(json.dumps({"case": name, "took": round(time.monotonic() - begin, 1), "cpu": round(work, 1)} | found))
     shutil.rmtree(folder)
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ USUAL = 1800.0  # seconds, as transformers' ddp_timeout
 LOOKS = 0.01, 0.5  # seconds between two looks whether all have come: at first, and at most
 BEAT = 5.0  # seconds between two signs of life
 GRACE = 5.0  # seconds in which the others read why a process ends
+ALL = "all"
 SHOWN = 5  # differences in an error
 LONG = 40  # characters: longer values are digests, which say nothing
 
@@ -64,7 +65,7 @@ class Processes:
         self.count, self.index = accelerator.num_processes, accelerator.process_index
         self.first_here = accelerator.is_local_main_process
         self.hosts = [socket.gethostname()]
-        self._waits = self._values = 0
+        self._waits, self._values, self._inside = 0, 0, False
         if self.count > 1:
             self._join()
 
@@ -105,19 +106,19 @@ class Processes:
         """
         if self.count == 1:
             return
-        self._waits += 1
-        key = f"wait/{self._waits}"
+        self._waits, self._inside = self._waits + 1, True
+        key, (pause, most) = f"wait/{self._waits}", LOOKS
         with self._connection():
             if self._store.add(key, 1) == self.count:
-                self._store.set(f"{key}/over", "")
-            pause, most = LOOKS
+                self._store.set(f"{key}/over", ALL)
             while not self._store.check([f"{key}/over"]):  # no blocking wait: signals are heeded between two looks
                 time.sleep(pause)
                 pause = min(2 * pause, most)
                 if pause == most:
                     self._check_life()
-            if (told := self._told()) is not None:
-                raise OtherProcessError(told)
+            if self._store.get(f"{key}/over").decode() != ALL:
+                raise OtherProcessError(self._told())
+        self._inside = False
 
     def of_main(self, value: Any) -> Any:
         """What the main process has here, as JSON: a decision that all are to take alike."""
@@ -191,10 +192,8 @@ class Processes:
             elif now - self._life[index][1] > most:
                 raise OtherProcessError(f"nothing was heard of {self.name(index)} for {most:g} seconds ({TIMEOUT})")
 
-    def _told(self) -> str | None:
-        """What another process ended with; None if there is nothing."""
-        if not self._store.check(["error"]):
-            return None
+    def _told(self) -> str:
+        """What another process ended with."""
         index, message = json.loads(self._store.get("error"))
         self._store.add("read", 1)
         return f"{self.name(index)}: {message}"
@@ -207,45 +206,39 @@ class Processes:
         """
         if self.count == 1:
             return error
-        try:
-            if error is not None:
+        self._end = time.monotonic() + GRACE
+        with suppress(dist.DistError):  # the main process is gone, and with it all that could be told
+            if error is not None and not isinstance(error, OtherProcessError):
                 error = self._tell(error)
-            elif self._store.add("left", 1) and self.index == 0:  # the store may end with it
+            self._store.add("left", 1)
+            if self.index == 0:  # the store may end with it
                 self._linger("left", self.count)
-        except dist.DistError:  # the main process is gone, and with it all that could be told
-            pass
         self._over.set()
         self._thread.join()
         return error
 
     def _tell(self, error: BaseException) -> BaseException:
         """Tell the others of an error, unless one of them was faster; returns what is to be raised."""
-        if isinstance(error, OtherProcessError):
-            if self.index == 0:
-                self._linger("read", self.count - 1)
-            return error
-        broken = isinstance(error, RuntimeError) and "gloo" in str(error)
         message = str(error) or type(error).__name__
+        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in message)
         if isinstance(error, SystemExit | KeyboardInterrupt):
             message = "stopped by a signal"
         elif broken:
-            message = f"lost a connection: {_first_line(error).rpartition('] ')[2]}"
+            message = f"lost the connection to another process: {_first_line(error).rpartition('] ')[2]}"
         mine = json.dumps([self.index, message])
         first = self._store.compare_set("error", "", mine).decode()
-        for number in (self._waits, self._waits + 1):  # where the others wait
-            self._store.set(f"wait/{number}/over", "")
-        told = None if first == mine else self._told()
-        if first == mine or self.index == 0:
+        self._store.set(f"wait/{self._waits + (not self._inside)}/over", "")  # where the others wait
+        if first == mine:
             self._linger("read", self.count - 1)
-        if told is not None and broken:
+            return OtherProcessError(message) if broken else error
+        told = self._told()
+        if broken:
             return OtherProcessError(told)
-        if broken or (told is not None and json.loads(first)[1] == message):
-            error.said_by_all = True
+        error.said_by_all = json.loads(first)[1] == message
         return error
 
     def _linger(self, key: str, count: int) -> None:
-        end = time.monotonic() + GRACE
-        while self._store.add(key, 0) < count and time.monotonic() < end:
+        while self._store.add(key, 0) < count and time.monotonic() < self._end:
             time.sleep(0.05)
 
 
@@ -264,4 +257,4 @@ def together(accelerator: Accelerator) -> Iterator[Processes]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+    return str(error).strip().split("\n", 1)[0].split(". This is typically", 1)[0]
