@@ -38,7 +38,7 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         stop = stack.enter_context(stopping())
         run = Run(output)
         early = {name: arguments[name] for name in OF_THE_PROCESS}
-        check_arguments(early)
+        check_arguments(early | {"resume": resume})
         options = accelerator_options(early.pop("track"), run.folder)
         accelerator = make_accelerator(**early, **options)
         processes = stack.enter_context(together(accelerator))
