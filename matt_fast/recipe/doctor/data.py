@@ -77,7 +77,7 @@ def segments(subject: Subject) -> Iterator[Said]:
     longer = int((found.sizes[:, 1] > found.sizes[:, 0]).sum())
     if longer > MOST_LONGER * len(found.sizes) and subject.job.healing is None:
         yield look(
-            f"{share(longer, len(found.sizes))} segments have more tokens than before: words that the new tokenizer lacks",
+            f"{share(longer, len(found.sizes))} segments have more tokens than before: words that are no token now",
             "new rows do not help there; --heal does, or a tokenizer that keeps the old ones (tokenizer extend)",
         )
     if student > teacher:
