@@ -44,6 +44,7 @@ def test_other_files_on_a_machine_are_named_on_each_before_anything_is_written(f
         "Error: processes: wanted the same on all machines, got another data file .jsonl for process 1"
     )
     assert first.count("another ") == 2
+    assert "; torch 9.9 for process 1 on " in first
     assert "another tokenizer file tokenizer.json for process 1" in first
 
 

@@ -4,25 +4,17 @@ import hashlib
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from matt_fast.data.reading import find_files
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import Resume
 from matt_fast.support.fingerprints import fingerprint_file, fingerprint_folder
+from matt_fast.support.version import own_version
 
-LIBRARIES = (
-    "matt-fast",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "accelerate",
-    "datasets",
-    "peft",
-    "numpy",
-    "safetensors",
-)
+LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "peft", "numpy", "safetensors")
+PACKAGE = Path(__file__).parents[1]
 ENDS = 1 << 16  # bytes of a text that are read at its beginning, in its middle and at its end
 
 
@@ -32,12 +24,8 @@ def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
     Raises:
         OSError, ValueError: a file cannot be read.
     """
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            found[library] = "none"
+    found = {"python": platform.python_version(), "matt-fast": own_version(), "code of matt-fast": _code()}
+    found |= {library: version(library) for library in LIBRARIES}
     settings = job.settings() | {"resume": resume}
     found |= {f"setting {name}": json.dumps(value, default=str) for name, value in settings.items()}
     for argument in ("model", "teacher", "tokenizer", "donor", "init", "parallel"):
@@ -54,6 +42,14 @@ def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
             name = file.relative_to(place).as_posix() if file != Path(place) else file.suffix
             found[f"{argument} file {name}"] = _ends(file)
     return found
+
+
+def _code() -> str:
+    """A digest of this package: checkouts of one version may differ."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(json.dumps([str(file.relative_to(PACKAGE)), fingerprint_file(file)]).encode())
+    return digest.hexdigest()
 
 
 def _ends(file: Path) -> str:
