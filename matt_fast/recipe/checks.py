@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import identity
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import identity
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
