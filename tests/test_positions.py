@@ -117,7 +117,7 @@ def rows_of(batches):
 
 
 def test_a_packer_with_too_many_rows_gives_them_out(folder):
-    batches, positions = run(folder, [Position()] * 3, 4, batch_size=2, packing=True)
+    _, positions = run(folder, [Position()] * 3, 4, batch_size=2, packing=True)
     (alone,) = deal_anew(positions, 1)
     packer = Packer((48, 48), rows=alone.open_rows())
     assert len(packer.rows) > 40

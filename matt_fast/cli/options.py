@@ -21,7 +21,8 @@ OtherTeacher = Annotated[
 TrainingData = Annotated[
     str | None,
     Option(
-        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset. May be left out with --snippets."
+        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, a hub dataset, or a URL such as s3://…/*.parquet. "
+        "May be left out with --snippets or --prepared."
     ),
 ]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
@@ -201,6 +202,13 @@ Snippets = Annotated[
 DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),
+]
+Prepared = Annotated[
+    str | None,
+    Option(
+        help="Folder or URL (s3:// …) of chunks made by `matt-fast prepare`; --data may then be left out.",
+        rich_help_panel=DATA,
+    ),
 ]
 DataWorkers = Annotated[
     int | None,

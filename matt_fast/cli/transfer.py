@@ -80,6 +80,7 @@ def transfer(
     per_token: o.PerToken = None,
     snippets: o.Snippets = None,
     data_cache: o.DataCache = None,
+    prepared: o.Prepared = None,
     data_workers: o.DataWorkers = None,
     eval_pieces: o.EvalPieces = 40,
     completions: o.Completions = 3,

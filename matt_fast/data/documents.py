@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
@@ -32,8 +32,8 @@ def read_documents(
 
     Args:
         source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
-            such files, or the name of a dataset on the hub. Hidden files in a folder, and those of another format, are
-            passed over.
+            such files, the name of a dataset on the hub, or the URL of .jsonl, .json or .parquet files that fsspec
+            knows (s3://…/*.jsonl). Hidden files in a folder, and those of another format, are passed over.
         split: of a hub dataset.
         text_field: the column that holds the text, in all but .txt and .md files.
         seed: shuffle with this seed, in a buffer of 8,192 texts or 67 million characters; in the order of the source
@@ -92,8 +92,9 @@ def _cut_rows(rows: dict[str, list[str | None]], most: int) -> dict[str, list[st
 def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:
     """What `read_documents` reads of the hub, as a dataset with the column "text"; whole, `datasets` keeps a copy."""
     WebDataset.DECODERS.pop("pth", None)  # which torch would unpickle: it stays bytes
+    given = _of_url(name) if "://" in name else {"path": name, "split": split}
     try:
-        dataset = load_dataset(name, split=split, streaming=streaming)
+        dataset = load_dataset(**given, streaming=streaming)
     except Exception as error:  # datasets raises many kinds, and few name the argument
         raise ValueError(
             f"data: {name!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
@@ -103,6 +104,14 @@ def load_hub_documents(name: str, split: str, text_field: str, *, streaming: boo
         raise ValueError(f"text_field: wanted one of the columns {columns} of {name!r}, got {text_field!r}")
     check_text_column(dataset, text_field, "text_field")
     return dataset.select_columns([text_field]).rename_columns({} if text_field == "text" else {text_field: "text"})
+
+
+def _of_url(url: str) -> dict[str, str]:
+    """What `load_dataset` is given for files at a URL that fsspec knows, or for a pattern of them."""
+    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(PurePosixPath(url).suffix.lower())
+    if kind is None:
+        raise ValueError(f"data: wanted .jsonl, .json or .parquet files at a URL, got {url!r}")
+    return {"path": kind, "data_files": url, "split": "train"}
 
 
 def check_text_column(dataset: Dataset | IterableDataset, column: str, argument: str) -> None:

@@ -156,10 +156,10 @@ def as_chunks(columns: Mapping[str, Sequence[NDArray]]) -> Iterator[Chunk]:
         yield Chunk(*(x.astype(np.int64) for x in row))
 
 
-def records_there(folder: Path, count: int) -> dict[int, ShardRecord]:
-    """The records of the shards that are there, of so many, by their numbers."""
+def records_there(folder: Path, count: int, only: int | None = None) -> dict[int, ShardRecord]:
+    """The records of the shards that are there, of so many, by their numbers; of one of them alone if it is given."""
     found = {}
-    for number in range(count):
+    for number in range(count) if only is None else (only,):
         path = folder / shard_name(number, count)
         record = path.with_suffix(".json")
         if record.exists() and path.exists():
@@ -169,14 +169,13 @@ def records_there(folder: Path, count: int) -> dict[int, ShardRecord]:
     return found
 
 
-def write_manifest(folder: Path, made_of: MadeOf, data: dict[str, Any], records: Sequence[ShardRecord]) -> Manifest:
-    """Write what all shards are, which makes the folder complete."""
-    manifest = Manifest(made_of, data, tuple(records), _versions())
-    write_text(folder / MANIFEST, manifest.to_json())
-    return manifest
+def write_manifest(folder: Path, *parts: Any) -> None:
+    """Write what all shards are, which makes the folder complete; the parts are those of a `Manifest`."""
+    write_text(folder / MANIFEST, Manifest(*parts).to_json())
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of the packages that decide on chunks, and of ours."""
     found = {}
     for name in PACKAGES:
         try:

@@ -80,7 +80,8 @@ class AlignedBatches(IterableDataset):
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
-        prepared: folders of `prepare_once` with the chunks of this source, or more; made on the fly if None.
+        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more; or the URL of one
+            folder of shards, which are then read as streams. Made on the fly if None.
         leading: numbers of prepared chunks that come first in the first pass, see `cover`.
         teacher, student: the two sides.
         batch_size: rows per batch.
@@ -107,7 +108,7 @@ class AlignedBatches(IterableDataset):
         seed: int,
         split: str = "train",
         text_field: str = "text",
-        prepared: Sequence[Path] | None = None,
+        prepared: Sequence[Path | str] | None = None,
         leading: NDArray[np.int64] | None = None,
         packing: bool = False,
         finish: Callable[[Batch], Batch] | None = None,

@@ -37,6 +37,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         "donor",
         "init",
         "data",
+        "prepared",
         *(x for x in given if x.startswith("eval_data")),
     ):
         if isinstance(given.get(name), str | Path):
@@ -66,19 +67,33 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError("donor: wanted a model with the new vocabulary for init 'omp', got none")
     if init in FROM_PAIRS and "parallel" not in given:
         raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+    if "prepared" in given:
+        _check_prepared(given)
     if "data" not in given and "snippets" in arguments:  # all of a transfer's arguments are there
         _check_without_data(given)
     _check_watching(given)
 
 
 def _check_without_data(given: Mapping[str, Any]) -> None:
-    """What can be done without a text: only what snippets serve for."""
-    if "snippets" not in given:
+    """What can be done without a text: only what snippets and prepared chunks serve for."""
+    if "snippets" not in given and "prepared" not in given:
         raise ValueError("data: wanted text to train on, got none; with snippets the teacher writes some")
     if given.get("init") in FROM_TEXTS:
         raise ValueError(f"data: wanted text for init {given['init']!r}, got none")
     if given.get("init_head", "same") != "same":
         raise ValueError(f"data: wanted text for init_head {given['init_head']!r}, got none")
+
+
+def _check_prepared(given: Mapping[str, Any]) -> None:
+    """What goes together with prepared chunks."""
+    if "data_cache" in given:
+        raise ValueError("data_cache: wanted none beside prepared, which has the chunks, got one")
+    if "://" in str(given["prepared"]):
+        for name in ("epochs", "per_token", "snippets"):
+            if name in given:
+                raise ValueError(
+                    f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"
+                )
 
 
 def _named_texts(given: Mapping[str, Any]) -> dict[str, Any]:

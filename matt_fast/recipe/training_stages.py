@@ -41,7 +41,7 @@ class TrainingData:
     """
 
     sides: tuple[Side, Side]
-    prepared: tuple[Path, ...] | None = None
+    prepared: tuple[Path | str, ...] | None = None
     leading: NDArray[np.int64] | None = None
 
 

@@ -50,6 +50,7 @@ def transfer(
     per_token: int | None = None,
     snippets: int | None = None,
     data_cache: str | Path | None = None,
+    prepared: str | Path | None = None,
     data_workers: int | None = None,
     eval_data: str | Path | Mapping[str, str | Path] | None = None,
     eval_pieces: int = 40,
@@ -76,7 +77,7 @@ def transfer(
     Args:
         model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
-        data: text to train on, see `read_documents`; may be None with `snippets`.
+        data: text to train on, see `read_documents`; may be None with `snippets` or `prepared`.
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
         resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
             steps, and for trackers and intervals.
@@ -105,6 +106,8 @@ def transfer(
             each comes so often, see `make_snippets`; they are mixed into the data, which is prepared before training.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
+        prepared: folder, or URL that fsspec knows, of chunks that `matt-fast prepare` made for these tokenizers and
+            this length; training reads them, and `data`, if given, serves for initialisers alone.
         data_workers: processes that tokenise and collate ahead of the training, see `made_ahead`; the result does not
             depend on it. 0: the training's own. None: 1 beside a CPU that trains, else what cores are free, at most 8.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
