@@ -148,7 +148,7 @@ MAY_BE_ZERO |= {"decay_steps", "max_grad_norm"}
 MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}
 
 
-@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
+@pytest.mark.parametrize("command", ["transfer", "prepare", "evaluate", "plan", "compare-inits"])
 def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, command):
     stub_all(monkeypatch, ValueError("reached"))
     monkeypatch.chdir(tmp_path)
@@ -173,7 +173,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 26, "evaluate": 5, "plan": 8, "compare-inits": 6}[command]
+    assert len(numbers) == {"transfer": 26, "prepare": 3, "evaluate": 5, "plan": 8, "compare-inits": 6}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):
@@ -205,6 +205,8 @@ def test_arguments_are_checked_before_slow_imports():
         (["transfer", *PATHS, "--objective=nonsense"], 1, "objective: wanted"),
         (["transfer", *PATHS, "--data=text.jsonl"], 1, "data: wanted"),
         (["transfer", "--model=x"], 2, "Missing option"),
+        (["prepare", *PATHS, "--executor=x"], 1, "executor: wanted one of local, slurm, ray, got 'x'"),
+        (["prepare", *PATHS, "--executor-option=x"], 1, "executor_option: wanted NAME=VALUE"),
         (["plan", *model, "--objective=x"], 1, "objective: wanted"),
         (["plan", *model, "--device=tpu"], 1, "device: wanted one of cuda, cpu, got 'tpu'"),
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
@@ -428,6 +430,7 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
 
 REQUIRED = {
     "transfer": PATHS,
+    "prepare": PATHS,
     "evaluate": PATHS[::2],
     "plan": PATHS[:2],
     "compare-inits": [*PATHS[:2], "--eval-data=org/other", "--init=mean"],
@@ -442,6 +445,7 @@ def stub_all(monkeypatch, error):
 
     patched = (  # all are imported before the first is
         (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
+        (importlib.import_module("matt_fast.recipe.preparing"), "prepare"),
         (importlib.import_module("matt_fast.recipe.comparison"), "compare_initializers"),
         (importlib.import_module("matt_fast.planning.plan"), "plan"),
         (importlib.import_module("matt_fast.recipe.evaluating"), "evaluate_models"),

@@ -3,9 +3,11 @@
 import itertools
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny import TEXTS, byte_level, new_tokenizer
 
 from matt_fast.data import chunks
@@ -14,6 +16,13 @@ from matt_fast.data.packing import Packer
 from matt_fast.data.positions import Deal, Position, deal_anew
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.stream import AlignedBatches
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.recipe.job import changes
+from matt_fast.training import checkpoints
+from matt_fast.training.checkpoints import Checkpoints
+from matt_fast.training.loop import TrainingState
+from matt_fast.training.objectives import Student
+from matt_fast.training.options import TrainingOptions
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
 STUDENT = new_tokenizer()
@@ -125,6 +134,36 @@ def test_a_packer_with_too_many_rows_gives_them_out(folder):
     given = [packer.add(small) for _ in range(200)]
     assert None not in given[:20]
     assert len(packer.rows) == 16
+
+
+def test_a_checkpoint_of_two_processes_is_read_by_three(folder, small_groups, tmp_path, monkeypatch):
+    first = deal_anew(run(folder, [Position()] * 3, 7, batch_size=1)[1], 2)
+    _, positions = run(folder, first, 5, batch_size=2, packing=True)
+    monkeypatch.setattr(checkpoints, "gather_object", lambda _: positions)
+    table = EmbeddingTable(torch.randn(10, 4), torch.full((12,), -1), torch.randn(12, 4))
+    state = TrainingState.begin(Student(table), TrainingOptions())
+
+    def accelerator(process, processes):
+        numbers = {"process_index": process, "num_processes": processes, "is_main_process": process == 0}
+        return SimpleNamespace(device=torch.device("cpu"), reduce=lambda tensor, reduction: tensor, **numbers)
+
+    Checkpoints(tmp_path).write(state, accelerator(0, 2))
+    for processes in (2, 3):
+        for process, expected in enumerate(positions if processes == 2 else deal_anew(positions, 3)):
+            Checkpoints(tmp_path).read(state, accelerator(process, processes))
+            assert repr(state.position) == repr(expected)
+    assert len(positions[0].deal.begun) or len(positions[0].deal.behind)
+
+
+def test_what_may_change_with_the_processes():
+    before = {"processes": 2, "accumulation": 2, "epochs": None}
+    assert not changes(before, before | {"processes": 3}, False)
+    assert not changes(before, before | {"processes": 1, "accumulation": 4}, False)
+    assert changes(before, before | {"processes": 3, "accumulation": 4}, False) == ["accumulation: was 2, now 4"]
+    with_epochs = before | {"epochs": 1.5}
+    assert not changes(with_epochs, with_epochs | {"processes": 4, "accumulation": 1}, False)
+    (line,) = changes(with_epochs, with_epochs | {"processes": 3}, False)
+    assert line.startswith("processes x accumulation: was 4, now 6")
 
 
 def test_items_go_round():

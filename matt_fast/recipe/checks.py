@@ -70,7 +70,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         _check_prepared(subject)
         was = known["settings"]["processes"]
         if settings["processes"] != was:
-            work.say(f"Goes on with {settings['processes']} processes; it had {was}.")
+            work.say(f"processes: {was} before, {settings['processes']} from here on, with batch_size rows each.")
     for message in look_at_data(subject, begins=not known):
         work.say(message)
     prints = _fingerprints(work, vocabulary, subject.data, subject.held_out)

@@ -115,6 +115,8 @@ def prepare(
     given = {name: _absolute(x) for name, x in given.items()}
     given |= {"max_length": max_length, "split": split, "text_field": text_field}
     given |= {"trust_remote_code": trust_remote_code}
+    if Path(data).is_dir() and output.is_relative_to(Path(data).absolute()):
+        raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
     on_stage("checks")
     step = MakeShard.of(given, output, shards)
     output.mkdir(parents=True, exist_ok=True)
@@ -303,7 +305,9 @@ def _executor(name: str, options: Mapping[str, Any]) -> Callable[..., "PipelineE
         try:
             import ray  # noqa: F401
         except ImportError as error:
-            raise ImportError(f"executor='ray' needs Ray, and a cluster that it finds: {packages_line('ray')}") from error
+            raise ImportError(
+                f"executor='ray' needs Ray, and a cluster that it finds: {packages_line('ray')}"
+            ) from error
     kinds = {"local": "LocalPipelineExecutor", "slurm": "SlurmPipelineExecutor", "ray": "RayPipelineExecutor"}
     kind = getattr(executor, kinds[name])
     known = inspect.signature(kind).parameters
