@@ -24,9 +24,11 @@ from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli import app
 from matt_fast.cli.output import command_output, plain
 from matt_fast.cli.transfer import held_out_texts
+from matt_fast.data import shards
 from matt_fast.data.reading import FORMATS
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.recipe import arguments as by_value
 from matt_fast.recipe.arguments import TEXT_FILES
 from matt_fast.recipe.config import dump_config, load_config, resolved_config
 from matt_fast.support.printable import printable
@@ -225,6 +227,7 @@ def test_arguments_are_checked_before_slow_imports():
 
 def test_what_can_be_known_torch_free_is_what_the_rest_knows():
     assert set(TEXT_FILES) == set(FORMATS)
+    assert by_value.MANIFEST == shards.MANIFEST
 
 
 def test_every_argument_of_a_transfer_has_an_option(called):

@@ -254,6 +254,8 @@ def test_a_transfer_reads_prepared_chunks_without_the_text(world, copy, tmp_path
         transfer(*model, tmp_path / "other", prepared=copy.as_uri(), **given, epochs=1.0)
     with pytest.raises(ValueError, match="data: wanted text for init 'focus', got none"):
         transfer(*model, tmp_path / "other", prepared=copy, **given, init="focus")
+    with pytest.raises(FileNotFoundError, match=r"prepared: wanted a folder .* has no manifest\.json"):
+        transfer(*model, tmp_path / "other", prepared=world, **given)
     assert not (tmp_path / "other").exists()
 
 

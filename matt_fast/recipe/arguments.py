@@ -13,6 +13,7 @@ from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, ch
 from matt_fast.support.every import Every
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+MANIFEST = "manifest.json"  # of prepared chunks
 WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
@@ -37,7 +38,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         "donor",
         "init",
         "data",
-        "prepared",
         *(x for x in given if x.startswith("eval_data")),
     ):
         if isinstance(given.get(name), str | Path):
@@ -88,7 +88,13 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
     """What goes together with prepared chunks."""
     if "data_cache" in given:
         raise ValueError("data_cache: wanted none beside prepared, which has the chunks, got one")
-    if "://" in str(given["prepared"]):
+    if "://" not in str(given["prepared"]):
+        if not Path(given["prepared"], MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"prepared: wanted a folder of `matt-fast prepare` that is finished, or a URL, got "
+                f"{str(given['prepared'])!r}, which has no {MANIFEST}"
+            )
+    else:
         for name in ("epochs", "per_token", "snippets"):
             if name in given:
                 raise ValueError(

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -139,11 +138,11 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
 
 def _positions(tensors: dict, numbers: dict) -> list[Position]:
     """Of each process that wrote the checkpoint."""
-    behind, begun = (np.array(tensors[f"deal.{name}"]) for name in ("behind", "begun"))
+    behind, begun = (tensors[f"deal.{name}"].numpy().copy() for name in ("behind", "begun"))
     deal, found = Deal(numbers["deal"], behind, begun), []
     for process, place in enumerate(numbers["positions"]):
         names = "open_shapes", "open_numbers"
-        arrays = {name: np.array(tensors[f"position.{process}.{name}"]) for name in names}
+        arrays = {name: tensors[f"position.{process}.{name}"].numpy().copy() for name in names}
         found.append(Position(**place, deal=deal, **arrays))
     return found
 
