@@ -7,7 +7,7 @@ from typing import Any
 
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
-from matt_fast.initializers.choices import FROM_PAIRS, FROM_TEXTS, INIT_HEADS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
 from matt_fast.support.every import Every
@@ -61,11 +61,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if not given.get("epochs", 1) > 0:
         raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")
     check_range("epochs", given.get("epochs"), 0, MANY)
-    init = given.get("init")
-    if init == "omp" and "donor" not in given:
-        raise ValueError("donor: wanted a model with the new vocabulary for init 'omp', got none")
-    if init in FROM_PAIRS and "parallel" not in given:
-        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+    for name in ("init", "init_head"):
+        if given.get(name) in FROM_DONOR and "donor" not in given:
+            raise ValueError(f"donor: wanted a model with the new vocabulary for {name} {given[name]!r}, got none")
+        if given.get(name) in FROM_PAIRS and "parallel" not in given:
+            raise ValueError(f"parallel: wanted pairs of texts and translations for {name} {given[name]!r}, got none")
     if "data" not in given and "snippets" in arguments:  # all of a transfer's arguments are there
         _check_without_data(given)
     _check_watching(given)
@@ -75,10 +75,9 @@ def _check_without_data(given: Mapping[str, Any]) -> None:
     """What can be done without a text: only what snippets serve for."""
     if "snippets" not in given:
         raise ValueError("data: wanted text to train on, got none; with snippets the teacher writes some")
-    if given.get("init") in FROM_TEXTS:
-        raise ValueError(f"data: wanted text for init {given['init']!r}, got none")
-    if given.get("init_head", "same") != "same":
-        raise ValueError(f"data: wanted text for init_head {given['init_head']!r}, got none")
+    for name in ("init", "init_head"):
+        if given.get(name) in (*FROM_TEXTS, "boundary"):
+            raise ValueError(f"data: wanted text for {name} {given[name]!r}, got none")
 
 
 def _named_texts(given: Mapping[str, Any]) -> dict[str, Any]:
