@@ -26,6 +26,7 @@ def compare_inits(
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
     parallel: o.Parallel = None,
+    untie: o.Untie = False,
     eval_pieces: o.EvalPieces = 40,
     probe_steps: Annotated[
         int | None, Option(help="Also train each start for so many steps on --data, and measure again.")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,37 +89,21 @@ def initial_rows(
     solved, init = (init, "mean") if init in FROM_STATES else (None, init)
     boundary = init_head == "boundary" or (solved is not None and init_head == "same")
     given = texts, donor, parallel, embedding.weight, on_progress, hub_options
-    made = _new_rows(vocabulary, init, seed, *given)
-
-    def rows(weight: torch.Tensor, name: str, init=init, made=made) -> torch.Tensor:
-        start = initialize(
-            weight,
-            vocabulary.rows,
-            vocabulary.matches,
-            vocabulary.subtokens,
-            method="mean" if made else init,
-            seed=seed,
-            teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
-            teacher_ids=vocabulary.teacher_tokens,
-        )
-        if made:
-            start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
-        for new, old in vocabulary.mapped.items():
-            start[new] = weight.detach()[old].float().mean(0)
-        return start
-
+    made = _new_rows("init", vocabulary, init, seed, *given)
     tied = _one_table(teacher)
     bias = None if head is None else getattr(head, "bias", None)
     if bias is not None:
         known = vocabulary.matches, vocabulary.subtokens
         bias = initialize(bias[:, None], vocabulary.rows, *known, teacher_ids=vocabulary.teacher_tokens)[:, 0]
-    input_rows, output_rows = rows(embedding.weight, "input_embeddings"), None
+    table = partial(_table, vocabulary, seed)
+    input_rows, output_rows = table(embedding.weight, "input_embeddings", init, made), None
     if boundary:
-        output_rows = rows((embedding if tied else head).weight, "output_embeddings", "mean", None)
+        output_rows = table((embedding if tied else head).weight, "output_embeddings", "mean", None)
     elif init_head not in ("same", init):
-        output_rows = rows(head.weight, "output_embeddings", init_head, _new_rows(vocabulary, init_head, seed, *given))
+        made_output = _new_rows("init_head", vocabulary, init_head, seed, *given)
+        output_rows = table(head.weight, "output_embeddings", init_head, made_output)
     elif not tied:
-        output_rows = rows(head.weight, "output_embeddings")
+        output_rows = table(head.weight, "output_embeddings", init, made)
     if not boundary and solved is None:
         return Rows(input_rows, output_rows, bias, _report(vocabulary, init, made, input_rows, output_rows))
     options = {"solved": solved, "boundary": boundary, "tied": tied, "seed": seed, "on_progress": on_progress}
@@ -128,6 +113,27 @@ def initial_rows(
     else:
         report = init_report(vocabulary, found.solved.tolist(), found.counts)
     return Rows(found.input, None if tied else found.output, bias, report)
+
+
+def _table(
+    vocabulary: VocabularyPair, seed: int, weight: torch.Tensor, name: str, init: str | Method, made: "_NewRows | None"
+) -> torch.Tensor:
+    """[student rows, hidden] float32: shared rows of the teacher's table `weight`, and new ones by a method."""
+    start = initialize(
+        weight,
+        vocabulary.rows,
+        vocabulary.matches,
+        vocabulary.subtokens,
+        method="mean" if made else init,
+        seed=seed,
+        teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
+        teacher_ids=vocabulary.teacher_tokens,
+    )
+    if made:
+        start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
+    for new, old in vocabulary.mapped.items():
+        start[new] = weight.detach()[old].float().mean(0)
+    return start
 
 
 def check_init_head(init_head: str, model: PreTrainedModel) -> None:
@@ -184,13 +190,15 @@ def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:
     return torch.tensor(vocabulary.new, dtype=torch.int64)
 
 
-def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options) -> _NewRows | None:
-    """None where `initialize` does it all."""
+def _new_rows(
+    argument, vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options
+) -> _NewRows | None:
+    """None where `initialize` does it all; `argument` is what errors call `init`."""
     if callable(init) or init in METHODS:
         return None
     if init in FROM_DONOR:
         if donor is None:
-            raise ValueError(f"donor: wanted a model with the new vocabulary for init {init!r}, got none")
+            raise ValueError(f"donor: wanted a model with the new vocabulary for {argument} {init!r}, got none")
         tables = donor_tables(vocabulary, donor, hub_options)
         if init == "linear-map":
             return _NewRows(*mapped_rows(vocabulary, tables))
@@ -198,7 +206,7 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
         return _NewRows(ids, rows, None, coefficients)
     if init in ("focus", "omp-self"):
         if texts is None:
-            raise ValueError(f"texts: wanted text to train fastText on for init {init!r}, got none")
+            raise ValueError(f"texts: wanted text to train fastText on for {argument} {init!r}, got none")
         vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
         if init == "omp-self":
             space = {"input_embeddings": vectors.vectors}
@@ -207,7 +215,7 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
         found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
         return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)
     if init in ("wechsel", "transtokenizers", "tokalign"):
-        found = _mixtures(vocabulary, init, seed, texts, parallel)
+        found = _mixtures(argument, vocabulary, init, seed, texts, parallel)
         return _NewRows(found.ids, lambda weight, name: found.rows(weight), found.counts)
     ready, new = ready_rows(init, **hub_options), _new_ids(vocabulary)
 
@@ -224,14 +232,14 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
     return _NewRows(new, prepared)
 
 
-def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
+def _mixtures(argument, vocabulary, init, seed, texts, parallel) -> Mixtures:
     if init == "tokalign":
         if texts is None:
-            raise ValueError("texts: wanted text to count tokens in for init 'tokalign', got none")
+            raise ValueError(f"texts: wanted text to count tokens in for {argument} {init!r}, got none")
         sides = (vocabulary.teacher, vocabulary.student)
         return tokalign_mixtures(vocabulary, *(cooccurrence_vectors(texts, side, seed=seed) for side in sides))
     if parallel is None:
-        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+        raise ValueError(f"parallel: wanted pairs of texts and translations for {argument} {init!r}, got none")
     pairs = list(parallel)
     if init == "transtokenizers":
         return transtokenizer_mixtures(pairs, vocabulary)
