@@ -250,6 +250,10 @@ def test_omp_combines_output_rows_as_in_the_donors_head(untied):
         vectors = theirs.weight.detach()
         expected = omp_apply(omp_coefficients(vectors[new], vectors[shared]), table[shared])
         torch.testing.assert_close(table[new], expected, rtol=1e-3, atol=1e-4)
+    few = initial_rows(teacher, vocabulary, "omp", 0, donor=folder, omp_k=3)
+    vectors = donor.get_input_embeddings().weight.detach()
+    expected = omp_apply(omp_coefficients(vectors[new], vectors[shared], 3), few.input[shared])
+    torch.testing.assert_close(few.input[new], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("init_head", ["first-piece", "zero", "omp", "linear-map", "boundary"])

@@ -25,6 +25,7 @@ def compare_inits(
     data: o.InitData = None,
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
+    omp_k: o.OmpK = 64,
     parallel: o.Parallel = None,
     untie: o.Untie = False,
     eval_pieces: o.EvalPieces = 40,

@@ -84,6 +84,9 @@ InitHead = Annotated[
 Donor = Annotated[
     str | None, Option(help="Model that has the new vocabulary, for omp and linear-map.", rich_help_panel=ROWS)
 ]
+OmpK = Annotated[
+    int, Option(help="Shared tokens that a new one is made of, at most, for omp and omp-self.", rich_help_panel=ROWS)
+]
 Parallel = Annotated[
     str | None,
     Option(

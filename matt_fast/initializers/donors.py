@@ -61,7 +61,7 @@ def shared_and_new(vocabulary: VocabularyPair, vectors: torch.Tensor, ids: torch
 
 
 def omp_rows(
-    vocabulary: VocabularyPair, ids: torch.Tensor, tables: Tables, on_progress, centred: bool = False
+    vocabulary: VocabularyPair, ids: torch.Tensor, tables: Tables, k: int, on_progress, centred: bool = False
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor, str], torch.Tensor], SparseCoefficients]:
     """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`.
 
@@ -69,6 +69,7 @@ def omp_rows(
         vocabulary: the two vocabularies.
         ids: [n] int64.
         tables: [n, dim] the space; where "output_embeddings" are among them, output rows are combined as in these.
+        k: anchors of a token, at most.
         on_progress: called with the rows done and their number, for the input's.
         centred: both spaces are seen from the mean of the shared tokens, and no row is farther from it than the shared
             ones typically are. A space that is no model's tells where a row lies, but not how far: the coefficients'
@@ -87,7 +88,7 @@ def omp_rows(
         if name not in found:
             table, tell = tables[name], on_progress if name == "input_embeddings" else None
             origin = table[shared].mean(0) if centred else 0
-            found[name] = omp_coefficients(table[new] - origin, table[shared] - origin, on_progress=tell)
+            found[name] = omp_coefficients(table[new] - origin, table[shared] - origin, k, on_progress=tell)
         return found[name]
 
     def rows(weight: torch.Tensor, name: str) -> torch.Tensor:

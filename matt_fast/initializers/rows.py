@@ -52,6 +52,7 @@ def initial_rows(
     donor: str | Path | None = None,
     parallel: Iterable[tuple[str, str]] | None = None,
     init_head: str = "same",
+    omp_k: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
     **hub_options,
 ) -> Rows:
@@ -72,6 +73,7 @@ def initial_rows(
         init_head: how new output rows start: "same", as the input rows do, or "boundary", from what the teacher expects
             in the text, see `boundary`; a tied table then serves both wishes. With "composed" and "contextual", which
             are for input rows, "same" is "boundary". For an untied head also any other name of `INIT_HEADS`.
+        omp_k: shared tokens that a new one is a combination of, at most, for "omp" and "omp-self".
         on_progress: called with what is done and what there is to do, by methods that take long.
         **hub_options: for loading that folder, or the donor.
 
@@ -88,7 +90,7 @@ def initial_rows(
         raise ValueError(f"texts: wanted text to read the teacher's states in for {name}, got none")
     solved, init = (init, "mean") if init in FROM_STATES else (None, init)
     boundary = init_head == "boundary" or (solved is not None and init_head == "same")
-    given = texts, donor, parallel, embedding.weight, on_progress, hub_options
+    given = texts, donor, parallel, embedding.weight, omp_k, on_progress, hub_options
     made = _new_rows("init", vocabulary, init, seed, *given)
     tied = _one_table(teacher)
     bias = None if head is None else getattr(head, "bias", None)
@@ -191,7 +193,7 @@ def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:
 
 
 def _new_rows(
-    argument, vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options
+    argument, vocabulary, init, seed, texts, donor, parallel, embedding, omp_k, on_progress, hub_options
 ) -> _NewRows | None:
     """None where `initialize` does it all; `argument` is what errors call `init`."""
     if callable(init) or init in METHODS:
@@ -202,7 +204,7 @@ def _new_rows(
         tables = donor_tables(vocabulary, donor, hub_options)
         if init == "linear-map":
             return _NewRows(*mapped_rows(vocabulary, tables))
-        ids, rows, coefficients = omp_rows(vocabulary, torch.arange(vocabulary.rows), tables, on_progress)
+        ids, rows, coefficients = omp_rows(vocabulary, torch.arange(vocabulary.rows), tables, omp_k, on_progress)
         return _NewRows(ids, rows, None, coefficients)
     if init in ("focus", "omp-self"):
         if texts is None:
@@ -210,7 +212,7 @@ def _new_rows(
         vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
         if init == "omp-self":
             space = {"input_embeddings": vectors.vectors}
-            ids, rows, coefficients = omp_rows(vocabulary, vectors.ids, space, on_progress, centred=True)
+            ids, rows, coefficients = omp_rows(vocabulary, vectors.ids, space, omp_k, on_progress, centred=True)
             return _NewRows(ids, rows, vectors.counts, coefficients)
         found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
         return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)

@@ -53,7 +53,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets"):
+    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "omp_k"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)

@@ -60,6 +60,7 @@ def compare_initializers(
     data: str | Path | None = None,
     init_head: str = "same",
     donor: str | Path | None = None,
+    omp_k: int = 64,
     parallel: str | Path | None = None,
     untie: bool = False,
     eval_pieces: int = 40,
@@ -82,8 +83,8 @@ def compare_initializers(
     Long because it documents every argument.
 
     Args:
-        model, tokenizer, data, donor, parallel, init_head, untie, eval_data, eval_pieces, split, text_field,
-            seed, trust_remote_code, allow_pickle: as in `transfer`.
+        model, tokenizer, data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
+            text_field, seed, trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         probe: train each start for the steps of these options, on `data`, at a third of the depth: figures before
             training do not tell which start is the better one behind it (arXiv 2608.03494).
@@ -126,7 +127,7 @@ def compare_initializers(
     for init in inits:
         reset_peak_memory(device)
         begin = time.perf_counter()
-        given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+        given = {"texts": texts, "donor": donor, "omp_k": omp_k, "parallel": pairs, "init_head": init_head}
         given["on_progress"] = partial(on_progress, str(init))
         start = initial_rows(original, vocabulary, init, seed, **given, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)

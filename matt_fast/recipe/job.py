@@ -52,6 +52,7 @@ class Job:
     init: str | Path | Method
     init_head: str
     donor: str | Path | None
+    omp_k: int
     parallel: str | Path | None
     map_tokens: Sequence[str]
     freeze_shared: bool
