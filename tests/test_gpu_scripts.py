@@ -28,6 +28,6 @@ def test_transfer(tmp_path):
     records = [json.loads(x) for x in (tmp_path / "transfer.jsonl").read_text().splitlines()]
     assert len(records) == 10
     assert not any("error" in x for x in records)
-    (healed, rows) = (x for x in records if x["run"].startswith("about 1 s"))
+    (healed, rows) = (x for x in records if x["run"].startswith("about 1 s, seed 0"))
     for record in (healed, rows):
         assert set(record["bits per byte"]["held out"]) == {"original", "initialised", "trained"}
