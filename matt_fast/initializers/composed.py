@@ -5,7 +5,7 @@ pieces (the goal of token distillation: K. Dobler, D. Elliott and G. de Melo, "T
 https://arxiv.org/abs/2505.20133), in the contexts that the student itself makes. Few tokens occur often enough for a
 row of their own to be fitted: what is fitted is how the rows of the first piece, the last one and all together make the
 row of the whole, by Adam, on some thousands of tokens of text. (ZeTT, https://arxiv.org/abs/2405.07883, trains a
-network that makes rows of pieces; this one is linear, and takes a minute.)
+network that makes rows of pieces.)
 """
 
 from collections.abc import Callable
@@ -25,11 +25,7 @@ STRETCHES = 64
 PASSES = 5
 RATE = 0.576  # of Adam, over the width: the map's numbers are shares
 BETAS = (0.9, 0.98)
-PRIOR = (
-    0.25  # what a squared nat of change in a new token's logit costs in a tied table, in shares of a state's variance
-)
-
-
+PRIOR = 0.25  # in a tied table: the price of a squared nat in a new token's logit, in shares of a state's variance
 ROWS_AT_ONCE = 4096
 
 
@@ -88,13 +84,12 @@ def composed_rows(
             if output_metric is not None:
                 logits = (change @ output_metric * change).sum(1)
                 loss = loss + PRIOR * logits[_take(numbers, batches[at].positions)].mean()
-            optimizer.zero_grad()
-            loss.backward()
+            (weight.grad,) = torch.autograd.grad(loss, weight)  # the model's own weights get none
             optimizer.step()
             schedule.step()
             if on_progress is not None:
                 on_progress(step * pieces.count // steps, pieces.count)
-    ids = torch.tensor(sorted(vocabulary.subtokens))
+    ids = torch.tensor(sorted(vocabulary.subtokens), dtype=torch.int64)
     with torch.no_grad():
         rows = [start[some] + pieces(some) @ weight for some in ids.to(start.device).split(ROWS_AT_ONCE)]
     return ids, torch.cat(rows)
@@ -136,8 +131,8 @@ class _Pieces:
     def __init__(self, weight: torch.Tensor, vocabulary: VocabularyPair):
         spelled = vocabulary.subtokens
         self.weight, self.count = weight, len(spelled)
-        self.flat = torch.tensor([piece for pieces in spelled.values() for piece in pieces])
-        sizes = torch.tensor([len(pieces) for pieces in spelled.values()])
+        self.flat = torch.tensor([piece for pieces in spelled.values() for piece in pieces], dtype=torch.int64)
+        sizes = torch.tensor([len(pieces) for pieces in spelled.values()], dtype=torch.int64)
         self.starts = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
         self.number = torch.full((vocabulary.rows,), -1)
         self.number[list(spelled)] = torch.arange(len(spelled))
