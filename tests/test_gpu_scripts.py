@@ -31,3 +31,16 @@ def test_transfer(tmp_path):
     (healed, rows) = (x for x in records if x["run"].startswith("about 1 s, seed 0"))
     for record in (healed, rows):
         assert set(record["bits per byte"]["held out"]) == {"original", "initialised", "trained"}
+
+
+def test_a_file_travels_in_halves(tmp_path):
+    from benchmarks.gpu_bench.pack import halve
+
+    folders = tmp_path / "one", tmp_path / "two"
+    (tmp_path / "model.gguf").write_bytes(bytes(range(251)))
+    for folder in folders:
+        folder.mkdir()
+    halve(tmp_path / "model.gguf", folders)
+    parts = [folder / f"part0{number}" for number, folder in enumerate(folders)]
+    assert [part.stat().st_size for part in parts] == [126, 125]
+    assert b"".join(part.read_bytes() for part in parts) == bytes(range(251))
