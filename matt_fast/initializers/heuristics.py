@@ -72,7 +72,7 @@ def initialize(
     elif method in PIECES:
         if method == "length-mean" and teacher_lengths is None:
             raise ValueError("teacher_lengths: wanted the bytes of each teacher token for 'length-mean', got None")
-        weights = partial(_piece_weights, method, teacher_lengths)
+        weights = partial(_piece_weights, method, teacher_lengths or {})
         rows = _weighted_means(weight, known.mean(0), student_rows, subtokens, weights)
     elif method == "random":
         rows = _normal_like(known, student_rows, seed)
@@ -85,7 +85,7 @@ def initialize(
     return rows
 
 
-def _piece_weights(method: str, lengths: Mapping[int, int] | None, pieces: Sequence[int]) -> list[float]:
+def _piece_weights(method: str, lengths: Mapping[int, int], pieces: Sequence[int]) -> list[float]:
     """A weight for each sub-token of a token, up to a factor."""
     places = range(len(pieces))
     if method == "length-mean":
