@@ -255,6 +255,22 @@ def test_rows_that_cost_more_than_their_start_are_not_taken(llama, monkeypatch, 
     assert (rows.report.initialized > 0) == better
 
 
+def test_of_a_tied_tables_changes_the_text_chooses_how_much(llama, monkeypatch):
+    model, vocabulary = llama
+
+    def rows(init: str, losses: list[float], **given) -> torch.Tensor:
+        told = iter(losses)
+        monkeypatch.setattr(states, "text_loss", lambda *given: next(told))
+        return initial_rows(model, vocabulary, init, 0, texts=TEXTS, **given).input
+
+    boundary, start = (rows("mean", losses, init_head="boundary") for losses in ([1.0, 2.0], [2.0, 1.0]))
+    whole, half, none, as_it_was = (rows("composed", [float(i != chosen) for i in range(4)]) for chosen in range(4))
+    assert not torch.equal(whole, boundary)
+    torch.testing.assert_close(half, (whole + boundary) / 2)
+    assert torch.equal(none, boundary)
+    assert torch.equal(as_it_was, start)
+
+
 def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher's and student's states, one occurrence after another, without a cache."""
     embedding = model.get_input_embeddings()

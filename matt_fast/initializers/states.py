@@ -1,8 +1,8 @@
 """Rows from the teacher's own states in a text: "composed" or "contextual" for the embedding, "boundary" for the head.
 
 A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. A row
-that predicts well can lead the context behind it astray: where stretches of the text cost more with the new rows than
-with those that were there before, the latter stay.
+that predicts well can lead the context behind it astray: of several tables, the start among them, the one is taken with
+which stretches of the text cost least.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ COMPOSED_LAYERS = 1 / 3  # the same where whole stretches are read
 OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
 OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
 SCORED, STRETCH = 5, 256  # stretches, and their student tokens, that tell whether rows are better than their start
+SHARES = (1.0, 0.5)  # of what the map adds to a tied table, to choose from
 NONE = torch.zeros(0, dtype=torch.int64)
 
 
@@ -92,19 +93,18 @@ def rows_from_states(
     if not tied:
         rows, ids = inputs.untied(start)
         return StateRows(rows, as_output.index_copy(0, known.to(head.device), wanted), ids, counts)
-    rows, ids = inputs.tied(start, known, wanted, found.second_moment())
+    tables = [*inputs.tied(start, known, wanted, found.second_moment()), (start, NONE)]
     before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
     stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
-    losses = [text_loss(model, table, table, output_bias, found.rule, stretches) for table in (rows, start)]
-    if losses[1] < losses[0]:
-        rows, ids = start, NONE
+    losses = [text_loss(model, table, table, output_bias, found.rule, stretches) for table, _ in tables]
+    rows, ids = tables[losses.index(min(losses))]
     return StateRows(rows, rows, ids, counts)
 
 
 class _InputRows:
     """Input rows by a method, for a table of their own or for one that is the head's too.
 
-    Each way takes a start, [student rows, hidden], and gives such a table and the ids whose rows were solved for.
+    Each way takes a start, [student rows, hidden], and gives such tables and the ids whose rows were solved for.
     """
 
     def __init__(
@@ -129,16 +129,19 @@ class _InputRows:
 
     def tied(
         self, start: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor, moment: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head wants is `wanted` [n, hidden] for `ids` [n], in the metric `moment` [hidden, hidden]."""
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Tables to choose from; the head wants `wanted` [n, hidden] for `ids` [n], in the metric `moment`."""
         contextual = self.solved == "contextual"
         start = self._last_pieces(start) if contextual else start
         matrix, found = self._metric(start)
         weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
         rows = start.index_copy(0, ids.to(start.device), tied_rows(start[ids], wanted, matrix, moment, weight))
         if contextual:
-            return self._contextual(rows, matrix, found, output_scale(matrix, moment, weight) * moment)
-        return self._composed(rows, moment) if self.solved else (rows, NONE)
+            return [self._contextual(rows, matrix, found, output_scale(matrix, moment, weight) * moment)]
+        if self.solved is None:
+            return [(rows, NONE)]
+        composed, ids = self._composed(rows, moment)
+        return [(rows + share * (composed - rows), ids) for share in SHARES] + [(rows, NONE)]
 
     def _metric(self, start: torch.Tensor) -> tuple[torch.Tensor, Occurrences]:
         """In what metric the lower layers see input rows, and where in the text that was looked at."""
