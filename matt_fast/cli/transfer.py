@@ -41,6 +41,7 @@ def transfer(
     init: o.Init = "mean",
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
+    omp_k: o.OmpK = 64,
     parallel: o.Parallel = None,
     map_tokens: o.MapTokens = None,
     freeze_shared: o.FreezeShared = True,

@@ -72,6 +72,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
             "init_head": init_head,
+            "omp_k": job.omp_k,
             "on_progress": lambda done, total: work.tell("rows", done, total),
         }
         rows = initial_rows(model, vocabulary, init, job.seed, **given, **job.hub_options)

@@ -34,6 +34,7 @@ def transfer(
     init: str | Path | Method = "mean",
     init_head: str = "same",
     donor: str | Path | None = None,
+    omp_k: int = 64,
     parallel: str | Path | None = None,
     map_tokens: Sequence[str] = (),
     freeze_shared: bool = True,
@@ -84,8 +85,9 @@ def transfer(
         teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
             alm, boundary-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
-        init_head: how new output rows start, "same" or "boundary"; see `initial_rows`.
-        donor: model with the new vocabulary, for init "omp".
+        init_head: how new output rows start, "same", "boundary" or, untied, by another method; see `initial_rows`.
+        donor: model with the new vocabulary, for "omp" and "linear-map".
+        omp_k: shared tokens that a new one is a combination of, at most, for "omp" and "omp-self".
         parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         map_tokens: "NEW=OLD" for new special tokens that start as the mean of old ones, see `alignment.mapping`.
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
