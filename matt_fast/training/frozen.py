@@ -20,18 +20,22 @@ from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.support.installing import install_line
 from matt_fast.training.options import TrainingOptions
+from matt_fast.training.sharding import check_sharding
 
 BLOCK = 64  # weights that share a scale in 4 bits
 OFFLOAD = "matt-fast-offload-"  # folders of weights beside the model's own files; the owner's process follows
 
 
-def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device) -> None:
-    """Raise before any work is done what `load_frozen` would.
+def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device, processes: int | None = None) -> None:
+    """Raise before any work is done what `load_frozen` and `shard_layers` would.
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        ValueError: the model is quantised already; weights are to wait in the memory of the device itself.
+        ValueError: the model is quantised already; weights are to wait in the memory of the device itself; layers are
+            to be spread over one process.
     """
+    if options.shard and processes is not None:
+        check_sharding(processes)
     if options.quantization is not None:
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError("quantization: wanted a model whose weights are not quantised yet, got one that is")

@@ -1,6 +1,7 @@
 """What the new embeddings are trained for: each objective is a loss between what the two sides did with one batch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -238,13 +239,16 @@ def losses(
     options: TrainingOptions,
     *,
     causal: bool = True,
+    teaching: AbstractContextManager | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
-    captures = (
-        teacher_pass(teacher, batch, n_layers, options, causal=causal),
-        student_pass(student_model, rows, batch, n_layers, options, causal=causal),
-    )
-    return losses_of(Pass(batch, *captures, rows, student.head, student.target, n_layers, options))
+    """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves.
+
+    `teaching` is open during the teacher's pass: where both are one model, it is the teacher's in it.
+    """
+    with teaching or nullcontext():
+        taught = teacher_pass(teacher, batch, n_layers, options, causal=causal)
+    learned = student_pass(student_model, rows, batch, n_layers, options, causal=causal)
+    return losses_of(Pass(batch, taught, learned, rows, student.head, student.target, n_layers, options))
 
 
 def teacher_pass(
