@@ -23,6 +23,7 @@ from matt_fast.training.options import TrainingOptions
 from matt_fast.training.sharding import check_sharding
 
 BLOCK = 64  # weights that share a scale in 4 bits
+GATHERED = {"cuda": 2, "cpu": 3}  # layers that are whole at once where they are spread; gloo has a buffer of its own
 OFFLOAD = "matt-fast-offload-"  # folders of weights beside the model's own files; the owner's process follows
 
 
@@ -97,8 +98,13 @@ def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def outline_frozen(model: PreTrainedModel, quantization: str | None, offload: str | None, device: str) -> None:
-    """Let a model on the meta device take the memory that `load_frozen` would give it on "cuda" or "cpu", in place."""
+def outline_frozen(
+    model: PreTrainedModel, quantization: str | None, offload: str | None, device: str, spread: int = 1
+) -> None:
+    """Let a model on the meta device take the memory that `load_frozen` would give it on "cuda" or "cpu", in place.
+
+    With its layers spread over so many processes, it takes that of `shard_layers`.
+    """
     if quantization is not None:
         for layer in decoder_layers(model):
             for parent in list(layer.modules()):
@@ -110,6 +116,8 @@ def outline_frozen(model: PreTrainedModel, quantization: str | None, offload: st
             for module in layer.modules():
                 if module._parameters:
                     _keep_elsewhere(module)
+    if spread > 1:
+        _keep_part(model, spread, GATHERED[device])
 
 
 def _places(model: PreTrainedModel, device: str, elsewhere: str) -> dict[str, str]:
@@ -127,6 +135,21 @@ def _places(model: PreTrainedModel, device: str, elsewhere: str) -> dict[str, st
 
     place(model, "")
     return places
+
+
+def _keep_part(model: PreTrainedModel, processes: int, gathered: int) -> None:
+    """On the meta device: a part of each layer, and some whole ones: FSDP gathers into a buffer and copies it out."""
+    parts, whole = 0, []
+    for layer in decoder_layers(model):
+        whole.append(sum(x.nbytes for x in layer.parameters()))
+        parts += sum(-(-len(x) // processes) * (x.nbytes // len(x)) for x in layer.parameters() if x.ndim > 0)
+        for module in layer.modules():
+            for name, x in module._parameters.items():
+                if x is not None:
+                    nothing = x.new_empty(()).expand(x.shape)
+                    module._parameters[name] = nn.Parameter(nothing, requires_grad=False)
+    for name, size in (("parts_of_layers", parts), ("gathered_layers", gathered * max(whole))):
+        model.register_buffer(name, torch.empty(size, dtype=torch.uint8, device="meta"))
 
 
 class _QuantizedLinear(nn.Module):

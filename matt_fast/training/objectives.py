@@ -229,6 +229,11 @@ def trains_input(names: tuple[str, ...]) -> bool:
     return any(_OBJECTIVES[name].student is not None for name in names)
 
 
+def layer_passes(names: tuple[str, ...]) -> int:
+    """How often a batch goes through the layers: the teacher's way, the student's, and back."""
+    return any(_OBJECTIVES[name].teacher is not None for name in names) + 2 * trains_input(names)
+
+
 def losses(
     teacher: PreTrainedModel,
     student_model: PreTrainedModel,

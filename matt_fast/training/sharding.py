@@ -4,7 +4,10 @@ This is FSDP2, `fully_shard` of PyTorch. It is called here and not by accelerate
 head too, whose rows are read and updated one by one, and which knows FSDP on GPUs only.
 """
 
+import functools
 import os
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel
 
+from matt_fast.model.capture import Complete
 from matt_fast.model.layers import decoder_layers
 
 
@@ -55,9 +59,23 @@ def shard_layers(model: PreTrainedModel, accelerator: Accelerator) -> PreTrained
     ignored = {x for x in model.parameters() if id(x) not in spread}
     for layer in layers:
         _shard_layer(layer, mesh, ignored, accelerator)
+    for before, layer in zip([layers[0], *layers], layers, strict=False):
+        layer.set_modules_to_backward_prefetch([before])  # by itself FSDP goes on to the teacher's last layer
     # A root of its own lets the layers share their streams, so that one is gathered while another runs.
     fully_shard(model, mesh=mesh, ignored_params=ignored)
+    model.forward = _until_complete(model.forward)
     return model
+
+
+def _until_complete(forward: Callable) -> Callable:
+    """A model's forward that ends when all was captured, so that FSDP's hook behind it lets go of the last layer."""
+
+    @functools.wraps(forward)
+    def until_complete(*arguments, **options):
+        with suppress(Complete):
+            return forward(*arguments, **options)
+
+    return until_complete
 
 
 def _agree(model: PreTrainedModel) -> None:
@@ -72,9 +90,9 @@ def _agree(model: PreTrainedModel) -> None:
 
 
 def _from_main(tensor: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """The main process's values, on the device."""
+    """The main process's values, on the device; a copy, without which all of a file would stay mapped to memory."""
     if accelerator.is_main_process:
-        return broadcast(tensor.detach().to(accelerator.device))
+        return broadcast(tensor.detach().to(accelerator.device, copy=True))
     return broadcast(torch.empty_like(tensor, device=accelerator.device))
 
 
