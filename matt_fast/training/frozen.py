@@ -33,10 +33,10 @@ def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device
     Raises:
         ImportError: bitsandbytes is not installed.
         ValueError: the model is quantised already; weights are to wait in the memory of the device itself; layers are
-            to be spread over one process.
+            to be spread over one process, or accelerate is to do it.
     """
-    if options.shard and processes is not None:
-        check_sharding(processes)
+    if processes is not None:
+        check_sharding(options.shard, processes)
     if options.quantization is not None:
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError("quantization: wanted a model whose weights are not quantised yet, got one that is")

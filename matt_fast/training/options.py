@@ -192,7 +192,7 @@ class TrainingOptions:
     def _check_shard(self) -> None:
         """Raise a ValueError where layers that are spread over processes do not go with the other options."""
         reasons = {
-            "quantization": "bitsandbytes keeps scales beside the weights, where FSDP does not find them",
+            "quantization": "bitsandbytes keeps scales beside the weights, and FSDP spreads the weights only",
             "offload": "a layer is gathered from the processes' memory",
             "compile": "a compiled layer reads weights that are gathered anew for each pass",
         }
