@@ -1,6 +1,5 @@
 """The command line: `matt-fast transfer`, `doctor`, `plan` and the others, each in a file of its own."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -16,13 +15,14 @@ from matt_fast.cli.show import show
 from matt_fast.cli.tokenizer import tokenizer
 from matt_fast.cli.transfer import transfer
 from matt_fast.support.threads import wait_passively
+from matt_fast.support.version import own_version
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"matt-fast {version('matt-fast')}")
+        print(f"matt-fast {own_version()}")
         raise typer.Exit
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +37,7 @@ from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
+from matt_fast.support.version import own_version
 
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
@@ -56,8 +56,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     settings = job.settings() | {"processes": work.accelerator.num_processes, "text_order": TEXT_ORDER}
     known = run.read("run.json")
     if known:
-        if known["version"] != version("matt-fast"):
-            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {version('matt-fast')}")
+        if known["version"] != own_version():
+            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {own_version()}")
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))

@@ -25,10 +25,10 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 from matt_fast.support.files import remove_parts, write_text
+from matt_fast.support.version import own_version
 
 HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
 
@@ -82,7 +82,7 @@ class Run:
     def begin(self, settings: dict, fingerprints: dict, configuration: str) -> None:
         """Write what the run is, before its first stage."""
         write_text(self.path("run.yaml"), configuration)
-        about = {"version": version("matt-fast"), "settings": settings, "fingerprints": fingerprints}
+        about = {"version": own_version(), "settings": settings, "fingerprints": fingerprints}
         self.write("run.json", about)
 
     def finish(self) -> None:

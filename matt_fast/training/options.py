@@ -31,7 +31,7 @@ HEALING = ("lora", "outer", "full")
 
 @dataclass(frozen=True)
 class HealingOptions:
-    """How layers are trained together with the rows, behind the training of the rows alone.
+    """How layers are trained together with the rows. Objective and rates are those that did best (docs/healing.md).
 
     Attributes:
         method: "lora" (adapters of low rank beside all linear layers, by peft), "outer" (the first and last layers),
@@ -49,9 +49,9 @@ class HealingOptions:
 
     method: str = "lora"
     steps: int = 200
-    lr: float = 5e-4
-    rows_lr: float = 1e-3
-    objective: str = "alm"
+    lr: float = 1e-3
+    rows_lr: float = 3e-3
+    objective: str = "boundary-kl+alm"
     rank: int = 16
     outer_layers: int = 2
     max_worse: float | None = 0.02
