@@ -193,8 +193,8 @@ class TrainingOptions:
         """Raise a ValueError where layers that are spread over processes do not go with the other options."""
         reasons = {
             "quantization": "bitsandbytes keeps scales beside the weights, and FSDP spreads the weights only",
-            "offload": "a layer is gathered from the processes' memory",
-            "compile": "a compiled layer reads weights that are gathered anew for each pass",
+            "offload": "layers wait in the memory of all processes",
+            "compile": "compiled layers were not tried on weights that are gathered",
         }
         for name, reason in reasons.items():
             if getattr(self, name):

@@ -26,8 +26,8 @@ def check_sharding(shard: bool, processes: int) -> None:
     """Raise a ValueError where layers cannot be spread: one process, or FSDP as accelerate itself sets it up."""
     if processes > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError(
-            "shard: wanted accelerate without FSDP settings of its own, which may leave weights unread in all processes "
-            "but the first; got ACCELERATE_USE_FSDP=true. Configure several GPUs without FSDP, and give --shard"
+            "shard: wanted accelerate without FSDP settings of its own, which may leave weights unread in all but the "
+            "first process; got ACCELERATE_USE_FSDP=true. Configure several GPUs without FSDP, and give --shard"
         )
     if shard and processes == 1:
         raise ValueError("shard: wanted several processes to spread the layers over, got one; see torchrun")
