@@ -266,6 +266,14 @@ Offload = Annotated[
         rich_help_panel=SPEED,
     ),
 ]
+Shard = Annotated[
+    bool,
+    Option(
+        "--shard",
+        help="Spread the frozen layers over the processes, for models larger than a card; see torchrun.",
+        rich_help_panel=SPEED,
+    ),
+]
 
 # While it runs.
 CheckpointEvery = Annotated[

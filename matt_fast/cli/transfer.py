@@ -93,6 +93,7 @@ def transfer(
     compile: o.Compile = False,
     quantization: o.Quantization = None,
     offload: o.Offload = None,
+    shard: o.Shard = False,
     checkpoint_every: o.CheckpointEvery = "auto",
     validate_every: o.ValidateEvery = None,
     patience: o.Patience = None,
