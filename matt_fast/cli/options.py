@@ -41,7 +41,8 @@ Epochs = Annotated[float | None, Option(help="Passes over the data, instead of -
 Resume = Annotated[
     Path | None,
     Option(
-        help="Go on with the run in this output folder, with the options that it was begun with.",
+        help="Go on with the run in this output folder, with the options that it was begun with. auto: with that in "
+        "--output, if there is one, else begin.",
         is_eager=True,
         callback=read_run,
     ),

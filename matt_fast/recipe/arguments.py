@@ -48,8 +48,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"language: wanted codes such as 'uk', 'deu' or 'code', got {code!r}")
     if "parallel" in given:
         check_pairs_file(given["parallel"])
+    resume = given.get("resume", False)
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume: wanted True, False or 'auto', got {resume!r}")
     if "output" in given:
-        Run(given["output"]).check_free(bool(given.get("resume")))
+        Run(given["output"]).check_free(resume)
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
