@@ -30,7 +30,7 @@ def inverse_of_two(g00, g01, g11):
 
 @triton.jit
 def columns_kernel(
-    teacher_key_ptr, student_key_ptr, teacher_value_ptr, student_value_ptr, positions_ptr, tiles_ptr,
+    teacher_key_ptr, student_key_ptr, teacher_value_ptr, student_value_ptr, columns_ptr, tiles_ptr,
     teacher_columns_ptr, student_columns_ptr, factors_ptr,
     tk_stride_b, tk_stride_h, tk_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n, kv_heads, capacity,
@@ -42,9 +42,9 @@ def columns_kernel(
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.load(tiles_ptr + batch * 5 * (capacity // TILE) + tl.program_id(0) * BLOCK // TILE)
     if group >= 0:
-        positions_ptr += batch * 6 * capacity + columns
-        t0, t1 = tl.load(positions_ptr), tl.load(positions_ptr + capacity)
-        s0, s1 = tl.load(positions_ptr + 2 * capacity), tl.load(positions_ptr + 3 * capacity)
+        positions = columns_ptr + batch * 6 * capacity + columns
+        t0, t1 = tl.load(positions), tl.load(positions + capacity)
+        s0, s1 = tl.load(positions + 2 * capacity), tl.load(positions + 3 * capacity)
         every = columns >= 0
         teacher_key_ptr += batch * tk_stride_b + head * tk_stride_h
         student_key_ptr += batch * sk_stride_b + head * sk_stride_h
@@ -84,17 +84,17 @@ def columns_kernel(
             d0, d1 = p0 * i00 + p1 * i01, p0 * i01 + p1 * i11
             c10, c11 = c10 + d0, c11 + d1
             r1 = r1 - d0[:, None] * v0 - d1[:, None] * v1
-        factors_ptr += kv_index * FACTORS * capacity + columns
-        tl.store(factors_ptr, g00)
-        tl.store(factors_ptr + capacity, g01)
-        tl.store(factors_ptr + 2 * capacity, g11)
-        tl.store(factors_ptr + 3 * capacity, c00)
-        tl.store(factors_ptr + 4 * capacity, c01)
-        tl.store(factors_ptr + 5 * capacity, c10)
-        tl.store(factors_ptr + 6 * capacity, c11)
-        tl.store(factors_ptr + 7 * capacity, tl.sum(r0 * r0, 1))
-        tl.store(factors_ptr + 8 * capacity, tl.sum(r0 * r1, 1))
-        tl.store(factors_ptr + 9 * capacity, tl.sum(r1 * r1, 1))
+        factors = factors_ptr + kv_index * FACTORS * capacity + columns
+        tl.store(factors, g00)
+        tl.store(factors + capacity, g01)
+        tl.store(factors + 2 * capacity, g11)
+        tl.store(factors + 3 * capacity, c00)
+        tl.store(factors + 4 * capacity, c01)
+        tl.store(factors + 5 * capacity, c10)
+        tl.store(factors + 6 * capacity, c11)
+        tl.store(factors + 7 * capacity, tl.sum(r0 * r0, 1))
+        tl.store(factors + 8 * capacity, tl.sum(r0 * r1, 1))
+        tl.store(factors + 9 * capacity, tl.sum(r1 * r1, 1))
 
 
 def make_columns(teacher, student, plan, config):

@@ -7,8 +7,8 @@ from gpu_bench.grouped.columns import grouped_columns
 from gpu_bench.grouped.factors import make_columns
 from gpu_bench.grouped.others import columns_of_others, rows_of_others
 from gpu_bench.grouped.rows import grouped_rows
-from matt_kernels.ops import Options, config_for, gradient_dtype
 from matt_kernels.launch import softmax_numbers
+from matt_kernels.ops import Options, config_for, gradient_dtype
 from matt_kernels.softmax import softmax_rows
 from matt_kernels.total import add_up
 

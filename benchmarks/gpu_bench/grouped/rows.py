@@ -59,6 +59,80 @@ def add_rounded(sums, x, KIND: tl.constexpr):
         return sums + tl.sum(x, 1)[:, None]
 
 
+@triton.jit
+def add_group(
+    loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr, student_columns_ptr,
+    factors_ptr, capacity, start, low, high, used, teacher_shift, teacher_factor, student_shift, student_factor, scale,
+    T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What the columns of one shape, T x S, add to a block of rows that sees those from `low` to `high`."""
+    size = capacity.to(tl.int64) * HEAD_DIM
+    most = tl.max(high)
+    first = tl.maximum(tl.minimum(tl.min(low), most) - start, 0) // BLOCK_N
+    last = tl.maximum(tl.cdiv(most - start, BLOCK_N), first)
+    inner = tl.cdiv(tl.max(tl.where(used, low, 0)) - start, BLOCK_N)
+    outer = (tl.min(tl.where(used, high, 2147483647)) - start) // BLOCK_N
+    inner, outer = within(inner, outer, first, last)
+    whole = outer - inner
+    # First the tiles of which some row sees a part only, then the others, without masks.
+    for WHOLE in tl.static_range(2):
+        for step in range(whole if WHOLE else last - first - whole):
+            tile = inner + step if WHOLE else first + edge(step, inner - first, outer - first)
+            place = start + tile * BLOCK_N
+            columns = place + tl.arange(0, BLOCK_N)
+            seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
+            key = load_block(teacher_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
+            t0 = weights_of(
+                teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
+            )
+            rest = t0 * load_factor(factors_ptr, capacity, columns, M00)
+            e0 = -t0 * load_factor(factors_ptr, capacity, columns, C00)
+            if S == 2:
+                e1 = -t0 * load_factor(factors_ptr, capacity, columns, C01)
+            if T == 2:
+                key = load_block(teacher_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
+                t1 = weights_of(
+                    teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
+                )
+                rest += 2.0 * t1 * load_factor(factors_ptr, capacity, columns, M01)
+                last_rest = t1 * load_factor(factors_ptr, capacity, columns, M11)
+                loss += narrow(t1 * last_rest, BLOCK_M, BLOCK_N)
+                e0 -= t1 * load_factor(factors_ptr, capacity, columns, C10)
+                if S == 2:
+                    e1 -= t1 * load_factor(factors_ptr, capacity, columns, C11)
+            loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
+            key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
+            s0 = weights_of(
+                student_query, key0, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
+            )
+            e0 += s0
+            h0 = e0 * load_factor(factors_ptr, capacity, columns, G00)
+            if S == 2:
+                key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
+                s1 = weights_of(
+                    student_query, key1, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
+                )
+                e1 += s1
+                across = load_factor(factors_ptr, capacity, columns, G01)
+                h0 += e1 * across
+                h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, columns, G11)
+                loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
+                product = s1 * h1
+                score_gradient = operand(product, KIND)
+                correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
+                rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
+                # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
+                gradient = tl.dot(score_gradient, widen(key1), gradient, input_precision=PRECISION)
+            loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
+            product = s0 * h0
+            score_gradient = operand(product, KIND)
+            correction += narrow(s0 * h0, BLOCK_M, BLOCK_N)
+            rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
+            gradient = tl.dot(score_gradient, widen(key0), gradient, input_precision=PRECISION)
+    return loss, correction, rounded_sum, gradient
+
+
 @triton.jit(do_not_specialize=LENGTHS)
 def grouped_rows_kernel(
     teacher_query_ptr, student_query_ptr, teacher_columns_ptr, student_columns_ptr, factors_ptr, rows_ptr, counts_ptr,
@@ -97,84 +171,15 @@ def grouped_rows_kernel(
     gradient = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for GROUP in tl.static_range(4):
         if (GROUPS >> GROUP) % 2 == 1:
-            T: tl.constexpr = 1 + GROUP % 2
-            S: tl.constexpr = 1 + GROUP // 2
-            BLOCK_N: tl.constexpr = BLOCK_1 if GROUP == 0 else BLOCK_2
             start = tl.load(starts_ptr + batch * 4 + GROUP)
             low = tl.load(bounds_ptr + 2 * GROUP * row_limit, mask=used, other=2147483647)
             high = tl.load(bounds_ptr + (2 * GROUP + 1) * row_limit, mask=used, other=0)
-            most = tl.max(high)
-            first = tl.maximum(tl.minimum(tl.min(low), most) - start, 0) // BLOCK_N
-            last = tl.maximum(tl.cdiv(most - start, BLOCK_N), first)
-            inner = tl.cdiv(tl.max(tl.where(used, low, 0)) - start, BLOCK_N)
-            outer = (tl.min(tl.where(used, high, 2147483647)) - start) // BLOCK_N
-            inner, outer = within(inner, outer, first, last)
-            whole = outer - inner
-            # First the tiles of which some row sees a part only, then the others, without masks.
-            for WHOLE in tl.static_range(2):
-                for step in range(whole if WHOLE else last - first - whole):
-                    tile = inner + step if WHOLE else first + edge(step, inner - first, outer - first)
-                    place = start + tile * BLOCK_N
-                    columns = place + tl.arange(0, BLOCK_N)
-                    seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
-                    key = load_block(teacher_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                    t0 = weights_of(
-                        teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
-                    )
-                    rest = t0 * load_factor(factors_ptr, capacity, columns, M00)
-                    e0 = -t0 * load_factor(factors_ptr, capacity, columns, C00)
-                    if S == 2:
-                        e1 = -t0 * load_factor(factors_ptr, capacity, columns, C01)
-                    if T == 2:
-                        key = load_block(teacher_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                        t1 = weights_of(
-                            teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND,
-                            SCORE_PRECISION,
-                        )  # fmt: skip
-                        rest += 2.0 * t1 * load_factor(factors_ptr, capacity, columns, M01)
-                        last_rest = t1 * load_factor(factors_ptr, capacity, columns, M11)
-                        loss += narrow(t1 * last_rest, BLOCK_M, BLOCK_N)
-                        e0 -= t1 * load_factor(factors_ptr, capacity, columns, C10)
-                        if S == 2:
-                            e1 -= t1 * load_factor(factors_ptr, capacity, columns, C11)
-                    loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
-                    key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                    s0 = weights_of(
-                        student_query,
-                        key0,
-                        student_shift,
-                        student_factor,
-                        seen,
-                        scale,
-                        not WHOLE,
-                        KIND,
-                        SCORE_PRECISION,
-                    )
-                    e0 += s0
-                    h0 = e0 * load_factor(factors_ptr, capacity, columns, G00)
-                    if S == 2:
-                        key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                        s1 = weights_of(
-                            student_query, key1, student_shift, student_factor, seen, scale, not WHOLE, KIND,
-                            SCORE_PRECISION,
-                        )  # fmt: skip
-                        e1 += s1
-                        across = load_factor(factors_ptr, capacity, columns, G01)
-                        h0 += e1 * across
-                        h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, columns, G11)
-                        loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
-                        product = s1 * h1
-                        score_gradient = operand(product, KIND)
-                        correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
-                        rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
-                        # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
-                        gradient = tl.dot(score_gradient, widen(key1), gradient, input_precision=PRECISION)
-                    loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
-                    product = s0 * h0
-                    score_gradient = operand(product, KIND)
-                    correction += narrow(s0 * h0, BLOCK_M, BLOCK_N)
-                    rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
-                    gradient = tl.dot(score_gradient, widen(key0), gradient, input_precision=PRECISION)
+            loss, correction, rounded_sum, gradient = add_group(
+                loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr,
+                student_columns_ptr, factors_ptr, capacity, start, low, high, used, teacher_shift, teacher_factor,
+                student_shift, student_factor, scale, 1 + GROUP % 2, 1 + GROUP // 2, BLOCK_M,
+                BLOCK_1 if GROUP == 0 else BLOCK_2, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
+            )  # fmt: skip
 
     stored = numbers < row_limit
     broken = (teacher_shift != teacher_shift) | (student_shift != student_shift)
@@ -198,8 +203,8 @@ def grouped_rows_kernel(
 def grouped_rows(
     teacher, student, columns, softmaxes, mean_key, plan, config, launch, scale, outputs, groups=15
 ) -> None:
-    """Writes loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d]; adds to what is there
-    where the plan has other segments."""
+    """Writes loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d]; adds to what is
+    there where the plan has other segments."""
     query, rows = student[0], plan.plan.rows
     batch, heads, length, head_dim = query.shape
     block_1, block_2 = launch.block_n
