@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from gpu_bench.grouped.layout import SHAPES, grouped_plan
 from gpu_bench.grouped.loss import Launch, Launches, value_and_gradients
 
-SMALL = Launches(Launch(32, (32, 32), 4, 1), Launch(32, (32, 32), 4, 1))
+SMALL = Launch(32, (32, 32), 4, 1)
 
 
 def reference(teacher, student, ids):
@@ -66,10 +66,10 @@ def test_formulas_of_columns():
         assert (x - y).norm() <= 1e-12 * y.norm()
 
 
-def close(ids, documents, dtype, **heads):
-    teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16, **heads)
+def close(ids, documents, dtype, share=1):
+    teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16)
     plan = grouped_plan(*ids, *documents.values())
-    found = value_and_gradients(teacher, student, plan, SMALL)
+    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share))
     for x, y in zip(found, exact((teacher, student, *ids), documents), strict=True):
         assert x.dtype == (dtype if x.ndim else torch.float32)
         assert (x - y).norm() <= FLOAT32[dtype] * y.norm()
@@ -80,7 +80,7 @@ def close(ids, documents, dtype, **heads):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_small_segments(dtype):
     """A tile that rows see whole, and those that some see in part."""
-    plan = close(mixed(100), {}, dtype)
+    plan = close(mixed(100), {}, dtype, share=1 + (dtype == torch.bfloat16))
     assert plan.others is None
     assert set(plan.tiles[0, 0].tolist()) == {-1, *range(len(SHAPES))}
 

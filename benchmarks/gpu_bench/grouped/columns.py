@@ -220,11 +220,12 @@ def grouped_columns_kernel(
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """SHARE: the programs that a key head's query heads are divided among, each with gradients of its own."""
-    kv_index = tl.program_id(1).to(tl.int64)
+    # All heads of a tile, then the next: those with most work begin first.
+    share, kv_index = tl.program_id(0) // kv_total, (tl.program_id(0) % kv_total).to(tl.int64)
     kv_heads = heads // group
     batch, kv_head = kv_index // kv_heads, kv_index % kv_heads
     limit = capacity // TILE
-    tile = tl.load(order_ptr + batch * limit + tl.program_id(0))
+    tile = tl.load(order_ptr + batch * limit + tl.program_id(1))
     tiles_ptr += batch * 5 * limit + tile
     number = tl.load(tiles_ptr)
     row_low, row_high = tl.load(tiles_ptr + limit), tl.load(tiles_ptr + 2 * limit)
@@ -237,10 +238,10 @@ def grouped_columns_kernel(
     columns_ptr += batch * 6 * capacity
     rows_ptr += batch * ROWS * row_limit
     each = group // SHARE
-    first_head = kv_head * group + tl.program_id(2) * each
+    first_head = kv_head * group + share * each
     teacher_query_ptr += batch * tq_stride_b + first_head * tq_stride_h
     student_query_ptr += batch * sq_stride_b + first_head * sq_stride_h
-    part = tl.program_id(2).to(tl.int64) * kv_total + kv_index
+    part = share.to(tl.int64) * kv_total + kv_index
     key_gradient_ptr += part * student_length * HEAD_DIM
     value_gradient_ptr += part * student_length * VALUE_DIM
     teacher_value_ptr += batch * tv_stride_b + kv_head * tv_stride_h
@@ -248,7 +249,7 @@ def grouped_columns_kernel(
     multiplier = tl.load(multiplier_ptr)
 
     for GROUP in tl.static_range(4):
-        if (GROUPS >> GROUP) % 2 == 1:
+        if (GROUPS >> GROUP) % 2 == 1:  # noqa: SIM102
             if number == GROUP:
                 columns_of_shape(
                     teacher_query_ptr, student_query_ptr, teacher_value_ptr, student_value_ptr, teacher_columns_ptr,
@@ -272,7 +273,7 @@ def grouped_columns(
     block_1, block_2 = launch.block_n
     share = gradients[0].shape[0]
     tensors = teacher[0], query, teacher[2], value
-    grouped_columns_kernel[capacity // TILE, batch * kv_heads, share](
+    grouped_columns_kernel[batch * kv_heads * share, capacity // TILE](
         *tensors, *columns, plan.columns, rows, plan.tiles, plan.order, multiplier, *softmaxes,
         correction, *gradients, *strides(*tensors), heads, heads // kv_heads, batch * kv_heads,
         batch * heads * rows.shape[-1], rows.shape[-1], capacity, length, scale * LOG2_E, scale,

@@ -25,7 +25,7 @@ class Launch:
 class Launches:
     rows: Launch = Launch(64, (64, 32), 4, 2)
     columns: Launch = Launch(64, (64, 32), 4, 2)
-    share: int = 1  # programs that the query heads of a key head are divided among
+    share: int = 2  # programs that the query heads of a key head are divided among
 
 
 def value_and_gradients(teacher, student, plan, launches: Launches = Launches()):

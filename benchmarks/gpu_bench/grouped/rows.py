@@ -143,11 +143,11 @@ def grouped_rows_kernel(
     BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
     GROUPS: tl.constexpr, ADDED: tl.constexpr,
 ):  # fmt: skip
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     kv_index = batch * (heads // group) + head // group
-    # Causal: the last rows have most to do, and begin first.
-    numbers = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M + tl.arange(0, BLOCK_M)
+    # The last rows have most to do, and begin first, of all heads.
+    numbers = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     rows_ptr += batch * ROWS * row_limit
     teacher_row = tl.load(rows_ptr + numbers, mask=used, other=0)
@@ -208,7 +208,7 @@ def grouped_rows(
     query, rows = student[0], plan.plan.rows
     batch, heads, length, head_dim = query.shape
     block_1, block_2 = launch.block_n
-    grid = triton.cdiv(rows.shape[-1], launch.block_m), batch * heads
+    grid = batch * heads, triton.cdiv(rows.shape[-1], launch.block_m)
     grouped_rows_kernel[grid](
         teacher[0], query, *columns, rows, plan.plan.counts, plan.bounds, plan.starts, *softmaxes, mean_key, *outputs,
         *strides(teacher[0], query), heads, heads // student[1].shape[1], batch * heads * rows.shape[-1],
