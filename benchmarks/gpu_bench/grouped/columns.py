@@ -15,7 +15,7 @@ from matt_kernels.attention import (
 )
 from matt_kernels.launch import LOG2_E, strides
 
-LENGTHS = ["softmax_size", "row_limit", "capacity", "teacher_length", "student_length"]
+LENGTHS = ["each", "softmax_size", "row_limit", "capacity", "student_length"]
 
 
 @triton.jit
@@ -214,12 +214,12 @@ def grouped_columns_kernel(
     multiplier_ptr, teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, kv_total, softmax_size, row_limit, capacity, student_length, scale, gradient_scale,
-    SHARE: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    heads, group, kv_total, each, softmax_size, row_limit, capacity, student_length, scale, gradient_scale,
+    BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """SHARE: the programs that a key head's query heads are divided among, each with gradients of its own."""
+    """`each`: query heads of a program; the programs of a key head have gradients of their own."""
     # All heads of a tile, then the next: those with most work begin first.
     share, kv_index = tl.program_id(0) // kv_total, (tl.program_id(0) % kv_total).to(tl.int64)
     kv_heads = heads // group
@@ -237,7 +237,6 @@ def grouped_columns_kernel(
     factors_ptr += kv_index * FACTORS * capacity
     columns_ptr += batch * 6 * capacity
     rows_ptr += batch * ROWS * row_limit
-    each = group // SHARE
     first_head = kv_head * group + share * each
     teacher_query_ptr += batch * tq_stride_b + first_head * tq_stride_h
     student_query_ptr += batch * sq_stride_b + first_head * sq_stride_h
@@ -276,8 +275,8 @@ def grouped_columns(
     grouped_columns_kernel[batch * kv_heads * share, capacity // TILE](
         *tensors, *columns, plan.columns, rows, plan.tiles, plan.order, multiplier, *softmaxes,
         correction, *gradients, *strides(*tensors), heads, heads // kv_heads, batch * kv_heads,
-        batch * heads * rows.shape[-1], rows.shape[-1], capacity, length, scale * LOG2_E, scale,
-        SHARE=share, BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
+        heads // kv_heads // share, batch * heads * rows.shape[-1], rows.shape[-1], capacity, length, scale * LOG2_E,
+        scale, BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
         VALUE_DIM=value.shape[-1], BLOCK_V=16, KIND=config.kind, SCORE_PRECISION=config.score_precision,
         PRECISION=config.product_precision, GROUPS=groups, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip

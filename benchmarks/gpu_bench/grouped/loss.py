@@ -23,8 +23,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Launches:
-    rows: Launch = Launch(64, (64, 32), 4, 2)
-    columns: Launch = Launch(64, (64, 32), 4, 2)
+    rows: Launch = Launch(64, (64, 32), 4, 3)
+    columns: Launch = Launch(64, (64, 32), 4, 3)
     share: int = 2  # programs that the query heads of a key head are divided among
 
 
