@@ -30,18 +30,20 @@ def turned_weights(
 
 
 @triton.jit
-def load_of_rows(ptr, places, used, other, WHOLE: tl.constexpr):
+def load_of_rows(ptr, used, other, WHOLE: tl.constexpr):
+    """One number of each row of a block, which begins at `ptr`."""
+    ptrs = ptr + tl.arange(0, used.shape[0])
     if WHOLE:
-        return tl.load(ptr + places)
+        return tl.load(ptrs)
     else:
-        return tl.load(ptr + places, mask=used, other=other)
+        return tl.load(ptrs, mask=used, other=other)
 
 
 @triton.jit
-def load_softmax_of(ptr, places, used, size, WHOLE: tl.constexpr, KIND: tl.constexpr):
-    shift = load_of_rows(ptr, places, used, float("inf"), WHOLE)
+def load_softmax_of(ptr, used, size, WHOLE: tl.constexpr, KIND: tl.constexpr):
+    shift = load_of_rows(ptr, used, float("inf"), WHOLE)
     if KIND == "fp32":
-        return shift, load_of_rows(ptr + size, places, used, 0.0, WHOLE)
+        return shift, load_of_rows(ptr + size, used, 0.0, WHOLE)
     else:
         return shift, tl.full(shift.shape, 1.0, tl.float32)
 
@@ -125,13 +127,14 @@ def columns_of_shape(
             head = tl.cast(other, tl.int64)
             for step in tl.range(turns, num_stages=None if WHOLE else 1):
                 block = inner + step if WHOLE else edge(step, inner, outer)
-                numbers = row_low + block * BLOCK_M + tl.arange(0, BLOCK_M)
+                begin = row_low + block * BLOCK_M
+                numbers = begin + tl.arange(0, BLOCK_M)
                 used = numbers < row_high
-                outputs = (first_head + head) * row_limit + numbers
+                outputs = (first_head + head) * row_limit + begin
                 seen = (numbers[None, :] >= from_row) & (numbers[None, :] < to_row)
-                teacher_row = load_of_rows(rows_ptr, numbers, used, 0, WHOLE)
-                student_row = load_of_rows(rows_ptr + row_limit, numbers, used, 0, WHOLE)
-                shift, factor = load_softmax_of(teacher_softmax_ptr, outputs, used, softmax_size, WHOLE, KIND)
+                teacher_row = load_of_rows(rows_ptr + begin, used, 0, WHOLE)
+                student_row = load_of_rows(rows_ptr + row_limit + begin, used, 0, WHOLE)
+                shift, factor = load_softmax_of(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
                 query = load_queries(
                     teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,
@@ -139,8 +142,8 @@ def columns_of_shape(
                 t0 = turned_weights(query, teacher0, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
                 if T == 2:
                     t1 = turned_weights(query, teacher1, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
-                shift, factor = load_softmax_of(student_softmax_ptr, outputs, used, softmax_size, WHOLE, KIND)
-                correction = load_of_rows(correction_ptr, outputs, used, 0.0, WHOLE)[None, :]
+                shift, factor = load_softmax_of(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
+                correction = load_of_rows(correction_ptr + outputs, used, 0.0, WHOLE)[None, :]
                 query = load_queries(
                     student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,

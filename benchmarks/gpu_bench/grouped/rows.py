@@ -46,8 +46,9 @@ def weights_of(
 
 
 @triton.jit
-def load_factor(factors_ptr, capacity, columns, NUMBER: tl.constexpr):
-    return tl.load(factors_ptr + NUMBER * capacity + columns)[None, :]
+def load_factor(factors_ptr, capacity, place, NUMBER: tl.constexpr, BLOCK_N: tl.constexpr):
+    # The address of the first one on its own: the others' are then the same in each turn.
+    return tl.load(factors_ptr + (NUMBER * capacity + place) + tl.arange(0, BLOCK_N))[None, :]
 
 
 @triton.jit
@@ -82,51 +83,53 @@ def add_group(
             place = start + tile * BLOCK_N
             columns = place + tl.arange(0, BLOCK_N)
             seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
+            # Only the value needs these, no product: nothing fetches them ahead, so they are loaded before others wait.
+            m00 = load_factor(factors_ptr, capacity, place, M00, BLOCK_N)
+            if T == 2:
+                m01 = load_factor(factors_ptr, capacity, place, M01, BLOCK_N)
+                m11 = load_factor(factors_ptr, capacity, place, M11, BLOCK_N)
             key = load_block(teacher_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
             t0 = weights_of(
                 teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
             )
-            rest = t0 * load_factor(factors_ptr, capacity, columns, M00)
-            e0 = -t0 * load_factor(factors_ptr, capacity, columns, C00)
+            rest = t0 * m00
+            e0 = -t0 * load_factor(factors_ptr, capacity, place, C00, BLOCK_N)
             if S == 2:
-                e1 = -t0 * load_factor(factors_ptr, capacity, columns, C01)
+                e1 = -t0 * load_factor(factors_ptr, capacity, place, C01, BLOCK_N)
             if T == 2:
                 key = load_block(teacher_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
                 t1 = weights_of(
                     teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
                 )
-                rest += 2.0 * t1 * load_factor(factors_ptr, capacity, columns, M01)
-                last_rest = t1 * load_factor(factors_ptr, capacity, columns, M11)
-                loss += narrow(t1 * last_rest, BLOCK_M, BLOCK_N)
-                e0 -= t1 * load_factor(factors_ptr, capacity, columns, C10)
+                rest += 2.0 * t1 * m01
+                loss += narrow(t1 * (t1 * m11), BLOCK_M, BLOCK_N)
+                e0 -= t1 * load_factor(factors_ptr, capacity, place, C10, BLOCK_N)
                 if S == 2:
-                    e1 -= t1 * load_factor(factors_ptr, capacity, columns, C11)
+                    e1 -= t1 * load_factor(factors_ptr, capacity, place, C11, BLOCK_N)
             loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
             key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
             s0 = weights_of(
                 student_query, key0, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
             )
             e0 += s0
-            h0 = e0 * load_factor(factors_ptr, capacity, columns, G00)
+            h0 = e0 * load_factor(factors_ptr, capacity, place, G00, BLOCK_N)
             if S == 2:
                 key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
                 s1 = weights_of(
                     student_query, key1, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
                 )
                 e1 += s1
-                across = load_factor(factors_ptr, capacity, columns, G01)
+                across = load_factor(factors_ptr, capacity, place, G01, BLOCK_N)
                 h0 += e1 * across
-                h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, columns, G11)
+                h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
                 loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
-                product = s1 * h1
-                score_gradient = operand(product, KIND)
+                score_gradient = operand(s1 * h1, KIND)
                 correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
                 rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
                 # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 gradient = tl.dot(score_gradient, widen(key1), gradient, input_precision=PRECISION)
             loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
-            product = s0 * h0
-            score_gradient = operand(product, KIND)
+            score_gradient = operand(s0 * h0, KIND)
             correction += narrow(s0 * h0, BLOCK_M, BLOCK_N)
             rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
             gradient = tl.dot(score_gradient, widen(key0), gradient, input_precision=PRECISION)
