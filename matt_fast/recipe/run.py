@@ -135,7 +135,7 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
     run.check_free(resume)
     was_there = run.output.exists()
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(run.path("lock")):
+    with locked(run.path("lock")):
         run.check_free(resume)
         for folder in (run.output, run.folder, run.path("checkpoints")):
             remove_parts(folder)
@@ -149,7 +149,7 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends, and that its children do not have."""
     with path.open("a+") as file:
         try:

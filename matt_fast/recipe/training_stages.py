@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
+from matt_fast.training.sharding import shard_layers
 from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"
@@ -41,7 +43,7 @@ class TrainingData:
     """
 
     sides: tuple[Side, Side]
-    prepared: tuple[Path, ...] | None = None
+    prepared: tuple[Path | str, ...] | None = None
     leading: NDArray[np.int64] | None = None
 
 
@@ -69,9 +71,7 @@ def train_rows(
     with work.stage("training"):
         memory_before = peak_memory(work.device)
         reset_peak_memory(work.device)
-        trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
-        trunk = trunk if work.placed else trunk.to(work.device)
-        freeze(trunk)
+        trunk = work.ready(work.trunk() if work.with_head else work.teacher.trunk(work.trunk()))
         teacher, target = _teacher(work, vocabulary, trunk, options)
         student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives(), target)
         state = TrainingState.begin(student, options)
@@ -92,12 +92,14 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData
         reset_peak_memory(work.device)
         options = options_of_healing(work.job.training, healing)
         model = work.frozen(None)
-        model = model if work.placed else model.to(work.device)
-        freeze(model)
+        if work.job.training.shard:
+            freeze(model)
+            layers = TrainedLayers(model, healing, spread=partial(shard_layers, accelerator=work.accelerator))
+        else:
+            layers = TrainedLayers(work.ready(model), healing)
         tables = trained_rows(work, "trained", vocabulary, start, model)
         teacher, target = _teacher(work, vocabulary, model, options)
         student = make_student(model, vocabulary, tables, work.job.freeze_shared, options.objectives(), target)
-        layers = TrainedLayers(model, healing)
         state = TrainingState.begin(student, options, layers)
         watcher = RunWatcher(work, vocabulary, tables, options, work.run.path("healing"), "healing.jsonl")
         both = teacher, layers.student
@@ -118,8 +120,10 @@ def _teacher(
     """The model to learn from, frozen on the device, and its output side; None where `model` is that itself."""
     if work.other is None:
         return model, None
-    other = work.other.load(work.dtype).to(work.device)
+    spread = work.job.training.shard
+    other = work.other.outline(work.dtype) if spread and not work.is_main else work.other.load(work.dtype)
     freeze(other)
+    other = shard_layers(other, work.accelerator) if spread else other.to(work.device)
     return other, make_target(other, teacher_vocabulary(work, vocabulary), options.objectives())
 
 

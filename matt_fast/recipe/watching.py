@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -190,7 +191,8 @@ class RunWatcher(Watcher):
         """Bits per byte of the whole model as it stands, on each held-out text."""
         tables = [table.weight().cpu() for table in state.student.tables]
         output = tables[1] if len(tables) > 1 else self.start.output
-        full = self.work.teacher.load(self.work.dtype) if state.layers is None else state.layers.measured()
+        load = partial(self.work.teacher.load, self.work.dtype)
+        full = load() if state.layers is None else state.layers.measured(load)
         export.replace_vocabulary(full, Rows(tables[0], output, self.start.output_bias))
         texts = self.work.job.held_out
         return [self.work.measure(full, self.vocabulary.student, text).bits_per_byte for text in texts]

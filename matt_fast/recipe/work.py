@@ -22,7 +22,9 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.files import wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
+from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
+from matt_fast.training.sharding import shard_layers
 
 MESSAGES = 100  # that are kept
 
@@ -65,7 +67,7 @@ class Work:
         self.stop, self.listeners = stop, listeners
         self.dtype = choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
-        check_frozen(self.teacher, job.training, self.device)
+        check_frozen(self.teacher, job.training, self.device, accelerator.num_processes)
         self.n_layers = job.layers_of(self.teacher)
         job.check_kind(self.teacher)
         self.other = job.other_teacher()
@@ -125,13 +127,25 @@ class Work:
             self.run.update("state.json", messages=[*known, message])
 
     def frozen(self, depth: int | None) -> PreTrainedModel:
-        """The frozen model, so deep, with its head, on the device where it is quantised or offloaded."""
+        """The frozen model, so deep, with its head, on the device where it is quantised or offloaded.
+
+        Where layers are to be spread over processes, all but the main one have its outline.
+        """
+        if self.job.training.shard and not self.is_main:
+            return self.teacher.outline(self.dtype, depth)
         return load_frozen(self.teacher, self.dtype, depth, self.job.training, self.device)
 
     @property
     def placed(self) -> bool:
         """Whether frozen weights are where they run as soon as they are loaded."""
         return self.job.training.quantization is not None or self.job.training.offload is not None
+
+    def ready(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model of `frozen`, or a part of it, frozen where it runs; all processes call it."""
+        freeze(model)
+        if self.job.training.shard:
+            return shard_layers(model, self.accelerator)
+        return model if self.placed else model.to(self.device)
 
     def trunk(self) -> PreTrainedModel:
         """The frozen model as training needs it, head included; loaded once until `release`."""
