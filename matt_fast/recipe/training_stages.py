@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,6 @@ from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
-from matt_fast.training.sharding import shard_layers
 from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"
@@ -94,7 +92,7 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData
         model = work.frozen(None)
         if work.job.training.shard:
             freeze(model)
-            layers = TrainedLayers(model, healing, spread=partial(shard_layers, accelerator=work.accelerator))
+            layers = TrainedLayers(model, healing, spread=work.spread)
         else:
             layers = TrainedLayers(work.ready(model), healing)
         tables = trained_rows(work, "trained", vocabulary, start, model)
@@ -123,7 +121,7 @@ def _teacher(
     spread = work.job.training.shard
     other = work.other.outline(work.dtype) if spread and not work.is_main else work.other.load(work.dtype)
     freeze(other)
-    other = shard_layers(other, work.accelerator) if spread else other.to(work.device)
+    other = work.spread(other) if spread else other.to(work.device)
     return other, make_target(other, teacher_vocabulary(work, vocabulary), options.objectives())
 
 

@@ -144,8 +144,13 @@ class Work:
         """A model of `frozen`, or a part of it, frozen where it runs; all processes call it."""
         freeze(model)
         if self.job.training.shard:
-            return shard_layers(model, self.accelerator)
+            return self.spread(model)
         return model if self.placed else model.to(self.device)
+
+    def spread(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`shard_layers`, once the main process has read the weights, which may take longer than a collective may."""
+        self.processes.wait()
+        return shard_layers(model, self.accelerator)
 
     def trunk(self) -> PreTrainedModel:
         """The frozen model as training needs it, head included; loaded once until `release`."""
