@@ -44,7 +44,11 @@ def plan(
     debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
-    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
+    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded.
+
+    \f
+    Long because it has every option.
+    """
     with command_output(json, quiet, debug) as out:
         training = TrainingOptions(
             objective=objective,
