@@ -159,11 +159,6 @@ class Job:
             )
         if options.offload is not None:
             raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
-        if options.shard and healing.method != "lora":
-            raise ValueError(
-                f"heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
-                f"{healing.method!r}"
-            )
         if options.quantization is not None and healing.method != "lora":
             raise ValueError(
                 f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"
