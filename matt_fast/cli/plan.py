@@ -35,6 +35,7 @@ def plan(
     ] = 25.0,
     precision: Annotated[str, Option(help="Of the frozen weights: no (float32) or bf16.")] = "bf16",
     freeze_shared: o.FreezeShared = True,
+    untie: o.Untie = False,
     device: Annotated[str, Option(help="cuda or cpu.")] = "cuda",
     teraflops: Annotated[
         float | None, Option(help="10¹² operations that your device does in a second: adds a modelled time.")
@@ -96,6 +97,7 @@ def plan(
                 healing=healing,
                 precision=precision,
                 freeze_shared=freeze_shared,
+                untie=untie,
                 device=device,
                 vram=None if vram is None else int(vram * (1 << 30)),
                 processes=processes,

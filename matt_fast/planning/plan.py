@@ -78,6 +78,7 @@ def plan(
     healing: HealingOptions | None = None,
     precision: str = "bf16",
     freeze_shared: bool = True,
+    untie: bool = False,
     device: str = "cuda",
     vram: int | None = None,
     processes: int = 1,
@@ -99,7 +100,7 @@ def plan(
         training: see `TrainingOptions`.
         healing: see `HealingOptions`; a step of it is predicted beside.
         precision: of the frozen weights: "no" (float32) or "bf16".
-        freeze_shared: as in `transfer`.
+        freeze_shared, untie: as in `transfer`.
         device: "cuda" or "cpu": where backend "auto" of the loss will run.
         vram: bytes that may be in use; if given, what fits into them is searched.
         processes: that train together, each with batches of its own; all figures are of one of them.
@@ -111,7 +112,7 @@ def plan(
             single token.
     """
     _check_arguments(length, batch_size, precision, device, processes, training)
-    source = Teacher(model, trust_remote_code=trust_remote_code)
+    source = Teacher(model, untie=untie, trust_remote_code=trust_remote_code)
     rows = len(cast(torch.Tensor, source.outline(DTYPES[precision], 1).get_input_embeddings().weight))
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
     vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))

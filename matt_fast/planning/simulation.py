@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.batches import Batch, collate
+from matt_fast.data.packing import Chunk
 from matt_fast.model.embeddings import BatchRows, RowAdamW
 from matt_fast.model.head import Head
 from matt_fast.support.flops import ATTENTION, FLOPS

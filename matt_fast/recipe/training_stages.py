@@ -43,7 +43,7 @@ class TrainingData:
     """
 
     sides: tuple[Side, Side]
-    prepared: tuple[Path, ...] | None = None
+    prepared: tuple[Path | str, ...] | None = None
     leading: NDArray[np.int64] | None = None
 
 
@@ -58,7 +58,7 @@ def train_rows(
 
     No step where nothing is trained.
     """
-    if _is_there(work, "trained"):
+    if work.has("trained"):
         return
     if nothing_to_train(work, vocabulary) or options.steps == 0:
         seen, memory = torch.zeros(vocabulary.rows, dtype=torch.int64), peak_memory(work.device)
@@ -83,7 +83,7 @@ def train_rows(
 def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData) -> None:
     """Train rows and layers together: `healed/`; on the way `healing/` and `healing.jsonl`."""
     healing = work.job.healing
-    if healing is None or _is_there(work, "healed"):
+    if healing is None or work.has("healed"):
         return
     from matt_fast.training.layers import TrainedLayers  # and peft
 
@@ -166,12 +166,6 @@ def seen_in(work: Work) -> torch.Tensor:
 def nothing_to_train(work: Work, vocabulary: VocabularyPair) -> bool:
     """Whether each row of the new vocabulary is one of the teacher's and stays as it is."""
     return work.job.freeze_shared and not vocabulary.new
-
-
-def _is_there(work: Work, folder: str) -> bool:
-    there = work.run.path(folder).exists()
-    work.accelerator.wait_for_everyone()  # before anyone could write it
-    return there
 
 
 def _train(

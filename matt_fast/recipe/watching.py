@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
@@ -134,6 +133,7 @@ class RunWatcher(Watcher):
             for old in (self.place / "best").glob("step-*"):
                 if self.best_step is None or old != self._best(self.best_step):
                     old.unlink()  # no checkpoint that would be gone on from needs it
+        self.work.processes.wait()  # longer than a collective may take, where the disk is slow
         if self.cheap:
             self.save_every.seconds = max(USUAL, (time.perf_counter() - begin) / SHARE)
         self.save_every.restart()
@@ -150,8 +150,7 @@ class RunWatcher(Watcher):
             if bits < best and not self.forgot:
                 self._keep(state, step)
             self.work.tell("steps", step, self.options.steps)
-        told = [self.curve, self.best_step, self.forgot]
-        broadcast_object_list(told)
+        told = self.work.processes.of_main([self.curve, self.best_step, self.forgot])
         self.curve, self.best_step, self.forgot = told
         self.validate_every.restart()
         if self.forgot:

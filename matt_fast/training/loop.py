@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch, Position
+from matt_fast.data.batches import Batch
+from matt_fast.data.positions import Position
 from matt_fast.model.embeddings import RowAdamW
 from matt_fast.support.flops import count_flops
 from matt_fast.training.frozen import keep_gradients
