@@ -1,8 +1,10 @@
 """Run by test_processes.py under torchrun: steps with whole and with spread layers, and what the processes send."""
 
+import itertools
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +95,15 @@ def sent(folder: Path, accelerator: Accelerator, rows: int, shard: bool) -> int:
     return sum(traffic.sent.values())
 
 
-def run(folder: Path, name: str, resume: bool = False, stop: bool = False) -> None:
-    """A transfer with everything that goes on beside the steps."""
+def run(folder: Path, name: str, shard: bool = True, stop: int | None = None, resume: bool = False) -> None:
+    """A transfer with everything that goes on beside the steps; `stop` counts those of both stages."""
+    steps = itertools.count(1)
 
     def on_step(progress) -> None:
-        if stop and progress.step == 3:
+        if next(steps) == stop:
             raise KeyboardInterrupt
 
-    training = TrainingOptions(objective="aim", steps=4, lr=1e-2, shard=True)
+    training = TrainingOptions(objective="aim", steps=4, lr=1e-2, shard=shard)
     healing = HealingOptions("lora", steps=2, rank=3, objective="ntp")
     given = {
         "max_length": 48,
@@ -125,9 +128,9 @@ if __name__ == "__main__":
     figures = {str(rows): sent(folder, accelerator, rows, shard=False) for rows in VOCABULARIES}
     figures["sharded"] = sent(folder, accelerator, 1000, shard=True)
     run(folder, "at-once")
-    try:
-        run(folder, "stopped", stop=True)
-    except KeyboardInterrupt:
-        run(folder, "stopped", resume=True)
+    for name, stop, shard in (("stopped", 3, True), ("changed", 6, False)):
+        with suppress(KeyboardInterrupt):
+            run(folder, name, stop=stop)
+        run(folder, name, shard, resume=True)
     if accelerator.is_main_process:
         (folder / "sent.json").write_text(json.dumps(figures))

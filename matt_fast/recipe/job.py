@@ -20,7 +20,7 @@ from matt_fast.training.options import (
 )
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
-MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes")
+MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes", "shard")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
