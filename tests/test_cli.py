@@ -111,8 +111,10 @@ WRONG = [
     (["--layer=0"], "n_layers: wanted at least 1, got 0"),
     (["--layer=sweep"], "eval_data: wanted held-out text to compare depths on"),
     (["--precision=fp16"], "precision: wanted one of auto, no, bf16, got 'fp16'"),
-    (["--init-head=mean"], "init_head: wanted one of same, boundary, got 'mean'"),
+    (["--init-head=contextual"], "init_head: wanted one of same, boundary, mean, length-mean,"),
     (["--init=omp"], "donor: wanted a model with the new vocabulary for init 'omp'"),
+    (["--init-head=linear-map"], "donor: wanted a model with the new vocabulary for init_head 'linear-map'"),
+    (["--init-head=wechsel"], "parallel: wanted pairs of texts and translations for init_head 'wechsel'"),
     (["--init=wechsel"], "parallel: wanted pairs of texts"),
     (["--init=wechsel", "--parallel=pairs.tsv"], "parallel: wanted a .tsv or .jsonl file"),
     (["--init=rows.safetensors"], "init: wanted a file or folder that is there"),
@@ -175,7 +177,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 26, "prepare": 3, "evaluate": 5, "plan": 8, "compare-inits": 6}[command]
+    assert len(numbers) == {"transfer": 27, "prepare": 3, "evaluate": 5, "plan": 10, "compare-inits": 7}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):

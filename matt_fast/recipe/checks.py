@@ -119,7 +119,18 @@ def _look_at_weights(subject: Subject) -> Iterable[str]:
 
 def _look_at_tables(subject: Subject) -> Iterable[str]:
     check_tables(subject.teacher)
-    return ()
+    return [_price_of_untying(subject)] if subject.job.untie else ()
+
+
+def _price_of_untying(subject: Subject) -> str:
+    stored = subject.teacher.stored
+    outline = stored.outline(torch.float32)
+    head, embedding = outline.get_output_embeddings(), outline.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return "untie: the model's output head has a table of its own already"
+    numbers = subject.vocabulary.rows * embedding.weight.shape[1]
+    size = size_in_words(numbers * (configured_dtype(stored) or torch.float32).itemsize)
+    return f"untie: the output head becomes a table of its own, {numbers:,} numbers more ({size} in the result's files)"
 
 
 def _look_at_saving(subject: Subject) -> Iterable[str]:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.initializers import Method, needs_whole_model
+from matt_fast.initializers import Method, check_init_head, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
@@ -52,6 +53,7 @@ class Job:
     init: str | Path | Method
     init_head: str
     donor: str | Path | None
+    omp_k: int
     parallel: str | Path | None
     map_tokens: Sequence[str]
     freeze_shared: bool
@@ -120,7 +122,9 @@ class Job:
         return chosen
 
     def check_kind(self, teacher: Teacher) -> None:
-        """Raise a ValueError if objective, start of rows or eval_data want a model of another kind."""
+        """Raise a ValueError if objective, starts of rows or eval_data want a model of another kind."""
+        if self.init_head not in ("same", "boundary"):
+            check_init_head(self.init_head, teacher.outline(torch.float32))
         with_head = trains_output(self.training.objectives())
         for argument, names in (("objective", self.training.objectives()), ("heal_objective", self._healing_names)):
             if trains_output(names) and teacher.masked:
@@ -161,6 +165,11 @@ class Job:
             )
         if options.offload is not None:
             raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
+        if options.shard and healing.method != "lora":
+            raise ValueError(
+                f"heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
+                f"{healing.method!r}"
+            )
         if options.quantization is not None and healing.method != "lora":
             raise ValueError(
                 f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"

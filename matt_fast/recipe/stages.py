@@ -53,7 +53,7 @@ def check(work: Work, vocabulary: VocabularyPair) -> None:
     if work.is_main:
         with work.stage("checks"):
             begin_or_go_on(work, vocabulary)
-    work.accelerator.wait_for_everyone()
+    work.processes.wait()
 
 
 def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
@@ -72,13 +72,14 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
             "init_head": init_head,
+            "omp_k": job.omp_k,
             "on_progress": lambda done, total: work.tell("rows", done, total),
         }
         rows = initial_rows(model, vocabulary, init, job.seed, **given, **job.hub_options)
         export.check_rows(rows, stored_dtype(work.teacher), vocabulary)
         save_rows(part, rows)
 
-    if work.run.path("rows").exists():
+    if work.has("rows"):
         start = load_rows(work.once("rows", make))
     else:
         with work.stage("initialisation"):
@@ -114,7 +115,8 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     if job.prepared is not None:
         folders = (check_here(work, sides),)
     elif job.data is not None:
-        with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
+        here = job.data_cache is not None  # each machine may have one of its own; the run's is for all
+        with work.stage("data"), work.processes.first(here):  # the others find it made
             given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
             given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
             folders = (prepare_once(cache, job.data, *sides, **given),)
@@ -161,7 +163,7 @@ def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
                 with whole_folder(run.path("result")) as part:
                     _fill(part, work, vocabulary, start)
             move_into(run.path("result"), run.output, last=("config.json",))
-    work.accelerator.wait_for_everyone()
+    work.processes.wait()
 
 
 def measure_result(work: Work, vocabulary: VocabularyPair) -> None:

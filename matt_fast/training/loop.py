@@ -201,7 +201,8 @@ def _step(
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
-        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, causal=causal)
+        sides = {"causal": causal, "teaching": None if state.layers is None else state.layers.teaching()}
+        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, **sides)
         loss = combine(parts) / len(micro_batches)
         if loss.requires_grad:
             loss.backward()
