@@ -16,10 +16,11 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 
 
 def test_probe(tmp_path):
-    parts = "kernels", "host", "plan_on_the_device", "attention", "bits"
+    parts = "kernels", "host", "plan_on_the_device", "attention", "bits", "grouped"
     run("probe.py", tmp_path, "--parts", *parts)
     found = json.loads((tmp_path / "probe.json").read_text())
     assert [x.removeprefix("d=64 ").replace(" ", "_") for x in found] == list(parts)
+    assert max(found["d=64 grouped"]["whole text: differences"]) < 1e-2
     assert found["d=64 bits"] == {"runs that differ": 0, "finite": True}
 
 

@@ -41,9 +41,11 @@ class Shape:
         return f"n={self.length} d={self.head_dim} {self.dtype} {self.variant} {self.metric}"
 
 
-def segments_of(shape: Shape, noise: float | None) -> list[torch.Tensor]:
-    """Ids [1, n] of real segments, repeated; one special token in front. With noise both sides are the student's."""
-    teacher, student = ([int(x) for x in sizes] for sizes in (TEACHER_SIZES, STUDENT_SIZES))
+def segments_of(shape: Shape, noise: float | None, most: int | None = None) -> list[torch.Tensor]:
+    """Ids [1, n] of real segments, repeated; one special token in front. With noise both sides are the student's.
+    `most`: without segments of more tokens on some side."""
+    sizes = zip(map(int, TEACHER_SIZES), map(int, STUDENT_SIZES), strict=True)
+    teacher, student = zip(*(x for x in sizes if most is None or max(x) <= most), strict=True)
     times = -(-shape.length // sum(student))
     teacher, student = np.array(teacher * times), np.array(student * times)
     count = int(np.searchsorted(np.cumsum(student), shape.length - 1, side="right"))
@@ -52,9 +54,10 @@ def segments_of(shape: Shape, noise: float | None) -> list[torch.Tensor]:
     return [torch.as_tensor(x)[None] for x in ids]
 
 
-def make_inputs(shape: Shape, noise: float | None, device: str, seed: int = 0):
-    """(teacher, student, teacher ids, student ids), ids on the CPU; the same for the same seed."""
-    segments = segments_of(shape, noise)
+def make_inputs(shape: Shape, noise: float | None, device: str, seed: int = 0, most: int | None = None):
+    """(teacher, student, teacher ids, student ids), ids on the CPU; the same for the same seed. `most` as segments_of
+    has it."""
+    segments = segments_of(shape, noise, most)
     generator = torch.Generator(device).manual_seed(seed)
     sizes = shape.heads, shape.kv_heads, shape.kv_heads
 

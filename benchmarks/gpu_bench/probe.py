@@ -9,6 +9,7 @@ error, and the others go on. Candidates are compiled beside the GPU, in processe
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -249,8 +250,20 @@ class Probe:
         ops.TUNED[key] = best
         return found | {"best": {x: str(getattr(best, x)) for x in CANDIDATES}, "best ms": shortest}
 
+    def grouped(self):
+        """The prototype with columns grouped by the shape of their segment, beside what ships."""
+        from gpu_bench.grouped.comparison import compare
+        from gpu_bench.inputs import Shape
 
-PARTS = ("compile", "kernels", "host", "plan_on_the_device", "attention", "bits", "shapes")
+        options = self.options
+        shape = Shape(options.length, self.head_dim, options.heads, options.kv_heads, "bf16", "aim", "mse")
+        if DRY:
+            return compare(shape, "cpu", lambda step: step() and None, lambda step: None, candidates=False)
+        candidates = time.monotonic() < options.deadline
+        return compare(shape, "cuda", lambda step: device_ms(graph_of(step)), by_kernel, candidates=candidates)
+
+
+PARTS = ("compile", "kernels", "host", "plan_on_the_device", "attention", "bits", "grouped", "shapes")
 
 
 def parse() -> argparse.Namespace:
@@ -278,6 +291,12 @@ def main() -> None:
         jobs += candidates[:1] if DRY else candidates
     target = "sm_90"
     waiting = {job: pool.apply_async(compile_one, (*job, target)) for job in jobs}
+    if "grouped" in options.parts and not DRY:
+        from gpu_bench.grouped import comparison
+
+        shape = options.length, options.heads, options.kv_heads
+        for head_dim, (kernel, launch) in itertools.product(options.head_dims, comparison.candidates()):
+            pool.apply_async(comparison.compile_candidate, (head_dim, *shape, kernel, launch))
     output = Path(os.environ.get("OUT", "."), "probe.json")
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from matt_kernels.attention import (
 )
 from matt_kernels.cosine import cosine_terms, last_of_segment, norm_parts, segment_sums
 from matt_kernels.factors import load_slice, remainder
-from matt_kernels.launch import LENGTHS, score_factors, sizes, strides, tile_grid
+from matt_kernels.launch import LENGTHS, score_factors, sizes, strides, tile_grid, tile_program
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -43,7 +43,7 @@ def aim_columns_kernel(
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, KIND: tl.constexpr, FACTORS: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, FACTOR_PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tile, kv_index = tile_program(tile_limit)
     kv_heads = heads // group
     batch, kv_head = kv_index // kv_heads, kv_index % kv_heads
     tiles_ptr += batch * TILES * tile_limit

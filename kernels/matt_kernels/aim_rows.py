@@ -41,7 +41,7 @@ from matt_kernels.attention import (
     widen,
 )
 from matt_kernels.cosine import cosine_terms, last_of_segment, norm_parts, segment_sums
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, sizes, strides
+from matt_kernels.launch import LENGTHS, row_grid, row_program, score_factors, sizes, strides
 
 
 @triton.jit
@@ -73,11 +73,11 @@ def aim_rows_kernel(
     BLOCK_S: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
     FACTORS: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, FACTOR_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch, head = batch_head // heads, batch_head % heads
     kv_head = head // group
     kv_index = batch * (heads // group) + kv_head
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row_count, long_count = tl.load(counts_ptr + batch * COUNTS), tl.load(counts_ptr + batch * COUNTS + 2)
     used = numbers < row_count
     rows_ptr += batch * ROWS * row_limit

@@ -30,7 +30,7 @@ from matt_kernels.attention import (
     widen,
 )
 from matt_kernels.cosine import COSINE_EPSILON
-from matt_kernels.launch import LENGTHS, attend_numbers, row_grid, score_factors, strides
+from matt_kernels.launch import LENGTHS, attend_numbers, row_grid, row_program, score_factors, strides
 
 
 @triton.jit
@@ -88,9 +88,9 @@ def attend_kernel(
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """o and softmax of one side's rows; for float32 the token of the largest weight, -1 where a row sees none."""
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch, head = batch_head // heads, batch_head % heads
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, SIDE)
     query_ptr += batch * query_stride_b + head * query_stride_h
@@ -154,9 +154,9 @@ def attend_distance_kernel(
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """Weighted distance of the sides' o, its derivative by the student's (half of it for mse), and D."""
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch = batch_head // heads
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     stored = numbers < row_limit
     offsets = batch_head * row_limit + numbers

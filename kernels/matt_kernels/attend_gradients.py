@@ -21,7 +21,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides, tile_grid
+from matt_kernels.launch import LENGTHS, row_grid, row_program, score_factors, strides, tile_grid, tile_program
 
 
 @triton.jit
@@ -95,9 +95,9 @@ def attend_rows_kernel(
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dQ; for float32 also p - D at each row's sink."""
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch, head = batch_head // heads, batch_head % heads
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, 1)
     query_ptr += batch * query_stride_b + head * query_stride_h
@@ -192,7 +192,7 @@ def attend_columns_kernel(
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of the student's tokens of one tile."""
-    tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tile, kv_index = tile_program(tile_limit)
     kv_heads = heads // group
     batch, kv_head = kv_index // kv_heads, kv_index % kv_heads
     if tile < tl.load(counts_ptr + batch * COUNTS + 1):

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from matt_kernels.attention import COUNTS, TILES, load_ids, load_tile, operand, same_segment
-from matt_kernels.launch import LENGTHS, strides, tile_grid
+from matt_kernels.launch import LENGTHS, strides, tile_grid, tile_program
 
 # A value that adds less than this part of itself (squared) to the span of the others of its segment is left to the
 # remainders: as small a part of it as this is then lost, and C, whose entries are as large as this is small, loses as
@@ -96,7 +96,7 @@ def aim_factors_kernel(
     LOW: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tile, kv_index = tile_program(tile_limit)
     batch, head = kv_index // kv_heads, kv_index % kv_heads
     if tile < tl.load(counts_ptr + batch * COUNTS + 1):
         tiles_ptr += batch * TILES * tile_limit

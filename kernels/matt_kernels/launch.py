@@ -4,20 +4,40 @@ from contextlib import nullcontext
 
 import torch
 import triton
+import triton.language as tl
 
 LOG2_E = 1.4426950408889634
 # Arguments that change with the lengths of a batch: kernels are not compiled again for them.
 LENGTHS = ["softmax_size", "row_limit", "tile_limit", "long_limit", "teacher_length", "student_length"]
 
 
-def row_grid(plan, query, block_m: int) -> tuple[int, int]:
-    """One program per block of rows and head."""
-    return triton.cdiv(plan.rows.shape[-1], block_m), query.shape[0] * query.shape[1]
+def row_grid(plan, query, block_m: int) -> tuple[int]:
+    """One program per block of rows and head, in the order of row_program."""
+    return (triton.cdiv(plan.rows.shape[-1], block_m) * query.shape[0] * query.shape[1],)
 
 
-def tile_grid(plan, key) -> tuple[int, int]:
-    """One program per tile and key head."""
-    return plan.tiles.shape[-1], key.shape[0] * key.shape[1]
+def tile_grid(plan, key) -> tuple[int]:
+    """One program per tile and key head, in the order of tile_program."""
+    return (plan.tiles.shape[-1] * key.shape[0] * key.shape[1],)
+
+
+# A GPU begins programs in the order of their numbers. Under causal attention the last rows and the first tiles have
+# most to do: all heads of these first, so that short ones are left for the end.
+
+
+@triton.jit
+def row_program(row_limit, BLOCK_M: tl.constexpr):
+    """(batch row and head, block of rows) of a program."""
+    blocks = tl.cdiv(row_limit, BLOCK_M)
+    heads = tl.num_programs(0) // blocks
+    return (tl.program_id(0) % heads).to(tl.int64), blocks - 1 - tl.program_id(0) // heads
+
+
+@triton.jit
+def tile_program(tile_limit):
+    """(tile, batch row and key head) of a program."""
+    heads = tl.num_programs(0) // tile_limit
+    return tl.program_id(0) // heads, (tl.program_id(0) % heads).to(tl.int64)
 
 
 def strides(*tensors) -> list[int]:

@@ -26,7 +26,7 @@ from matt_kernels.attention import (
     store_vectors,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, sizes, strides, tile_grid
+from matt_kernels.launch import LENGTHS, row_grid, row_program, score_factors, sizes, strides, tile_grid, tile_program
 
 
 @triton.jit
@@ -66,13 +66,13 @@ def aim_long_rows_kernel(
     KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Stores what long segments add to loss, correction and dQ of a block of rows; aim_rows starts from it."""
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch, head = batch_head // heads, batch_head % heads
     kv_head = head // group
     row_count = tl.load(counts_ptr + batch * COUNTS)
     long_count = tl.load(counts_ptr + batch * COUNTS + 2)
-    if (long_count > 0) & (tl.program_id(0) * BLOCK_M < row_count):
-        numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if (long_count > 0) & (block * BLOCK_M < row_count):
+        numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
         used = numbers < row_count
         rows_ptr += batch * ROWS * row_limit
         long_ptr += batch * LONG * long_limit
@@ -165,7 +165,7 @@ def aim_long_columns_kernel(
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one tile of a long segment; each block of rows forms its segment vectors again."""
-    tile, kv_index = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tile, kv_index = tile_program(tile_limit)
     kv_heads = heads // group
     batch, kv_head = kv_index // kv_heads, kv_index % kv_heads
     tiles_ptr += batch * TILES * tile_limit

@@ -17,7 +17,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHOICES = {"variant": ("aim", "aim_star"), "metric": ("mse", "cosine"), "reduction": ("pairs", "documents")}
 LARGEST_HEAD_DIM = 256
-MOST_HEADS = 65_535  # of a batch: they are the y axis of CUDA's grid
+MOST_HEADS = 65_535  # of a batch: programs, one for each head and block, are counted in int32
 FARTHEST = 2**24  # from token to token, in numbers: kernels count inside a tile in int32
 INTERPRETED = knobs.runtime.interpret
 

@@ -18,7 +18,7 @@ from matt_kernels.attention import (
     whole_blocks,
     widen,
 )
-from matt_kernels.launch import LENGTHS, row_grid, score_factors, strides
+from matt_kernels.launch import LENGTHS, row_grid, row_program, score_factors, strides
 
 
 @triton.jit
@@ -86,13 +86,13 @@ def softmax_kernel(
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    batch_head = tl.program_id(1).to(tl.int64)
+    batch_head, block = row_program(row_limit, BLOCK_M)
     batch, head = batch_head // heads, batch_head % heads
-    numbers = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    numbers = block * BLOCK_M + tl.arange(0, BLOCK_M)
     used = numbers < tl.load(counts_ptr + batch * COUNTS)
     rows_ptr += batch * ROWS * row_limit
     # The student's first: with the mean key they take longer.
-    if tl.program_id(2) == 0:
+    if tl.program_id(1) == 0:
         softmax_of_side(
             student_query_ptr + batch * sq_stride_b + head * sq_stride_h,
             student_key_ptr + batch * sk_stride_b + (head // group) * sk_stride_h,

@@ -9,6 +9,7 @@ from matt_fast.cli.compare import compare_inits
 from matt_fast.cli.doctor import doctor
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
+from matt_fast.cli.prepare import prepare
 from matt_fast.cli.push import push
 from matt_fast.cli.report import report
 from matt_fast.cli.show import show
@@ -36,7 +37,7 @@ def main(
     wait_passively()  # commands import torch later
 
 
-for command in (transfer, doctor, plan, compare_inits, evaluate, apply, report, push):
+for command in (transfer, prepare, doctor, plan, compare_inits, evaluate, apply, report, push):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(show, name="show")

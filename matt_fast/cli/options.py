@@ -21,7 +21,8 @@ OtherTeacher = Annotated[
 TrainingData = Annotated[
     str | None,
     Option(
-        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset. May be left out with --snippets."
+        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, a hub dataset, or a URL such as s3://…/*.parquet. "
+        "May be left out with --snippets or --prepared."
     ),
 ]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
@@ -40,7 +41,8 @@ Epochs = Annotated[float | None, Option(help="Passes over the data, instead of -
 Resume = Annotated[
     Path | None,
     Option(
-        help="Go on with the run in this output folder, with the options that it was begun with.",
+        help="Go on with the run in this output folder, with the options that it was begun with. auto: with that in "
+        "--output, if there is one, else begin.",
         is_eager=True,
         callback=read_run,
     ),
@@ -209,6 +211,13 @@ DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),
 ]
+Prepared = Annotated[
+    str | None,
+    Option(
+        help="Folder or URL (s3:// …) of chunks made by `matt-fast prepare`; --data may then be left out.",
+        rich_help_panel=DATA,
+    ),
+]
 DataWorkers = Annotated[
     int | None,
     Option(
@@ -255,6 +264,14 @@ Offload = Annotated[
     str | None,
     Option(
         help="Keep the frozen layers in cpu memory or on disk until each runs; wants --checkpointing.",
+        rich_help_panel=SPEED,
+    ),
+]
+Shard = Annotated[
+    bool,
+    Option(
+        "--shard",
+        help="Spread the frozen layers over the processes, for models larger than a card; see torchrun.",
         rich_help_panel=SPEED,
     ),
 ]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import identity
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import identity
+from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
@@ -65,6 +66,11 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if known:
+        _check_prepared(subject)
+        was = known["settings"]["processes"]
+        if settings["processes"] != was:
+            work.say(f"processes: {was} before, {settings['processes']} from here on, with batch_size rows each.")
     for message in look_at_data(subject, begins=not known):
         work.say(message)
     prints = _fingerprints(work, vocabulary, subject.data, subject.held_out)
@@ -139,6 +145,7 @@ def _look_at_ids(subject: Subject) -> Iterable[str]:
 def _look_at_lengths(subject: Subject) -> Iterable[str]:
     job, vocabulary, limit = subject.job, subject.vocabulary, subject.limit
     check_max_length(job.max_length, limit)
+    _check_prepared(subject)
     if subject.other is not None:
         check_weights(subject.other)
         check_max_length(job.max_length, position_limit(subject.other.trunk(subject.other.outline(torch.float32))))
@@ -147,6 +154,11 @@ def _look_at_lengths(subject: Subject) -> Iterable[str]:
         masked, tokenizers = subject.teacher.masked, (vocabulary.teacher, vocabulary.student)
         check_pieces(documents, tokenizers, limit, masked=masked, max_pieces=job.eval_pieces)
     return ()
+
+
+def _check_prepared(subject: Subject) -> None:
+    if subject.job.prepared is not None:
+        Shards(subject.job.prepared).check(MadeOf.of(*subject.sides))
 
 
 def _look_at_disk(subject: Subject) -> Iterable[str]:
@@ -238,6 +250,8 @@ def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary | No
     }
     if data is not None:
         prints["data"] = {"content": data.digest, "revision": data.revision}
+    if job.prepared is not None:
+        prints["prepared"] = {"content": Shards(job.prepared).manifest.digest}
     for name, found in held_out.items():
         prints["eval_data" if name == HELD_OUT else f"eval_data {name}"] = {
             "content": found.digest,

@@ -20,7 +20,7 @@ from matt_fast.training.options import (
 )
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
-MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
+MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
@@ -32,6 +32,7 @@ NOT_COMPARED = (
     "parallel",
     "donor",
     "data_cache",
+    "prepared",
     "device",
     "track",
 )
@@ -69,6 +70,7 @@ class Job:
     per_token: int | None
     snippets: int | None
     data_cache: str | Path | None
+    prepared: str | Path | None
     data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
     eval_pieces: int
@@ -99,7 +101,7 @@ class Job:
     @property
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
-        return any(x is not None for x in (self.data_cache, self.epochs, self.per_token, self.snippets))
+        return any(x is not None for x in (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets))
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -163,6 +165,11 @@ class Job:
             )
         if options.offload is not None:
             raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
+        if options.shard and healing.method != "lora":
+            raise ValueError(
+                f"heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
+                f"{healing.method!r}"
+            )
         if options.quantization is not None and healing.method != "lora":
             raise ValueError(
                 f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"
@@ -228,8 +235,13 @@ def changes(before: dict, now: dict, diverged: bool) -> list[str]:
         diverged: whether the run stopped because its loss went up; another learning rate is what it needs then.
     """
     found = []
+    batches, was = (x.get("processes", 1) * x.get("accumulation", 1) for x in (now, before))  # of an update
+    if batches != was and now.get("epochs") is not None:
+        found.append(f"processes x accumulation: was {was}, now {batches}, which makes other epochs of the steps")
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
+        if name == "accumulation" and batches == was:
+            continue
         fewer = name in ("steps", "epochs") and None not in (old, new) and new < old
         if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name in RATES):
             found.append(f"{name}: was {old!r}, now {new!r}")

@@ -115,6 +115,8 @@ class TrainingOptions:
             Embeddings stay as they are, and the result has the original weights.
         offload: where the frozen layers wait until each runs: "cpu" (memory, for a model that runs on a GPU) or "disk".
             Wants checkpointing: without it autograd keeps the weights of every layer that a pass went through.
+        shard: spread the frozen layers over the processes: each keeps a part of every weight, and a layer is gathered
+            while it runs, once in each pass. The result is that of whole copies but for rounding.
     """
 
     objective: str = "token-distillation"
@@ -136,6 +138,7 @@ class TrainingOptions:
     compile: bool = False
     quantization: str | None = None
     offload: str | None = None
+    shard: bool = False
 
     def __post_init__(self):
         check_field_types(self)
@@ -178,11 +181,24 @@ class TrainingOptions:
                 raise ValueError(f"{name} and compile: wanted one of them, got both")
         if self.quantization is not None and self.offload is not None:
             raise ValueError("quantization and offload: wanted one of them, got both")
+        if self.shard:
+            self._check_shard()
         if self.offload is not None and not self.checkpointing:
             raise ValueError(
                 "offload: wanted checkpointing with it, got none: the weights of every layer would stay until backward"
             )
         check_choices({name: getattr(self, name) for name in ("metric", "reduction", "backend")})
+
+    def _check_shard(self) -> None:
+        """Raise a ValueError where layers that are spread over processes do not go with the other options."""
+        reasons = {
+            "quantization": "bitsandbytes keeps scales beside the weights, and FSDP spreads the weights only",
+            "offload": "layers wait in the memory of all processes",
+            "compile": "compiled layers were not tried on weights that are gathered",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name):
+                raise ValueError(f"shard and {name}: wanted one of them, got both: {reason}")
 
     @property
     def falling_steps(self) -> int:

@@ -1,0 +1,101 @@
+"""The grouped kernels beside those that ship, on one GPU, for probe.py: time, results, launches."""
+
+from dataclasses import replace
+from unittest import mock
+
+import matt_kernels
+import torch
+import triton
+from gpu_bench.grouped.layout import grouped_plan
+from gpu_bench.grouped.loss import Launch, Launches, value_and_gradients
+from gpu_bench.inputs import Shape, make_inputs, segments_of
+from gpu_bench.steps import plan_of
+from matt_kernels import configs
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+# block_m, block_n, warps, stages; the first ones are the defaults.
+ROWS = [(64, (64, 32), 4, 3), (64, (64, 32), 4, 2), (64, (64, 64), 4, 2), (128, (64, 32), 8, 2)]
+COLUMNS = [(64, (64, 32), 4, 3), (64, (64, 32), 4, 2), (64, (64, 64), 4, 2), (64, (32, 32), 4, 2)]
+SHARES = 1, 2, 4
+
+
+def candidates() -> list[tuple[str, Launch]]:
+    """(kernel, launch) of all that is tried."""
+    return [(kernel, Launch(*x)) for kernel, shapes in (("rows", ROWS), ("columns", COLUMNS)) for x in shapes]
+
+
+def compile_candidate(head_dim: int, length: int, heads: int, kv_heads: int, kernel: str, launch: Launch) -> None:
+    """Into Triton's cache, for sm_90; runs in a process of its own, without a GPU."""
+    import kernel_report
+
+    launches, ids = [], segments_of(Shape(length, head_dim, heads, kv_heads, "bf16", "aim", "mse"), None)
+    sizes = heads, kv_heads, kv_heads
+    meta = {"dtype": torch.bfloat16, "device": "meta"}
+    sides = [[torch.empty(1, x, y.shape[1], head_dim, **meta) for x in sizes] for y in ids]
+    with (
+        mock.patch.object(JITFunction, "run", lambda *x, grid, warmup, **y: launches.append((x, y))),
+        mock.patch.object(configs, "target_of", return_value="cuda:90"),
+    ):
+        value_and_gradients(*sides, grouped_plan(*ids).to("meta"), replace(Launches(), **{kernel: launch}))
+    for (function, *arguments), constants in launches:
+        if function.__name__ == f"grouped_{kernel}_kernel":
+            case = kernel_report.Case("bfloat16", head_dim)
+            job = kernel_report.make_job(case, "sm_90", "mse", function, arguments, constants)
+            source = ASTSource(function, job.signature, job.constants, job.attributes)
+            triton.compile(source, target=kernel_report.gpu_target("sm_90"), options=job.options)
+
+
+def compare(shape: Shape, device: str, milliseconds, by_kernel, *, candidates: bool) -> dict:
+    """Differences relative to what ships, of value, dQ, dK and dV, whether the same bits come again, and times; on a
+    text of segments of at most 2 x 2 tokens, where `candidates` also picks the launches, and on all of it."""
+    found, best = {}, Launches()
+    for name, most in (("small segments", 2), ("whole text", None)):
+        inputs = make_inputs(shape, None, device, most=most)
+        shipped, grouped = _steps(shape, inputs)
+        results = grouped(best)
+        found[f"{name}: differences"] = [
+            float((x - y).norm() / y.norm()) for x, y in zip(results, shipped(), strict=True)
+        ]
+        found[f"{name}: same bits"] = all(torch.equal(x, y) for x, y in zip(results, grouped(best), strict=True))
+        found[f"{name}: shipped"] = milliseconds(shipped)
+        if candidates and most is not None:
+            best = _best(grouped, milliseconds, found)
+        found[f"{name}: grouped"] = milliseconds(lambda step=grouped, best=best: step(best))
+        found[f"{name}: kernels"] = by_kernel(lambda step=grouped, best=best: step(best))
+    return found
+
+
+def _steps(shape: Shape, inputs):
+    """Loss and gradients, both ways, from plans made on the CPU."""
+    teacher, student, *ids = inputs
+    student = tuple(x.requires_grad_() for x in student)
+    device = student[0].device
+    plan, columns = plan_of(shape, inputs, ids).to(device), grouped_plan(*ids).to(device)
+
+    def shipped():
+        loss = matt_kernels.aim_loss(teacher, student, plan=plan)
+        return loss.detach(), *torch.autograd.grad(loss, student)
+
+    @torch.no_grad()
+    def grouped(launches):
+        return value_and_gradients(teacher, student, columns, launches)
+
+    return shipped, grouped
+
+
+def _best(step, milliseconds, found: dict) -> Launches:
+    """One kernel after the other; the time of each candidate goes into `found`."""
+    best, shortest = Launches(), float("inf")
+    for change in [*({"share": x} for x in SHARES), *({kernel: launch} for kernel, launch in candidates())]:
+        launches = replace(best, **change)
+        try:
+            taken = milliseconds(lambda launches=launches: step(launches))
+        except Exception as problem:
+            taken = f"{type(problem).__name__}: {str(problem)[:100]}"
+        found[str(change)] = taken
+        print(f"    {change}: {taken}", flush=True)
+        if isinstance(taken, float) and taken < shortest:
+            shortest, best = taken, launches
+    found["best"] = str(best)
+    return best

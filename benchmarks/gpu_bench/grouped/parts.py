@@ -1,0 +1,39 @@
+"""What the grouped kernels share: the keys and factors of a tile, weights, sums within threads."""
+
+import triton
+import triton.language as tl
+
+# Rows of the factors of a column; teacher tokens before the student's: c01 is of the first teacher and the second
+# student token.
+FACTORS = tl.constexpr(10)
+G00, G01, G11 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+C00, C01, C10, C11 = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
+M00, M01, M11 = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
+
+
+@triton.jit
+def load_block(ptr, first, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows first to first + ROWS of a contiguous [n, SIZE], zeros beyond SIZE."""
+    columns = tl.arange(0, BLOCK)
+    ptr += first.to(tl.int64) * SIZE
+    offsets = tl.arange(0, ROWS)[:, None] * SIZE + columns[None, :]
+    if SIZE == BLOCK:
+        return tl.load(ptr + offsets)
+    return tl.load(ptr + offsets, mask=(columns < SIZE)[None, :], other=0.0)
+
+
+@triton.jit
+def exponentials(scores, shift, factor, KIND: tl.constexpr):
+    """Weights from masked scores and what store_softmax kept, spread to the same shape: never above 1 by more than
+    rounding, because a tile is only seen without masks if all of its columns are."""
+    weights = tl.exp2(scores - shift)
+    if KIND == "fp32":
+        weights *= factor
+    return weights
+
+
+@triton.jit
+def narrow(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """[ROWS, COLUMNS] summed to [ROWS, 4], each a sum of what one thread has of an accumulator on NVIDIA's tensor
+    cores: lanes are only added at the end of a loop."""
+    return tl.sum(tl.sum(tl.reshape(x, [ROWS, COLUMNS // 8, 4, 2]), 1), 2)

@@ -1,0 +1,98 @@
+"""The prototype of columns grouped by the shape of their segment: its formulas in float64, and its kernels in the
+interpreter, against the eager formula."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_checks import FLOAT32, exact
+from test_loss import inputs_for, rows, segment_ids
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from gpu_bench.grouped.layout import SHAPES, grouped_plan
+from gpu_bench.grouped.loss import Launch, Launches, value_and_gradients
+
+SMALL = Launch(32, (32, 32), 4, 1)
+
+
+def reference(teacher, student, ids):
+    """(loss, dQ, dK, dV) of one row by the formulas of the columns, segment by segment, without autograd."""
+    (tq, tk, tv), (q, k, v) = ([x[0] for x in side] for side in (teacher, student))
+    group, count, scale = len(q) // len(k), int(ids[1].max()) + 1, q.shape[2] ** -0.5
+    last = [torch.stack([(x[0] == j).nonzero().max() for j in range(count)]) for x in ids]
+    weights = []
+    for query, key, ends in ((tq, tk, last[0]), (q, k, last[1])):
+        scores = query[:, ends] @ key.repeat_interleave(group, 0).transpose(1, 2) * scale
+        weights.append(scores.masked_fill(torch.arange(key.shape[1]) > ends[:, None], float("-inf")).softmax(-1))
+    value, unit = 0.0, 1 / (len(q) * v.shape[2] * count * (count + 1) / 2)
+    products, dq, dk, dv = torch.zeros_like(weights[1]), torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for head in range(len(q)):
+        own = head // group
+        for j in range(count):
+            places = [(x[0] == j).nonzero()[:, 0] for x in ids]
+            t, s = (x[head][:, y] for x, y in zip(weights, places, strict=True))
+            values = v[own, places[1]]
+            gram, mixture = values @ values.T, tv[own, places[0]] @ torch.linalg.pinv(values)
+            left = tv[own, places[0]] - mixture @ values
+            e = s - t @ mixture
+            h = e @ gram
+            value += (e * h).sum() + (t @ left).square().sum()
+            products[head][:, places[1]] = h
+            dv[own, places[1]] += 2 * unit * (s.T @ e @ values - s.T @ t @ left)
+        change = weights[1][head] * (products[head] - (weights[1][head] * products[head]).sum(1, keepdim=True))
+        dq[head, last[1]] = 2 * unit * scale * change @ k[own]
+        dk[own] += 2 * unit * scale * change.T @ q[head, last[1]]
+    return [unit * value, *(x[None] for x in (dq, dk, dv))]
+
+
+def mixed(count, largest=2):
+    """More than a tile of one shape in front, then all shapes; special tokens on both sides."""
+    generator = torch.Generator().manual_seed(count)
+    sizes = torch.randint(1, largest + 1, (2, count), generator=generator)
+    sizes[:, : count - 20] = 1
+    return [rows(segment_ids(x.tolist(), specials=y)) for x, y in zip(sizes, ([0, 5, 8], [0, 3, 17, 60]), strict=True)]
+
+
+def test_formulas_of_columns():
+    ids = mixed(25)
+    teacher, student, *_ = inputs_for(*ids, heads=4, kv_heads=2)
+    with torch.no_grad():
+        # Values that depend on each other, as those of equal tokens do.
+        student[2][:, :, 30] = 2 * student[2][:, :, 29]
+        found = reference(teacher, student, ids)
+    for x, y in zip(found, exact((teacher, student, *ids), {}), strict=True):
+        assert (x - y).norm() <= 1e-12 * y.norm()
+
+
+def close(ids, documents, dtype, share=1):
+    teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16)
+    plan = grouped_plan(*ids, *documents.values())
+    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share))
+    for x, y in zip(found, exact((teacher, student, *ids), documents), strict=True):
+        assert x.dtype == (dtype if x.ndim else torch.float32)
+        assert (x - y).norm() <= FLOAT32[dtype] * y.norm()
+    return plan
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_small_segments(dtype):
+    """A tile that rows see whole, and those that some see in part."""
+    plan = close(mixed(100), {}, dtype, share=1 + (dtype == torch.bfloat16))
+    assert plan.others is None
+    assert set(plan.tiles[0, 0].tolist()) == {-1, *range(len(SHAPES))}
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+def test_any_segments_of_several_documents():
+    """Those of other shapes, one of them longer than a tile, by the kernels that ship."""
+    sizes = [[1, 2, 3, 40, 1, 2, 1, 1, 5, 2], [2, 1, 1, 50, 1, 4, 1, 2, 1, 2]]
+    ids = [rows(segment_ids(x, specials=[0, 7]), segment_ids(x[::-1], specials=[1, 9])) for x in sizes]
+    documents = {}
+    for side, x in zip(("teacher", "student"), ids, strict=True):
+        # Special tokens go with the segment before them.
+        documents[f"{side}_documents"] = (x.cummax(1).values >= 5).long()
+    plan = close(ids, documents, torch.float32)
+    assert plan.others.long_segments
