@@ -23,7 +23,7 @@ from matt_fast.model.capture import capture
 
 LENGTH, TOGETHER = 256, 4  # student tokens of a stretch, and stretches of a step
 STRETCHES = 64
-PASSES = 5
+PASSES = 3
 RATE = 0.576  # of Adam, over the width: the map's numbers are shares
 BETAS = (0.9, 0.98)
 PRIOR = 0.25  # in a tied table: the price of a squared nat in a new token's logit, in shares of a state's variance
