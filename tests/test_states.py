@@ -389,7 +389,8 @@ def test_composed_rows_are_one_map_of_pieces(pair, monkeypatch):
 
     assert distance(start.index_copy(0, ids, rows)) < 0.9 * distance(start)
     # In a tied table what is added costs what it changes of logits: an enormous metric leaves rows where they are.
-    held = composed.composed_rows(*given, 1e6 * torch.eye(start.shape[1]))[1]
+    tied = composed.TiedTo(1e6 * torch.eye(start.shape[1]), torch.eye(start.shape[1]))
+    held = composed.composed_rows(*given, tied)[1]
     assert (held - start[ids]).norm() < 0.3 * change.norm()
 
 

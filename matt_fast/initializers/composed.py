@@ -9,6 +9,7 @@ network that makes rows of pieces.)
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,24 @@ from matt_fast.model.capture import capture
 
 LENGTH, TOGETHER = 256, 4  # student tokens of a stretch, and stretches of a step
 STRETCHES = 64
-PASSES = 5
+PASSES = 3
 RATE = 0.576  # of Adam, over the width: the map's numbers are shares
 BETAS = (0.9, 0.98)
 PRIOR = 0.25  # in a tied table: the price of a squared nat in a new token's logit, in shares of a state's variance
 ROWS_AT_ONCE = 4096
+
+
+class TiedTo(NamedTuple):
+    """The head of a tied table.
+
+    Attributes:
+        metric: [hidden, hidden], the mean of h hᵀ, h the head's input: what a row's change does to its logit.
+        damping: [hidden, hidden], what of an input's wish is left where the output's is weighed beside it. Without it
+            the few directions that all states share, and that move logits by far the most, make the fit unstable.
+    """
+
+    metric: torch.Tensor
+    damping: torch.Tensor
 
 
 def composed_rows(
@@ -37,7 +51,7 @@ def composed_rows(
     prefix: list[int],
     layer: int,
     seed: int,
-    output_metric: torch.Tensor | None = None,
+    tied: TiedTo | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Input rows for all new tokens that the teacher can spell.
@@ -50,8 +64,8 @@ def composed_rows(
         prefix: what the student puts before a text.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
         seed: of the choice and order of stretches.
-        output_metric: [hidden, hidden], for a tied table: the mean of h hᵀ, h the head's input. What is added to a row
-            then costs what it changes of the token's logit.
+        tied: for a table that is the head's too: what is added to a row is held back, and costs what it changes of the
+            token's logit.
         on_progress: called with the share of the steps done, in rows, and the rows.
 
     Returns:
@@ -76,13 +90,13 @@ def composed_rows(
     with rows_of_any_number(embedding):
         for step, at in enumerate(order, 1):
             used, numbers = batches[at].student_ids.to(start.device).unique(return_inverse=True)
-            change = pieces(used) @ weight
+            change = _change(pieces(used), weight, tied)
             rows = {"weight": (start[used] + change).to(embedding.weight.dtype)}
             embedded = torch.func.functional_call(embedding, rows, (numbers,))
             states = _states(model, layer, batches[at].positions, inputs_embeds=embedded)
             loss = ((states - goals[at]).square().sum(1) / (lengths[at] + usual)).mean()
-            if output_metric is not None:
-                logits = (change @ output_metric * change).sum(1)
+            if tied is not None:
+                logits = (change @ tied.metric * change).sum(1)
                 loss = loss + PRIOR * logits[_take(numbers, batches[at].positions)].mean()
             (weight.grad,) = torch.autograd.grad(loss, weight)  # the model's own weights get none
             optimizer.step()
@@ -91,8 +105,15 @@ def composed_rows(
                 on_progress(step * pieces.count // steps, pieces.count)
     ids = torch.tensor(sorted(vocabulary.subtokens), dtype=torch.int64)
     with torch.no_grad():
-        rows = [start[some] + pieces(some) @ weight for some in ids.to(start.device).split(ROWS_AT_ONCE)]
+        parts = ids.to(start.device).split(ROWS_AT_ONCE)
+        rows = [start[some] + _change(pieces(some), weight, tied) for some in parts]
     return ids, torch.cat(rows)
+
+
+def _change(features: torch.Tensor, weight: torch.Tensor, tied: TiedTo | None) -> torch.Tensor:
+    # [n, 3 hidden] @ [3 hidden, hidden] -> [n, hidden]
+    change = features @ weight
+    return change if tied is None else change @ tied.damping.T
 
 
 class _Batch:

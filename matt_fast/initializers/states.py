@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
-from matt_fast.initializers.composed import composed_rows
+from matt_fast.initializers.composed import TiedTo, composed_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import Occurrences, SpelledText, spell_texts
 from matt_fast.model.capture import capture
@@ -140,7 +140,8 @@ class _InputRows:
             return [self._contextual(rows, matrix, found, output_scale(matrix, moment, weight) * moment)]
         if self.solved is None:
             return [(rows, NONE)]
-        composed, ids = self._composed(rows, moment)
+        damping = torch.linalg.solve(matrix + output_scale(matrix, moment, weight) * moment, matrix)
+        composed, ids = self._composed(rows, TiedTo(moment, damping))
         return [(rows + share * (composed - rows), ids) for share in SHARES] + [(rows, NONE)]
 
     def _metric(self, start: torch.Tensor) -> tuple[torch.Tensor, Occurrences]:
@@ -155,10 +156,10 @@ class _InputRows:
         ids, rows = contextual_rows(*given, stiffness, self.on_progress)
         return start.index_copy(0, ids.to(start.device), rows), ids
 
-    def _composed(self, start, moment=None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _composed(self, start, tied=None) -> tuple[torch.Tensor, torch.Tensor]:
         prefix, layer = start_of_text(self.vocabulary.student), self._layer(COMPOSED_LAYERS)
         given = self.model, self.vocabulary, start, self.text, prefix, layer, self.seed
-        ids, rows = composed_rows(*given, moment, self.on_progress)
+        ids, rows = composed_rows(*given, tied, self.on_progress)
         return start.index_copy(0, ids.to(start.device), rows), ids
 
     def _layer(self, share: float) -> int:
