@@ -22,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # see docs/deploy/index.md
-os.environ["MATT_FAST_TIMEOUT"] = "4"
+os.environ["MATT_FAST_TIMEOUT"] = "8"
 
 import psutil
 from killing import digests, kill, prepare, wait
@@ -32,6 +32,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import matt_fast.recipe.opening
 import matt_fast.recipe.same
 import matt_fast.recipe.transfer
+import matt_fast.training.loop
 from matt_fast.cli import app
 from matt_fast.training.checkpoints import Checkpoints
 
@@ -190,6 +191,26 @@ class Cases:
         found = self.two(words, words, log, trouble)
         return found | {"left": [x.name for x in output.rglob(".part-*")], "run": (output / "run/run.json").exists()}
 
+    def raises_in_main(self) -> dict:
+        """The main process alone raises an error in the middle of a step, while the other waits for it."""
+        return self._raises("0")
+
+    def raises_in_other(self) -> dict:
+        """The other one does."""
+        return self._raises("1")
+
+    def _raises(self, rank: str) -> dict:
+        _, words, log = self.place(f"raises{rank}")
+
+        def trouble():
+            def losses(*given, **more):
+                raise ValueError("data: wanted text, got none")
+
+            if os.environ["RANK"] == rank:
+                matt_fast.training.loop.losses = losses
+
+        return self.two(words, words, log, trouble)
+
     def silent(self) -> dict:
         """A worker does not go on, and does not end either."""
         output, words, log = self.place("silent")
@@ -239,7 +260,7 @@ def said(log: Path) -> list[str]:
 def main(*names: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix="matt-fast-restarts-"))
     cases = Cases(folder)
-    for name in names or [x for x, y in vars(Cases).items() if y.__doc__ and x != "two"]:
+    for name in names or [x for x, y in vars(Cases).items() if y.__doc__ and x not in ("two", "place")]:
         begin, work = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         found = getattr(cases, name)()
         work = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - work

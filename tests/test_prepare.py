@@ -63,6 +63,13 @@ def make(world, output, **changed):
     return prepare(world / "MODEL", world / "NEW", output=output, **given)
 
 
+def flip(path):
+    """Another bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def contents(chunks) -> Counter:
     return Counter(tuple(tuple(x.tolist()) for x in chunk.arrays) for chunk in chunks)
 
@@ -100,6 +107,9 @@ def test_what_is_lost_is_made_again_and_other_arguments_are_refused(world, copy)
     again = make(world, copy)
     assert (again.made, again.manifest.digest) == (1, before)
     assert make(world, copy).made == 0
+    flip(copy / "shards/00002-of-00003.arrow")
+    assert make(world, copy).made == 1
+    Shards(copy).check(Shards(world / "whole").manifest.made_of)
     (copy / "manifest.json").unlink()
     assert make(world, copy).manifest.digest == before
     (copy / "prepare.json").unlink()
@@ -161,9 +171,7 @@ def test_what_does_not_fit_is_named(copy, sides, harm, words):
     elif harm == "lost":
         shard.unlink()
     elif harm == "changed":
-        content = bytearray(shard.read_bytes())
-        content[len(content) // 2] ^= 1
-        shard.write_bytes(content)
+        flip(shard)
     elif harm == "version":
         values["made_of"]["version"] = 0
     elif harm == "rows":
@@ -308,6 +316,9 @@ def test_files_of_a_folder_go_to_shards_whole_where_there_are_enough(world, tmp_
         (tmp_path / "data" / f"{number}.txt").write_text(f"file {number}\n" * 30)
     with pytest.raises(ValueError, match="output: wanted a folder outside of data"):
         make(world, tmp_path / "data" / "out", data=tmp_path / "data")
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(ValueError, match=r"data: wanted text to train on .* got none \(1 documents without text\)"):
+        make(world, tmp_path / "none", data=tmp_path / "empty.jsonl", shards=1)
     done = make(world, tmp_path / "out", data=tmp_path / "data", shards=2)
     tokenizer = AutoTokenizer.from_pretrained(world / "NEW")
     for number in range(2):

@@ -353,7 +353,7 @@ def test_a_hub_dataset_is_looked_at_only(monkeypatch):
         return iter(rows)
 
     monkeypatch.setattr(summary, "read_documents", texts)
-    monkeypatch.setattr(summary, "_hub_revision", lambda name: "0123abcd")
+    monkeypatch.setattr(summary, "hub_revision", lambda name: "0123abcd")
     found = check_readable("some/name", split="test", text_field="body")
     assert asked == [("some/name", "test", "body")]
     assert (found.documents, found.characters, found.revision) == (100, len("".join(rows[:100])), "0123abcd")

@@ -270,7 +270,7 @@ Offload = Annotated[
 Shard = Annotated[
     bool,
     Option(
-        "--shard",
+        "--shard/--no-shard",
         help="Spread the frozen layers over the processes, for models larger than a card; see torchrun.",
         rich_help_panel=SPEED,
     ),

@@ -9,11 +9,7 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.recipe.arguments import TEXT_FILES
-from matt_fast.support.checks import LENGTH, MANY, check_choice, check_location, check_range
-
-EXECUTORS = ("local", "slurm", "ray")
-SHARDS = 100_000  # at most: datatrove and the names of the files count so far
+from matt_fast.recipe.arguments import EXECUTORS, check_prepare
 
 
 def prepare(
@@ -42,26 +38,19 @@ def prepare(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Make the aligned chunks of a text once, as shards that `transfer --prepared` reads, here or on a cluster."""
-    arguments = {"model": model, "tokenizer": tokenizer, "data": data, "teacher": teacher}
+    arguments = {"model": model, "tokenizer": tokenizer, "data": data, "output": output, "teacher": teacher}
+    arguments |= {"max_length": max_length, "shards": shards, "workers": workers, "executor": executor}
     with command_output(json, quiet, debug) as out:
-        for name, value in arguments.items():
-            check_location(name, value, TEXT_FILES if name == "data" else ())
-        check_choice("executor", executor, EXECUTORS)
-        check_range("max_length", max_length, 1, LENGTH)
-        check_range("shards", shards, 1, SHARDS)
-        check_range("workers", workers, 1, MANY)
-        options = executor_options(executor_option or [])
-        if output.exists() and not output.is_dir():
-            raise FileExistsError(f"output: wanted a folder, but {str(output)!r} is a file")
+        arguments |= {"executor_options": executor_options(executor_option or [])}
+        check_prepare(arguments)
         with ProgressDisplay(out.console) as display:
             display.on_stage("libraries")
             from matt_fast.recipe.preparing import prepare as run
             from matt_fast.recipe.preparing import summary
 
-            arguments |= {"max_length": max_length, "shards": shards, "workers": workers, "executor": executor}
             arguments |= {"split": split, "text_field": text_field, "trust_remote_code": trust_remote_code}
             callbacks = {"on_stage": display.on_stage, "on_progress": display.on_progress}
-            result = run(**arguments, output=output, executor_options=options, **callbacks)
+            result = run(**arguments, **callbacks)
         if result.manifest is None:
             say(out.console, f"Submitted: {shards} shards and, behind them, the manifest; logs are in {output}/logs")
             out.result({"output": str(output), "shards": shards, "submitted": True})

@@ -157,21 +157,16 @@ def as_chunks(columns: Mapping[str, Sequence[NDArray]]) -> Iterator[Chunk]:
 
 
 def records_there(folder: Path, count: int, only: int | None = None) -> dict[int, ShardRecord]:
-    """The records of the shards that are there, of so many, by their numbers; of one of them alone if it is given."""
+    """The records of the shards that are there as written, of so many, by their numbers; `only` looks at one alone."""
     found = {}
     for number in range(count) if only is None else (only,):
         path = folder / shard_name(number, count)
         record = path.with_suffix(".json")
         if record.exists() and path.exists():
             known = ShardRecord(**json.loads(record.read_text(encoding="utf-8")))
-            if path.stat().st_size == known.bytes:
+            if path.stat().st_size == known.bytes and fingerprint_file(path) == known.fingerprint:
                 found[number] = known
     return found
-
-
-def write_manifest(folder: Path, *parts: Any) -> None:
-    """Write what all shards are, which makes the folder complete; the parts are those of a `Manifest`."""
-    write_text(folder / MANIFEST, Manifest(*parts).to_json())
 
 
 def package_versions() -> dict[str, str]:

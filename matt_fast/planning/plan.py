@@ -20,7 +20,7 @@ from matt_fast.support.checks import LENGTH, MANY, ROWS, check_range
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
-from matt_fast.training.options import HealingOptions, TrainingOptions
+from matt_fast.training.options import HealingOptions, TrainingOptions, options_of_healing
 
 GIB = 1 << 30
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
@@ -168,14 +168,22 @@ def plan_step(
 
     found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run())
     if processes > 1:
-        given = {"tokens": length * batch_size, "n_layers": n_layers, "processes": processes, "bandwidth": bandwidth}
-        every = layouts(lambda x: run(shard=x.shard), smallest, vocabulary, training, **given)
+        every = layouts(
+            lambda chosen: run(shard=chosen.shard),
+            smallest,
+            vocabulary,
+            training,
+            tokens=length * batch_size,
+            n_layers=n_layers,
+            processes=processes,
+            bandwidth=bandwidth,
+        )
         found = replace(found, layouts=every)
     if healing is not None:
         source.check_language_model("heal")
         spread = processes if training.shard else 1
         whole = _outlines(source, None, device)(precision, training.quantization, None, spread)
-        options = replace(training, objective=healing.objective, metric="mse", reduction="pairs")
+        options = options_of_healing(training, healing)
         found = replace(
             found, healing=simulate(whole, vocabulary, length, batch_size, n_layers, options, healing, processes)
         )

@@ -14,6 +14,8 @@ from matt_fast.support.every import Every
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 MANIFEST = "manifest.json"  # of prepared chunks
+EXECUTORS = ("local", "slurm", "ray")  # of datatrove
+SHARDS = 100_000  # at most: names count so far
 WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
@@ -75,6 +77,28 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if "data" not in given and "snippets" in arguments:  # all of a transfer's arguments are there
         _check_without_data(given)
     _check_watching(given)
+
+
+def check_prepare(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of `prepare`, by name.
+
+    Raises:
+        ValueError: a value that it does not take; the message names it.
+        OSError: a path where nothing is, an output that is a file, or one inside the data.
+    """
+    for name in ("model", "tokenizer", "teacher", "data"):
+        if isinstance(arguments[name], str | Path):
+            check_location(name, arguments[name], TEXT_FILES if name == "data" else ())
+    check_choice("executor", arguments["executor"], EXECUTORS)
+    for name, most in (("max_length", LENGTH), ("shards", SHARDS), ("workers", MANY)):
+        check_range(name, arguments[name], 1, most)
+    if arguments["executor_options"] and arguments["executor"] == "local":
+        raise ValueError(f"executor_options: wanted none for 'local', got {', '.join(arguments['executor_options'])}")
+    output, data = Path(arguments["output"]).absolute(), Path(arguments["data"]).absolute()
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output: wanted a folder, but {str(output)!r} is a file")
+    if data.is_dir() and output.is_relative_to(data):
+        raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
 
 
 def _check_without_data(given: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from matt_fast.training.options import (
 )
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
-MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes")
+MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes", "shard")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
@@ -165,11 +165,6 @@ class Job:
             )
         if options.offload is not None:
             raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
-        if options.shard and healing.method != "lora":
-            raise ValueError(
-                f"heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
-                f"{healing.method!r}"
-            )
         if options.quantization is not None and healing.method != "lora":
             raise ValueError(
                 f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"

@@ -25,15 +25,14 @@ from matt_fast.data.shards import (
     SHARDS,
     MadeOf,
     Manifest,
-    Shards,
     package_versions,
     records_there,
     shard_name,
-    write_manifest,
     write_shard,
 )
 from matt_fast.data.stream import PIECE_CHARACTERS
 from matt_fast.data.summary import digest_files, hub_revision
+from matt_fast.recipe.arguments import check_prepare
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import locked
 from matt_fast.recipe.subject import Subject
@@ -109,14 +108,17 @@ def prepare(
         ImportError: datatrove, or what its executor needs, is not installed.
         ChildProcessError: a worker was killed.
     """
+    given = {"model": model, "tokenizer": tokenizer, "teacher": teacher, "data": data}
+    check_prepare(
+        given
+        | {"output": output, "max_length": max_length, "shards": shards, "workers": workers, "executor": executor}
+        | {"executor_options": executor_options}
+    )
     output = Path(output).absolute()
     make = _executor(executor, executor_options or {})
-    given = {"model": model, "tokenizer": tokenizer, "teacher": teacher, "data": data}
     given = {name: _absolute(x) for name, x in given.items()}
     given |= {"max_length": max_length, "split": split, "text_field": text_field}
     given |= {"trust_remote_code": trust_remote_code}
-    if Path(data).is_dir() and output.is_relative_to(Path(data).absolute()):
-        raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
     on_stage("checks")
     step = MakeShard.of(given, output, shards)
     output.mkdir(parents=True, exist_ok=True)
@@ -224,7 +226,7 @@ class MakeShard:
         """Write the manifest.
 
         Raises:
-            ValueError: shards are missing.
+            ValueError: shards are missing, or none has a chunk.
         """
         folder = Path(self.folder)
         there = records_there(folder, self.shards)
@@ -233,11 +235,12 @@ class MakeShard:
                 f"output: wanted {self.shards} shards in {self.folder!r}, got {len(there)}, without "
                 f"{shard_name(missing[0], self.shards)}; {LOGS}/ says why, and the same command makes what is missing"
             )
-        records = tuple(there[x] for x in range(self.shards))
-        write_manifest(folder, self.made_of, self.data, records, self.versions)
-        shards = Shards(folder)
-        shards.check(self.made_of)
-        return shards.manifest
+        manifest = Manifest(self.made_of, self.data, tuple(there[x] for x in range(self.shards)), self.versions)
+        if manifest.counts["chunks"] == 0:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in manifest.skipped.items()) or "no documents"
+            raise ValueError(f"data: wanted text to train on in {self.data['source']!r}, got none ({reasons})")
+        write_text(folder / MANIFEST, manifest.to_json())
+        return manifest
 
 
 @dataclass(frozen=True)

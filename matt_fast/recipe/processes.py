@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 TIMEOUT = "MATT_FAST_TIMEOUT"
 USUAL = 1800.0  # seconds, as transformers' ddp_timeout
 LOOKS = 0.01, 0.5  # seconds between two looks whether all have come: at first, and at most
-BEAT = 5.0  # seconds between two signs of life
+BEAT = 0.5  # seconds between two signs of life
 GRACE = 5.0  # seconds in which the others read why a process ends
 ALL = "all"
 SHOWN = 5  # differences in an error
@@ -42,8 +42,8 @@ def timeout() -> timedelta:
         seconds = float(text or USUAL)
     except ValueError:
         seconds = -1.0
-    if not 1 <= seconds < float("inf"):
-        raise ValueError(f"{TIMEOUT}: wanted seconds in the environment, 1 or more, got {text!r}")
+    if not 2 <= seconds < float("inf"):
+        raise ValueError(f"{TIMEOUT}: wanted seconds in the environment, 2 or more, got {text!r}")
     return timedelta(seconds=seconds)
 
 
@@ -73,7 +73,8 @@ class Processes:
         known = gather_object([(uuid.uuid4().hex, *self.hosts)])
         self.hosts = [host for _, host in known]
         self._silence = timeout()
-        self._beat, self._next_look = min(BEAT, self._silence.total_seconds() / 4), 0.0
+        self._next_look = 0.0
+        self._lock, self._heard = threading.Lock(), None  # [process, its error]
         place = known[0][0]  # one of our own: restarted processes may find the store of those before them
         self._store, beats = (dist.PrefixStore(place, self._connect()) for _ in range(2))
         self._life: dict[int, tuple[bytes, float]] = {}  # of each process its last sign, and when it was new here
@@ -87,11 +88,14 @@ class Processes:
         return dist.TCPStore(address, port, is_master=False, timeout=self._silence)
 
     def _live(self, store: dist.Store) -> None:
+        """The thread: give signs of life, and hear of an error while the process waits for something else."""
         number = 0
-        while not self._over.wait(self._beat):
+        while not self._over.wait(BEAT):
             number += 1
             try:
                 store.set(f"life/{self.index}", str(number))
+                if self._hear(store):
+                    return
             except dist.DistError:  # the main process is gone
                 return
 
@@ -117,6 +121,7 @@ class Processes:
                 if pause == most:
                     self._check_life()
             if self._store.get(f"{key}/over").decode() != ALL:
+                self._hear(self._store)
                 raise OtherProcessError(self._told())
         self._inside = False
 
@@ -185,17 +190,25 @@ class Processes:
         now, keys, most = time.monotonic(), [f"life/{i}" for i in range(self.count)], self._silence.total_seconds()
         if now < self._next_look:
             return
-        self._next_look = now + self._beat
+        self._next_look = now + BEAT
         for index, sign in enumerate(self._store.multi_get(keys)):
             if self._life.get(index, (b"", 0.0))[0] != sign:
                 self._life[index] = sign, now
             elif now - self._life[index][1] > most:
                 raise OtherProcessError(f"nothing was heard of {self.name(index)} for {most:g} seconds ({TIMEOUT})")
 
+    def _hear(self, store: dist.Store) -> bool:
+        """Whether a process ended with an error, which is kept."""
+        with self._lock:
+            if self._heard is None and store.check(["error"]):
+                self._heard = json.loads(store.get("error"))
+                if self._heard[0] != self.index:
+                    store.add("heard", 1)
+        return self._heard is not None
+
     def _told(self) -> str:
         """What another process ended with."""
-        index, message = json.loads(self._store.get("error"))
-        self._store.add("read", 1)
+        index, message = self._heard
         return f"{self.name(index)}: {message}"
 
     def leave(self, error: BaseException | None = None) -> BaseException | None:
@@ -207,34 +220,40 @@ class Processes:
         if self.count == 1:
             return error
         self._end = time.monotonic() + GRACE
+        broken = isinstance(error, RuntimeError) and ("gloo" in str(error) or isinstance(error, dist.DistError))
+        if broken:
+            error = OtherProcessError(f"lost the connection to another process: {_first_line(error)}")
+        if broken and self._heard is not None:
+            error = OtherProcessError(self._told())
         with suppress(dist.DistError):  # the main process is gone, and with it all that could be told
-            if error is not None and not isinstance(error, OtherProcessError):
-                error = self._tell(error)
-            self._store.add("left", 1)
-            if self.index == 0:  # the store may end with it
-                self._linger("left", self.count)
+            if self._heard is None and error is not None and (broken or not isinstance(error, OtherProcessError)):
+                error = self._tell(error, broken)
+            if self._heard is None or self._heard[0] > 0:  # the store, which may end with the main process, is there
+                self._store.add("left", 1)
+                if self.index == 0:
+                    self._linger("left", self.count)
         self._over.set()
         self._thread.join()
         return error
 
-    def _tell(self, error: BaseException) -> BaseException:
-        """Tell the others of an error, unless one of them was faster; returns what is to be raised."""
-        message = str(error) or type(error).__name__
-        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in message)
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            message = "stopped by a signal"
-        elif broken:
-            message = f"lost the connection to another process: {_first_line(error).rpartition('] ')[2]}"
-        mine = json.dumps([self.index, message])
-        first = self._store.compare_set("error", "", mine).decode()
+    def _tell(self, error: BaseException, broken: bool) -> BaseException:
+        """Tell the others of an error, unless one of them was faster; returns what is to be raised.
+
+        Args:
+            error: of this process.
+            broken: whether it comes of another one's end.
+        """
+        by_signal = isinstance(error, SystemExit | KeyboardInterrupt)
+        message = "stopped by a signal" if by_signal else str(error) or type(error).__name__
+        self._store.compare_set("error", "", json.dumps([self.index, message]))
+        self._hear(self._store)
         self._store.set(f"wait/{self._waits + (not self._inside)}/over", "")  # where the others wait
-        if first == mine:
-            self._linger("read", self.count - 1)
-            return OtherProcessError(message) if broken else error
-        told = self._told()
+        if self._heard[0] == self.index:
+            self._linger("heard", self.count - 1)
+            return error
         if broken:
-            return OtherProcessError(told)
-        error.said_by_all = json.loads(first)[1] == message
+            return OtherProcessError(self._told())
+        error.said_by_all = self._heard[1] == message
         return error
 
     def _linger(self, key: str, count: int) -> None:
@@ -257,4 +276,5 @@ def together(accelerator: Accelerator) -> Iterator[Processes]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].split(". This is typically", 1)[0]
+    """Of an error of torch or gloo what it says, without the place in their code and advice."""
+    return str(error).strip().split("\n", 1)[0].split(". This is typically", 1)[0].rpartition("] ")[2]

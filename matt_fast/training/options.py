@@ -227,8 +227,13 @@ def options_of_healing(training: TrainingOptions, healing: HealingOptions) -> Tr
     """How healing trains the rows; the layers follow. All but the objective, its steps and rates is as in `training`.
 
     Raises:
-        ValueError: what is set in `training` does not go with healing's objective.
+        ValueError: what is set in `training` does not go with healing's objective or method.
     """
+    if training.shard and healing.method != "lora":
+        raise ValueError(
+            "heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
+            f"{healing.method!r}"
+        )
     return replace(
         training,
         objective=healing.objective,
