@@ -188,38 +188,6 @@ def stopped(arguments: dict, folder: Path, number: int, stage: str, whom: str = 
     return {"status": status, "said": said, "alive": len(alive), "left": left, "files": digests(output)}
 
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "matt_fast"]
-
-
-def in_two(arguments: dict, output: Path, draw: random.Random | None) -> int:
-    """The command line in two processes under torchrun; with `draw` one of them is killed behind a checkpoint."""
-    training = ["--objective=aim", "--steps=60", "--lr=1e-2", "--packing", "--quiet"]
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items() if "eval" not in name]
-    resume = (output / "run" / "run.json").exists()
-    command = ["transfer", f"--resume={output}"] if resume else ["transfer", f"--output={output}", *options, *training]
-    with (output.parent / "two.log").open("a") as log:
-        launcher = psutil.Popen([*LAUNCH, *command], stdout=log, stderr=log)
-        if draw is not None:
-            while launcher.poll() is None and len(list(output.glob("run/checkpoints/step-*"))) < 2:
-                time.sleep(0.002)
-            time.sleep(draw.uniform(0, 0.3))
-            workers = [x for x in launcher.children() if "matt_fast" in " ".join(x.cmdline())]
-            everyone = launcher.children(recursive=True)
-            draw.choice(workers).kill()
-            launcher.wait()
-            _, alive = psutil.wait_procs(everyone, timeout=30)
-            assert not alive, f"still there after the kill: {alive}"
-        return launcher.wait()
-
-
-def two_processes(arguments: dict, folder: Path, draw: random.Random) -> bool:
-    """Whether two processes, one of them killed, give the bits of two that were left alone."""
-    assert in_two(arguments, folder / "alone", None) == 0, (folder / "two.log").read_text()
-    assert in_two(arguments, folder / "killed", draw) != 0
-    assert in_two(arguments, folder / "killed", None) == 0, (folder / "two.log").read_text()
-    return digests(folder / "alone") == digests(folder / "killed")
-
-
 def main(kills: int = 20, seed: int = 0) -> None:
     draw, in_all, same = random.Random(seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="matt-fast-killing-"))
@@ -238,8 +206,6 @@ def main(kills: int = 20, seed: int = 0) -> None:
         print(f"{name:44} {'same bits' if got == expected else 'OTHER BITS'}   killed in {', '.join(hit)}", flush=True)
         if in_all.total() >= kills:
             break
-    equal = two_processes(arguments, folder, draw)
-    print(f"{'two processes, one killed':44} {'same bits' if equal else 'OTHER BITS'}")
     print(f"{same} of {in_all.total()} kills led to the same bits; by stage: {dict(in_all)}")
     shutil.rmtree(folder)
 

@@ -52,10 +52,10 @@ def script(*arguments: str) -> str:
 
 
 def test_killed_in_any_stage_a_run_goes_on_to_the_same_bits():
-    """One process in several ways, and two under torchrun; `python tests/killing.py` does more of it."""
+    """`python tests/killing.py` does more of it; tests/restarts.py kills one of two processes."""
     lines = script("5", "1").splitlines()
     assert all("same bits" in line for line in lines), lines
-    assert any("two processes" in line for line in lines)
+    assert len(lines) > 1
 
 
 def test_signals_end_a_run_in_order():
