@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint typecheck docs docs-serve release-check bench bench-steps bench-compare bench-gpu cost-model
+.PHONY: quickstart test lint typecheck docs docs-serve release-check two-hosts bench bench-steps bench-compare bench-gpu cost-model
 .PHONY: kernel-report clean
 
 quickstart: .venv/quickstart ; $(BIN)/python examples/quickstart.py
@@ -24,6 +24,9 @@ typecheck: .venv/installed ; $(BIN)/mypy
 release-check: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build uv
 	$(BIN)/python scripts/release_check.py $(if $(ONLY),--only $(ONLY))
+
+# Two network namespaces as two hosts; needs root and iproute2.
+two-hosts: .venv/installed ; PYTHONPATH=.:kernels $(BIN)/python scripts/two_hosts.py
 
 # One thread, whose processor time is measured: other work does not count. THREADS=2 and more: by the clock on the wall.
 THREADS ?= 1

@@ -29,8 +29,9 @@ from german_text import german_text
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from matt_fast.data import background, chunks, stream
-from matt_fast.data.batches import Batch, Packer
+from matt_fast.data.batches import Batch
 from matt_fast.data.chunks import Side
+from matt_fast.data.packing import Packer
 from matt_fast.data.stream import AlignedBatches
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -26,9 +26,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT
 
 from matt_fast import TrainingOptions
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
+from matt_fast.data.packing import Chunk
 from matt_fast.initializers import initial_rows
 from matt_fast.model.layers import layer_config
 from matt_fast.model.precision import DTYPES

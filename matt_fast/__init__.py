@@ -3,10 +3,10 @@
 The names below are imported when they are first used: `aim_loss` alone needs torch and NumPy only.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from matt_fast.support.lazy import lazy_names
+from matt_fast.support.version import own_version
 
 if TYPE_CHECKING:
     from matt_fast.alignment.segments import (
@@ -100,7 +100,7 @@ _lazy = lazy_names(__name__, _WHERE)
 
 def __getattr__(name: str):
     if name == "__version__":
-        return version("matt-fast")
+        return own_version()
     return _lazy(name)
 
 

@@ -24,9 +24,11 @@ from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli import app
 from matt_fast.cli.output import command_output, plain
 from matt_fast.cli.transfer import held_out_texts
+from matt_fast.data import shards
 from matt_fast.data.reading import FORMATS
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.recipe import arguments as by_value
 from matt_fast.recipe.arguments import TEXT_FILES
 from matt_fast.recipe.config import dump_config, load_config, resolved_config
 from matt_fast.support.printable import printable
@@ -109,8 +111,10 @@ WRONG = [
     (["--layer=0"], "n_layers: wanted at least 1, got 0"),
     (["--layer=sweep"], "eval_data: wanted held-out text to compare depths on"),
     (["--precision=fp16"], "precision: wanted one of auto, no, bf16, got 'fp16'"),
-    (["--init-head=mean"], "init_head: wanted one of same, boundary, got 'mean'"),
+    (["--init-head=contextual"], "init_head: wanted one of same, boundary, mean, length-mean,"),
     (["--init=omp"], "donor: wanted a model with the new vocabulary for init 'omp'"),
+    (["--init-head=linear-map"], "donor: wanted a model with the new vocabulary for init_head 'linear-map'"),
+    (["--init-head=wechsel"], "parallel: wanted pairs of texts and translations for init_head 'wechsel'"),
     (["--init=wechsel"], "parallel: wanted pairs of texts"),
     (["--init=wechsel", "--parallel=pairs.tsv"], "parallel: wanted a .tsv or .jsonl file"),
     (["--init=rows.safetensors"], "init: wanted a file or folder that is there"),
@@ -148,7 +152,7 @@ MAY_BE_ZERO |= {"decay_steps", "max_grad_norm"}
 MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}
 
 
-@pytest.mark.parametrize("command", ["transfer", "evaluate", "plan", "compare-inits"])
+@pytest.mark.parametrize("command", ["transfer", "prepare", "evaluate", "plan", "compare-inits"])
 def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, command):
     stub_all(monkeypatch, ValueError("reached"))
     monkeypatch.chdir(tmp_path)
@@ -173,7 +177,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 26, "evaluate": 5, "plan": 8, "compare-inits": 6}[command]
+    assert len(numbers) == {"transfer": 27, "prepare": 3, "evaluate": 5, "plan": 10, "compare-inits": 7}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):
@@ -205,6 +209,8 @@ def test_arguments_are_checked_before_slow_imports():
         (["transfer", *PATHS, "--objective=nonsense"], 1, "objective: wanted"),
         (["transfer", *PATHS, "--data=text.jsonl"], 1, "data: wanted"),
         (["transfer", "--model=x"], 2, "Missing option"),
+        (["prepare", *PATHS, "--executor=x"], 1, "executor: wanted one of local, slurm, ray, got 'x'"),
+        (["prepare", *PATHS, "--executor-option=x"], 1, "executor_option: wanted NAME=VALUE"),
         (["plan", *model, "--objective=x"], 1, "objective: wanted"),
         (["plan", *model, "--device=tpu"], 1, "device: wanted one of cuda, cpu, got 'tpu'"),
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
@@ -223,6 +229,7 @@ def test_arguments_are_checked_before_slow_imports():
 
 def test_what_can_be_known_torch_free_is_what_the_rest_knows():
     assert set(TEXT_FILES) == set(FORMATS)
+    assert by_value.MANIFEST == shards.MANIFEST
 
 
 def test_every_argument_of_a_transfer_has_an_option(called):
@@ -428,6 +435,7 @@ def test_how_a_command_ends(called, monkeypatch, raised, status, words):
 
 REQUIRED = {
     "transfer": PATHS,
+    "prepare": PATHS,
     "evaluate": PATHS[::2],
     "plan": PATHS[:2],
     "compare-inits": [*PATHS[:2], "--eval-data=org/other", "--init=mean"],
@@ -442,6 +450,7 @@ def stub_all(monkeypatch, error):
 
     patched = (  # all are imported before the first is
         (importlib.import_module("matt_fast.recipe.transfer"), "transfer"),
+        (importlib.import_module("matt_fast.recipe.preparing"), "prepare"),
         (importlib.import_module("matt_fast.recipe.comparison"), "compare_initializers"),
         (importlib.import_module("matt_fast.planning.plan"), "plan"),
         (importlib.import_module("matt_fast.recipe.evaluating"), "evaluate_models"),

@@ -13,9 +13,10 @@ from real_tokenizers import REAL_TOKENIZERS
 from tiny import TEXTS, byte_level, new_tokenizer
 
 from matt_fast.alignment.segments import align_segments
-from matt_fast.data.batches import Chunk, collate
+from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
+from matt_fast.data.packing import Chunk
 from matt_fast.data.stream import AlignedBatches
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")

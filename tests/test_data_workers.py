@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from tiny import TEXTS, byte_level, new_tokenizer
 
-from matt_fast.data import documents
+from matt_fast.data import chunks, documents
 from matt_fast.data.background import default_workers
 from matt_fast.data.batches import Batch
 from matt_fast.data.chunks import Side
@@ -146,34 +146,63 @@ def test_a_long_document_does_not_fill_a_batch(tmp_path):
     assert max(counts.values()) <= 700  # a token boundary inside a line may part a sign from its word
 
 
-def test_documents_go_round_the_processes(corpus):
+def test_documents_go_round_the_processes(corpus, monkeypatch):
     """In each pass each text goes to one process, and the next pass goes on with the next process."""
+    monkeypatch.setattr(chunks, "TOKENISE_TOGETHER", 5)
     shares = [stream(corpus, process=process, processes=3, batch_size=1) for process in range(3)]
     passes = [[[] for _ in range(3)] for _ in shares]
-    for share, by_pass in zip(shares, passes, strict=True):
-        for part in itertools.takewhile(lambda part: part.epoch < 3, share._texts()):
-            by_pass[part.epoch] += [text for _, text in part.pieces]
+    items = [[] for _ in shares]
+    for share, by_pass, own in zip(shares, passes, items, strict=True):
+        for part in itertools.takewhile(lambda part: part.place.epoch < 3, share._texts()):
+            by_pass[part.place.epoch] += part.texts
+            own += [] if part.ends else [part.place.item]
     texts = Counter(x if x.strip() else "" for x in (json.loads(line)["text"] for line in corpus.open()))
-    assert sum(texts.values()) % 3  # so that turns move on
     for epoch in range(3):
         assert Counter(itertools.chain(*(by_pass[epoch] for by_pass in passes))) == texts
-    assert len({sum(map(len, by_pass)) for by_pass in passes}) == 1
+    assert items == [list(range(process, 27, 3)) for process in range(3)]
 
 
-def test_each_process_reads_its_own_shards_of_a_hub_dataset(monkeypatch):
+@pytest.mark.parametrize("shards", [4, 3])
+def test_each_process_reads_its_own_shards_of_a_hub_dataset(monkeypatch, shards):
+    """Four shards go round two processes, and each opens none but its own; the texts of three go round in turn."""
     rows = Dataset.from_dict({"text": [f"{number} {TEXTS[0]}" for number in range(24)]})
-    for shards, own in ((4, True), (3, False)):
-        data = rows.to_iterable_dataset(num_shards=shards)
-        monkeypatch.setattr(documents, "load_hub_documents", lambda *_, data=data, **__: data)
-        shares = []
-        for process in range(2):
-            (first,) = itertools.islice(stream("some/name", process=process, processes=2)._texts(), 1)
-            shares.append({int(text.split()[0]) for _, text in first.pieces})
-            assert first.turn == 0
-        assert not shares[0] & shares[1]
-        contents = [set(range(n * 24 // shards, (n + 1) * 24 // shards)) for n in range(shards)]
-        whole = [all(not part & share or part <= share for part in contents) for share in shares]
-        assert all(whole) == own
+    opened = []
+
+    def read(row):
+        opened.append(int(row["text"].split()[0]))
+        return row
+
+    data = rows.to_iterable_dataset(num_shards=shards).map(read)
+    monkeypatch.setattr(documents, "load_hub_documents", lambda *_, **__: data)
+    monkeypatch.setattr(chunks, "TOKENISE_TOGETHER", 5)
+    shares, read_by = [], []
+    for process in range(2):
+        opened.clear()
+        given = stream("some/name", process=process, processes=2)._texts()
+        parts = list(itertools.takewhile(lambda part: not part.ends, given))
+        shares.append({int(text.split()[0]) for part in parts for text in part.texts})
+        read_by.append(set(opened))
+    assert shares[0] | shares[1] == set(range(24))
+    assert not shares[0] & shares[1]
+    assert (read_by == shares) == (shards == 4)
+
+
+def test_files_of_a_size_are_the_shards_of_a_folder(tmp_path, monkeypatch):
+    for number in range(4):
+        (tmp_path / f"{number}.jsonl").write_text("".join(json.dumps({"text": f"{number} {x}"}) + "\n" for x in TEXTS))
+    texts = lambda process, count: {  # noqa: E731
+        text[0]
+        for part in itertools.takewhile(
+            lambda part: not part.ends, stream(tmp_path, process=process, processes=count)._texts()
+        )
+        for text in part.texts
+    }
+    assert [len(texts(process, 2)) for process in range(2)] == [2, 2]
+    assert texts(0, 2) | texts(1, 2) == set("0123")
+    assert len(texts(0, 3)) == 4  # three do not go into four
+    (tmp_path / "4.jsonl").write_text("{}")
+    (tmp_path / "5.jsonl").write_text(json.dumps({"text": "5"}))
+    assert not documents.read_documents(tmp_path).are_for(2)  # one is far smaller
 
 
 def test_what_goes_to_the_device_is_pinned(corpus, monkeypatch):

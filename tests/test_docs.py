@@ -89,6 +89,7 @@ def world(tmp_path_factory) -> Path:
         "CODE.txt": TEXTS[0],
         "ENGLISH.txt": TEXTS[1],
         "rows.safetensors": "",
+        "PREPARED/manifest.json": "{}",
         "tests/tasks/everyday.yaml": "",
     }.items():
         (folder / "texts" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from matt_fast import TrainingOptions, doctor, transfer
+from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.reachable import unreachable
 from matt_fast.cli import app
 from matt_fast.recipe.doctor import FAIL, LOOK, OK
@@ -136,6 +136,21 @@ def test_what_a_person_should_look_at(job, tmp_path, monkeypatch):
     }
     for name, line in expected.items():
         assert any(x.verdict == LOOK and line in x.found and (x.advice or name == "offsets") for x in names[name]), name
+
+
+def test_words_that_the_tokenizer_has_lost(job, sound, tmp_path):
+    """Counted where tokenizers do: words that are one of the model's tokens and have none in a tokenizer of bytes."""
+    (tmp_path / "data.txt").write_text(" value" * 30 + " x" * 10)
+    letters = byte_level(["x"], 256 + 3, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    old = AutoTokenizer.from_pretrained(sound / "model")
+    counts = [len(side.tokenize(word)) for side in (old, letters) for word in (" value", " x")]
+    assert counts == [1, 2, 6, 2]  # 30 segments of one token become longer, and 20 stay one on both sides
+    lines = {}
+    for name, more in (("without", {}), ("healed", {"healing": HealingOptions(steps=5)})):
+        found = by_name(doctor(**job | {"tokenizer": letters, "data": tmp_path / "data.txt"} | more))
+        lines[name] = [x.found for x in found["segments"] if x.verdict == LOOK]
+    assert "60% of 50 segments have more tokens than before: words that are no token now" in lines["without"]
+    assert not any("no token now" in x for x in lines["healed"])
 
 
 def test_tokens_that_no_text_gives():

@@ -29,6 +29,19 @@ def test_transfer(tmp_path):
     records = [json.loads(x) for x in (tmp_path / "transfer.jsonl").read_text().splitlines()]
     assert len(records) == 10
     assert not any("error" in x for x in records)
-    (healed, rows) = (x for x in records if x["run"].startswith("about 1 s"))
+    (healed, rows) = (x for x in records if x["run"].startswith("about 1 s, seed 0"))
     for record in (healed, rows):
         assert set(record["bits per byte"]["held out"]) == {"original", "initialised", "trained"}
+
+
+def test_a_file_travels_in_halves(tmp_path):
+    from benchmarks.gpu_bench.pack import halve
+
+    folders = tmp_path / "one", tmp_path / "two"
+    (tmp_path / "model.gguf").write_bytes(bytes(range(251)))
+    for folder in folders:
+        folder.mkdir()
+    halve(tmp_path / "model.gguf", folders)
+    parts = [folder / f"part0{number}" for number, folder in enumerate(folders)]
+    assert [part.stat().st_size for part in parts] == [126, 125]
+    assert b"".join(part.read_bytes() for part in parts) == bytes(range(251))

@@ -8,7 +8,7 @@ from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast.alignment.vocabulary import Match, VocabularyPair
-from matt_fast.initializers import METHODS, initial_rows, initialize
+from matt_fast.initializers import METHODS, initial_rows, initialize, linear
 from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.omp import apply as omp_apply
 from matt_fast.initializers.omp import omp_coefficients
@@ -43,6 +43,21 @@ def test_mean_weighted_by_length_and_zero():
     assert (rows == 0).all(1).tolist() == [True, False, True, True, False, True]
     with pytest.raises(ValueError, match="teacher_lengths: wanted the bytes of each teacher token"):
         initialize(WEIGHT, 6, MATCHES, SUBTOKENS, method="length-mean")
+
+
+@pytest.mark.parametrize("method", ["first-piece", "last-piece", "exponential-first", "exponential-last"])
+def test_pieces_weighted_by_their_place(method):
+    pieces = {0: [1, 1, 3], 2: [0, 2, 4, 5], 3: [2]}
+    rows = initialize(WEIGHT, 6, MATCHES, pieces, method=method)
+    for token, ids in pieces.items():
+        ids = ids if "first" in method else ids[::-1]
+        total, expected = 0.0, torch.zeros(4, dtype=torch.float64)
+        for place, piece in enumerate(ids):
+            share = np.exp(2.0 * (len(ids) - place)) if "exponential" in method else float(place == 0)
+            total += share
+            expected += share * WEIGHT[piece].double()
+        torch.testing.assert_close(rows[token], (expected / total).float())
+    torch.testing.assert_close(rows[5], WEIGHT.mean(0))
 
 
 def test_a_function_of_ones_own():
@@ -166,6 +181,102 @@ def test_sparse_combinations_of_shared_rows(tmp_path, tied):
         initial_rows(teacher, vocabulary, "omp", seed=0, donor=tmp_path / "teacher")
     with pytest.raises(ValueError, match="texts: wanted text to train fastText on for init 'focus', got none"):
         initial_rows(teacher, vocabulary, "focus", seed=0)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory):
+    """An untied teacher, a tokenizer for it, and a donor with that tokenizer whose tables are maps of its."""
+    folder = tmp_path_factory.mktemp("untied")
+    tokenizer = save_tiny_model(folder / "teacher", LlamaConfig(**SMALL, tie_word_embeddings=False))
+    teacher, student = Teacher(folder / "teacher").load(torch.float32), new_tokenizer()
+    vocabulary = VocabularyPair(tokenizer, student, 275)
+    donor = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL | {"hidden_size": 48}, vocab_size=len(student)))
+    generator = torch.Generator().manual_seed(2)
+    shared = [vocabulary.matches[i].teacher_id for i in vocabulary.matches]
+    expected = []
+    for theirs, ours in zip(
+        (donor.get_input_embeddings(), donor.lm_head), (teacher.get_input_embeddings(), teacher.lm_head), strict=True
+    ):
+        mixing = torch.randn(32, 48, generator=generator)
+        rows = torch.randn(len(student), 32, generator=generator)
+        rows[list(vocabulary.matches)] = ours.weight.detach()[shared]
+        theirs.weight.data = rows @ mixing + torch.randn(48, generator=generator)
+        expected.append(rows)
+    donor.save_pretrained(folder / "donor")
+    student.save_pretrained(folder / "donor")
+    return teacher, vocabulary, donor, folder / "donor", expected
+
+
+def test_a_linear_map_finds_the_rows_of_a_linearly_related_donor(untied):
+    """Input from the donor's input embedding, output from its head."""
+    teacher, vocabulary, _, donor, expected = untied
+    rows = initial_rows(teacher, vocabulary, "linear-map", 0, donor=donor)
+    for found, wanted in zip((rows.input, rows.output), expected, strict=True):
+        torch.testing.assert_close(found[vocabulary.new], wanted[vocabulary.new], rtol=1e-2, atol=2e-2)
+    assert rows.report.initialized == len(vocabulary.new)
+
+
+def test_the_ridge_is_the_one_that_leaves_tokens_out_best():
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(30, 12, generator=generator, dtype=torch.float64) + 3
+    target = source @ torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    target += 4 * torch.randn(30, 5, generator=generator, dtype=torch.float64)
+
+    def fit(kept: list[int], ridge: float):
+        middle, aim = source[kept].mean(0), target[kept].mean(0)
+        left = source[kept] - middle
+        slope = torch.linalg.solve(left.T @ left + ridge * torch.eye(12), left.T @ (target[kept] - aim))
+        return lambda some: aim + (some - middle) @ slope
+
+    centred = source - source.mean(0)
+    ridges = [share * float((centred.T @ centred).trace()) / 12 for share in linear.RIDGES]
+    errors = []
+    for ridge in ridges:
+        parts = [[j for j in range(30) if j != i] for i in range(30)]
+        errors.append(
+            sum(float((fit(kept, ridge)(source[i]) - target[i]).square().sum()) for i, kept in enumerate(parts))
+        )
+    expected = fit(list(range(30)), ridges[int(np.argmin(errors))])
+    assert 0 < np.argmin(errors) < len(ridges) - 1
+    some = torch.randn(4, 12, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(linear.linear_map(source, target)(some), expected(some).float())
+
+
+def test_omp_combines_output_rows_as_in_the_donors_head(untied):
+    teacher, vocabulary, donor, folder, _ = untied
+    shared, new = list(vocabulary.matches), vocabulary.new
+    rows = initial_rows(teacher, vocabulary, "omp", 0, donor=folder)
+    for table, theirs in ((rows.input, donor.get_input_embeddings()), (rows.output, donor.lm_head)):
+        vectors = theirs.weight.detach()
+        expected = omp_apply(omp_coefficients(vectors[new], vectors[shared]), table[shared])
+        torch.testing.assert_close(table[new], expected, rtol=1e-3, atol=1e-4)
+    few = initial_rows(teacher, vocabulary, "omp", 0, donor=folder, omp_k=3)
+    vectors = donor.get_input_embeddings().weight.detach()
+    expected = omp_apply(omp_coefficients(vectors[new], vectors[shared], 3), few.input[shared])
+    torch.testing.assert_close(few.input[new], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("init_head", ["first-piece", "zero", "omp", "linear-map", "boundary"])
+@pytest.mark.parametrize("init", ["last-piece", "contextual"])
+def test_an_untied_head_starts_by_a_rule_of_its_own(untied, init, init_head):
+    teacher, vocabulary, _, donor, _ = untied
+    given = {"texts": TEXTS, "donor": donor}
+    rows = initial_rows(teacher, vocabulary, init, 0, init_head=init_head, **given)
+    alone = initial_rows(teacher, vocabulary, init, 0, **given)
+    assert torch.equal(rows.input, alone.input)
+    if init_head != "boundary":
+        assert torch.equal(rows.output, initial_rows(teacher, vocabulary, init_head, 0, **given).output)
+    assert not torch.equal(rows.output, alone.output) or init_head == "boundary"
+
+
+def test_rules_of_the_head_that_cannot_be_are_named(untied, tmp_path):
+    teacher, vocabulary, _, _, _ = untied
+    for name in ("omp", "linear-map"):
+        for given in ({"init": name}, {"init": "mean", "init_head": name}):
+            with pytest.raises(ValueError, match=f"donor: wanted .* for {list(given)[-1]} '{name}', got"):
+                initial_rows(teacher, vocabulary, seed=0, **given)
+    with pytest.raises(ValueError, match=r"init_head: wanted one of same, .*, got 'composed'"):
+        initial_rows(teacher, vocabulary, "mean", 0, init_head="composed")
 
 
 def test_rows_of_padding_enter_no_mean_and_no_draw():

@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 from matt_fast import TrainingOptions, aim_loss, capture_attention
 from matt_fast.alignment.next_token import next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.packing import Chunk
 from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
 from matt_fast.model.teacher import Teacher

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from matt_fast import TrainingOptions
-from matt_fast.data.batches import Chunk, collate, pack
+from matt_fast.data.batches import collate
+from matt_fast.data.packing import Chunk, pack
 from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head, logit_rule

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from matt_fast import HealingOptions, TrainingOptions, plan
 from matt_fast.cli.app import app
-from matt_fast.data.batches import Chunk, collate
+from matt_fast.data.batches import collate
+from matt_fast.data.packing import Chunk
 from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head

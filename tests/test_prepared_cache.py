@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from datasets import Dataset
@@ -18,7 +19,7 @@ from tiny import TEXTS
 from matt_fast.data import prepared
 from matt_fast.data.chunks import make_chunks
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import find_damage, prepare_once, read_prepared
+from matt_fast.data.prepared import ShuffledChunks, find_damage, prepare_once
 from matt_fast.data.summary import check_readable
 from matt_fast.support.temporary import remove_stale, work_folder
 
@@ -33,7 +34,8 @@ def corpus(tmp_path):
 
 
 def chunks_of(folder):
-    return sorted(contents(read_prepared([folder], [0, 0], 0, 1, Counter())))
+    chunks = ShuffledChunks([folder], [0, 0])
+    return sorted(contents(chunks.read(np.arange(len(chunks)))))
 
 
 def truncate(file):

@@ -612,7 +612,9 @@ def test_rows_from_the_teachers_states_from_the_command_line(job, tmp_path):
     result = transfer(**{**arguments, "output": tmp_path / "head"}, eval_data=held_out(arguments), init_head="boundary")
     assert f"{result.evaluations['initialised'].bits_per_byte:.4f}" in boundary.output
     wrong = run("transfer", *paths, f"--output={tmp_path / 'x'}", "--init-head=mean")
-    assert "init_head: wanted one of same, boundary, got 'mean'" in " ".join(wrong.output.split())
+    assert "init_head: wanted same or boundary for a model whose output head is tied" in " ".join(wrong.output.split())
+    apart = run("compare-inits", *paths, scored, "--init=last-piece", "--init-head=first-piece", "--untie")
+    assert apart.exit_code == 0, apart.output
 
 
 def test_parallel_text_from_the_command_line(job, tmp_path):

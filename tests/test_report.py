@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.cli.app import app
 from matt_fast.cli.display import OUTLIERS, report_lines
-from matt_fast.initializers import INITS, initial_rows
+from matt_fast.initializers import INITS, METHODS, initial_rows
+from matt_fast.initializers.choices import FROM_DONOR, PIECES
 from matt_fast.initializers.report import InitReport, Outlier
 from matt_fast.model.teacher import Teacher
 
 SIZES = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PAIRS = [(text.splitlines()[0], text.splitlines()[0]) for text in TEXTS]
 POISONED = "Ġfunction"
-SLOW = ("contextual", "focus", "omp", "omp-self")
+SLOW = ("composed", "contextual", "focus", "omp", "omp-self")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,14 @@ def test_the_counts_add_up_to_the_vocabulary(pair, folder, init):
     assert sum(counts) == len(vocabulary.tokens)
     assert min(counts) >= 0 < report.initialized
     assert report.shared == len(vocabulary.matches)
-    assert (report.unseen is not None) == (init not in ("mean", "length-mean", "random", "zero", "omp"))
+    assert (report.unseen is not None) == (init not in (*METHODS, *FROM_DONOR))
     assert 0 <= (report.unseen or 0) <= report.subtoken_mean
     if init in SLOW:
         assert calls[-1] == (report.initialized, report.initialized)
         assert [done for done, _ in calls] == sorted({done for done, _ in calls})
     else:
         assert calls == []
-    if init in ("mean", "length-mean"):  # <unk> alone has no spelling
+    if init in PIECES:  # <unk> alone has no spelling
         assert counts[2:] == (0, 1)
     if init in ("focus", "omp-self", "wechsel", "transtokenizers", "tokalign"):
         plain = initial_rows(model, vocabulary, "mean", 0).input

@@ -76,7 +76,7 @@ def test_an_error_in_training_leaves_a_run_that_goes_on(job):
     assert f"matt-fast transfer --resume {job['output']}" in "".join(stopped.value.__notes__)
     assert not (job["output"] / "config.json").exists()
     steps = []
-    found = transfer(**job, resume=True, on_step=lambda progress: steps.append(progress.step))
+    found = transfer(**job, resume="auto", on_step=lambda progress: steps.append(progress.step))
     assert steps == [7, 8, 9, 10]
     assert found.progress.losses == expected.progress.losses
     assert (found.progress.tokens, found.progress.skipped) == (expected.progress.tokens, expected.progress.skipped)
@@ -88,12 +88,13 @@ def test_an_error_in_training_leaves_a_run_that_goes_on(job):
 
 
 def test_a_finished_run_keeps_its_figures_and_little_else(job):
-    first = transfer(**job)
+    first = transfer(**job, resume="auto")  # nothing there yet: it begins
     kept = {x.name for x in (job["output"] / "run").iterdir()}
     assert kept == {
         "lock", "run.json", "run.yaml", "sample.txt", "state.json", "metrics.jsonl", "curves.png", "result.json"
     }  # fmt: skip
     again = transfer(**job, resume=True)
+    assert transfer(**job, resume="auto").progress == again.progress
     assert isinstance(again, TransferResult)
     for name in ("progress", "shared", "new", "seen", "n_layers", "evaluations"):
         assert getattr(again, name) == getattr(first, name), name
@@ -106,6 +107,8 @@ def test_a_finished_run_keeps_its_figures_and_little_else(job):
 def test_what_a_run_does_not_go_on_with(job, tmp_path):
     with pytest.raises(ValueError, match="resume: wanted a folder with a run in it, got"):
         transfer(**job, resume=True)
+    with pytest.raises(ValueError, match="resume: wanted True, False or 'auto', got 'always'"):
+        transfer(**job, resume="always")
     with pytest.raises(Stop):
         transfer(**job, on_step=stop_at(5))
     with pytest.raises(FileExistsError, match="not finished; go on with it: matt-fast transfer --resume"):

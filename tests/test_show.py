@@ -316,3 +316,71 @@ def test_what_the_commands_refuse(done, arguments, words):
     refused = run(*arguments.replace("TEXT", str(done / "text.txt")).split())
     assert refused.exit_code == 1
     assert f"Error: {words}" in refused.stderr
+
+
+def _bits(folder, text):
+    """(tokens, where each ends in the text, bits of each) under the model in a folder, by transformers alone."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    with torch.no_grad():
+        scores = model(torch.tensor([[start, *given["input_ids"]]])).logits[0, :-1].double().log_softmax(-1)
+    bits = [-float(scores[n, i]) / np.log(2) for n, i in enumerate(given["input_ids"])]
+    return tokenizer.convert_ids_to_tokens(given["input_ids"]), [end for _, end in given["offset_mapping"]], bits
+
+
+def test_loss_is_told_by_kind_of_segment(done, tmp_path):
+    texts = TEXTS[9:12]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    asked = done / "adapted", "--data", tmp_path / "held.jsonl", "--limit", 3
+    ended = run("loss", *asked, "--json", "--quiet")
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    old = set(AutoTokenizer.from_pretrained(done / "teacher").get_vocab())
+    wanted, each = {}, {}
+    for text in texts:
+        sides = [_bits(done / name, text) for name in ("teacher", "adapted")]
+        before, first, last = "same", [0, 0], 0
+        for end in sorted(set(sides[0][1]) & set(sides[1][1])):
+            upto = [max(n for n, x in enumerate(side[1], 1) if x == end) for side in sides]
+            tokens, bits = zip(
+                *((tuple(s[0][a:b]), sum(s[2][a:b])) for s, a, b in zip(sides, first, upto, strict=True)), strict=True
+            )
+            kind = "same" if before.startswith("same") else "same, behind a change"
+            if not set(tokens[1]) <= old:
+                kind = "new tokens"
+            elif tokens[0] != tokens[1]:
+                kind = "old tokens, split otherwise"
+            sums = wanted.setdefault(kind, np.zeros(4))
+            sums += (1, len(tokens[1]), *bits)
+            each[tokens] = each.get(tokens, 0) + bits[1] - bits[0]
+            before, first, last = kind, upto, end
+        assert last == len(text)
+    size = len("".join(texts).encode())
+    assert found["n_bytes"] == size
+    assert {x["kind"] for x in found["parts"] if x["segments"]} == set(wanted)
+    assert len(wanted) >= 3
+    for part in found["parts"]:
+        segments, tokens, *bits = wanted.get(part["kind"], np.zeros(4))
+        assert [part["segments"], part["tokens"]] == [segments, tokens]
+        assert [part["original"], part["adapted"]] == pytest.approx([x / size for x in bits], rel=1e-4)
+    assert found["adapted"] == pytest.approx(sum(x[3] for x in wanted.values()) / size, rel=1e-5)
+    assert [x["difference"] for x in found["worst"]] == pytest.approx(
+        sorted((x / size for x in each.values()), reverse=True)[:3], rel=1e-3
+    )
+    shown = run("loss", *asked)
+    assert "all, bits per byte" in shown.output
+    assert f"{found['adapted']:.4f}" in shown.output
+
+
+def test_loss_wants_text_and_a_result(done, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    for arguments, words in (
+        ((done / "teacher", "--data", done / "corpus.jsonl"), "model: wanted the original model"),
+        ((tmp_path, "--data", done / "corpus.jsonl"), "folder: wanted the output of a finished transfer"),
+        ((done / "adapted", "--data", tmp_path / "empty.txt"), "wanted text"),
+        ((done / "adapted", "--data", done / "corpus.jsonl", "--pieces", 0), "pieces: wanted"),
+    ):
+        ended = run("loss", *arguments)
+        assert ended.exit_code == 1
+        assert words in ended.stderr.replace("\n", " ")

@@ -17,13 +17,14 @@ from transformers import (
     Qwen3Config,
 )
 
-from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers import boundary, contextual, initial_rows, states
+from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
+from matt_fast.initializers import boundary, composed, contextual, initial_rows, states
 from matt_fast.initializers.boundary import BoundaryStates, boundary_rows, boundary_states, tied_rows
 from matt_fast.initializers.contextual import contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import spell_texts
 from matt_fast.initializers.states import text_loss
 from matt_fast.model.head import logit_rule
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe import export
 
@@ -125,6 +126,23 @@ def test_stretches_cover_the_text_once_and_name_the_boundaries(llama):
         assert positions.max() < len(ids)
     assert sorted(seen) == sorted(text.teacher_ids.tolist())
     assert boundaries == len(text.ids)  # every token of this tokenizer has a spelling, so each starts somewhere else
+
+
+def test_pairs_of_stretches_end_together(llama):
+    """Both sides of a stretch spell the same bytes up to each compared position."""
+    _, vocabulary = llama
+    text = spell_texts([*TEXTS[:6], "né 日本 🙂"], vocabulary)
+    bos, seen = vocabulary.student.bos_token_id, 0
+    for pair in text.pairs(7, 1000, [bos], seed=1):
+        assert pair.student_ids[0] == bos
+        assert pair.teacher_ids[0] == vocabulary.teacher.bos_token_id
+        for position, end in zip(pair.positions.tolist(), pair.ends.tolist(), strict=True):
+            ours = [i for i in pair.student_ids[: position + 1].tolist() if i != bos]
+            theirs = [i for i in pair.teacher_ids[: end + 1].tolist() if i != vocabulary.teacher.bos_token_id]
+            assert [piece for i in ours for piece in spelling(vocabulary, i)] == theirs
+        seen += len(pair.positions)
+    assert seen == (text.ids >= 0).sum()  # each token of the text once; all have a spelling here
+    assert len(text.pairs(7, 2, [bos], seed=1)) == 2
 
 
 def test_boundary_states_are_those_of_a_plain_pass(pair):
@@ -237,6 +255,22 @@ def test_rows_that_cost_more_than_their_start_are_not_taken(llama, monkeypatch, 
     assert (rows.report.initialized > 0) == better
 
 
+def test_of_a_tied_tables_changes_the_text_chooses_how_much(llama, monkeypatch):
+    model, vocabulary = llama
+
+    def rows(init: str, losses: list[float], **given) -> torch.Tensor:
+        told = iter(losses)
+        monkeypatch.setattr(states, "text_loss", lambda *given: next(told))
+        return initial_rows(model, vocabulary, init, 0, texts=TEXTS, **given).input
+
+    boundary, start = (rows("mean", losses, init_head="boundary") for losses in ([1.0, 2.0], [2.0, 1.0]))
+    whole, half, none, as_it_was = (rows("composed", [float(i != chosen) for i in range(4)]) for chosen in range(4))
+    assert not torch.equal(whole, boundary)
+    torch.testing.assert_close(half, (whole + boundary) / 2)
+    assert torch.equal(none, boundary)
+    assert torch.equal(as_it_was, start)
+
+
 def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher's and student's states, one occurrence after another, without a cache."""
     embedding = model.get_input_embeddings()
@@ -253,7 +287,7 @@ def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.T
         whole = torch.cat([context, torch.tensor(vocabulary.subtokens[int(token)])])
         model(input_ids=whole[None])
         teacher = kept["found"][0, -1]
-        with contextual._rows_of_any_number(embedding):
+        with contextual.rows_of_any_number(embedding):
             one = torch.func.functional_call(embedding, {"weight": row[None]}, (torch.tensor([[0]]),))
         model(inputs_embeds=torch.cat([embedding(context[None]), one], 1))
         found.append((teacher, kept["found"][0, -1]))
@@ -311,13 +345,64 @@ def test_the_metric_is_the_mean_square_jacobian(llama, monkeypatch):
     assert cosine > 0.9
 
 
-@pytest.mark.parametrize(("init", "init_head"), [("contextual", "same"), ("mean", "boundary"), ("random", "boundary")])
+def test_composed_rows_are_one_map_of_pieces(pair, monkeypatch):
+    """The map reads first piece, last piece and mean; the rows bring the states of whole stretches nearer."""
+    model, vocabulary = pair
+    monkeypatch.setattr(composed, "LENGTH", 32)
+    monkeypatch.setattr(composed, "STRETCHES", 16)
+    monkeypatch.setattr(composed, "RATE", 0.2)
+    text, prefix, calls = spell_texts(TEXTS, vocabulary), start_of_text(vocabulary.student), []
+    start = initial_rows(model, vocabulary, "mean", 0).input
+    given = model, vocabulary, start, text, prefix, 1, 0
+    ids, rows = composed.composed_rows(*given, None, lambda *call: calls.append(call))
+    assert torch.equal(rows, composed.composed_rows(*given)[1])
+    assert ids.tolist() == sorted(vocabulary.subtokens)
+    assert calls[-1] == (len(ids), len(ids))
+    weight, features = model.get_input_embeddings().weight, []
+    for token in ids.tolist():
+        pieces = [weight[i].detach() for i in vocabulary.subtokens[token]]
+        features.append(torch.cat([pieces[0], pieces[-1], sum(pieces) / len(pieces)]))
+    asked = torch.cat([ids.flip(0), torch.tensor(list(vocabulary.matches)[:3])])
+    found = composed._Pieces(weight.detach(), vocabulary)(asked)
+    torch.testing.assert_close(found, torch.cat([torch.stack(features).flip(0), torch.zeros(3, 3 * start.shape[1])]))
+    change = rows - start[ids]
+
+    def distance(table: torch.Tensor) -> float:
+        away, usual = [], []
+        for one in text.pairs(32, 16, prefix, seed=0):
+            states = []
+            for ids, rows in ((one.teacher_ids, None), (one.student_ids, table)):
+                kept = []
+                hook = decoder_layers(model)[1].register_forward_hook(lambda *x, kept=kept: kept.append(x[2]))
+                with torch.no_grad():
+                    embedding = model.get_input_embeddings()
+                    scale = getattr(embedding, "embed_scale", 1.0)
+                    model(**({"input_ids": ids[None]} if rows is None else {"inputs_embeds": rows[ids][None] * scale}))
+                hook.remove()
+                states.append(kept[0][0] if isinstance(kept[0], tuple) else kept[0])
+            theirs, ours = states[0][0][one.ends], states[1][0][one.positions]
+            away.append((theirs - ours).square().sum(1))
+            usual.append(theirs)
+        usual = torch.cat(usual)
+        lengths = (usual - usual.median(0).values).square().sum(1)
+        return float((torch.cat(away) / (lengths + lengths.median())).mean())
+
+    assert distance(start.index_copy(0, ids, rows)) < 0.9 * distance(start)
+    # In a tied table what is added costs what it changes of logits: an enormous metric leaves rows where they are.
+    held = composed.composed_rows(*given, 1e6 * torch.eye(start.shape[1]))[1]
+    assert (held - start[ids]).norm() < 0.3 * change.norm()
+
+
+@pytest.mark.parametrize(
+    ("init", "init_head"),
+    [("contextual", "same"), ("composed", "same"), ("mean", "boundary"), ("random", "boundary")],
+)
 def test_rows_of_a_whole_vocabulary(pair, init, init_head):
     model, vocabulary = pair
     given = {"texts": TEXTS, "init_head": init_head}
     found = initial_rows(model, vocabulary, init, 0, **given)
     again = initial_rows(model, vocabulary, init, 0, **given)
-    plain = initial_rows(model, vocabulary, "mean" if init == "contextual" else init, 0)
+    plain = initial_rows(model, vocabulary, init if init == "random" else "mean", 0)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     shared = list(vocabulary.matches)
     assert torch.equal(found.input, again.input)
@@ -328,7 +413,7 @@ def test_rows_of_a_whole_vocabulary(pair, init, init_head):
         assert torch.equal(found.output, again.output)
         assert torch.equal(found.output[shared], plain.output[shared])
         assert not torch.equal(found.output, plain.output)
-        assert torch.equal(found.input, plain.input) == (init != "contextual")
+        assert torch.equal(found.input, plain.input) == (init in ("mean", "random"))
     spelled = set(vocabulary.subtokens)
     unspelled = [i for i in vocabulary.tokens if i not in spelled and i not in vocabulary.matches]
     assert torch.equal(found.input[unspelled], plain.input[unspelled])
@@ -336,12 +421,14 @@ def test_rows_of_a_whole_vocabulary(pair, init, init_head):
 
 def test_bad_input_is_named(llama, tmp_path):
     model, vocabulary = llama
-    with pytest.raises(ValueError, match=r"init_head: wanted one of same, boundary, got 'none'"):
+    with pytest.raises(ValueError, match=r"init_head: wanted one of same, boundary, mean, .*, got 'none'"):
         initial_rows(model, vocabulary, "mean", 0, init_head="none")
     with pytest.raises(ValueError, match=r"texts: wanted text to read the teacher's states in for init 'contextual'"):
         initial_rows(model, vocabulary, "contextual", 0)
     with pytest.raises(ValueError, match=r"texts: .* for init_head 'boundary', got none"):
         initial_rows(model, vocabulary, "mean", 0, init_head="boundary")
+    with pytest.raises(ValueError, match=r"init_head: wanted same or boundary for a model whose output head is tied"):
+        initial_rows(model, vocabulary, "contextual", 0, texts=TEXTS, init_head="first-piece")
     with pytest.raises(ValueError, match=r"texts: wanted text in which new tokens occur, got none"):
         initial_rows(model, vocabulary, "contextual", 0, texts=["", ""])
     with pytest.raises(ValueError, match=r"texts: wanted text with new tokens, 24 teacher tokens or more before them"):

@@ -31,8 +31,14 @@ def test_an_untied_model_computes_what_the_tied_one_does(files):  # noqa: F811
 
 
 def test_rows_learn_apart_and_the_result_loads_untied(job):
-    result = transfer(**job)
+    said = []
+    result = transfer(**job, on_message=said.append)
     model = AutoModelForCausalLM.from_pretrained(job["output"])
+    numbers = model.get_output_embeddings().weight.numel()
+    size = f"{numbers * model.dtype.itemsize / 1024:.0f} KiB"
+    assert [x for x in said if x.startswith("untie: ")] == [
+        f"untie: the output head becomes a table of its own, {numbers:,} numbers more ({size} in the result's files)"
+    ]
     assert not model.config.tie_word_embeddings
     rows = [table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())]
     assert rows[0] is not rows[1]

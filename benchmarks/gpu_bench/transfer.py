@@ -136,6 +136,7 @@ def parse() -> argparse.Namespace:
     add("--english", type=Path, help="text of another kind")
     add("--parts", nargs="+", choices=("speed", "ways"), default=["ways", "speed"])
     add("--ways", nargs="+", type=int, default=list(range(len(WAYS))), help="numbers in WAYS")
+    add("--seeds", nargs="+", type=int, default=[0], help="each way once with each")
     add("--seconds", type=float, default=1 if DRY else 60, help="of training for each way")
     add("--max-length", type=int, default=32 if DRY else 512)
     add("--batch-size", type=int, default=2 if DRY else 16)
@@ -188,11 +189,10 @@ def main() -> None:
             pace |= {kind: trial["ms a step"]} if trial else {}
         if kind in pace:
             steps = max(2, int(1e3 * options.seconds / pace[kind]))
-            done = noted(
-                f"about {options.seconds:g} s: {name}",
-                way(arguments[1], min(steps, 5) if DRY else steps) | start | scored,
-            )
-            pace |= {kind: done["ms a step"]} if done else {}
+            given = way(arguments[1], min(steps, 5) if DRY else steps) | start | scored
+            for seed in options.seeds:
+                done = noted(f"about {options.seconds:g} s, seed {seed}: {name}", given | {"seed": seed})
+                pace |= {kind: done["ms a step"]} if done else {}
     for name, training, more in SPEED if "speed" in options.parts else ():
         if DRY:
             training |= {"steps": 2, "compile": False}

@@ -1,6 +1,5 @@
 """The command line: `matt-fast transfer`, `doctor`, `plan` and the others, each in a file of its own."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -10,19 +9,21 @@ from matt_fast.cli.compare import compare_inits
 from matt_fast.cli.doctor import doctor
 from matt_fast.cli.evaluate import evaluate
 from matt_fast.cli.plan import plan
+from matt_fast.cli.prepare import prepare
 from matt_fast.cli.push import push
 from matt_fast.cli.report import report
 from matt_fast.cli.show import show
 from matt_fast.cli.tokenizer import tokenizer
 from matt_fast.cli.transfer import transfer
 from matt_fast.support.threads import wait_passively
+from matt_fast.support.version import own_version
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"matt-fast {version('matt-fast')}")
+        print(f"matt-fast {own_version()}")
         raise typer.Exit
 
 
@@ -36,7 +37,7 @@ def main(
     wait_passively()  # commands import torch later
 
 
-for command in (transfer, doctor, plan, compare_inits, evaluate, apply, report, push):
+for command in (transfer, prepare, doctor, plan, compare_inits, evaluate, apply, report, push):
     app.command()(command)
 app.add_typer(tokenizer, name="tokenizer")
 app.add_typer(show, name="show")

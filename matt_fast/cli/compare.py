@@ -25,7 +25,9 @@ def compare_inits(
     data: o.InitData = None,
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
+    omp_k: o.OmpK = 64,
     parallel: o.Parallel = None,
+    untie: o.Untie = False,
     eval_pieces: o.EvalPieces = 40,
     probe_steps: Annotated[
         int | None, Option(help="Also train each start for so many steps on --data, and measure again.")

@@ -12,6 +12,7 @@ from matt_fast.recipe.recipes import recipe
 
 NOT_IN_FILES = ("config", "resume", "recipe", "help", "push_to_hub", "public", "yes")
 SEVERAL = ("eval_data", "map_tokens", "language")  # one value or a list
+AUTO = Path("auto")  # of --resume: go on with the run in --output where there is one, else begin
 NUMBER_OR_WORD = ("layer", "checkpoint_every", "validate_every")
 
 
@@ -33,8 +34,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def read_run(context: typer.Context, folder: Path | None) -> Path | None:
-    """Callback of --resume: the run's own options become defaults, and its folder is the output."""
-    if folder is not None and not context.resilient_parsing:
+    """Callback of --resume: the run's own options become defaults, and its folder is the output; not with "auto"."""
+    if folder not in (None, AUTO) and not context.resilient_parsing:
         with clear_errors():
             file = folder / "run" / "run.yaml"
             if not file.is_file():

@@ -179,3 +179,22 @@ def print_plan(console: Console, found: "Plan", teraflops: float | None = None) 
         verdict = "fits" if remedy.fits else "does not fit"
         lines.append(f"{verdict + ':':14} {remedy.options} ({remedy.peak / GIB:.2f} GiB)")
     say(console, "\n".join(lines))
+
+
+LAYOUTS = {"whole": "whole copies", "sharded": "--shard"}
+
+
+def print_layouts(console: Console, found: "Plan", processes: int, vram: int | None = None) -> None:
+    """What each layout takes of each process, and which one to choose; nothing of a single process."""
+    if not found.layouts:
+        return
+    table = Table(title=f"Each of {processes:,} processes", title_justify="left")
+    for name in ("", "peak, GiB", "rows, MiB sent", "layers, MiB sent", "s to send"):
+        table.add_column(name, justify="right" if name else "left")
+    for x in found.layouts:
+        sent = (f"{size / (1 << 20):,.1f}" for size in (x.rows, x.layers))
+        table.add_row(Text(LAYOUTS[x.name]), f"{x.step.peak / GIB:.2f}", *sent, f"{x.seconds:,.3f}")
+    console.print(table)
+    if vram is not None:
+        best = found.layout(vram)
+        say(console, "proposed       " + ("none: no layout fits" if best is None else LAYOUTS[best.name]))

@@ -21,7 +21,8 @@ OtherTeacher = Annotated[
 TrainingData = Annotated[
     str | None,
     Option(
-        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset. May be left out with --snippets."
+        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, a hub dataset, or a URL such as s3://…/*.parquet. "
+        "May be left out with --snippets or --prepared."
     ),
 ]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
@@ -40,7 +41,8 @@ Epochs = Annotated[float | None, Option(help="Passes over the data, instead of -
 Resume = Annotated[
     Path | None,
     Option(
-        help="Go on with the run in this output folder, with the options that it was begun with.",
+        help="Go on with the run in this output folder, with the options that it was begun with. auto: with that in "
+        "--output, if there is one, else begin.",
         is_eager=True,
         callback=read_run,
     ),
@@ -66,8 +68,9 @@ Config = Annotated[
 Init = Annotated[
     str,
     Option(
-        help="New rows: mean, length-mean, random, zero, contextual, focus, omp, omp-self, wechsel, "
-        "transtokenizers, tokalign, or ready ones (a folder or file).",
+        help="New rows: mean, length-mean, first-piece, last-piece, exponential-first, exponential-last, random, zero, "
+        "composed, contextual, focus, omp, omp-self, linear-map, wechsel, transtokenizers, tokalign, or ready ones (a "
+        "folder or file).",
         rich_help_panel=ROWS,
     ),
 ]
@@ -75,11 +78,17 @@ Inits = Annotated[list[str], Option(help="As in transfer; give it several times.
 InitHead = Annotated[
     str,
     Option(
-        help="New output rows: 'same' as the input rows, or 'boundary', from what the teacher expects.",
+        help="New output rows: 'same' as the input rows, 'boundary', from what the teacher expects, or, with an "
+        "untied head, by another method of --init.",
         rich_help_panel=ROWS,
     ),
 ]
-Donor = Annotated[str | None, Option(help="Model that has the new vocabulary, for --init omp.", rich_help_panel=ROWS)]
+Donor = Annotated[
+    str | None, Option(help="Model that has the new vocabulary, for omp and linear-map.", rich_help_panel=ROWS)
+]
+OmpK = Annotated[
+    int, Option(help="Shared tokens that a new one is made of, at most, for omp and omp-self.", rich_help_panel=ROWS)
+]
 Parallel = Annotated[
     str | None,
     Option(
@@ -202,6 +211,13 @@ DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),
 ]
+Prepared = Annotated[
+    str | None,
+    Option(
+        help="Folder or URL (s3:// …) of chunks made by `matt-fast prepare`; --data may then be left out.",
+        rich_help_panel=DATA,
+    ),
+]
 DataWorkers = Annotated[
     int | None,
     Option(
@@ -248,6 +264,14 @@ Offload = Annotated[
     str | None,
     Option(
         help="Keep the frozen layers in cpu memory or on disk until each runs; wants --checkpointing.",
+        rich_help_panel=SPEED,
+    ),
+]
+Shard = Annotated[
+    bool,
+    Option(
+        "--shard",
+        help="Spread the frozen layers over the processes, for models larger than a card; see torchrun.",
         rich_help_panel=SPEED,
     ),
 ]

@@ -46,8 +46,11 @@ def clear_errors(debug: bool = False) -> Iterator[None]:
     except Exception as error:
         if debug:
             traceback.print_exception(error)
+        of_all = getattr(error, "said_by_all", False)
+        if of_all and os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of this machine prints it
+            raise typer.Exit(1) from error
         parts = [str(error).strip(), *getattr(error, "__notes__", ())]
-        if not _tells_what_was_wanted(error):
+        if not (_tells_what_was_wanted(error) or of_all):
             parts[0] = f"{type(error).__name__}: {parts[0]}".removesuffix(": ")
             parts += [] if debug else ["--debug shows where it happened."]
         message = escape(printable("\n".join(parts)))

@@ -5,7 +5,7 @@ from typing import Annotated
 from typer import Option
 
 from matt_fast.cli import options as o
-from matt_fast.cli.display import print_plan
+from matt_fast.cli.display import print_layouts, print_plan
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_location, check_range
@@ -21,15 +21,21 @@ def plan(
     layer: o.PlannedLayer = None,
     objective: o.Objective = "token-distillation",
     heal: o.Heal = None,
-    heal_objective: o.HealObjective = "alm",
+    heal_objective: o.HealObjective = "boundary-kl+alm",
     heal_rank: o.HealRank = 16,
     heal_outer_layers: o.HealOuterLayers = 2,
     accumulation: o.Accumulation = 1,
     checkpointing: o.Checkpointing = False,
     quantization: o.Quantization = None,
     offload: o.Offload = None,
+    shard: o.Shard = False,
+    processes: Annotated[int, Option(help="Processes that train together; figures are of each of them.")] = 1,
+    bandwidth: Annotated[
+        float, Option(help="10⁹ bytes that a process sends to the others in a second; 25 is a network of 200 Gbit/s.")
+    ] = 25.0,
     precision: Annotated[str, Option(help="Of the frozen weights: no (float32) or bf16.")] = "bf16",
     freeze_shared: o.FreezeShared = True,
+    untie: o.Untie = False,
     device: Annotated[str, Option(help="cuda or cpu.")] = "cuda",
     teraflops: Annotated[
         float | None, Option(help="10¹² operations that your device does in a second: adds a modelled time.")
@@ -39,7 +45,11 @@ def plan(
     debug: o.Debug = False,
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
-    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded."""
+    """Predict memory and work of a training step from configurations alone, and what fits; no weights are loaded.
+
+    \f
+    Long because it has every option.
+    """
     with command_output(json, quiet, debug) as out:
         training = TrainingOptions(
             objective=objective,
@@ -47,6 +57,7 @@ def plan(
             checkpointing=checkpointing,
             quantization=quantization,
             offload=offload,
+            shard=shard,
         )
         healing = None
         if heal is not None:
@@ -54,12 +65,20 @@ def plan(
             healing = HealingOptions(heal, **chosen)
         for name, value, most in (("heal_rank", heal_rank, ROWS), ("heal_outer_layers", heal_outer_layers, ROWS)):
             check_range(name, value, 1, most)
-        for name, value in (("teraflops", teraflops), ("vram", vram)):
+        for name, value in (("teraflops", teraflops), ("vram", vram), ("bandwidth", bandwidth)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: wanted a number above 0, got {value}")
             check_range(name, value, 0, MANY)
-        for name, value, most in (("length", length, LENGTH), ("batch", batch, ROWS), ("layer", layer, MANY)):
+        counts = (
+            ("length", length, LENGTH),
+            ("batch", batch, ROWS),
+            ("layer", layer, MANY),
+            ("processes", processes, MANY),
+        )
+        for name, value, most in counts:
             check_range(name, value, 1, most)
+        if shard and processes == 1:
+            raise ValueError("shard: wanted processes of 2 or more with it, got 1")
         check_choice("precision", precision, ("no", "bf16"))
         check_choice("device", device, ("cuda", "cpu"))
         for name, value in (("model", model), ("tokenizer", tokenizer)):
@@ -78,9 +97,13 @@ def plan(
                 healing=healing,
                 precision=precision,
                 freeze_shared=freeze_shared,
+                untie=untie,
                 device=device,
                 vram=None if vram is None else int(vram * (1 << 30)),
+                processes=processes,
+                bandwidth=bandwidth,
                 trust_remote_code=trust_remote_code,
             )
         print_plan(out.console, found, teraflops)
+        print_layouts(out.console, found, processes, None if vram is None else int(vram * (1 << 30)))
         out.result(found)

@@ -1,4 +1,4 @@
-"""`matt-fast show`: pictures of segments, attention influence and new tokens."""
+"""`matt-fast show`: segments, attention influence, loss and new tokens."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +10,14 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.segments_display import print_segments
 from matt_fast.cli.show_influence import influence
+from matt_fast.cli.show_loss import loss
 from matt_fast.cli.show_tokens import tokens
 from matt_fast.show.choices import PAGES, check_output, read_text
 from matt_fast.support.checks import check_location
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import PICTURES
 
-show = typer.Typer(no_args_is_help=True, help="Pictures of segments, attention influence and new tokens.")
+show = typer.Typer(no_args_is_help=True, help="Segments, attention influence, loss by segment and new tokens.")
 
 # Characters that are shown: what a terminal, a picture and a browser can take.
 TERMINAL, PICTURE, PAGE = 20_000, 4_000, 60_000
@@ -81,5 +82,5 @@ def segments(
         )
 
 
-for command in (segments, influence, tokens):
+for command in (segments, influence, loss, tokens):
     show.command()(command)

@@ -1,5 +1,6 @@
 """`matt-fast transfer`."""
 
+import os
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from matt_fast.cli import options as o
+from matt_fast.cli.defaults import AUTO
 from matt_fast.cli.display import print_result, print_sweep
 from matt_fast.cli.output import Output, command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
@@ -41,6 +43,7 @@ def transfer(
     init: o.Init = "mean",
     init_head: o.InitHead = "same",
     donor: o.Donor = None,
+    omp_k: o.OmpK = 64,
     parallel: o.Parallel = None,
     map_tokens: o.MapTokens = None,
     freeze_shared: o.FreezeShared = True,
@@ -60,9 +63,9 @@ def transfer(
     alm_divergence: o.AlmDivergence = "kl",
     heal: o.Heal = None,
     heal_steps: o.HealSteps = 200,
-    heal_lr: o.HealRate = 5e-4,
-    heal_rows_lr: o.HealRowsRate = 1e-3,
-    heal_objective: o.HealObjective = "alm",
+    heal_lr: o.HealRate = 1e-3,
+    heal_rows_lr: o.HealRowsRate = 3e-3,
+    heal_objective: o.HealObjective = "boundary-kl+alm",
     heal_rank: o.HealRank = 16,
     heal_outer_layers: o.HealOuterLayers = 2,
     heal_max_worse: o.HealMaxWorse = 0.02,
@@ -80,6 +83,7 @@ def transfer(
     per_token: o.PerToken = None,
     snippets: o.Snippets = None,
     data_cache: o.DataCache = None,
+    prepared: o.Prepared = None,
     data_workers: o.DataWorkers = None,
     eval_pieces: o.EvalPieces = 40,
     completions: o.Completions = 3,
@@ -91,6 +95,7 @@ def transfer(
     compile: o.Compile = False,
     quantization: o.Quantization = None,
     offload: o.Offload = None,
+    shard: o.Shard = False,
     checkpoint_every: o.CheckpointEvery = "auto",
     validate_every: o.ValidateEvery = None,
     patience: o.Patience = None,
@@ -119,7 +124,8 @@ def transfer(
             check_arguments(arguments | {"output": None})
             _sweep(arguments, out)
         else:
-            check_arguments(arguments)
+            if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes tell each other what is wrong
+                check_arguments(arguments)
             target = None
             if push_to_hub is not None or public:
                 target = check_push(push_to_hub, public, yes)
@@ -139,7 +145,7 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
     if {"steps", "epochs"} <= typed:
         raise ValueError(f"steps and epochs: wanted one of them, got {given['steps']} and {given['epochs']}")
     resumed, layer = given["resume"], given["layer"]
-    if resumed is not None and given["output"].resolve() != resumed.resolve():
+    if resumed not in (None, AUTO) and given["output"].resolve() != resumed.resolve():
         raise ValueError(f"output: wanted {str(resumed)!r}, the run to go on with, got {str(given['output'])!r}")
     if layer not in ("third", "sweep") and not layer.isdecimal():
         raise ValueError(f"layer: wanted a number, 'third' or 'sweep', got {layer!r}")
@@ -152,7 +158,7 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
         arguments["healing"] = HealingOptions(**{field: given[name] for field, name in HEALING.items()})
     elif alone := sorted(typed & set(HEALING.values())):
         raise ValueError(f"{alone[0]}: wanted heal with it, got none")
-    arguments["resume"] = resumed is not None
+    arguments["resume"] = "auto" if resumed == AUTO else resumed is not None
     arguments["eval_data"] = held_out_texts(given["eval_data"])
     arguments |= {name: list(given[name] or ()) for name in ("map_tokens", "language")}
     if "steps" in typed:

@@ -4,7 +4,7 @@ Everything that the integers of a batch decide is worked out here, in the data w
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -12,73 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from matt_fast.alignment.segments import SPECIAL
+from matt_fast.data.packing import Chunk
+from matt_fast.data.positions import Position
 
 PADDING = -1
-OPEN_ROWS = 16  # rows that packing fills at a time; more gain under half a percent
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A stretch of one document under both tokenizers. All arrays are int64, [n_teacher] or [n_student].
-
-    `piece` is the number of the text that it was cut from, among those that its maker read.
-    """
-
-    teacher_ids: NDArray[np.int64]
-    student_ids: NDArray[np.int64]
-    teacher_segments: NDArray[np.int64]
-    student_segments: NDArray[np.int64]
-    piece: int = 0
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[2]: teacher and student tokens."""
-        return np.array([len(self.teacher_ids), len(self.student_ids)])
-
-    @property
-    def arrays(self) -> tuple[NDArray[np.int64], ...]:
-        return self.teacher_ids, self.student_ids, self.teacher_segments, self.student_segments
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where an endless stream of chunks stands; together with the stream's arguments it decides all that follows.
-
-    Attributes:
-        epoch: the pass over the data, from 0.
-        piece, chunk: the text in this process's share of the pass, and how many chunks of it are behind.
-        turn: of several processes the one that has the first text of the pass.
-        open_shapes: [chunks, 3] int32: of the chunks in rows that packing is filling: row, teacher and student tokens.
-        open_numbers: [numbers] int32: their four arrays, one chunk after the other.
-    """
-
-    epoch: int = 0
-    piece: int = 0
-    chunk: int = 0
-    turn: int = 0
-    open_shapes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 3), np.int32))
-    open_numbers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-
-    def with_open_rows(self, rows: list[list[Chunk]]) -> "Position":
-        """This position, with rows that packing is filling."""
-        placed = [(number, chunk) for number, row in enumerate(rows) for chunk in row]
-        shapes = [(number, *chunk.lengths) for number, chunk in placed]
-        parts = [part for _, chunk in placed for part in chunk.arrays]
-        return replace(
-            self,
-            open_shapes=np.array(shapes, np.int32).reshape(-1, 3),
-            open_numbers=np.concatenate([np.empty(0, np.int32), *parts], dtype=np.int32, casting="same_kind"),
-        )
-
-    def open_rows(self) -> list[list[Chunk]]:
-        """The rows that packing is filling."""
-        rows: dict[int, list[Chunk]] = {}
-        numbers, start = self.open_numbers.astype(np.int64), 0
-        for row, teacher, student in self.open_shapes.tolist():
-            ends = start + np.cumsum([teacher, student, teacher, student])
-            rows.setdefault(row, []).append(Chunk(*np.split(numbers[start : ends[-1]], ends[:-1] - start)))
-            start = ends[-1]
-        return list(rows.values())
 
 
 @dataclass(frozen=True)
@@ -150,53 +87,6 @@ class Batch:
         places = changed(self.places, [x.name for x in fields(self.places)])
         plans = {name: change(plan) for name, plan in self.plans.items()}
         return replace(changed(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
-
-
-class Packer:
-    """Puts chunks together into rows, each into the first open row with room for it on both sides.
-
-    Args:
-        limits: teacher and student tokens of a row, at most.
-        open_rows: rows being filled at a time.
-        rows: those that are being filled already.
-    """
-
-    def __init__(self, limits: tuple[int, int], open_rows: int = OPEN_ROWS, rows: Iterable[list[Chunk]] = ()):
-        self.limits, self.open_rows = limits, open_rows
-        self.rows = list(rows)
-        self.room: list[tuple[int, int]] = []  # of each row, on each side
-        for row in self.rows:
-            self.room.append(limits)
-            for chunk in row:
-                self._take(-1, chunk.lengths.tolist())
-
-    def add(self, chunk: Chunk) -> list[Chunk] | None:
-        """Place a chunk, which is within the limits; the fullest row is handed out where none has room for it."""
-        closed, (teacher, student) = None, chunk.lengths.tolist()
-        row = next((x for x, room in enumerate(self.room) if room[0] >= teacher and room[1] >= student), None)
-        if row is None:
-            if len(self.rows) == self.open_rows:
-                fullest = min(range(len(self.rows)), key=lambda x: min(self.room[x]))
-                closed = self.rows.pop(fullest)
-                del self.room[fullest]
-            row = len(self.rows)
-            self.rows.append([])
-            self.room.append(self.limits)
-        self.rows[row].append(chunk)
-        self._take(row, (teacher, student))
-        return closed
-
-    def _take(self, row: int, lengths: Sequence[int]) -> None:
-        self.room[row] = self.room[row][0] - lengths[0], self.room[row][1] - lengths[1]
-
-
-def pack(chunks: Iterable[Chunk], limits: tuple[int, int], open_rows: int = OPEN_ROWS) -> Iterator[list[Chunk]]:
-    """Put chunks together into rows, see `Packer`; those that are open at the end come last."""
-    packer = Packer(limits, open_rows)
-    for chunk in chunks:
-        if (row := packer.add(chunk)) is not None:
-            yield row
-    yield from packer.rows
 
 
 def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> Batch:

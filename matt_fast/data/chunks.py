@@ -1,6 +1,6 @@
 """Texts into aligned chunks: tokenise with both tokenizers, cut at segment boundaries."""
 
-import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.segments import SPECIAL, align_segments_batch
 from matt_fast.alignment.vocabulary import special_affixes
-from matt_fast.data.batches import Chunk
+from matt_fast.data.packing import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
 TOKENISE_TOGETHER = 16  # texts
@@ -29,9 +29,14 @@ class Side:
     max_length: int  # tokens of a chunk, special ones included
 
 
-def make_chunks(
-    documents: Iterable[str], teacher: Side, student: Side, skipped: Counter, first: int = 0
-) -> Iterator[Chunk]:
+def identity(tokenizer: PreTrainedTokenizerBase) -> list:
+    """All of a tokenizer that prepared data depends on."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend |= {"truncation": None, "padding": None}  # left there by the last call
+    return [backend, special_affixes(tokenizer)]
+
+
+def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
     """Cut documents into chunks that both sides can hold, at segment boundaries (paper, Appendix B).
 
     Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments.
@@ -41,23 +46,21 @@ def make_chunks(
         teacher, student: the two sides.
         skipped: counts what is left out, by reason; updated in place. When a chunk is handed out it has what comes
             before this chunk, and no more.
-        first: pieces (`Chunk.piece`) that are passed over without being tokenised.
 
     Raises:
         ValueError: an id without an embedding row, or a `max_length` that the special tokens fill.
     """
     cutter = Cutter(teacher, student)
-    pieces = itertools.islice(enumerate(bounded_pieces(documents)), first, None)
-    for together in tokenised_together(pieces):
+    for together in tokenised_together(bounded_pieces(documents)):
         for left_out, chunk in cutter.cut(together):
             skipped.update(left_out)
             if chunk is not None:
                 yield chunk
 
 
-def tokenised_together(pieces: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Pieces of text and their numbers, in the groups that `Cutter.cut` takes."""
-    return groups(pieces, TOKENISE_TOGETHER, lambda piece: piece[1], CHARACTERS_TOGETHER)
+def tokenised_together(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Pieces of text, in the groups that `Cutter.cut` takes."""
+    return groups(pieces, TOKENISE_TOGETHER, most=CHARACTERS_TOGETHER)
 
 
 class Cutter:
@@ -77,24 +80,21 @@ class Cutter:
             if self.limits[-1] < 1:
                 raise ValueError(f"max_length: wanted room for text beside {special} special tokens, got none")
 
-    def cut(self, pieces: list[tuple[int, str]]) -> Iterator[tuple[Counter, Chunk | None]]:
+    def cut(self, pieces: list[str]) -> Iterator[tuple[Counter, Chunk | None]]:
         """Each chunk of some texts, and what was left out before it, by reason; behind the last one None.
-
-        Args:
-            pieces: numbers and texts.
 
         Raises:
             ValueError: an id without an embedding row.
         """
-        texts = [text for _, text in pieces if text]
+        texts = list(filter(None, pieces))
         aligned = iter(_align(texts, self.sides) if texts else ())
         skipped: Counter = Counter()
-        for piece, text in pieces:
+        for text in pieces:
             if not text:
                 skipped["documents without text"] += 1
                 continue
             for parts in _cut(*next(aligned), self.limits, self.affixes, skipped):
-                yield skipped.copy(), Chunk(*parts, piece=piece)
+                yield skipped.copy(), Chunk(*parts)
                 skipped.clear()
         yield skipped, None
 

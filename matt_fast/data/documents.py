@@ -3,11 +3,10 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
-from datasets.distributed import split_dataset_by_node
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, read_texts
@@ -15,6 +14,7 @@ from matt_fast.support.texts import MAX_CHARACTERS, bounded_pieces
 
 SHUFFLED_CHARACTERS = 1 << 26  # in the buffer, at most
 SHUFFLED_PIECES = 8192
+UNEVEN = 2  # times the size of the smallest file
 CUT_TOGETHER = 16  # rows of a hub dataset
 COPY_TOGETHER = 64  # documents
 FEATURES = Features({"text": Value("large_string")})
@@ -27,13 +27,13 @@ def read_documents(
     text_field: str = "text",
     seed: int | None = None,
     most: int = MAX_CHARACTERS,
-) -> "_Texts":
+) -> "Texts":
     """Stream the documents of a local file or folder, or of a Hugging Face dataset.
 
     Args:
         source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
-            such files, or the name of a dataset on the hub. Hidden files in a folder, and those of another format, are
-            passed over.
+            such files, the name of a dataset on the hub, or the URL of .jsonl, .json or .parquet files that fsspec
+            knows (s3://…/*.jsonl). Hidden files in a folder, and those of another format, are passed over.
         split: of a hub dataset.
         text_field: the column that holds the text, in all but .txt and .md files.
         seed: shuffle with this seed, in a buffer of 8,192 texts or 67 million characters; in the order of the source
@@ -60,9 +60,8 @@ def read_documents(
         given = {"files": [str(file) for file in files], "text_field": text_field}  # a list: files are shuffled too
         given |= {"most": None if seed is None else most}
         dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=given)
-    if seed is not None:
-        dataset = dataset.shuffle(seed=seed, buffer_size=min(SHUFFLED_PIECES, max(1, SHUFFLED_CHARACTERS // most)))
-    return _Texts(dataset, str(source), files is None)
+    buffer = min(SHUFFLED_PIECES, max(1, SHUFFLED_CHARACTERS // most))
+    return Texts(dataset, str(source), None if files is None else tuple(files), seed, buffer)
 
 
 def copy_documents(source: str | Path, text_field: str, copy: Path) -> Dataset:
@@ -93,8 +92,9 @@ def _cut_rows(rows: dict[str, list[str | None]], most: int) -> dict[str, list[st
 def load_hub_documents(name: str, split: str, text_field: str, *, streaming: bool) -> Dataset | IterableDataset:
     """What `read_documents` reads of the hub, as a dataset with the column "text"; whole, `datasets` keeps a copy."""
     WebDataset.DECODERS.pop("pth", None)  # which torch would unpickle: it stays bytes
+    given = _of_url(name) if "://" in name else {"path": name, "split": split}
     try:
-        dataset = load_dataset(name, split=split, streaming=streaming)
+        dataset = load_dataset(**given, streaming=streaming)
     except Exception as error:  # datasets raises many kinds, and few name the argument
         raise ValueError(
             f"data: {name!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
@@ -104,6 +104,14 @@ def load_hub_documents(name: str, split: str, text_field: str, *, streaming: boo
         raise ValueError(f"text_field: wanted one of the columns {columns} of {name!r}, got {text_field!r}")
     check_text_column(dataset, text_field, "text_field")
     return dataset.select_columns([text_field]).rename_columns({} if text_field == "text" else {text_field: "text"})
+
+
+def _of_url(url: str) -> dict[str, str]:
+    """What `load_dataset` is given for files at a URL that fsspec knows, or for a pattern of them."""
+    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(PurePosixPath(url).suffix.lower())
+    if kind is None:
+        raise ValueError(f"data: wanted .jsonl, .json or .parquet files at a URL, got {url!r}")
+    return {"path": kind, "data_files": url, "split": "train"}
 
 
 def check_text_column(dataset: Dataset | IterableDataset, column: str, argument: str) -> None:
@@ -120,22 +128,42 @@ def check_text_column(dataset: Dataset | IterableDataset, column: str, argument:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
+    """Texts that can be iterated again, see `read_documents`."""
+
     dataset: Dataset | IterableDataset
     name: str
-    of_the_hub: bool
+    files: tuple[Path, ...] | None  # None of the hub
+    seed: int | None
+    buffer: int
 
-    def shards_of(self, process: int, processes: int) -> "_Texts | None":
-        """The shards of one of several processes; None where they cannot be dealt out evenly, or it is all local.
+    @property
+    def num_shards(self) -> int:
+        """Files, or what `datasets` takes for shards of a hub dataset."""
+        return self.dataset.num_shards
 
-        Files of a folder may be of any sizes, and reading them is little beside tokenising.
+    def are_for(self, processes: int) -> bool:
+        """Whether shards should go round so many processes: they can be dealt out evenly.
+
+        Of local files, which one process reads as well in one go, none may be more than twice another.
         """
-        if processes == 1 or not self.of_the_hub or self.dataset.num_shards % processes:
-            return None
-        return replace(self, dataset=split_dataset_by_node(self.dataset, process, processes))
+        if self.files is None:
+            return self.num_shards % processes == 0
+        if processes == 1 or self.num_shards % processes:
+            return False
+        sizes = [file.stat().st_size for file in self.files]
+        return max(sizes) <= UNEVEN * min(sizes)
+
+    def shard(self, number: int) -> "Texts":
+        """One of `num_shards`, shuffled by itself."""
+        seed = None if self.seed is None else self.seed + number
+        return replace(self, dataset=self.dataset.shard(num_shards=self.num_shards, index=number), seed=seed)
 
     def __iter__(self) -> Iterator[str]:
-        for row in self.dataset:
+        dataset = self.dataset
+        if self.seed is not None:
+            dataset = dataset.shuffle(seed=self.seed, buffer_size=self.buffer)
+        for row in dataset:
             text = row["text"]
             if not isinstance(text, str | None):  # a stream of the hub that does not know its types
                 raise ValueError(f"text_field: wanted texts, got {type(text).__name__} in a row of {self.name!r}")

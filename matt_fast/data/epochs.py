@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow.compute import list_value_length
 
-from matt_fast.data.batches import pack
+from matt_fast.data.packing import pack
 from matt_fast.data.prepared import open_chunks
 
 

@@ -14,13 +14,12 @@ from datasets import Sequence as SequenceFeature
 from numpy.typing import NDArray
 from pyarrow.compute import list_flatten
 from pyarrow.compute import max as max_of
-from transformers import PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import special_affixes
-from matt_fast.data.batches import Chunk
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import Side, identity, make_chunks
 from matt_fast.data.documents import copy_documents, load_hub_documents
+from matt_fast.data.packing import Chunk
 from matt_fast.data.reading import find_files
+from matt_fast.data.shards import COLUMNS, Shards, as_chunks, is_shards
 from matt_fast.data.summary import digest_files
 from matt_fast.support.files import flush, flush_tree
 from matt_fast.support.fingerprints import compare, fingerprint_folder
@@ -33,14 +32,6 @@ DATA_VERSION = 3  # count up when prepared data changes: part of the cache's key
 HIGHEST_IDS, SKIPPED, FILES = "highest_ids.json", "skipped.json", "files.json"  # beside the data
 READ_TOGETHER = 64  # chunks
 ROWS_TOGETHER = 64  # documents that a process takes at a time
-COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
-
-
-def identity(tokenizer: PreTrainedTokenizerBase) -> list:
-    """All of a tokenizer that prepared data depends on."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend |= {"truncation": None, "padding": None}  # left there by the last call
-    return [backend, special_affixes(tokenizer)]
 
 
 def data_key(content: Dataset | str, column: str, tokenizers: tuple, *numbers: int) -> str:
@@ -109,36 +100,47 @@ def find_damage(folder: Path) -> list[str]:
 
 
 def open_chunks(folders: Sequence[Path]) -> Dataset:
-    """The chunks of one or several folders of `prepare_once`, one after another."""
-    return concatenate_datasets([load_from_disk(folder) for folder in folders])
+    """The chunks of one or several folders of `prepare_once` or of shards, one after another, memory-mapped."""
+    return concatenate_datasets([part for folder in folders for part in _parts(folder)])
 
 
-def read_prepared(
-    folders: Sequence[Path],
-    seed: list[int],
-    process: int,
-    processes: int,
-    skipped: Counter,
-    first: int = 0,
-    leading: NDArray[np.int64] | None = None,
-) -> Iterator[Chunk]:
-    """Every `processes`-th chunk of `open_chunks`, in an order drawn from `seed`.
+def _parts(folder: Path) -> list[Dataset]:
+    if not is_shards(folder):
+        return [load_from_disk(folder)]
+    return [Dataset.from_file(str(Path(folder) / shard.name)) for shard in Shards(folder).manifest.shards]
 
-    The first process counts what was left out. Each chunk is a piece of its own; `first` of them are passed over.
+
+def left_out_of(folders: Sequence[Path | str]) -> Counter:
+    """What was left out of prepared chunks, by reason."""
+    found: Counter = Counter()
+    for folder in folders:
+        known = Shards(folder).manifest.skipped if is_shards(folder) else json.loads((folder / SKIPPED).read_text())
+        found.update(known)
+    return found
+
+
+class ShuffledChunks:
+    """The chunks of `open_chunks` in an order drawn from `seed`: four bytes of memory for each.
+
     `leading` has numbers of chunks that come before all others, in their own order.
     """
-    data = open_chunks(folders).with_format("numpy")
-    if process == 0 and first == 0:
-        for folder in folders:
-            skipped.update(json.loads((folder / SKIPPED).read_text()))
-    order = np.random.default_rng(seed).permutation(len(data))
-    if leading is not None:
-        order = np.concatenate([leading, order[~np.isin(order, leading)]])
-    order = order[process::processes]
-    for start in range(first, len(order), READ_TOGETHER):
-        columns = data[order[start : start + READ_TOGETHER]]
-        for piece, row in enumerate(zip(*(columns[name] for name in COLUMNS), strict=True), start):
-            yield Chunk(*(x.astype(np.int64) for x in row), piece=piece)
+
+    def __init__(self, folders: Sequence[Path], seed: list[int], leading: NDArray[np.int64] | None = None):
+        self.data = open_chunks(folders).with_format("numpy")
+        self.order = np.arange(len(self.data), dtype=np.uint32)
+        np.random.default_rng(seed).shuffle(self.order)
+        if leading is not None:
+            others = self.order[~np.isin(self.order, leading)]
+            self.order = np.concatenate([leading.astype(np.uint32), others])
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def read(self, places: NDArray[np.int64]) -> Iterator[Chunk]:
+        """The chunks at some places of the order."""
+        for start in range(0, len(places), READ_TOGETHER):
+            columns = self.data[self.order[places[start : start + READ_TOGETHER]]]
+            yield from as_chunks(columns)
 
 
 def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **options) -> None:

@@ -14,32 +14,47 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from matt_fast.data.background import made_ahead
-from matt_fast.data.batches import Batch, Chunk, Packer, Position, collate
+from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Cutter, Side, tokenised_together
-from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import open_chunks, read_prepared
+from matt_fast.data.documents import Texts, read_documents
+from matt_fast.data.packing import Chunk, Packer
+from matt_fast.data.positions import Position
+from matt_fast.data.prepared import ShuffledChunks, left_out_of
+from matt_fast.data.shards import Shards, is_url
 from matt_fast.support.texts import bounded_pieces
 
-TEXT_ORDER = 2  # counted up with each change of how texts are shuffled: a `Position` then means other texts
+TEXT_ORDER = 3  # counted up with each change of how texts are shuffled: a `Position` then means other texts
+ITEMS_TOGETHER = 1 << 16
 PIECE_CHARACTERS = 32  # of a piece of a long text, for each token of a chunk: some six to ten chunks of European text
 
 
-class Share(NamedTuple):
-    """A part of a pass over the data that belongs to this process."""
+class Place(NamedTuple):
+    """A group of what is read: the pass, the items before this pass, the item, and its number in the item."""
 
     epoch: int
-    turn: int  # the process that has the first text of the pass
-    pieces: list[tuple[int, str]]  # numbers and texts
-    ends: bool  # nothing of the pass is behind it
+    before: int
+    item: int
+    group: int
+
+
+class Share(NamedTuple):
+    """A group of texts of this process; no texts at the end of a pass."""
+
+    place: Place
+    texts: list[str]
+    seed: list[int]  # of the order of its chunks
+
+    @property
+    def ends(self) -> bool:
+        return not self.texts
 
 
 class Found(NamedTuple):
-    """The chunks of a part of a pass, each behind what was left out before it; None behind the last."""
+    """The chunks of a group, each behind what was left out before it; None behind the last."""
 
-    epoch: int
-    turn: int
+    place: Place
     chunks: Iterable[tuple[Counter, Chunk | None]]
-    ends: bool
+    ends: bool = False  # a pass: nothing of it is behind this
 
 
 class Unmade(NamedTuple):
@@ -65,17 +80,18 @@ class AlignedBatches(IterableDataset):
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
-        prepared: folders of `prepare_once` with the chunks of this source, or more; made on the fly if None.
+        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more; or the URL of one
+            folder of shards, which are then read as streams. Made on the fly if None.
         leading: numbers of prepared chunks that come first in the first pass, see `cover`.
         teacher, student: the two sides.
         batch_size: rows per batch.
         seed: of the order of the documents.
         packing: fill each row with as many chunks as it holds; otherwise a row is one chunk.
         finish: what else is done to each batch ahead of the step, if anything.
-        process, processes: texts (or prepared chunks) go round the processes in turn, through all passes, so that each
-            gets some of a file that has fewer of them. Of a hub dataset that has a multiple of `processes` shards each
-            process reads its own.
-        start: `Batch.position` of the last batch that is behind.
+        process, processes: groups of texts (or prepared chunks) go round the processes in turn, through all passes, so
+            that each gets some of a file that has fewer of them. Where a source has a multiple of `processes` shards,
+            as many hub datasets and folders of files of a size have, shards do, and a process reads its own only.
+        start: `Batch.position` of the last batch that is behind; of another number of processes see `deal_anew`.
 
     Raises (while iterating):
         ValueError: a pass over the data gave not one chunk (as many passes, of several processes), or a token's id has
@@ -92,7 +108,7 @@ class AlignedBatches(IterableDataset):
         seed: int,
         split: str = "train",
         text_field: str = "text",
-        prepared: Sequence[Path] | None = None,
+        prepared: Sequence[Path | str] | None = None,
         leading: NDArray[np.int64] | None = None,
         packing: bool = False,
         finish: Callable[[Batch], Batch] | None = None,
@@ -126,14 +142,14 @@ class AlignedBatches(IterableDataset):
 
     def cut(self, share: Share) -> Found:
         """Tokenise, align and cut texts: most of the work."""
-        found = list(self._cutter.cut(share.pieces))
+        found = list(self._cutter.cut(share.texts))
         left_out = sum((left for left, _ in found), Counter())
-        chunks = [replace(chunk, piece=share.pieces[0][0]) for _, chunk in found if chunk is not None]
+        chunks = [chunk for _, chunk in found if chunk is not None]
         if chunks:
-            order = np.random.default_rng([self.seed, share.epoch, share.pieces[0][0]]).permutation(len(chunks))
+            order = np.random.default_rng(share.seed).permutation(len(chunks))
             chunks = [chunks[index] for index in order]
         counts = itertools.chain([left_out], itertools.repeat(Counter()))
-        return Found(share.epoch, share.turn, list(zip(counts, chunks or [None], strict=False)), share.ends)
+        return Found(share.place, list(zip(counts, chunks or [None], strict=False)), share.ends)
 
     def make(self, unmade: Unmade) -> Batch:
         """Collate a batch and finish it."""
@@ -158,51 +174,94 @@ class AlignedBatches(IterableDataset):
 
     def _chunks(self, skipped: Counter, each: Each) -> Iterator[tuple[Chunk, Position]]:
         """Chunks from the start on, and where the stream stands behind each."""
-        piece, behind = self.start.piece, self.start.chunk  # of a pass that has begun
-        current, number, without = piece, 0, 0 if piece + behind == 0 else -1
+        without = 0 if self.start.sharded is None else -1  # passes, of which the first may be nearly behind
         parts = each("cut", self._texts()) if self.prepared is None else self._prepared(skipped)
         for part in parts:
-            for left_out, chunk in part.chunks:
+            groups_behind, behind = self._behind(part.place.item)
+            behind = behind if part.place.group == groups_behind else 0
+            for number, (left_out, chunk) in enumerate(part.chunks, 1):
+                if number <= behind:
+                    continue  # what was left out before it was counted then
                 skipped.update(left_out)
-                if chunk is None:
-                    continue
-                current, number = chunk.piece, number + 1 if chunk.piece == current else 1
-                if part.epoch == self.start.epoch and current == piece and number <= behind:
-                    skipped.clear()  # counted before
-                    continue
-                without = -1
-                yield chunk, Position(part.epoch, current, number, part.turn)
+                if chunk is not None:
+                    without = -1
+                    yield chunk, Position(*part.place, number, self.sharded, self.start.deal)
             if part.ends:
-                current, number, without = 0, 0, without + 1
+                without += 1
                 if without == self.processes:
                     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "no documents"
                     raise ValueError(f"data: wanted text to train on in {str(self.source)!r}, got none ({reasons})")
 
+    def _behind(self, item: int) -> tuple[int, int]:
+        """Groups of an item of this process that are behind, and chunks of the next one."""
+        start, found = self.start, self.start.deal.begins(item)
+        return max(found, (start.group, start.chunk)) if item == start.item else found
+
+    def _mine(self, before: int, count: int) -> Iterator[NDArray[np.int64]]:
+        """Those of some items that are this process's and not behind, in blocks."""
+        for first in range(max(before, self.start.item), before + count, ITEMS_TOGETHER):
+            items = np.arange(first, min(first + ITEMS_TOGETHER, before + count))
+            yield items[self.start.deal.mine(items, self.process, self.processes)]
+
     def _texts(self) -> Iterator[Share]:
         """This process's texts, pass after pass, in groups."""
-        turn, first = self.start.turn, self.start.piece
+        before = self.start.before
         for epoch in itertools.count(self.start.epoch):
-            order = {"seed": self.seed + epoch, "most": PIECE_CHARACTERS * self._longest}
-            documents = read_documents(self.source, split=self.split, text_field=self.text_field, **order)
-            shards = documents.shards_of(self.process, self.processes)
-            counted = _Counted(bounded_pieces(documents if shards is None else shards))
-            mine = counted
-            if shards is None:
-                mine = itertools.islice(counted, (self.process - turn) % self.processes, None, self.processes)
-            for pieces in tokenised_together(itertools.islice(enumerate(mine), first, None)):
-                yield Share(epoch, turn, pieces, ends=False)
-            yield Share(epoch, turn, [], ends=True)
-            turn, first = (turn + counted.count) % self.processes if shards is None else 0, 0
+            documents = self._documents(epoch)
+            if self.sharded:
+                count = documents.num_shards
+                order = np.random.default_rng([self.seed, epoch]).permutation(count)
+                for item in itertools.chain.from_iterable(x.tolist() for x in self._mine(before, count)):
+                    groups = tokenised_together(bounded_pieces(documents.shard(int(order[item - before]))))
+                    for group, texts in enumerate(groups):
+                        if group >= self._behind(item)[0]:
+                            yield Share(Place(epoch, before, item, group), texts, [self.seed, epoch, group, item])
+            else:
+                count = number = 0
+                for texts in tokenised_together(bounded_pieces(documents)):
+                    item = before + count
+                    if any(map(len, self._mine(item, 1))):
+                        yield Share(Place(epoch, before, item, 0), texts, [self.seed, epoch, number])
+                    count, number = count + 1, number + len(texts)
+            yield Share(Place(epoch, before, -1, 0), [], [])
+            before += count
 
     def _prepared(self, skipped: Counter) -> Iterator[Found]:
         """This process's prepared chunks, pass after pass."""
-        turn, first, count = self.start.turn, self.start.piece, len(open_chunks(self.prepared))
+        before = self.start.before
         for epoch in itertools.count(self.start.epoch):
-            process, seed = (self.process - turn) % self.processes, [self.seed, epoch]
-            leading = self.leading if epoch == 0 else None
-            chunks = read_prepared(self.prepared, seed, process, self.processes, skipped, first, leading)
-            yield Found(epoch, turn, ((Counter(), chunk) for chunk in chunks), ends=True)
-            turn, first = (turn + count) % self.processes, 0
+            if self.process == 0 and (self.start.item, self.start.chunk) <= (before, 0):
+                skipped.update(left_out_of(self.prepared))
+            if self.sharded:
+                (folder,) = self.prepared
+                shards = Shards(str(folder))
+                count = len(shards)
+                order = np.random.default_rng([self.seed, epoch]).permutation(count)
+                for item in itertools.chain.from_iterable(x.tolist() for x in self._mine(before, count)):
+                    shard, first = int(order[item - before]), self._behind(item)[0]
+                    for group, chunks in shards.stream(shard, [self.seed, epoch, item], first):
+                        yield Found(Place(epoch, before, item, group), ((Counter(), chunk) for chunk in chunks))
+            else:
+                chunks = ShuffledChunks(self.prepared, [self.seed, epoch], self.leading if epoch == 0 else None)
+                count = len(chunks)
+                for items in self._mine(before, count):
+                    for item, chunk in zip(items.tolist(), chunks.read(items - before), strict=True):
+                        yield Found(Place(epoch, before, item, 0), [(Counter(), chunk)])
+            yield Found(Place(epoch, before, -1, 0), (), ends=True)
+            before += count
+
+    def _documents(self, epoch: int) -> Texts:
+        order = {"seed": self.seed + epoch, "most": PIECE_CHARACTERS * self._longest}
+        return read_documents(self.source, split=self.split, text_field=self.text_field, **order)
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether shards go round the processes, and not groups of texts or prepared chunks."""
+        if self.start.sharded is not None:
+            return self.start.sharded
+        if self.prepared is not None:
+            return any(is_url(folder) for folder in self.prepared)
+        return self._documents(0).are_for(self.processes)
 
     @property
     def _longest(self) -> int:
@@ -212,18 +271,3 @@ class AlignedBatches(IterableDataset):
     @cached_property
     def _cutter(self) -> Cutter:
         return Cutter(self.teacher, self.student)
-
-
-class _Counted:
-    """An iterator that counts what it gives."""
-
-    def __init__(self, items: Iterable[str]):
-        self.items, self.count = iter(items), 0
-
-    def __iter__(self) -> "_Counted":
-        return self
-
-    def __next__(self) -> str:
-        item = next(self.items)
-        self.count += 1
-        return item

@@ -146,10 +146,10 @@ def _check_hub(name: str, split: str, text_field: str) -> DataSummary:
             raise ValueError(f"text_field: wanted texts, got {kind} in row {number} of {text_field!r} of {name!r}")
     whole = "".join(text or "" for text in texts)
     digest = hashlib.sha256(json.dumps([name, split, text_field, texts]).encode()).hexdigest()
-    return DataSummary(len(texts), len(whole), len(whole.encode()), digest, {}, _hub_revision(name))
+    return DataSummary(len(texts), len(whole), len(whole.encode()), digest, {}, hub_revision(name))
 
 
-def _hub_revision(name: str) -> str | None:
+def hub_revision(name: str) -> str | None:
     """The commit of a hub dataset; None where the hub does not answer."""
     from huggingface_hub import HfApi
 

@@ -141,11 +141,16 @@ def _numbered_pieces(documents: Iterable[str], piece_bytes: int) -> Iterator[tup
             yield number, piece
 
 
-def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+def token_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> torch.Tensor:
+    """[n] float32: the negative log-likelihood of each token of a text under a causal model, see `evaluate`."""
     prefix = start_of_text(tokenizer)
     input_ids = torch.tensor([prefix + ids], device=model.device)
     logits = model(input_ids=input_ids).logits[0, len(prefix) - 1 : -1]
-    return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="sum").item()
+    return torch.nn.functional.cross_entropy(logits.float(), input_ids[0, len(prefix) :], reduction="none")
+
+
+def _causal_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:
+    return token_nats(model, tokenizer, ids).sum().item()
 
 
 def _masked_nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> float:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
         Rows as Rows,
     )
     from matt_fast.initializers.rows import (
+        check_init_head as check_init_head,
+    )
+    from matt_fast.initializers.rows import (
         initial_rows as initial_rows,
     )
     from matt_fast.initializers.rows import (
@@ -30,6 +33,7 @@ _WHERE = {
     "Method": "matt_fast.initializers.heuristics",
     "Outlier": "matt_fast.initializers.report",
     "Rows": "matt_fast.initializers.rows",
+    "check_init_head": "matt_fast.initializers.rows",
     "initial_rows": "matt_fast.initializers.rows",
     "initialize": "matt_fast.initializers.heuristics",
     "needs_whole_model": "matt_fast.initializers.rows",

@@ -56,7 +56,7 @@ def contextual_rows(
     prior = PRIOR * matrix.diagonal().mean() * torch.eye(len(matrix), device=matrix.device)
     stiffness = prior if stiffness is None else stiffness + prior
     tokens = found.ids.unique()
-    with _rows_of_any_number(model.get_input_embeddings()):
+    with rows_of_any_number(model.get_input_embeddings()):
         rows = []
         for some in tokens.split(ROWS_AT_ONCE):
             here = found[torch.isin(found.ids, some)]
@@ -87,7 +87,7 @@ def mean_square_jacobian(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(found.ids), generator=generator)[:PROBES]
     matrix = start.new_zeros(start.shape[1], start.shape[1])
-    with _rows_of_any_number(model.get_input_embeddings()):
+    with rows_of_any_number(model.get_input_embeddings()):
         for some in chosen.split(ROWS_AT_ONCE):
             rows = start[found.ids[some].to(start.device)].clone().requires_grad_()
             states = _Places(model, vocabulary, layer, found[some]).states(rows)
@@ -166,7 +166,7 @@ def _solve(
 
 
 @contextmanager
-def _rows_of_any_number(embedding: nn.Module) -> Iterator[None]:
+def rows_of_any_number(embedding: nn.Module) -> Iterator[None]:
     """`padding_idx` is an index into the full vocabulary: a few rows numbered anew must not lose a gradient to it."""
     padding = getattr(embedding, "padding_idx", None)
     embedding.padding_idx = None

@@ -1,12 +1,15 @@
 """Where the rows of new tokens start, told by the teacher's own rows: the baselines."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 
 from matt_fast.alignment.vocabulary import Match
-from matt_fast.initializers.choices import METHODS
+from matt_fast.initializers.choices import METHODS, PIECES
 
+EXPONENT = 2.0  # AdaptiVocab's
 Method = Callable[[torch.Tensor, int, Mapping[int, Match], Mapping[int, Sequence[int]]], torch.Tensor]
 
 
@@ -28,6 +31,10 @@ def initialize(
     * "mean": the mean of the teacher's rows of the token's sub-tokens; a token that the teacher cannot spell gets the
       mean of the rows of all the teacher's tokens;
     * "length-mean": the same, weighted by the bytes of each sub-token;
+    * "first-piece", "last-piece": the row of that sub-token alone;
+    * "exponential-first", "exponential-last": the mean weighted by exp(2 i), i counted towards the first or the last
+      sub-token (AdaptiVocab, https://arxiv.org/abs/2503.19693, which takes the last for the input embedding and the
+      first for the output head);
     * "random": a draw from the normal distribution with the mean and covariance of the rows of the teacher's tokens;
     * "zero": zeros;
     * a function of (teacher_weight, student_rows, matches, subtokens), which gives all rows.
@@ -62,12 +69,11 @@ def initialize(
             raise ValueError(
                 f"method: wanted rows of shape {(student_rows, weight.shape[1])} from it, got {tuple(rows.shape)}"
             )
-    elif method == "mean":
-        rows = _subtoken_means(weight, known.mean(0), student_rows, subtokens, lambda i: 1)
-    elif method == "length-mean":
-        if teacher_lengths is None:
+    elif method in PIECES:
+        if method == "length-mean" and teacher_lengths is None:
             raise ValueError("teacher_lengths: wanted the bytes of each teacher token for 'length-mean', got None")
-        rows = _subtoken_means(weight, known.mean(0), student_rows, subtokens, teacher_lengths.__getitem__)
+        weights = partial(_piece_weights, method, teacher_lengths or {})
+        rows = _weighted_means(weight, known.mean(0), student_rows, subtokens, weights)
     elif method == "random":
         rows = _normal_like(known, student_rows, seed)
     elif method == "zero":
@@ -79,16 +85,32 @@ def initialize(
     return rows
 
 
-def _subtoken_means(
+def _piece_weights(method: str, lengths: Mapping[int, int], pieces: Sequence[int]) -> list[float]:
+    """A weight for each sub-token of a token, up to a factor."""
+    places = range(len(pieces))
+    if method == "length-mean":
+        return [float(lengths[i]) for i in pieces]
+    if method == "first-piece":
+        return [float(i == 0) for i in places]
+    if method == "last-piece":
+        return [float(i == len(pieces) - 1) for i in places]
+    if method == "exponential-first":
+        return [math.exp(-EXPONENT * i) for i in places]
+    if method == "exponential-last":
+        return [math.exp(EXPONENT * (i - len(pieces) + 1)) for i in places]
+    return [1.0] * len(pieces)
+
+
+def _weighted_means(
     weight: torch.Tensor,
     unspelled: torch.Tensor,
     student_rows: int,
     subtokens: Mapping[int, Sequence[int]],
-    importance: Callable[[int], float],
+    weights: Callable[[Sequence[int]], list[float]],
 ) -> torch.Tensor:
     ids = torch.tensor([(i, piece) for i, pieces in subtokens.items() for piece in pieces], dtype=torch.int64)
     owner, flat = ids.view(-1, 2).T.to(weight.device)
-    factors = weight.new_tensor([float(importance(i)) for pieces in subtokens.values() for i in pieces])
+    factors = weight.new_tensor([factor for pieces in subtokens.values() for factor in weights(pieces)])
     sums = weight.new_zeros(student_rows, weight.shape[1]).index_add_(0, owner, weight[flat] * factors[:, None])
     totals = weight.new_zeros(student_rows).index_add_(0, owner, factors)[:, None]
     return torch.where(totals > 0, sums / totals.where(totals > 0, 1), unspelled)

@@ -2,30 +2,26 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers.choices import INIT_HEADS, INITS, METHODS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_STATES, INIT_HEADS, METHODS, PIECES
+from matt_fast.initializers.donors import donor_tables, mapped_rows, omp_rows, ready_rows
 from matt_fast.initializers.fasttext import fasttext_vectors
 from matt_fast.initializers.focus import apply as focus_apply
 from matt_fast.initializers.focus import focus_rows
 from matt_fast.initializers.heuristics import Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
-from matt_fast.initializers.omp import SparseCoefficients, omp_coefficients
-from matt_fast.initializers.omp import apply as omp_apply
+from matt_fast.initializers.omp import SparseCoefficients
 from matt_fast.initializers.report import InitReport, find_outliers, init_report
 from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
-from matt_fast.model.checkpoint_files import check_weights
-from matt_fast.model.teacher import Teacher
-from matt_fast.model.weight_values import check_finite
 from matt_fast.support.texts import Joined
 
 
@@ -56,6 +52,7 @@ def initial_rows(
     donor: str | Path | None = None,
     parallel: Iterable[tuple[str, str]] | None = None,
     init_head: str = "same",
+    omp_k: int = 64,
     on_progress: Callable[[int, int], None] | None = None,
     **hub_options,
 ) -> Rows:
@@ -68,69 +65,98 @@ def initial_rows(
             folder, or a .safetensors file with "input_embeddings" and, for a model whose head is not tied,
             "output_embeddings", each [student rows or more, hidden].
         seed: of random draws, and of the fastText model.
-        texts: text in the language or domain of the new tokens; "contextual" and "boundary" read the teacher's states
-            in it, "focus" and "omp-self" train fastText on it, "tokalign" counts tokens, and "wechsel" adds it to the
-            target side of the pairs.
-        donor: folder or hub name of a model that has the student's vocabulary, for "omp".
+        texts: text in the language or domain of the new tokens; "composed", "contextual" and "boundary" read the
+            teacher's states in it, "focus" and "omp-self" train fastText on it, "tokalign" counts tokens, and "wechsel"
+            adds it to the target side of the pairs.
+        donor: folder or hub name of a model that has the student's vocabulary, for "omp" and "linear-map".
         parallel: (text in a language that the teacher knows, its translation), for "wechsel" and "transtokenizers".
         init_head: how new output rows start: "same", as the input rows do, or "boundary", from what the teacher expects
-            in the text, see `boundary`; a tied table then serves both wishes. "contextual" always does that.
-        on_progress: called with the rows done and their number by "omp", "omp-self", "focus" and "contextual".
+            in the text, see `boundary`; a tied table then serves both wishes. With "composed" and "contextual", which
+            are for input rows, "same" is "boundary". For an untied head also any other name of `INIT_HEADS`.
+        omp_k: shared tokens that a new one is a combination of, at most, for "omp" and "omp-self".
+        on_progress: called with what is done and what there is to do, by methods that take long.
         **hub_options: for loading that folder, or the donor.
 
     Raises:
         ValueError: unknown method; texts, pairs or a donor that a method needs and did not get; a folder, file or donor
-            whose embeddings do not fit; a masked language model with "contextual" or "boundary".
+            whose embeddings do not fit; a masked language model with "composed", "contextual" or "boundary"; an
+            `init_head` of its own for a tied head.
         ImportError: "focus", "omp-self" and "wechsel" without fastText.
     """
-    if init_head not in INIT_HEADS:
-        raise ValueError(f"init_head: wanted one of {', '.join(INIT_HEADS)}, got {init_head!r}")
-    from_states = needs_whole_model(init, init_head)
-    if from_states and texts is None:
-        name = f"init {init!r}" if init == "contextual" else f"init_head {init_head!r}"
-        raise ValueError(f"texts: wanted text to read the teacher's states in for {name}, got none")
-    contextual, init = init == "contextual", "mean" if init == "contextual" else init
     embedding, head = teacher.get_input_embeddings(), teacher.get_output_embeddings()
-    made = _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding.weight, on_progress, hub_options)
-
-    def rows(weight: torch.Tensor, name: str, init=init, made=made) -> torch.Tensor:
-        start = initialize(
-            weight,
-            vocabulary.rows,
-            vocabulary.matches,
-            vocabulary.subtokens,
-            method="mean" if made else init,
-            seed=seed,
-            teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
-            teacher_ids=vocabulary.teacher_tokens,
-        )
-        if made:
-            start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
-        for new, old in vocabulary.mapped.items():
-            start[new] = weight.detach()[old].float().mean(0)
-        return start
-
-    tied = head is None or head.weight is embedding.weight
+    check_init_head(init_head, teacher)
+    if needs_whole_model(init, init_head) and texts is None:
+        name = f"init {init!r}" if init in FROM_STATES else f"init_head {init_head!r}"
+        raise ValueError(f"texts: wanted text to read the teacher's states in for {name}, got none")
+    solved, init = (init, "mean") if init in FROM_STATES else (None, init)
+    boundary = init_head == "boundary" or (solved is not None and init_head == "same")
+    given = texts, donor, parallel, embedding.weight, omp_k, on_progress, hub_options
+    made = _new_rows("init", vocabulary, init, seed, *given)
+    tied = _one_table(teacher)
     bias = None if head is None else getattr(head, "bias", None)
     if bias is not None:
         known = vocabulary.matches, vocabulary.subtokens
         bias = initialize(bias[:, None], vocabulary.rows, *known, teacher_ids=vocabulary.teacher_tokens)[:, 0]
-    input_rows = rows(embedding.weight, "input_embeddings")
-    output_rows = None if tied or from_states else rows(head.weight, "output_embeddings")
-    report = _report(vocabulary, init, made, input_rows, output_rows)
-    if from_states:
-        means = rows((embedding if tied else head).weight, "output_embeddings", "mean", None)
-        options = {"contextual": contextual, "tied": tied, "seed": seed, "on_progress": on_progress}
-        found = rows_from_states(teacher, vocabulary, texts, input_rows, means, bias, **options)
-        if contextual:
-            report = init_report(vocabulary, found.solved.tolist(), found.counts)
-        return Rows(found.input, None if tied else found.output, bias, report)
-    return Rows(input_rows, output_rows, bias, report)
+    table = partial(_table, vocabulary, seed)
+    input_rows, output_rows = table(embedding.weight, "input_embeddings", init, made), None
+    if boundary:
+        output_rows = table((embedding if tied else head).weight, "output_embeddings", "mean", None)
+    elif init_head not in ("same", init):
+        made_output = _new_rows("init_head", vocabulary, init_head, seed, *given)
+        output_rows = table(head.weight, "output_embeddings", init_head, made_output)
+    elif not tied:
+        output_rows = table(head.weight, "output_embeddings", init, made)
+    if not boundary and solved is None:
+        return Rows(input_rows, output_rows, bias, _report(vocabulary, init, made, input_rows, output_rows))
+    options = {"solved": solved, "boundary": boundary, "tied": tied, "seed": seed, "on_progress": on_progress}
+    found = rows_from_states(teacher, vocabulary, texts, input_rows, output_rows, bias, **options)
+    if solved is None:
+        report = _report(vocabulary, init, made, input_rows, None)
+    else:
+        report = init_report(vocabulary, found.solved.tolist(), found.counts)
+    return Rows(found.input, None if tied else found.output, bias, report)
+
+
+def _table(
+    vocabulary: VocabularyPair, seed: int, weight: torch.Tensor, name: str, init: str | Method, made: "_NewRows | None"
+) -> torch.Tensor:
+    """[student rows, hidden] float32: shared rows of the teacher's table `weight`, and new ones by a method."""
+    start = initialize(
+        weight,
+        vocabulary.rows,
+        vocabulary.matches,
+        vocabulary.subtokens,
+        method="mean" if made else init,
+        seed=seed,
+        teacher_lengths={i: len(token.bytes) for i, token in vocabulary.teacher_tokens.items()},
+        teacher_ids=vocabulary.teacher_tokens,
+    )
+    if made:
+        start[made.ids] = made.rows(weight.detach(), name).float().to(start.device)
+    for new, old in vocabulary.mapped.items():
+        start[new] = weight.detach()[old].float().mean(0)
+    return start
+
+
+def check_init_head(init_head: str, model: PreTrainedModel) -> None:
+    """Raise a ValueError for an unknown name, and for one that wants rows of its own for a head that has none."""
+    if init_head not in INIT_HEADS:
+        raise ValueError(f"init_head: wanted one of {', '.join(INIT_HEADS)}, got {init_head!r}")
+    if init_head not in ("same", "boundary") and _one_table(model):
+        raise ValueError(
+            "init_head: wanted same or boundary for a model whose output head is tied to its input embedding, so that "
+            f"one row serves both (or untie, for a head of its own), got {init_head!r}"
+        )
+
+
+def _one_table(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:
     """Whether `initial_rows` runs the teacher, all its layers; else its embeddings and head are enough."""
-    return init == "contextual" or init_head == "boundary"
+    return init in FROM_STATES or init_head == "boundary"
 
 
 @dataclass(frozen=True)
@@ -153,7 +179,7 @@ class _NewRows:
 def _report(vocabulary, init, made: _NewRows | None, input_rows, output_rows) -> InitReport:
     """Which rows the method made, and which of them are unlike the others."""
     if made is None:
-        spelled_only = init in ("mean", "length-mean")
+        spelled_only = init in PIECES
         return init_report(vocabulary, vocabulary.subtokens if spelled_only else _new_ids(vocabulary).tolist())
     strange = ()
     if made.coefficients is not None:
@@ -166,27 +192,32 @@ def _new_ids(vocabulary: VocabularyPair) -> torch.Tensor:
     return torch.tensor(vocabulary.new, dtype=torch.int64)
 
 
-def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_progress, hub_options) -> _NewRows | None:
-    """None where `initialize` does it all."""
+def _new_rows(
+    argument, vocabulary, init, seed, texts, donor, parallel, embedding, omp_k, on_progress, hub_options
+) -> _NewRows | None:
+    """None where `initialize` does it all; `argument` is what errors call `init`."""
     if callable(init) or init in METHODS:
         return None
-    if init == "omp":
+    if init in FROM_DONOR:
         if donor is None:
-            raise ValueError(
-                "donor: wanted a model with the new vocabulary for init 'omp', got none; or use 'omp-self'"
-            )
-        vectors = _donor_vectors(vocabulary, donor, hub_options)
-        return _omp(vocabulary, torch.arange(vocabulary.rows), vectors, None, on_progress)
+            raise ValueError(f"donor: wanted a model with the new vocabulary for {argument} {init!r}, got none")
+        tables = donor_tables(vocabulary, donor, hub_options)
+        if init == "linear-map":
+            return _NewRows(*mapped_rows(vocabulary, tables))
+        ids, rows, coefficients = omp_rows(vocabulary, torch.arange(vocabulary.rows), tables, omp_k, on_progress)
+        return _NewRows(ids, rows, None, coefficients)
     if init in ("focus", "omp-self"):
         if texts is None:
-            raise ValueError(f"texts: wanted text to train fastText on for init {init!r}, got none")
+            raise ValueError(f"texts: wanted text to train fastText on for {argument} {init!r}, got none")
         vectors = fasttext_vectors(texts, vocabulary.student, seed=seed)
         if init == "omp-self":
-            return _omp(vocabulary, vectors.ids, vectors.vectors, vectors.counts, on_progress, centred=True)
+            space = {"input_embeddings": vectors.vectors}
+            ids, rows, coefficients = omp_rows(vocabulary, vectors.ids, space, omp_k, on_progress, centred=True)
+            return _NewRows(ids, rows, vectors.counts, coefficients)
         found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
         return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)
     if init in ("wechsel", "transtokenizers", "tokalign"):
-        found = _mixtures(vocabulary, init, seed, texts, parallel)
+        found = _mixtures(argument, vocabulary, init, seed, texts, parallel)
         return _NewRows(found.ids, lambda weight, name: found.rows(weight), found.counts)
     ready, new = ready_rows(init, **hub_options), _new_ids(vocabulary)
 
@@ -203,107 +234,17 @@ def _new_rows(vocabulary, init, seed, texts, donor, parallel, embedding, on_prog
     return _NewRows(new, prepared)
 
 
-def _mixtures(vocabulary, init, seed, texts, parallel) -> Mixtures:
+def _mixtures(argument, vocabulary, init, seed, texts, parallel) -> Mixtures:
     if init == "tokalign":
         if texts is None:
-            raise ValueError("texts: wanted text to count tokens in for init 'tokalign', got none")
+            raise ValueError(f"texts: wanted text to count tokens in for {argument} {init!r}, got none")
         sides = (vocabulary.teacher, vocabulary.student)
         return tokalign_mixtures(vocabulary, *(cooccurrence_vectors(texts, side, seed=seed) for side in sides))
     if parallel is None:
-        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+        raise ValueError(f"parallel: wanted pairs of texts and translations for {argument} {init!r}, got none")
     pairs = list(parallel)
     if init == "transtokenizers":
         return transtokenizer_mixtures(pairs, vocabulary)
     source = train_word_vectors((text for text, _ in pairs), seed=seed)
     target = train_word_vectors(Joined([text for _, text in pairs], texts or ()), seed=seed)
     return wechsel_mixtures(vocabulary, source, target, dictionary_from_pairs(pairs))
-
-
-def open_donor(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> Teacher:
-    """The model that rows are taken of for "omp"; its weights are not read.
-
-    Raises:
-        ValueError: it cannot be loaded, or has another vocabulary.
-    """
-    source = _source(donor, "donor: wanted a model with the new tokenizer's vocabulary", hub_options)
-    theirs, ours = source.load_tokenizer().get_vocab(), vocabulary.student.get_vocab()
-    if different := [token for token, i in ours.items() if theirs.get(token) != i]:
-        raise ValueError(
-            f"donor: wanted a model with the new tokenizer's vocabulary, but {len(different)} of {len(ours)} tokens "
-            f"are missing or have other ids in {str(donor)!r}, {different[0]!r} among them"
-        )
-    return source
-
-
-def _donor_vectors(vocabulary: VocabularyPair, donor: str | Path, hub_options: dict) -> torch.Tensor:
-    source = open_donor(vocabulary, donor, hub_options)
-    weight = source.load(torch.float32, n_layers=1).get_input_embeddings().weight.detach()
-    check_finite([("input embeddings", weight)], f"donor: wanted numbers in {str(donor)!r}")
-    if len(weight) < vocabulary.rows:
-        raise ValueError(f"donor: wanted at least {vocabulary.rows} embedding rows, got {len(weight)}")
-    return weight[: vocabulary.rows]
-
-
-def _omp(
-    vocabulary: VocabularyPair,
-    ids: torch.Tensor,
-    vectors: torch.Tensor,
-    counts: torch.Tensor | None,
-    on_progress,
-    centred: bool = False,
-) -> _NewRows:
-    """New tokens as sparse combinations of shared ones in a space with a vector for each of `ids`.
-
-    Args:
-        centred: both spaces are seen from the mean of the shared tokens, and no row is farther from it than the shared
-            ones typically are. A space that is no model's tells where a row lies, but not how far: the coefficients'
-            sums differ, each times the mean row, which alone shifts a token's logit by several nats.
-    """
-    shared = torch.tensor([int(i) in vocabulary.matches for i in ids])
-    new = torch.tensor([int(i) in vocabulary.tokens for i in ids]) & ~shared & vectors.any(1)
-    origin = vectors[shared].mean(0) if centred else 0
-    coefficients = omp_coefficients(vectors[new] - origin, vectors[shared] - origin, on_progress=on_progress)
-    teacher_ids = torch.tensor([vocabulary.matches[int(i)].teacher_id for i in ids[shared]])
-
-    def rows(weight: torch.Tensor, name: str) -> torch.Tensor:
-        here = coefficients._replace(
-            indices=coefficients.indices.to(weight.device), values=coefficients.values.to(weight.device)
-        )
-        anchors = weight[teacher_ids.to(weight.device)]
-        if not centred:
-            return omp_apply(here, anchors)
-        middle = anchors.float().mean(0)
-        beyond = omp_apply(here, anchors.float() - middle)
-        usual = (anchors.float() - middle).norm(dim=1).median()
-        return middle + beyond * (usual / beyond.norm(dim=1, keepdim=True).clamp_min(usual))
-
-    return _NewRows(ids[new], rows, counts, coefficients)
-
-
-def ready_rows(path: str | Path, **hub_options) -> dict[str, torch.Tensor]:
-    """The tables of a model folder or a .safetensors file, by name.
-
-    Raises:
-        ValueError: it is neither, or its weights are not all there.
-    """
-    wanted = f"init: wanted {', '.join(INITS)}, a model folder or a .safetensors file with ready rows"
-    if Path(path).suffix == ".safetensors" and Path(path).is_file():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{wanted}; got {str(path)!r}, which is damaged or none ({error})") from error
-    source = _source(path, wanted, hub_options)
-    model = source.load(torch.float32, n_layers=1)
-    head = model.get_output_embeddings()
-    found = {"input_embeddings": model.get_input_embeddings().weight.detach()}
-    return found if head is None else found | {"output_embeddings": head.weight.detach()}
-
-
-def _source(path: str | Path, wanted: str, hub_options: dict) -> Teacher:
-    """A model that rows are read of, with its weight files looked at."""
-    try:
-        source = Teacher(path, **hub_options, argument=wanted.split(":")[0])
-        check_weights(source)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{wanted}; got {error}") from error
-    return source

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,21 @@ class Occurrences:
 
     def __getitem__(self, chosen: torch.Tensor) -> "Occurrences":
         return Occurrences(self.ids[chosen], self.before[chosen])
+
+
+class Pair(NamedTuple):
+    """A stretch of text on both sides.
+
+    Attributes:
+        student_ids: [n] int64.
+        teacher_ids: [t] int64.
+        positions, ends: [m] int64, of tokens of the text: where they stand, and where the last of their pieces does.
+    """
+
+    student_ids: torch.Tensor
+    teacher_ids: torch.Tensor
+    positions: torch.Tensor
+    ends: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,35 @@ class SpelledText:
                 torch.from_numpy(np.concatenate([self.prefix, pieces]).astype(np.int64)),
                 torch.from_numpy(ends[(ends >= 0) & (ends < len(self.prefix) + len(pieces))]),
             )
+
+    def pairs(self, length: int, count: int, prefix: list[int], seed: int) -> list[Pair]:
+        """Up to `count` stretches of `length` student tokens each, at random, as both sides read them.
+
+        Args:
+            length, count: of stretches.
+            prefix: what the student puts before a text.
+            seed: of the choice.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = []
+        for first in np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length)):
+            ids, starts = self.ids[first : first + length], self.starts[first : first + length + 1]
+            starts = starts - starts[0] + len(self.prefix)
+            pieces = self.teacher_ids[self.starts[first] : self.starts[first + len(ids)]]
+            student = np.concatenate([prefix, *(prefix if i == DOCUMENT else [i] for i in ids)]).astype(np.int64)
+            widths = np.where(ids == DOCUMENT, len(prefix), 1)
+            compared = (ids != DOCUMENT) & (np.diff(starts) > 0)
+            if compared.any():
+                parts = (student, np.concatenate([self.prefix, pieces]).astype(np.int64))
+                places = (len(prefix) + np.cumsum(widths) - 1, starts[1:] - 1)
+                found.append(Pair(*map(torch.from_numpy, (*parts, *(x[compared] for x in places)))))
+            if len(found) == count:
+                break
+        if not found:
+            raise ValueError("texts: wanted text with tokens that the teacher can spell, got none")
+        return found
 
     def student_stretches(self, length: int, count: int, seed: int) -> list[torch.Tensor]:
         """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64."""

@@ -1,8 +1,8 @@
-"""Rows from the teacher's own states in a text: "contextual" for the embedding, "boundary" for the head.
+"""Rows from the teacher's own states in a text: "composed" or "contextual" for the embedding, "boundary" for the head.
 
 A tied table serves as both. What is asked of it as an embedding and as a head is weighed in the metric of each. A row
-that predicts well can lead the context behind it astray: where stretches of the text cost more with the new rows than
-with those that were there before, the latter stay.
+that predicts well can lead the context behind it astray: of several tables, the start among them, the one is taken with
+which stretches of the text cost least.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,16 +13,20 @@ from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.initializers.boundary import boundary_rows, boundary_states, output_scale, tied_rows
+from matt_fast.initializers.composed import composed_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
-from matt_fast.initializers.spelled import spell_texts
+from matt_fast.initializers.spelled import Occurrences, SpelledText, spell_texts
 from matt_fast.model.capture import capture
 from matt_fast.model.head import head_logits
 from matt_fast.model.layers import decoder_layers
 
-LAYERS = 1 / 8  # of the depth: where states of the two sides are compared
+METRIC_LAYERS = 1 / 8  # of the depth: where single tokens' states are compared
+COMPOSED_LAYERS = 1 / 3  # the same where whole stretches are read
 OUTPUT_WEIGHT = 10.0  # of a tied row's wish as an output row, beside that as an input row
 OUTPUT_WEIGHT_SOLVED = 30.0  # the same while input rows are solved for, which moves them further
 SCORED, STRETCH = 5, 256  # stretches, and their student tokens, that tell whether rows are better than their start
+SHARES = (1.0, 0.5)  # of what the map adds to a tied table, to choose from
+NONE = torch.zeros(0, dtype=torch.int64)
 
 
 class StateRows(NamedTuple):
@@ -45,10 +49,11 @@ def rows_from_states(
     vocabulary: VocabularyPair,
     texts: Iterable[str],
     input_rows: torch.Tensor,
-    output_means: torch.Tensor,
+    output_rows: torch.Tensor | None,
     output_bias: torch.Tensor | None,
     *,
-    contextual: bool,
+    solved: str | None,
+    boundary: bool,
     tied: bool,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
@@ -60,9 +65,10 @@ def rows_from_states(
         vocabulary: the two vocabularies.
         texts: documents in the language or domain of the new tokens.
         input_rows: [student rows, hidden] float32: the shared rows, and a start for the others.
-        output_means: likewise for the head: the means of sub-tokens' rows.
+        output_rows: likewise for the head: with `boundary` the means of sub-tokens' rows.
         output_bias: [student rows]; None without.
-        contextual: solve for input rows; else `input_rows` are kept.
+        solved: "contextual" or "composed", how input rows are solved for; if None, `input_rows` are kept.
+        boundary: whether output rows are moved to where the teacher expects them; always if tied.
         tied: whether one table must serve as both.
         seed: of the choice of places in the text.
         on_progress: called with the input rows solved for, and their number.
@@ -72,41 +78,98 @@ def rows_from_states(
     """
     if type(model).__name__.endswith("ForMaskedLM"):
         raise ValueError(
-            "init: 'contextual' and init_head 'boundary' need a causal language model, which predicts the next token; "
-            f"got {type(model).__name__}"
+            "init: 'composed', 'contextual' and init_head 'boundary' need a causal language model, which predicts the "
+            f"next token; got {type(model).__name__}"
         )
     text = spell_texts(texts, vocabulary)
-    layer = max(1, round(LAYERS * len(decoder_layers(model)))) - 1
-    weight = model.get_output_embeddings().weight
-    as_input, as_output = input_rows.to(weight.device), output_means.to(weight.device)
-    start = as_input
-    if contextual:
-        as_input = _last_pieces(model.get_input_embeddings().weight, vocabulary, as_input)
-    boundary = boundary_states(model, text, seed)
-    counts, solved = text.counts(vocabulary.rows), torch.zeros(0, dtype=torch.int64)
-    ids, rows = boundary_rows(weight, as_output, output_bias, vocabulary, counts, boundary)
-    as_output = as_output.index_copy(0, ids.to(weight.device), rows)
-    if not tied and not contextual:
-        return StateRows(as_input, as_output, solved, counts)
-    found = text.occurrences(torch.tensor(sorted(vocabulary.subtokens)), CONTEXTS, WIDTH, seed)
-    matrix, stiffness = mean_square_jacobian(model, vocabulary, as_input, found, layer, seed), None
-    if tied:
-        output_weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
-        moment = boundary.second_moment()
-        stiffness = output_scale(matrix, moment, output_weight) * moment
-        both = tied_rows(as_input[ids], as_output[ids], matrix, moment, output_weight)
-        as_input = as_input.index_copy(0, ids.to(weight.device), both)
-    if contextual:
-        solved, rows = contextual_rows(model, vocabulary, as_input, matrix, found, layer, stiffness, on_progress)
-        as_input = as_input.index_copy(0, solved.to(weight.device), rows)
-    if tied:
-        as_output = as_input
-        before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
-        stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
-        losses = [text_loss(model, table, table, output_bias, boundary.rule, stretches) for table in (as_input, start)]
-        if losses[1] < losses[0]:
-            return StateRows(start, start, torch.zeros(0, dtype=torch.int64), counts)
-    return StateRows(as_input, as_output, solved, counts)
+    head, counts = model.get_output_embeddings().weight, text.counts(vocabulary.rows)
+    start = input_rows.to(head.device)
+    inputs = _InputRows(model, vocabulary, text, solved, seed, on_progress)
+    if not boundary:
+        rows, ids = inputs.untied(start)
+        return StateRows(rows, output_rows, ids, counts)
+    found, as_output = boundary_states(model, text, seed), output_rows.to(head.device)
+    known, wanted = boundary_rows(head, as_output, output_bias, vocabulary, counts, found)
+    if not tied:
+        rows, ids = inputs.untied(start)
+        return StateRows(rows, as_output.index_copy(0, known.to(head.device), wanted), ids, counts)
+    tables = [*inputs.tied(start, known, wanted, found.second_moment()), (start, NONE)]
+    before = torch.tensor(start_of_text(vocabulary.student), dtype=torch.int64)
+    stretches = [torch.cat([before, part]) for part in text.student_stretches(STRETCH, SCORED, seed)]
+    losses = [text_loss(model, table, table, output_bias, found.rule, stretches) for table, _ in tables]
+    rows, ids = tables[losses.index(min(losses))]
+    return StateRows(rows, rows, ids, counts)
+
+
+class _InputRows:
+    """Input rows by a method, for a table of their own or for one that is the head's too.
+
+    Each way takes a start, [student rows, hidden], and gives such tables and the ids whose rows were solved for.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: VocabularyPair,
+        text: SpelledText,
+        solved: str | None,
+        seed: int,
+        on_progress: Callable[[int, int], None] | None,
+    ):
+        self.model, self.vocabulary, self.text, self.solved = model, vocabulary, text, solved
+        self.seed, self.on_progress = seed, on_progress
+
+    def untied(self, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.solved is None:
+            return start, NONE
+        if self.solved == "composed":
+            return self._composed(start)
+        start = self._last_pieces(start)
+        return self._contextual(start, *self._metric(start))
+
+    def tied(
+        self, start: torch.Tensor, ids: torch.Tensor, wanted: torch.Tensor, moment: torch.Tensor
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Tables to choose from; the head wants `wanted` [n, hidden] for `ids` [n], in the metric `moment`."""
+        contextual = self.solved == "contextual"
+        start = self._last_pieces(start) if contextual else start
+        matrix, found = self._metric(start)
+        weight = OUTPUT_WEIGHT_SOLVED if contextual else OUTPUT_WEIGHT
+        rows = start.index_copy(0, ids.to(start.device), tied_rows(start[ids], wanted, matrix, moment, weight))
+        if contextual:
+            return [self._contextual(rows, matrix, found, output_scale(matrix, moment, weight) * moment)]
+        if self.solved is None:
+            return [(rows, NONE)]
+        composed, ids = self._composed(rows, moment)
+        return [(rows + share * (composed - rows), ids) for share in SHARES] + [(rows, NONE)]
+
+    def _metric(self, start: torch.Tensor) -> tuple[torch.Tensor, Occurrences]:
+        """In what metric the lower layers see input rows, and where in the text that was looked at."""
+        found = self.text.occurrences(torch.tensor(sorted(self.vocabulary.subtokens)), CONTEXTS, WIDTH, self.seed)
+        return mean_square_jacobian(
+            self.model, self.vocabulary, start, found, self._layer(METRIC_LAYERS), self.seed
+        ), found
+
+    def _contextual(self, start, matrix, found, stiffness=None) -> tuple[torch.Tensor, torch.Tensor]:
+        given = self.model, self.vocabulary, start, matrix, found, self._layer(METRIC_LAYERS)
+        ids, rows = contextual_rows(*given, stiffness, self.on_progress)
+        return start.index_copy(0, ids.to(start.device), rows), ids
+
+    def _composed(self, start, moment=None) -> tuple[torch.Tensor, torch.Tensor]:
+        prefix, layer = start_of_text(self.vocabulary.student), self._layer(COMPOSED_LAYERS)
+        given = self.model, self.vocabulary, start, self.text, prefix, layer, self.seed
+        ids, rows = composed_rows(*given, moment, self.on_progress)
+        return start.index_copy(0, ids.to(start.device), rows), ids
+
+    def _layer(self, share: float) -> int:
+        return max(1, round(share * len(decoder_layers(self.model)))) - 1
+
+    def _last_pieces(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` with that of its last piece for each new token: nearer to the goal than the mean, of a usual norm."""
+        weight, spelled = self.model.get_input_embeddings().weight, self.vocabulary.subtokens
+        rows, ids = rows.clone(), list(spelled)
+        rows[ids] = weight.detach()[[spelled[i][-1] for i in ids]].to(rows.dtype)
+        return rows
 
 
 @torch.no_grad()
@@ -136,11 +199,3 @@ def text_loss(
         logits = head_logits(states, output_rows, output_bias, **rule)
         total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
     return total
-
-
-def _last_pieces(weight: torch.Tensor, vocabulary: VocabularyPair, rows: torch.Tensor) -> torch.Tensor:
-    """`rows` with that of its last piece for each new token: nearer to the goal than the mean, and of a usual norm."""
-    ids = list(vocabulary.subtokens)
-    rows = rows.clone()
-    rows[ids] = weight.detach()[[vocabulary.subtokens[i][-1] for i in ids]].to(rows.dtype)
-    return rows

@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -74,8 +74,11 @@ class Capture:
     head_input: torch.Tensor | None = None
 
 
-class _Complete(BaseException):
-    """Ends the forward pass; a BaseException, which no `except Exception` on the way swallows."""
+class Complete(BaseException):
+    """Ends the forward pass; a BaseException, which no `except Exception` on the way swallows.
+
+    The model's own forward may end with it or without.
+    """
 
 
 @dataclass
@@ -91,7 +94,7 @@ class _Recorder:
     def seen(self, what) -> None:
         self.missing.discard(what)
         if not self.missing:
-            raise _Complete
+            raise Complete
 
 
 _recorder: contextvars.ContextVar[_Recorder] = contextvars.ContextVar("recorder")
@@ -160,13 +163,13 @@ def capture(
             changed = (x for index, x in enumerate(decoder_layers(model)) if index not in attention)
             stack.enter_context(_changed(changed, model, implementation, recorder, checkpointing, compiled))
         stack.enter_context(_recording(model, implementation, recorder))
-        try:
+        with suppress(Complete):
             model(**inputs)
-        except _Complete:
-            if packing is not None:
-                _check_all_attended(model, recorder, depth if head else 1 + max(layers))
-            return recorder.result
-    raise _not_seen(model, recorder)
+    if recorder.missing:
+        raise _not_seen(model, recorder)
+    if packing is not None:
+        _check_all_attended(model, recorder, depth if head else 1 + max(layers))
+    return recorder.result
 
 
 def capture_attention(

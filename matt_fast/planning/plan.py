@@ -14,8 +14,9 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.model.positions import position_limit
 from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
+from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
-from matt_fast.support.checks import LENGTH, ROWS, check_range
+from matt_fast.support.checks import LENGTH, MANY, ROWS, check_range
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
@@ -48,6 +49,7 @@ class Plan:
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
         healing: a step of rows and layers together; None where none was asked for.
+        layouts: of several processes; none of one.
     """
 
     n_layers: int
@@ -58,6 +60,11 @@ class Plan:
     largest_batch: int | None = None
     remedies: tuple[Remedy, ...] = ()
     healing: Step | None = None
+    layouts: tuple[Layout, ...] = ()
+
+    def layout(self, vram: int) -> Layout | None:
+        """The layout to take, which sends least of those that fit; None if none does."""
+        return min((x for x in self.layouts if x.step.peak <= vram), key=lambda x: x.sent, default=None)
 
 
 def plan(
@@ -71,8 +78,11 @@ def plan(
     healing: HealingOptions | None = None,
     precision: str = "bf16",
     freeze_shared: bool = True,
+    untie: bool = False,
     device: str = "cuda",
     vram: int | None = None,
+    processes: int = 1,
+    bandwidth: float = BANDWIDTH,
     trust_remote_code: bool = False,
 ) -> Plan:
     """Predict what a training step of `transfer` will take; no weights are read, and no data.
@@ -90,23 +100,25 @@ def plan(
         training: see `TrainingOptions`.
         healing: see `HealingOptions`; a step of it is predicted beside.
         precision: of the frozen weights: "no" (float32) or "bf16".
-        freeze_shared: as in `transfer`.
+        freeze_shared, untie: as in `transfer`.
         device: "cuda" or "cpu": where backend "auto" of the loss will run.
         vram: bytes that may be in use; if given, what fits into them is searched.
+        processes: that train together, each with batches of its own; all figures are of one of them.
+        bandwidth: 10⁹ bytes that a process sends to the others in a second.
         trust_remote_code: let the repositories run code of their own.
 
     Raises:
         ValueError: an argument does not fit; `length` is more than the model's positions; `vram` is too small for a
             single token.
     """
-    _check_arguments(length, batch_size, precision, device)
-    source = Teacher(model, trust_remote_code=trust_remote_code)
+    _check_arguments(length, batch_size, precision, device, processes, training)
+    source = Teacher(model, untie=untie, trust_remote_code=trust_remote_code)
     rows = len(cast(torch.Tensor, source.outline(DTYPES[precision], 1).get_input_embeddings().weight))
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
     vocabulary = Vocabulary(pair.rows, pair.rows - (len(pair.matches) if freeze_shared else 0))
     return plan_step(
         source, vocabulary, training or TrainingOptions(), length=length, batch_size=batch_size, n_layers=n_layers,
-        precision=precision, device=device, healing=healing, vram=vram,
+        precision=precision, device=device, healing=healing, vram=vram, processes=processes, bandwidth=bandwidth,
     )  # fmt: skip
 
 
@@ -122,6 +134,8 @@ def plan_step(
     device: str,
     healing: HealingOptions | None = None,
     vram: int | None = None,
+    processes: int = 1,
+    bandwidth: float = BANDWIDTH,
 ) -> Plan:
     """`plan`, for a model and a vocabulary that have been looked at already.
 
@@ -142,22 +156,29 @@ def plan_step(
     if with_head:
         source.check_language_model(f"objective {training.objective!r}")
     outline = _outlines(source, None if with_head else n_layers, device)
-    smallest = outline(precision, None, None)
+    smallest = outline(precision, None, None, 1)
     limit = position_limit(smallest)
     if limit is not None and length > limit:
         raise ValueError(f"length: wanted at most the model's {limit} positions, got {length}")
 
     def run(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
         options = replace(training, **changes)
-        model = outline(precision, options.quantization, options.offload)
-        return simulate(model, vocabulary, length, batch_size, n_layers, options)
+        model = outline(precision, options.quantization, options.offload, processes if options.shard else 1)
+        return simulate(model, vocabulary, length, batch_size, n_layers, options, processes=processes)
 
     found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run())
+    if processes > 1:
+        given = {"tokens": length * batch_size, "n_layers": n_layers, "processes": processes, "bandwidth": bandwidth}
+        every = layouts(lambda x: run(shard=x.shard), smallest, vocabulary, training, **given)
+        found = replace(found, layouts=every)
     if healing is not None:
         source.check_language_model("heal")
-        whole = _outlines(source, None, device)(precision, training.quantization, None)
+        spread = processes if training.shard else 1
+        whole = _outlines(source, None, device)(precision, training.quantization, None, spread)
         options = replace(training, objective=healing.objective, metric="mse", reduction="pairs")
-        found = replace(found, healing=simulate(whole, vocabulary, length, batch_size, n_layers, options, healing))
+        found = replace(
+            found, healing=simulate(whole, vocabulary, length, batch_size, n_layers, options, healing, processes)
+        )
     if vram is None:
         return found
     last_resorts = _last_resorts(training, device)
@@ -171,9 +192,15 @@ def plan_step(
     return replace(found, remedies=_remedies(run, first, last_resorts, longest, vram))
 
 
-def _check_arguments(length: int, batch_size: int, precision: str, device: str) -> None:
-    for name, value, most in (("length", length, LENGTH), ("batch_size", batch_size, ROWS)):
+def _check_arguments(length, batch_size, precision, device, processes, training: TrainingOptions | None) -> None:
+    for name, value, most in (
+        ("length", length, LENGTH),
+        ("batch_size", batch_size, ROWS),
+        ("processes", processes, MANY),
+    ):
         check_range(name, value, 1, most)
+    if training is not None and training.shard and processes == 1:
+        raise ValueError("shard: wanted processes of 2 or more with it, got 1")
     for name, given, choices in (("precision", precision, tuple(DTYPES)), ("device", device, ("cuda", "cpu"))):
         if given not in choices:
             raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {given!r}")
@@ -183,11 +210,11 @@ def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..
     """A function that gives the frozen model on the meta device, with all layers and head if `n_layers` is None."""
 
     @cache
-    def outline(precision: str, quantization: str | None, offload: str | None) -> PreTrainedModel:
+    def outline(precision: str, quantization: str | None, offload: str | None, spread: int) -> PreTrainedModel:
         loaded = source.outline(DTYPES[precision], n_layers)
         loaded = loaded if n_layers is None else source.trunk(loaded)
         freeze(loaded)
-        outline_frozen(loaded, quantization, offload, device)
+        outline_frozen(loaded, quantization, offload, device, spread)
         return loaded
 
     return outline
@@ -195,7 +222,7 @@ def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..
 
 def _last_resorts(training: TrainingOptions, device: str) -> list[Change]:
     """Of what can be turned on, the one that costs accuracy and the one that costs time; one at a time."""
-    if training.quantization is not None or training.offload is not None or training.compile:
+    if training.quantization is not None or training.offload is not None or training.compile or training.shard:
         return []
     found: list[Change] = [(["--quantization 4bit"], {"quantization": "4bit"})]
     if "aim-all-layers" not in training.objectives():

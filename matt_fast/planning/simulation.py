@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.batches import Batch, collate
+from matt_fast.data.packing import Chunk
 from matt_fast.model.embeddings import BatchRows, RowAdamW
 from matt_fast.model.head import Head
 from matt_fast.support.flops import ATTENTION, FLOPS
@@ -182,6 +183,7 @@ def simulate(
     n_layers: int,
     options: TrainingOptions,
     healing: HealingOptions | None = None,
+    processes: int = 1,
 ) -> Step:
     """One training step with full rows on both sides and every token a new one: no batch of this shape takes more.
 
@@ -192,6 +194,7 @@ def simulate(
         n_layers: the target layer, counted from 1.
         options: see `TrainingOptions`; the backend is "torch", "triton" or "eager".
         healing: layers that are trained beside the rows, if any.
+        processes: that train together; each has other tokens, and a step the rows of them all.
 
     Raises:
         ValueError: the model looks at the values of its tensors, as a mixture of experts may.
@@ -208,7 +211,7 @@ def simulate(
         optimizers, head, target = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
         batch = planned.to(model.device)
-        rows = _rows(model, vocabulary, batch.tokens * options.accumulation, optimizers)
+        rows = _rows(model, vocabulary, batch.tokens * options.accumulation * processes, optimizers)
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
             with shapes_only(model):
@@ -218,14 +221,17 @@ def simulate(
             if loss.requires_grad:
                 loss.backward()
         memory.part = "update"
-        for optimizer, part in zip(optimizers, rows.by_table, strict=True):
-            gradient = torch.zeros_like(part.trainable) if part.trainable.grad is None else part.trainable.grad
+        leaves = [part.trainable for part in rows.by_table]
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        gradients += [] if layers is None else layers.gradients()
+        if processes > 1:
+            gradients = [x.clone() for x in gradients]  # what the processes' mean is made in
+        for optimizer, part, gradient in zip(optimizers, rows.by_table, gradients, strict=False):
             gradient.norm()
             optimizer.step(part.slots, gradient)
         if layers is not None:
-            gradients = layers.gradients()
-            torch.nn.utils.get_total_norm(gradients)
-            layers.step(gradients, healing.lr)
+            torch.nn.utils.get_total_norm(gradients[len(optimizers) :])
+            layers.step(gradients[len(optimizers) :], healing.lr)
     return Step({name: memory.peak[name] for name in PARTS}, memory.flops * options.accumulation // batches)
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from matt_fast.recipe.preflight import check_output
 from matt_fast.recipe.saving import save_result
 from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import whole_folder, write_text
+from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
 PROVENANCE = "token_provenance.jsonl"
@@ -162,7 +162,7 @@ def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> s
         "",
         f"# {base} with a new tokenizer",
         "",
-        f"Made with matt-fast {version('matt-fast')}: {found.new:,} tokens got the rows that a transfer made for {rows}"
+        f"Made with matt-fast {own_version()}: {found.new:,} tokens got the rows that a transfer made for {rows}"
         f"; {found.shared:,} keep those of {base} (median cosine between both models {found.similarity:.4f}). All "
         f"other weights are those of {base}.",
     ]

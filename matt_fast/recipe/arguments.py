@@ -7,12 +7,13 @@ from typing import Any
 
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
-from matt_fast.initializers.choices import FROM_PAIRS, FROM_TEXTS, INIT_HEADS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
 from matt_fast.support.every import Every
 
 TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+MANIFEST = "manifest.json"  # of prepared chunks
 WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
@@ -47,13 +48,16 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"language: wanted codes such as 'uk', 'deu' or 'code', got {code!r}")
     if "parallel" in given:
         check_pairs_file(given["parallel"])
+    resume = given.get("resume", False)
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume: wanted True, False or 'auto', got {resume!r}")
     if "output" in given:
-        Run(given["output"]).check_free(bool(given.get("resume")))
+        Run(given["output"]).check_free(resume)
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets"):
+    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "omp_k"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)
@@ -61,24 +65,43 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if not given.get("epochs", 1) > 0:
         raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")
     check_range("epochs", given.get("epochs"), 0, MANY)
-    init = given.get("init")
-    if init == "omp" and "donor" not in given:
-        raise ValueError("donor: wanted a model with the new vocabulary for init 'omp', got none")
-    if init in FROM_PAIRS and "parallel" not in given:
-        raise ValueError(f"parallel: wanted pairs of texts and translations for init {init!r}, got none")
+    for name in ("init", "init_head"):
+        if given.get(name) in FROM_DONOR and "donor" not in given:
+            raise ValueError(f"donor: wanted a model with the new vocabulary for {name} {given[name]!r}, got none")
+        if given.get(name) in FROM_PAIRS and "parallel" not in given:
+            raise ValueError(f"parallel: wanted pairs of texts and translations for {name} {given[name]!r}, got none")
+    if "prepared" in given:
+        _check_prepared(given)
     if "data" not in given and "snippets" in arguments:  # all of a transfer's arguments are there
         _check_without_data(given)
     _check_watching(given)
 
 
 def _check_without_data(given: Mapping[str, Any]) -> None:
-    """What can be done without a text: only what snippets serve for."""
-    if "snippets" not in given:
+    """What can be done without a text: only what snippets and prepared chunks serve for."""
+    if "snippets" not in given and "prepared" not in given:
         raise ValueError("data: wanted text to train on, got none; with snippets the teacher writes some")
-    if given.get("init") in FROM_TEXTS:
-        raise ValueError(f"data: wanted text for init {given['init']!r}, got none")
-    if given.get("init_head", "same") != "same":
-        raise ValueError(f"data: wanted text for init_head {given['init_head']!r}, got none")
+    for name in ("init", "init_head"):
+        if given.get(name) in (*FROM_TEXTS, "boundary"):
+            raise ValueError(f"data: wanted text for {name} {given[name]!r}, got none")
+
+
+def _check_prepared(given: Mapping[str, Any]) -> None:
+    """What goes together with prepared chunks."""
+    if "data_cache" in given:
+        raise ValueError("data_cache: wanted none beside prepared, which has the chunks, got one")
+    if "://" not in str(given["prepared"]):
+        if not Path(given["prepared"], MANIFEST).is_file():
+            raise FileNotFoundError(
+                f"prepared: wanted a folder of `matt-fast prepare` that is finished, or a URL, got "
+                f"{str(given['prepared'])!r}, which has no {MANIFEST}"
+            )
+    else:
+        for name in ("epochs", "per_token", "snippets"):
+            if name in given:
+                raise ValueError(
+                    f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"
+                )
 
 
 def _named_texts(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matt_fast.recipe.command import command_line, last_parts
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.result import DIGITS, TransferResult
 from matt_fast.support.printable import printable
+from matt_fast.support.version import own_version
 from matt_fast.training.loop import Progress
 
 OBJECT = re.compile(r"<\w+>")  # how `resolved_config` writes one
@@ -105,7 +105,7 @@ def model_card(
         "",
         f"# {code(name)} with a new tokenizer",
         "",
-        f"Made with matt-fast {version('matt-fast')}: the tokenizer of {code(name)} was replaced"
+        f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} was replaced"
         + _embeddings(result, options["objective"])
         + f". {_other_weights(result)}",
         *_languages(options, base),

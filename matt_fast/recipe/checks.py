@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import identity
 from matt_fast.data.documents import read_documents
-from matt_fast.data.prepared import identity
+from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
@@ -38,6 +38,7 @@ from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
 from matt_fast.support.files import write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
+from matt_fast.support.version import own_version
 
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
@@ -56,8 +57,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     settings = job.settings() | {"processes": work.accelerator.num_processes, "text_order": TEXT_ORDER}
     known = run.read("run.json")
     if known:
-        if known["version"] != version("matt-fast"):
-            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {version('matt-fast')}")
+        if known["version"] != own_version():
+            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {own_version()}")
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
@@ -65,6 +66,11 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if known:
+        _check_prepared(subject)
+        was = known["settings"]["processes"]
+        if settings["processes"] != was:
+            work.say(f"processes: {was} before, {settings['processes']} from here on, with batch_size rows each.")
     for message in look_at_data(subject, begins=not known):
         work.say(message)
     prints = _fingerprints(work, vocabulary, subject.data, subject.held_out)
@@ -113,7 +119,18 @@ def _look_at_weights(subject: Subject) -> Iterable[str]:
 
 def _look_at_tables(subject: Subject) -> Iterable[str]:
     check_tables(subject.teacher)
-    return ()
+    return [_price_of_untying(subject)] if subject.job.untie else ()
+
+
+def _price_of_untying(subject: Subject) -> str:
+    stored = subject.teacher.stored
+    outline = stored.outline(torch.float32)
+    head, embedding = outline.get_output_embeddings(), outline.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return "untie: the model's output head has a table of its own already"
+    numbers = subject.vocabulary.rows * embedding.weight.shape[1]
+    size = size_in_words(numbers * (configured_dtype(stored) or torch.float32).itemsize)
+    return f"untie: the output head becomes a table of its own, {numbers:,} numbers more ({size} in the result's files)"
 
 
 def _look_at_saving(subject: Subject) -> Iterable[str]:
@@ -128,6 +145,7 @@ def _look_at_ids(subject: Subject) -> Iterable[str]:
 def _look_at_lengths(subject: Subject) -> Iterable[str]:
     job, vocabulary, limit = subject.job, subject.vocabulary, subject.limit
     check_max_length(job.max_length, limit)
+    _check_prepared(subject)
     if subject.other is not None:
         check_weights(subject.other)
         check_max_length(job.max_length, position_limit(subject.other.trunk(subject.other.outline(torch.float32))))
@@ -136,6 +154,11 @@ def _look_at_lengths(subject: Subject) -> Iterable[str]:
         masked, tokenizers = subject.teacher.masked, (vocabulary.teacher, vocabulary.student)
         check_pieces(documents, tokenizers, limit, masked=masked, max_pieces=job.eval_pieces)
     return ()
+
+
+def _check_prepared(subject: Subject) -> None:
+    if subject.job.prepared is not None:
+        Shards(subject.job.prepared).check(MadeOf.of(*subject.sides))
 
 
 def _look_at_disk(subject: Subject) -> Iterable[str]:
@@ -227,6 +250,8 @@ def _fingerprints(work: Work, vocabulary: VocabularyPair, data: DataSummary | No
     }
     if data is not None:
         prints["data"] = {"content": data.digest, "revision": data.revision}
+    if job.prepared is not None:
+        prints["prepared"] = {"content": Shards(job.prepared).manifest.digest}
     for name, found in held_out.items():
         prints["eval_data" if name == HELD_OUT else f"eval_data {name}"] = {
             "content": found.digest,

@@ -18,7 +18,7 @@ from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.evaluation.bits_per_byte import evaluate
-from matt_fast.initializers import InitReport, Rows, initial_rows
+from matt_fast.initializers import InitReport, Rows, check_init_head, initial_rows
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
@@ -60,7 +60,9 @@ def compare_initializers(
     data: str | Path | None = None,
     init_head: str = "same",
     donor: str | Path | None = None,
+    omp_k: int = 64,
     parallel: str | Path | None = None,
+    untie: bool = False,
     eval_pieces: int = 40,
     probe: TrainingOptions | None = None,
     max_length: int = 512,
@@ -81,8 +83,8 @@ def compare_initializers(
     Long because it documents every argument.
 
     Args:
-        model, tokenizer, data, donor, parallel, init_head, eval_data, eval_pieces, split, text_field, seed,
-            trust_remote_code, allow_pickle: as in `transfer`.
+        model, tokenizer, data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
+            text_field, seed, trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         probe: train each start for the steps of these options, on `data`, at a third of the depth: figures before
             training do not tell which start is the better one behind it (arXiv 2608.03494).
@@ -101,7 +103,7 @@ def compare_initializers(
     """
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     device = Accelerator().device if device is None else torch.device(device)
-    teacher = Teacher(model, **options)
+    teacher = Teacher(model, untie=untie, **options)
     teacher.check_language_model("eval_data")
     check_values(teacher, check_weights(teacher), lambda what, done, total: None)
     if probe is not None and data is None:
@@ -116,6 +118,7 @@ def compare_initializers(
         return evaluate(scored, its_tokenizer, held_out, **options).bits_per_byte
 
     original = teacher.load(torch.float32)
+    check_init_head(init_head, original)
     rows = len(original.get_input_embeddings().weight)
     vocabulary = VocabularyPair(teacher.load_tokenizer(), teacher.load_tokenizer(tokenizer), rows)
     baseline = bits(original, vocabulary.teacher)
@@ -124,7 +127,7 @@ def compare_initializers(
     for init in inits:
         reset_peak_memory(device)
         begin = time.perf_counter()
-        given = {"texts": texts, "donor": donor, "parallel": pairs, "init_head": init_head}
+        given = {"texts": texts, "donor": donor, "omp_k": omp_k, "parallel": pairs, "init_head": init_head}
         given["on_progress"] = partial(on_progress, str(init))
         start = initial_rows(original, vocabulary, init, seed, **given, **options)
         seconds, memory = time.perf_counter() - begin, peak_memory(device)

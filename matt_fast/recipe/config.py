@@ -16,7 +16,7 @@ import yaml
 from matt_fast.support.checks import check_type
 from matt_fast.training.options import healing_settings
 
-INPUTS = ("model", "tokenizer", "teacher", "data", "init", "donor", "parallel", "eval_data")  # may be paths
+INPUTS = ("model", "tokenizer", "teacher", "data", "prepared", "init", "donor", "parallel", "eval_data")  # may be paths
 OUTPUTS = ("output", "data_cache")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$")
 SCALARS = (

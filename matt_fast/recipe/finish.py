@@ -44,7 +44,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResul
             draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
         run.finish()
         write_report(run.output, vocabulary, work.say)
-    work.accelerator.wait_for_everyone()
+    work.processes.wait()
     return result
 
 

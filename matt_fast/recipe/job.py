@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.initializers import Method, needs_whole_model
+from matt_fast.initializers import Method, check_init_head, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
@@ -19,7 +20,7 @@ from matt_fast.training.options import (
 )
 
 # Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
-MAY_CHANGE = ("steps", "epochs", "validate_every", "patience")
+MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
@@ -31,6 +32,7 @@ NOT_COMPARED = (
     "parallel",
     "donor",
     "data_cache",
+    "prepared",
     "device",
     "track",
 )
@@ -51,6 +53,7 @@ class Job:
     init: str | Path | Method
     init_head: str
     donor: str | Path | None
+    omp_k: int
     parallel: str | Path | None
     map_tokens: Sequence[str]
     freeze_shared: bool
@@ -67,6 +70,7 @@ class Job:
     per_token: int | None
     snippets: int | None
     data_cache: str | Path | None
+    prepared: str | Path | None
     data_workers: int | None
     eval_data: str | Path | Mapping[str, str | Path] | None
     eval_pieces: int
@@ -97,7 +101,7 @@ class Job:
     @property
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
-        return any(x is not None for x in (self.data_cache, self.epochs, self.per_token, self.snippets))
+        return any(x is not None for x in (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets))
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -118,7 +122,9 @@ class Job:
         return chosen
 
     def check_kind(self, teacher: Teacher) -> None:
-        """Raise a ValueError if objective, start of rows or eval_data want a model of another kind."""
+        """Raise a ValueError if objective, starts of rows or eval_data want a model of another kind."""
+        if self.init_head not in ("same", "boundary"):
+            check_init_head(self.init_head, teacher.outline(torch.float32))
         with_head = trains_output(self.training.objectives())
         for argument, names in (("objective", self.training.objectives()), ("heal_objective", self._healing_names)):
             if trains_output(names) and teacher.masked:
@@ -159,6 +165,11 @@ class Job:
             )
         if options.offload is not None:
             raise ValueError(f"heal and offload: wanted one of them, got {healing.method!r} and {options.offload!r}")
+        if options.shard and healing.method != "lora":
+            raise ValueError(
+                f"heal: wanted 'lora' with layers that are spread over processes, whose weights stay as they are, got "
+                f"{healing.method!r}"
+            )
         if options.quantization is not None and healing.method != "lora":
             raise ValueError(
                 f"heal: wanted 'lora' with quantised layers, which cannot be trained, got {healing.method!r}"
@@ -224,8 +235,13 @@ def changes(before: dict, now: dict, diverged: bool) -> list[str]:
         diverged: whether the run stopped because its loss went up; another learning rate is what it needs then.
     """
     found = []
+    batches, was = (x.get("processes", 1) * x.get("accumulation", 1) for x in (now, before))  # of an update
+    if batches != was and now.get("epochs") is not None:
+        found.append(f"processes x accumulation: was {was}, now {batches}, which makes other epochs of the steps")
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
+        if name == "accumulation" and batches == was:
+            continue
         fewer = name in ("steps", "epochs") and None not in (old, new) and new < old
         if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name in RATES):
             found.append(f"{name}: was {old!r}, now {new!r}")

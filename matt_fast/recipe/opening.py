@@ -1,37 +1,71 @@
 """How the work on a run begins and ends: signals, processes, the output's lock, and what an error says at its end."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.job import Job
-from matt_fast.recipe.run import Run, reserved
+from matt_fast.recipe.processes import Processes, together
+from matt_fast.recipe.run import Resume, Run, reserved
+from matt_fast.recipe.same import same_everywhere
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
+from matt_fast.support.files import LATE
 from matt_fast.support.stopping import stopping
 from matt_fast.training.trackers import accelerator_options
 
+OF_THE_PROCESS = ("device", "precision", "track")  # what processes need before they can tell each other of errors
+
 
 @contextmanager
-def opened(job: Job, output: str | Path, resume: bool, listeners: Listeners) -> Iterator[Work]:
+def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, listeners: Listeners) -> Iterator[Work]:
     """The work on a job, with its run in `output` reserved by the main process.
 
-    An error in the block gets a note that says how to go on from what is there.
+    An error in the block gets a note that says how to go on from what is there; other processes are told of it.
+
+    Args:
+        arguments: of a `Job`.
+        output, resume: see `transfer`.
+        listeners: whom to tell.
 
     Raises:
-        FileExistsError, ValueError, OSError: what `reserved` and `Work` raise.
+        FileExistsError, ValueError, TypeError, OSError: what `Job`, `reserved` and `Work` raise.
+        OtherProcessError: another process ended with an error.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(stopping())
         run = Run(output)
-        accelerator = make_accelerator(job, **accelerator_options(job.track, run.folder))
+        early = {name: arguments[name] for name in OF_THE_PROCESS}
+        check_arguments(early | {"resume": resume})
+        options = accelerator_options(early.pop("track"), run.folder)
+        accelerator = make_accelerator(**early, **options)
+        processes = stack.enter_context(together(accelerator))
+        job = Job(**arguments)
+        processes.check_same(same_everywhere(job, resume) if processes.count > 1 else {})
         if accelerator.is_main_process:
             run = stack.enter_context(reserved(output, resume))
             stop.how_to_go_on = lambda: run.how_to_go_on
-        accelerator.wait_for_everyone()
+        _check_shared(run, processes)
         try:
-            yield Work(job, run, accelerator, stop, listeners)
+            yield Work(job, run, accelerator, processes, stop, listeners)
         except Exception as error:
             if accelerator.is_main_process and run.path("run.json").exists() and run.has_something:
                 error.add_note(run.how_to_go_on)
             raise
-        accelerator.wait_for_everyone()
+        processes.wait()
+
+
+def _check_shared(run: Run, processes: Processes) -> None:
+    """Raise a ValueError in a process that does not see what the main process wrote into the run's folder."""
+    owner = processes.of_main(run.owner if processes.index == 0 else None)
+    end = time.monotonic() + LATE
+    while processes.index and run.owner != owner:
+        if time.monotonic() > end:
+            raise ValueError(
+                f"output: wanted a folder that all machines share, but {processes.name(processes.index)} does not see "
+                f"what {processes.name(0)} writes into {str(run.output)!r}"
+            )
+        time.sleep(0.2)
+    processes.wait()

@@ -25,10 +25,13 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from matt_fast.support.files import remove_parts, write_text
+from matt_fast.support.version import own_version
+
+Resume = bool | Literal["auto"]  # "auto": go on where there is a run, begin where there is none
 
 HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
 
@@ -74,6 +77,14 @@ class Run:
         return any(self.path(name).exists() for name in (*HEAVY, "evaluations.json"))
 
     @property
+    def owner(self) -> str | None:
+        """Who holds the run, as the file `lock` says; None where it is not there."""
+        try:
+            return self.path("lock").read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    @property
     def how_to_go_on(self) -> str:
         if self.has_something:
             return f"To go on from there: matt-fast transfer --resume {shlex.quote(str(self.output))}"
@@ -82,7 +93,7 @@ class Run:
     def begin(self, settings: dict, fingerprints: dict, configuration: str) -> None:
         """Write what the run is, before its first stage."""
         write_text(self.path("run.yaml"), configuration)
-        about = {"version": version("matt-fast"), "settings": settings, "fingerprints": fingerprints}
+        about = {"version": own_version(), "settings": settings, "fingerprints": fingerprints}
         self.write("run.json", about)
 
     def finish(self) -> None:
@@ -91,12 +102,12 @@ class Run:
         for name in HEAVY:
             shutil.rmtree(self.path(name), ignore_errors=True)
 
-    def check_free(self, resume: bool) -> None:
-        """Raise unless the folder is new or empty, or, with `resume`, has a run in it."""
+    def check_free(self, resume: Resume) -> None:
+        """Raise unless the folder is new or empty, or, with `resume`, has a run in it; with "auto" either will do."""
         place = str(self.output)
         if self.status == "new":
             others = [x.name for x in self.output.iterdir() if x != self.folder] if self.output.is_dir() else []
-            if resume:
+            if resume is True:
                 raise ValueError(f"resume: wanted a folder with a run in it, got {place!r}, which has no run/run.json")
             if self.output.exists() and (not self.output.is_dir() or others):
                 raise FileExistsError(f"output: wanted a new or empty folder, but {place!r} has something in it")
@@ -110,21 +121,21 @@ class Run:
 
 
 @contextmanager
-def reserved(output: str | Path, resume: bool) -> Iterator[Run]:
+def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
     """The run in `output`, for this process alone; what killed processes left half-written is removed.
 
     A folder in which nothing was made by the end is taken away again.
 
     Raises:
         FileExistsError: the folder has something in it, or another process works there.
-        ValueError: `resume`, and there is no run.
+        ValueError: `resume` is True, and there is no run.
         OSError: the folder cannot be made.
     """
     run = Run(output)
     run.check_free(resume)
     was_there = run.output.exists()
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(run.path("lock")):
+    with locked(run.path("lock")):
         run.check_free(resume)
         for folder in (run.output, run.folder, run.path("checkpoints")):
             remove_parts(folder)
@@ -138,7 +149,7 @@ def reserved(output: str | Path, resume: bool) -> Iterator[Run]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends, and that its children do not have."""
     with path.open("a+") as file:
         try:

@@ -40,8 +40,7 @@ def snippet_chunks(
         given = {"split": "train", "text_field": "text", "on_message": work.say}
         return prepare_once(work.run.path("data"), place / TEXTS, *sides, **given)
 
-    if work.run.path(PLACE).exists():
-        work.accelerator.wait_for_everyone()  # before anyone could write it
+    if work.has(PLACE):
         place = work.run.path(PLACE)
     else:
         with work.stage("snippets"):
@@ -55,7 +54,7 @@ def snippet_chunks(
                 "data"
             )
         return ()
-    with work.accelerator.local_main_process_first():
+    with work.processes.first(here=False):
         return (chunks(place),)
 
 

@@ -14,10 +14,11 @@ from matt_fast.data.coverage import cover
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
+from matt_fast.data.shards import MadeOf, Shards, is_url
 from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export
-from matt_fast.recipe.checks import begin_or_go_on, check_teacher
+from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.saving import save_result
@@ -52,7 +53,7 @@ def check(work: Work, vocabulary: VocabularyPair) -> None:
     if work.is_main:
         with work.stage("checks"):
             begin_or_go_on(work, vocabulary)
-    work.accelerator.wait_for_everyone()
+    work.processes.wait()
 
 
 def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
@@ -71,13 +72,14 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
             "donor": job.donor,
             "parallel": None if job.parallel is None else read_pairs(job.parallel),
             "init_head": init_head,
+            "omp_k": job.omp_k,
             "on_progress": lambda done, total: work.tell("rows", done, total),
         }
         rows = initial_rows(model, vocabulary, init, job.seed, **given, **job.hub_options)
         export.check_rows(rows, stored_dtype(work.teacher), vocabulary)
         save_rows(part, rows)
 
-    if work.run.path("rows").exists():
+    if work.has("rows"):
         start = load_rows(work.once("rows", make))
     else:
         with work.stage("initialisation"):
@@ -109,9 +111,12 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     if nothing_to_train(work, vocabulary) or not job.prepares_data:
         return TrainingData(sides), options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
-    folders: tuple[Path, ...] = ()
-    if job.data is not None:
-        with work.stage("data"), work.accelerator.local_main_process_first():  # the others find it made
+    folders: tuple[Path | str, ...] = ()
+    if job.prepared is not None:
+        folders = (check_here(work, sides),)
+    elif job.data is not None:
+        here = job.data_cache is not None  # each machine may have one of its own; the run's is for all
+        with work.stage("data"), work.processes.first(here):  # the others find it made
             given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
             given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
             folders = (prepare_once(cache, job.data, *sides, **given),)
@@ -129,6 +134,25 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     return data, options
 
 
+def check_here(work: Work, sides: tuple[Side, Side]) -> str:
+    """Look at the prepared chunks as this process sees them; returns where they are.
+
+    Raises:
+        ValueError: they are not what the main process saw, or a stream of them has fewer shards than there are
+            processes.
+    """
+    shards, accelerator = Shards(work.job.prepared), work.accelerator
+    if accelerator.is_local_main_process and not work.is_main:
+        shards.check(MadeOf.of(*sides))
+    check_unchanged(work.run.read("run.json")["fingerprints"], {"prepared": {"content": shards.manifest.digest}})
+    if is_url(shards.place) and len(shards) < accelerator.num_processes:
+        raise ValueError(
+            f"prepared: wanted a shard for each of the {accelerator.num_processes} processes in {shards.place!r}, got "
+            f"{len(shards)}: prepare it with more --shards, or read it from a local folder, which any number can"
+        )
+    return shards.place
+
+
 def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
     """The model with its new vocabulary: `result/`, which then becomes the output."""
     run = work.run
@@ -139,7 +163,7 @@ def write_model(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
                 with whole_folder(run.path("result")) as part:
                     _fill(part, work, vocabulary, start)
             move_into(run.path("result"), run.output, last=("config.json",))
-    work.accelerator.wait_for_everyone()
+    work.processes.wait()
 
 
 def measure_result(work: Work, vocabulary: VocabularyPair) -> None:

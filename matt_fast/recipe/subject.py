@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.mapping import map_tokens
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.chunks import Side
 from matt_fast.data.summary import DataSummary, check_readable
 from matt_fast.model.checkpoint_files import check_pointers, check_weights
 from matt_fast.model.positions import position_limit
@@ -96,6 +97,16 @@ class Subject:
         return {
             name: self.once(f"eval_data {name}", partial(self._readable, "eval_data", texts[name])) for name in texts
         }
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """The teacher's and the student's."""
+        vocabulary, length = self.vocabulary, self.job.max_length
+        teacher, rows = vocabulary.teacher, vocabulary.teacher_rows
+        if self.other is not None:
+            teacher = self.other.load_tokenizer()
+            rows = len(self.other.outline(torch.float32).get_input_embeddings().weight)
+        return Side("teacher", teacher, rows, length), Side("student", vocabulary.student, vocabulary.rows, length)
 
     @property
     def trainable(self) -> int:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
 from matt_fast.support.files import whole_file, write_text
 from matt_fast.support.plots import figure_class
+from matt_fast.support.version import own_version
 from matt_fast.training.options import TrainingOptions
 
 GIB = 1 << 30
@@ -156,7 +156,7 @@ def _settings(arguments: dict) -> dict:
     used = {x: value for x, value in bound.arguments.items() if x not in NO_SETTINGS and not x.startswith("on_")}
     training = asdict(used.pop("training") or TrainingOptions())
     used |= {f"training.{name}": value for name, value in training.items()}
-    used["version"] = version("matt-fast")
+    used["version"] = own_version()
     return json.loads(json.dumps(used, default=plain))
 
 

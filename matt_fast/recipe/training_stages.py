@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.loop import Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
+from matt_fast.training.sharding import shard_layers
 from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"
@@ -41,7 +43,7 @@ class TrainingData:
     """
 
     sides: tuple[Side, Side]
-    prepared: tuple[Path, ...] | None = None
+    prepared: tuple[Path | str, ...] | None = None
     leading: NDArray[np.int64] | None = None
 
 
@@ -56,7 +58,7 @@ def train_rows(
 
     No step where nothing is trained.
     """
-    if _is_there(work, "trained"):
+    if work.has("trained"):
         return
     if nothing_to_train(work, vocabulary) or options.steps == 0:
         seen, memory = torch.zeros(vocabulary.rows, dtype=torch.int64), peak_memory(work.device)
@@ -69,9 +71,7 @@ def train_rows(
     with work.stage("training"):
         memory_before = peak_memory(work.device)
         reset_peak_memory(work.device)
-        trunk = work.trunk() if work.with_head else work.teacher.trunk(work.trunk())
-        trunk = trunk if work.placed else trunk.to(work.device)
-        freeze(trunk)
+        trunk = work.ready(work.trunk() if work.with_head else work.teacher.trunk(work.trunk()))
         teacher, target = _teacher(work, vocabulary, trunk, options)
         student = make_student(trunk, vocabulary, start, work.job.freeze_shared, options.objectives(), target)
         state = TrainingState.begin(student, options)
@@ -83,7 +83,7 @@ def train_rows(
 def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData) -> None:
     """Train rows and layers together: `healed/`; on the way `healing/` and `healing.jsonl`."""
     healing = work.job.healing
-    if healing is None or _is_there(work, "healed"):
+    if healing is None or work.has("healed"):
         return
     from matt_fast.training.layers import TrainedLayers  # and peft
 
@@ -92,12 +92,14 @@ def heal(work: Work, vocabulary: VocabularyPair, start: Rows, data: TrainingData
         reset_peak_memory(work.device)
         options = options_of_healing(work.job.training, healing)
         model = work.frozen(None)
-        model = model if work.placed else model.to(work.device)
-        freeze(model)
+        if work.job.training.shard:
+            freeze(model)
+            layers = TrainedLayers(model, healing, spread=partial(shard_layers, accelerator=work.accelerator))
+        else:
+            layers = TrainedLayers(work.ready(model), healing)
         tables = trained_rows(work, "trained", vocabulary, start, model)
         teacher, target = _teacher(work, vocabulary, model, options)
         student = make_student(model, vocabulary, tables, work.job.freeze_shared, options.objectives(), target)
-        layers = TrainedLayers(model, healing)
         state = TrainingState.begin(student, options, layers)
         watcher = RunWatcher(work, vocabulary, tables, options, work.run.path("healing"), "healing.jsonl")
         both = teacher, layers.student
@@ -118,8 +120,10 @@ def _teacher(
     """The model to learn from, frozen on the device, and its output side; None where `model` is that itself."""
     if work.other is None:
         return model, None
-    other = work.other.load(work.dtype).to(work.device)
+    spread = work.job.training.shard
+    other = work.other.outline(work.dtype) if spread and not work.is_main else work.other.load(work.dtype)
     freeze(other)
+    other = shard_layers(other, work.accelerator) if spread else other.to(work.device)
     return other, make_target(other, teacher_vocabulary(work, vocabulary), options.objectives())
 
 
@@ -162,12 +166,6 @@ def seen_in(work: Work) -> torch.Tensor:
 def nothing_to_train(work: Work, vocabulary: VocabularyPair) -> bool:
     """Whether each row of the new vocabulary is one of the teacher's and stays as it is."""
     return work.job.freeze_shared and not vocabulary.new
-
-
-def _is_there(work: Work, folder: str) -> bool:
-    there = work.run.path(folder).exists()
-    work.accelerator.wait_for_everyone()  # before anyone could write it
-    return there
 
 
 def _train(

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.initializers import Method
 from matt_fast.recipe import stages
 from matt_fast.recipe.finish import finish, finished_result
-from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
+from matt_fast.recipe.run import Resume
 from matt_fast.recipe.training_stages import heal, train_rows
 from matt_fast.recipe.work import Listeners
 from matt_fast.support.printable import printable
@@ -29,11 +29,12 @@ def transfer(
     data: str | Path | None,
     output: str | Path,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     teacher: str | Path | None = None,
     init: str | Path | Method = "mean",
     init_head: str = "same",
     donor: str | Path | None = None,
+    omp_k: int = 64,
     parallel: str | Path | None = None,
     map_tokens: Sequence[str] = (),
     freeze_shared: bool = True,
@@ -50,6 +51,7 @@ def transfer(
     per_token: int | None = None,
     snippets: int | None = None,
     data_cache: str | Path | None = None,
+    prepared: str | Path | None = None,
     data_workers: int | None = None,
     eval_data: str | Path | Mapping[str, str | Path] | None = None,
     eval_pieces: int = 40,
@@ -76,15 +78,16 @@ def transfer(
     Args:
         model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
-        data: text to train on, see `read_documents`; may be None with `snippets`.
+        data: text to train on, see `read_documents`; may be None with `snippets` or `prepared`.
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
         resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
-            steps, and for trackers and intervals.
+            steps, and for trackers and intervals. "auto": go on where there is a run, begin where there is none.
         teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
             alm, boundary-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
-        init_head: how new output rows start, "same" or "boundary"; see `initial_rows`.
-        donor: model with the new vocabulary, for init "omp".
+        init_head: how new output rows start, "same", "boundary" or, untied, by another method; see `initial_rows`.
+        donor: model with the new vocabulary, for "omp" and "linear-map".
+        omp_k: shared tokens that a new one is a combination of, at most, for "omp" and "omp-self".
         parallel: file of texts and their translations, see `read_pairs`; for init "wechsel" and "transtokenizers".
         map_tokens: "NEW=OLD" for new special tokens that start as the mean of old ones, see `alignment.mapping`.
         freeze_shared: keep the rows of tokens that the teacher has, byte for byte, as they are.
@@ -105,6 +108,8 @@ def transfer(
             each comes so often, see `make_snippets`; they are mixed into the data, which is prepared before training.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
+        prepared: folder, or URL that fsspec knows, of chunks that `matt-fast prepare` made for these tokenizers and
+            this length; training reads them, and `data`, if given, serves for initialisers alone.
         data_workers: processes that tokenise and collate ahead of the training, see `made_ahead`; the result does not
             depend on it. 0: the training's own. None: 1 beside a CPU that trains, else what cores are free, at most 8.
         eval_data: held-out text; if given, bits per byte are measured before, after initialisation, after training.
@@ -131,15 +136,15 @@ def transfer(
         TypeError, ValueError: an argument does not fit; the message names it.
         FloatingPointError: the loss became NaN or infinite, or went up far above its start; the last good checkpoint
             is kept.
+        OtherProcessError: (a RuntimeError) another process of several ended with an error, which it tells.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; in training behind a checkpoint.
     """
     given = locals()
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")
     arguments = {name: value for name, value in given.items() if name not in outside}
     arguments |= {"training": training or TrainingOptions(), "map_tokens": list(map_tokens), "language": list(language)}
-    job = Job(**arguments)
-    with opened(job, output, resume, Listeners(on_step, on_stage, on_progress, on_message)) as work:
-        if work.run.status == "finished":
+    with opened(arguments, output, resume, Listeners(on_step, on_stage, on_progress, on_message)) as work:
+        if work.processes.of_main(work.run.status) == "finished":
             return finished_result(work)
         vocabulary = stages.read_vocabulary(work)
         stages.check(work, vocabulary)

@@ -3,10 +3,10 @@
 import math
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
@@ -133,6 +133,7 @@ class RunWatcher(Watcher):
             for old in (self.place / "best").glob("step-*"):
                 if self.best_step is None or old != self._best(self.best_step):
                     old.unlink()  # no checkpoint that would be gone on from needs it
+        self.work.processes.wait()  # longer than a collective may take, where the disk is slow
         if self.cheap:
             self.save_every.seconds = max(USUAL, (time.perf_counter() - begin) / SHARE)
         self.save_every.restart()
@@ -149,8 +150,7 @@ class RunWatcher(Watcher):
             if bits < best and not self.forgot:
                 self._keep(state, step)
             self.work.tell("steps", step, self.options.steps)
-        told = [self.curve, self.best_step, self.forgot]
-        broadcast_object_list(told)
+        told = self.work.processes.of_main([self.curve, self.best_step, self.forgot])
         self.curve, self.best_step, self.forgot = told
         self.validate_every.restart()
         if self.forgot:
@@ -191,7 +191,8 @@ class RunWatcher(Watcher):
         """Bits per byte of the whole model as it stands, on each held-out text."""
         tables = [table.weight().cpu() for table in state.student.tables]
         output = tables[1] if len(tables) > 1 else self.start.output
-        full = self.work.teacher.load(self.work.dtype) if state.layers is None else state.layers.measured()
+        load = partial(self.work.teacher.load, self.work.dtype)
+        full = load() if state.layers is None else state.layers.measured(load)
         export.replace_vocabulary(full, Rows(tables[0], output, self.start.output_bias))
         texts = self.work.job.held_out
         return [self.work.measure(full, self.vocabulary.student, text).bits_per_byte for text in texts]

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,14 +17,16 @@ from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.model.precision import choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
+from matt_fast.recipe.processes import Processes, timeout
 from matt_fast.recipe.run import Run
-from matt_fast.support.files import whole_folder
+from matt_fast.support.files import wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
+from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
+from matt_fast.training.sharding import shard_layers
 
 MESSAGES = 100  # that are kept
-WAIT = timedelta(days=7)  # for a process that prepares or evaluates; launchers end the others of one that died
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Work:
         job: what to do.
         run: where it lies.
         accelerator: device and processes.
+        processes: how they wait for each other.
         stop: what signals ask for.
         listeners: whom to tell.
 
@@ -52,11 +54,20 @@ class Work:
         ValueError, ImportError: options that do not fit the model or the device.
     """
 
-    def __init__(self, job: Job, run: Run, accelerator: Accelerator, stop: Stopping, listeners: Listeners):
-        self.job, self.run, self.accelerator, self.stop, self.listeners = job, run, accelerator, stop, listeners
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        accelerator: Accelerator,
+        processes: Processes,
+        stop: Stopping,
+        listeners: Listeners,
+    ):
+        self.job, self.run, self.accelerator, self.processes = job, run, accelerator, processes
+        self.stop, self.listeners = stop, listeners
         self.dtype = choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
-        check_frozen(self.teacher, job.training, self.device)
+        check_frozen(self.teacher, job.training, self.device, accelerator.num_processes)
         self.n_layers = job.layers_of(self.teacher)
         job.check_kind(self.teacher)
         self.other = job.other_teacher()
@@ -90,8 +101,13 @@ class Work:
         if self.is_main and not path.exists():
             with whole_folder(path) as part:
                 make(part)
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
+        wait_to_see(path)
         return path
+
+    def has(self, name: str) -> bool:
+        """Whether the run has a file or folder of that name, as the main process sees it."""
+        return self.processes.of_main(self.run.path(name).exists())
 
     def tell(self, what: str, done: int, total: int | None) -> None:
         """Tell the listeners how far a stage is."""
@@ -111,13 +127,25 @@ class Work:
             self.run.update("state.json", messages=[*known, message])
 
     def frozen(self, depth: int | None) -> PreTrainedModel:
-        """The frozen model, so deep, with its head, on the device where it is quantised or offloaded."""
+        """The frozen model, so deep, with its head, on the device where it is quantised or offloaded.
+
+        Where layers are to be spread over processes, all but the main one have its outline.
+        """
+        if self.job.training.shard and not self.is_main:
+            return self.teacher.outline(self.dtype, depth)
         return load_frozen(self.teacher, self.dtype, depth, self.job.training, self.device)
 
     @property
     def placed(self) -> bool:
         """Whether frozen weights are where they run as soon as they are loaded."""
         return self.job.training.quantization is not None or self.job.training.offload is not None
+
+    def ready(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model of `frozen`, or a part of it, frozen where it runs; all processes call it."""
+        freeze(model)
+        if self.job.training.shard:
+            return shard_layers(model, self.accelerator)
+        return model if self.placed else model.to(self.device)
 
     def trunk(self) -> PreTrainedModel:
         """The frozen model as training needs it, head included; loaded once until `release`."""
@@ -144,20 +172,20 @@ class Work:
         return evaluate(model, tokenizer, held_out, **options)
 
 
-def make_accelerator(job: Job, **options) -> Accelerator:
-    """Device and processes of a job.
+def make_accelerator(device: str | None, precision: str, **options) -> Accelerator:
+    """Device and processes of a job; options are the accelerator's.
 
     Raises:
         ValueError: another device is in use in this process already.
     """
-    if job.device is not None and torch.device(job.device).type != "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = job.device
+    if device is not None and torch.device(device).type != "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
     accelerator = Accelerator(
-        mixed_precision=None if job.precision == "auto" else job.precision,
-        cpu=job.device is not None and torch.device(job.device).type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        mixed_precision=None if precision == "auto" else precision,
+        cpu=device is not None and torch.device(device).type == "cpu",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout())],
         **options,
     )
-    if job.device is not None and accelerator.device.type != torch.device(job.device).type:
-        raise ValueError(f"device: wanted {job.device!r}, but this process uses {accelerator.device} already")
+    if device is not None and accelerator.device.type != torch.device(device).type:
+        raise ValueError(f"device: wanted {device!r}, but this process uses {accelerator.device} already")
     return accelerator

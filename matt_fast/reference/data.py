@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
-from matt_fast.data.batches import Batch, Chunk, collate
+from matt_fast.data.batches import Batch, collate
+from matt_fast.data.packing import Chunk
 from matt_fast.data.prepared import COLUMNS
 from matt_fast.reference.config import MATTConfig
 

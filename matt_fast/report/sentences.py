@@ -9,6 +9,8 @@ from matt_fast.report.words import GIB, cell, duration, last_part, named, table
 STARTS = {
     "mean": "the mean of the old tokens that spell it",
     "length-mean": "the mean of the old tokens that spell it, each counted by its length",
+    "first-piece": "the first of the old tokens that spell it",
+    "last-piece": "the last of the old tokens that spell it",
     "random": "random numbers with the spread of the old rows",
     "zero": "zeros",
 }
@@ -43,8 +45,7 @@ def what_was_done(record: Record) -> list[str]:
         seen = f"Training saw {result['seen']:,} of the {result['trainable']:,} rows that it could change."
         lines[0] += f" {share} {seen}"
     start = STARTS.get(str(options["init"]), f"what {named(last_part(options['init']))} makes")
-    head = " Output rows start from what the original expects." if options["init_head"] == "boundary" else ""
-    lines.append(f"A new token's row starts as {start}.{head}")
+    lines.append(f"A new token's row starts as {start}.{_head(options['init_head'])}")
     lines += [_training(record, phase) for phase in record.phases] or ["Nothing was trained."]
     if record.options["freeze_shared"]:
         lines.append("Rows of shared tokens stay as they are.")
@@ -55,6 +56,14 @@ def what_was_done(record: Record) -> list[str]:
         several = f" on {record.processes} processes" if record.processes > 1 else ""
         lines.append(f"It took {in_all}{several} and {result['peak_memory'] / GIB:.2f} GiB at most.")
     return lines
+
+
+def _head(init_head: str) -> str:
+    if init_head == "same":
+        return ""
+    if init_head == "boundary":
+        return " Output rows start from what the original expects."
+    return f" Its output row starts as {STARTS.get(init_head, f'what {init_head} makes')}."
 
 
 def _training(record: Record, phase) -> str:

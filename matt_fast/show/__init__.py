@@ -1,4 +1,5 @@
-"""Pictures of what a transfer works on and what it did: segments, attention influence, new tokens.
+"""What a transfer works on and what it did: segments, attention influence, loss by segment, new tokens.
 
-pieces.py cuts a text, influence.py and tokens.py compute; `*_picture.py` draw with matplotlib, `*_page.py` write HTML.
+pieces.py cuts a text, influence.py, loss.py and tokens.py compute; `*_picture.py` draw with
+matplotlib, `*_page.py` write HTML.
 """

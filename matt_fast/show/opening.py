@@ -67,6 +67,20 @@ def open_model(
     return source, source.load(torch.float32, max(1, round(source.depth / 3)) if n_layers is None else n_layers)
 
 
+def open_whole(place: str | Path, argument: str, **hub_options) -> tuple[Teacher, PreTrainedModel]:
+    """A causal language model in float32 on the CPU, all of it.
+
+    Raises:
+        ValueError, OSError: it cannot be loaded, has no head or is a masked one; the argument is named.
+    """
+    source = Teacher(place, argument=argument, **hub_options)
+    check_weights(source)
+    source.check_language_model("show loss")
+    if source.masked:
+        raise ValueError(f"{argument}: wanted a causal language model, got the masked one {str(place)!r}")
+    return source, source.load(torch.float32)
+
+
 def start_again(model: PreTrainedModel, vocabulary: VocabularyPair, init: str, seed: int) -> Rows:
     """The rows that a transfer began with, by a method that needs no data."""
     return initial_rows(model, vocabulary, init, seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 PART = ".part-"
 PROBE = 1 << 24  # bytes
+LATE = 60.0  # seconds that a network file system may take to show what another machine wrote
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -67,6 +68,16 @@ def move_into(source: Path, target: Path, last: tuple[str, ...] = ()) -> None:
             flush(target)
     flush(target)
     source.rmdir()
+
+
+def wait_to_see(path: Path) -> None:
+    """Wait until a path that another process made is there for this one too; FileNotFoundError after a minute."""
+    end = time.monotonic() + LATE
+    while not path.exists():
+        if time.monotonic() > end:
+            raise FileNotFoundError(f"{str(path)!r} was written by another process, but is not seen here")
+        os.listdir(path.parent)  # makes NFS ask for what is new
+        time.sleep(0.1)
 
 
 def remove_parts(folder: Path) -> list[Path]:

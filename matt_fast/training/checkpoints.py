@@ -5,20 +5,19 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from matt_fast.data.batches import Position
+from matt_fast.data.positions import Deal, Position, deal_anew
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.training.loop import Progress, TrainingState
 
 KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
-POSITION = ("epoch", "piece", "chunk", "turn")
+POSITION = ("epoch", "before", "item", "group", "chunk", "sharded")
 
 
 class Checkpoints:
@@ -57,11 +56,14 @@ class Checkpoints:
         for process, position in enumerate(positions):
             tensors[f"position.{process}.open_shapes"] = torch.from_numpy(position.open_shapes)
             tensors[f"position.{process}.open_numbers"] = torch.from_numpy(position.open_numbers)
+        deal = positions[0].deal  # one for all
+        tensors |= {"deal.behind": torch.from_numpy(deal.behind), "deal.begun": torch.from_numpy(deal.begun)}
         progress = asdict(state.progress)
         tensors["losses"] = torch.tensor(progress.pop("losses"), dtype=torch.float64)
         numbers = {
             "progress": progress,
             "positions": [{name: getattr(position, name) for name in POSITION} for position in positions],
+            "deal": deal.first,
             "more": more or {},
         }
         with whole_folder(self.folder / f"step-{state.progress.step:09}") as part:
@@ -83,11 +85,13 @@ class Checkpoints:
     def read(self, state: TrainingState, accelerator: Accelerator) -> dict | None:
         """Bring `state`, which is at its beginning, to that of the last checkpoint that can be read.
 
+        Another number of processes goes on with what is not behind, see `deal_anew`.
+
         Returns:
             What `write` was given as `more`; None where there is no checkpoint.
 
         Raises:
-            ValueError: checkpoints of another number of processes, or none of those there can be read.
+            ValueError: none of those there can be read.
         """
         faults = []
         for folder in reversed(self.steps()):
@@ -105,9 +109,6 @@ class Checkpoints:
 
 
 def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Accelerator) -> None:
-    processes, process = len(numbers["positions"]), accelerator.process_index
-    if processes != accelerator.num_processes:
-        raise ValueError(f"processes: wanted {processes}, as the run began with, got {accelerator.num_processes}")
     for number, (table, optimizer) in enumerate(zip(state.student.tables, state.optimizers, strict=True)):
         table.trainable.copy_(tensors[f"{number}.rows"])
         optimizer.first_moment.copy_(tensors[f"{number}.first_moment"])
@@ -126,12 +127,24 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
         state.seen.copy_(tensors["seen"])
     state.occurred.copy_(tensors["occurred"])
     state.progress = Progress(**numbers["progress"] | {"losses": tensors["losses"].tolist()})
-    place = numbers["positions"][process]
-    arrays = (tensors[f"position.{process}.{name}"].numpy() for name in ("open_shapes", "open_numbers"))
-    state.position = Position(**place, **dict(zip(("open_shapes", "open_numbers"), map(np.array, arrays), strict=True)))
+    positions = _positions(tensors, numbers)
+    if len(positions) != accelerator.num_processes:
+        positions = deal_anew(positions, accelerator.num_processes)
+    state.position = positions[accelerator.process_index]
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and accelerator.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["random.cuda"], accelerator.device)
+
+
+def _positions(tensors: dict, numbers: dict) -> list[Position]:
+    """Of each process that wrote the checkpoint."""
+    behind, begun = (tensors[f"deal.{name}"].numpy().copy() for name in ("behind", "begun"))
+    deal, found = Deal(numbers["deal"], behind, begun), []
+    for process, place in enumerate(numbers["positions"]):
+        names = "open_shapes", "open_numbers"
+        arrays = {name: tensors[f"position.{process}.{name}"].numpy().copy() for name in names}
+        found.append(Position(**place, deal=deal, **arrays))
+    return found
 
 
 def random_states(device: torch.device) -> dict[str, torch.Tensor]:

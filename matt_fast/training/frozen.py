@@ -20,18 +20,23 @@ from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.support.installing import install_line
 from matt_fast.training.options import TrainingOptions
+from matt_fast.training.sharding import check_sharding
 
 BLOCK = 64  # weights that share a scale in 4 bits
+GATHERED = {"cuda": 2, "cpu": 3}  # layers that are whole at once where they are spread; gloo has a buffer of its own
 OFFLOAD = "matt-fast-offload-"  # folders of weights beside the model's own files; the owner's process follows
 
 
-def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device) -> None:
-    """Raise before any work is done what `load_frozen` would.
+def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device, processes: int | None = None) -> None:
+    """Raise before any work is done what `load_frozen` and `shard_layers` would.
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        ValueError: the model is quantised already; weights are to wait in the memory of the device itself.
+        ValueError: the model is quantised already; weights are to wait in the memory of the device itself; layers are
+            to be spread over one process, or accelerate is to do it.
     """
+    if processes is not None:
+        check_sharding(options.shard, processes)
     if options.quantization is not None:
         if getattr(source.config, "quantization_config", None) is not None:
             raise ValueError("quantization: wanted a model whose weights are not quantised yet, got one that is")
@@ -93,8 +98,13 @@ def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def outline_frozen(model: PreTrainedModel, quantization: str | None, offload: str | None, device: str) -> None:
-    """Let a model on the meta device take the memory that `load_frozen` would give it on "cuda" or "cpu", in place."""
+def outline_frozen(
+    model: PreTrainedModel, quantization: str | None, offload: str | None, device: str, spread: int = 1
+) -> None:
+    """Let a model on the meta device take the memory that `load_frozen` would give it on "cuda" or "cpu", in place.
+
+    With its layers spread over so many processes, it takes that of `shard_layers`.
+    """
     if quantization is not None:
         for layer in decoder_layers(model):
             for parent in list(layer.modules()):
@@ -106,6 +116,8 @@ def outline_frozen(model: PreTrainedModel, quantization: str | None, offload: st
             for module in layer.modules():
                 if module._parameters:
                     _keep_elsewhere(module)
+    if spread > 1:
+        _keep_part(model, spread, GATHERED[device])
 
 
 def _places(model: PreTrainedModel, device: str, elsewhere: str) -> dict[str, str]:
@@ -123,6 +135,21 @@ def _places(model: PreTrainedModel, device: str, elsewhere: str) -> dict[str, st
 
     place(model, "")
     return places
+
+
+def _keep_part(model: PreTrainedModel, processes: int, gathered: int) -> None:
+    """On the meta device: a part of each layer, and some whole ones: FSDP gathers into a buffer and copies it out."""
+    parts, whole = 0, []
+    for layer in decoder_layers(model):
+        whole.append(sum(x.nbytes for x in layer.parameters()))
+        parts += sum(-(-len(x) // processes) * (x.nbytes // len(x)) for x in layer.parameters() if x.ndim > 0)
+        for module in layer.modules():
+            for name, x in module._parameters.items():
+                if x is not None:
+                    nothing = x.new_empty(()).expand(x.shape)
+                    module._parameters[name] = nn.Parameter(nothing, requires_grad=False)
+    for name, size in (("parts_of_layers", parts), ("gathered_layers", gathered * max(whole))):
+        model.register_buffer(name, torch.empty(size, dtype=torch.uint8, device="meta"))
 
 
 class _QuantizedLinear(nn.Module):

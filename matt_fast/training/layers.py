@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ class TrainedLayers:
     Args:
         model: the frozen teacher, whole and on its device; not changed.
         options: what to train, see `HealingOptions`.
+        spread: for adapters alone, instead: called with the model, which has them in it then, to spread its own weights
+            over the processes. It is teacher and student, see `teaching`.
 
     Attributes:
         student: the model with the trained layers.
@@ -36,16 +39,22 @@ class TrainedLayers:
         ValueError: the model has no layer that LoRA could adapt.
     """
 
-    def __init__(self, model: PreTrainedModel, options: HealingOptions):
-        self.options = options
+    def __init__(
+        self, model: PreTrainedModel, options: HealingOptions, spread: Callable[[PreTrainedModel], object] | None = None
+    ):
+        self.options, self._spread = options, spread is not None
         trained = set() if options.method == "lora" else set(_trained_names(model, options))
-        shared = [x for name, x in model.named_parameters() if name not in trained]
-        shared += [x for name, x in model.named_buffers() if name not in trained]
-        self.student = copy.deepcopy(model, {id(x): x for x in shared})
+        self.student = model
+        if spread is None:
+            shared = [x for name, x in model.named_parameters() if name not in trained]
+            shared += [x for name, x in model.named_buffers() if name not in trained]
+            self.student = copy.deepcopy(model, {id(x): x for x in shared})
         self._adapted: AdaptedModel | None = None
         if options.method == "lora":
-            self._adapted = self._adapt(model)
+            self._adapted = self._adapt(self.student)
             self.student = self._adapted.base_model.model
+            if spread is not None:
+                spread(self.student)
             self._parameters = {name: x for name, x in self.student.named_parameters() if ".lora_" in name}
         else:
             self._parameters = {name: x for name, x in self.student.named_parameters() if name in trained}
@@ -64,7 +73,7 @@ class TrainedLayers:
             task_type="CAUSAL_LM",
         )
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
-            adapted = get_peft_model(self.student, config, autocast_adapter_dtype=False)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         for name, parameter in adapted.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.to(model.dtype)
@@ -124,8 +133,25 @@ class TrainedLayers:
                     }
         self._follow()
 
-    def measured(self) -> PreTrainedModel:
-        """The student as it stands, with embeddings of its own that may be replaced, and no other copies."""
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """In it the model that `spread` was called with is the teacher: its adapters are off."""
+        with self._adapted.disable_adapter() if self._spread and self._adapted is not None else nullcontext():
+            yield
+
+    @torch.no_grad()
+    def measured(self, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+        """The student as it stands, with embeddings of its own that may be replaced, and no other copies.
+
+        Of one that is spread over processes a whole copy, which `load` gives the weights of: this is of one process.
+        """
+        if self._spread:
+            with torch.random.fork_rng(devices=[]):  # new adapters begin at random
+                whole = self._adapt(load()).base_model.model
+            parameters = dict(whole.named_parameters())
+            for name, parameter in self._parameters.items():
+                parameters[name].copy_(parameter)
+            return whole
         tables = (self.student.get_input_embeddings(), self.student.get_output_embeddings())
         own = {id(x) for table in tables if table is not None for x in table.parameters()}
         shared = [x for x in (*self.student.parameters(), *self.student.buffers()) if id(x) not in own]

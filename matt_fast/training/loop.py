@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch, Position
+from matt_fast.data.batches import Batch
+from matt_fast.data.positions import Position
 from matt_fast.model.embeddings import RowAdamW
 from matt_fast.support.flops import count_flops
 from matt_fast.training.frozen import keep_gradients
@@ -200,7 +201,8 @@ def _step(
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
-        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, causal=causal)
+        sides = {"causal": causal, "teaching": None if state.layers is None else state.layers.teaching()}
+        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, **sides)
         loss = combine(parts) / len(micro_batches)
         if loss.requires_grad:
             loss.backward()

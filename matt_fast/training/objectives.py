@@ -1,6 +1,7 @@
 """What the new embeddings are trained for: each objective is a loss between what the two sides did with one batch."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -228,6 +229,11 @@ def trains_input(names: tuple[str, ...]) -> bool:
     return any(_OBJECTIVES[name].student is not None for name in names)
 
 
+def layer_passes(names: tuple[str, ...]) -> int:
+    """How often a batch goes through the layers: the teacher's way, the student's, and back."""
+    return any(_OBJECTIVES[name].teacher is not None for name in names) + 2 * trains_input(names)
+
+
 def losses(
     teacher: PreTrainedModel,
     student_model: PreTrainedModel,
@@ -238,13 +244,16 @@ def losses(
     options: TrainingOptions,
     *,
     causal: bool = True,
+    teaching: AbstractContextManager | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves."""
-    captures = (
-        teacher_pass(teacher, batch, n_layers, options, causal=causal),
-        student_pass(student_model, rows, batch, n_layers, options, causal=causal),
-    )
-    return losses_of(Pass(batch, *captures, rows, student.head, student.target, n_layers, options))
+    """Each objective's loss of one batch, from one pass of each side at most, differentiable by the rows' leaves.
+
+    `teaching` is open during the teacher's pass: where both are one model, it is the teacher's in it.
+    """
+    with teaching or nullcontext():
+        taught = teacher_pass(teacher, batch, n_layers, options, causal=causal)
+    learned = student_pass(student_model, rows, batch, n_layers, options, causal=causal)
+    return losses_of(Pass(batch, taught, learned, rows, student.head, student.target, n_layers, options))
 
 
 def teacher_pass(

@@ -31,7 +31,7 @@ HEALING = ("lora", "outer", "full")
 
 @dataclass(frozen=True)
 class HealingOptions:
-    """How layers are trained together with the rows, behind the training of the rows alone.
+    """How layers are trained together with the rows. Objective and rates are those that did best (docs/healing.md).
 
     Attributes:
         method: "lora" (adapters of low rank beside all linear layers, by peft), "outer" (the first and last layers),
@@ -49,9 +49,9 @@ class HealingOptions:
 
     method: str = "lora"
     steps: int = 200
-    lr: float = 5e-4
-    rows_lr: float = 1e-3
-    objective: str = "alm"
+    lr: float = 1e-3
+    rows_lr: float = 3e-3
+    objective: str = "boundary-kl+alm"
     rank: int = 16
     outer_layers: int = 2
     max_worse: float | None = 0.02
@@ -115,6 +115,8 @@ class TrainingOptions:
             Embeddings stay as they are, and the result has the original weights.
         offload: where the frozen layers wait until each runs: "cpu" (memory, for a model that runs on a GPU) or "disk".
             Wants checkpointing: without it autograd keeps the weights of every layer that a pass went through.
+        shard: spread the frozen layers over the processes: each keeps a part of every weight, and a layer is gathered
+            while it runs, once in each pass. The result is that of whole copies but for rounding.
     """
 
     objective: str = "token-distillation"
@@ -136,6 +138,7 @@ class TrainingOptions:
     compile: bool = False
     quantization: str | None = None
     offload: str | None = None
+    shard: bool = False
 
     def __post_init__(self):
         check_field_types(self)
@@ -178,11 +181,24 @@ class TrainingOptions:
                 raise ValueError(f"{name} and compile: wanted one of them, got both")
         if self.quantization is not None and self.offload is not None:
             raise ValueError("quantization and offload: wanted one of them, got both")
+        if self.shard:
+            self._check_shard()
         if self.offload is not None and not self.checkpointing:
             raise ValueError(
                 "offload: wanted checkpointing with it, got none: the weights of every layer would stay until backward"
             )
         check_choices({name: getattr(self, name) for name in ("metric", "reduction", "backend")})
+
+    def _check_shard(self) -> None:
+        """Raise a ValueError where layers that are spread over processes do not go with the other options."""
+        reasons = {
+            "quantization": "bitsandbytes keeps scales beside the weights, and FSDP spreads the weights only",
+            "offload": "layers wait in the memory of all processes",
+            "compile": "compiled layers were not tried on weights that are gathered",
+        }
+        for name, reason in reasons.items():
+            if getattr(self, name):
+                raise ValueError(f"shard and {name}: wanted one of them, got both: {reason}")
 
     @property
     def falling_steps(self) -> int:

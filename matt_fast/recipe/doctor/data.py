@@ -21,7 +21,7 @@ from matt_fast.recipe.subject import Subject
 SECONDS = 5.0  # spent on reading, in each check
 WINDOW, STRIDE = 60, 20  # characters of a stretch that is looked for, and between two of them in the training text
 COPIED = 0.5  # of a piece's characters: then it counts as copied
-MOST_PADDING, MOST_PASSES = 0.3, 20
+MOST_PADDING, MOST_PASSES, MOST_LONGER = 0.3, 20, 0.01
 
 
 class _Enough(Exception):
@@ -74,6 +74,12 @@ def segments(subject: Subject) -> Iterator[Said]:
         yield look(f"{line}; {left:,} stretches are left out, as no boundary is common within --max-length")
     else:
         yield ok(line)
+    longer = int((found.sizes[:, 1] > found.sizes[:, 0]).sum())
+    if longer > MOST_LONGER * len(found.sizes) and subject.job.healing is None:
+        yield look(
+            f"{share(longer, len(found.sizes))} segments have more tokens than before: words that are no token now",
+            "new rows do not help there; --heal does, or a tokenizer that keeps the old ones (tokenizer extend)",
+        )
     if student > teacher:
         yield look(
             f"{sample.name} become longer, by {student / teacher - 1:.0%}",

@@ -13,13 +13,14 @@ import psutil
 import torch
 
 from matt_fast.data.parallel import read_pairs
-from matt_fast.initializers import INITS
-from matt_fast.initializers.choices import FROM_PAIRS
-from matt_fast.initializers.rows import open_donor, ready_rows
+from matt_fast.initializers import INIT_HEADS, INITS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS
+from matt_fast.initializers.donors import open_donor, ready_rows
 from matt_fast.model.precision import DTYPES, choose_dtype
 from matt_fast.planning.plan import Plan, plan_step
 from matt_fast.planning.simulation import NeedsWeightsError, Vocabulary
 from matt_fast.recipe.doctor.finding import Said, fail, look, ok
+from matt_fast.recipe.job import Job
 from matt_fast.recipe.preflight import size_in_words
 from matt_fast.recipe.subject import Subject
 from matt_fast.support.installing import install_line
@@ -50,26 +51,33 @@ def packages(subject: Subject) -> Iterator[Said]:
     yield ok(f"torch {version('torch')}, transformers {version('transformers')}; on {where}")
     if device.type == "cuda" and job.training.backend == "auto" and find_spec("triton") is None:
         yield look("Triton is not installed: the loss will not run in its kernels", install_line("triton"))
-    extra = FROM_FASTTEXT.get(job.init) if isinstance(job.init, str) else None
-    if extra and find_spec("fasttext_pybind") is None:
-        yield fail(f"--init {job.init} needs fasttext, which is not installed", install_line(extra))
+    for option, init in _starts(job).items():
+        extra = FROM_FASTTEXT.get(init) if isinstance(init, str) else None
+        if extra and find_spec("fasttext_pybind") is None:
+            yield fail(f"--{option} {init} needs fasttext, which is not installed", install_line(extra))
     trackers_for(job.track)
     check_frozen(subject.teacher, job.training, device)
 
 
 def start_of_rows(subject: Subject) -> Iterator[Said]:
-    """What --init needs beside the data."""
+    """What --init and --init-head need beside the data."""
     job = subject.job
-    if job.init == "omp":
-        open_donor(subject.vocabulary, job.donor, job.hub_options)
-        yield ok(f"init {job.init}: the donor has the new vocabulary")
-    elif job.init in FROM_PAIRS:
-        yield ok(f"init {job.init}: {len(read_pairs(job.parallel)):,} pairs of texts")
-    elif isinstance(job.init, str | Path) and str(job.init) not in INITS:
-        found = ready_rows(job.init, **job.hub_options)
-        yield ok("init: " + ", ".join(f"{name} {list(rows.shape)}" for name, rows in found.items()))
-    else:
-        yield ok(f"init {job.init_name} needs nothing else")
+    for option, init in _starts(job).items():
+        if init in FROM_DONOR:
+            open_donor(subject.vocabulary, job.donor, job.hub_options)
+            yield ok(f"{option} {init}: the donor has the new vocabulary")
+        elif init in FROM_PAIRS:
+            yield ok(f"{option} {init}: {len(read_pairs(job.parallel)):,} pairs of texts")
+        elif isinstance(init, str | Path) and str(init) not in INITS + INIT_HEADS:
+            found = ready_rows(init, **job.hub_options)
+            yield ok("init: " + ", ".join(f"{name} {list(rows.shape)}" for name, rows in found.items()))
+        else:
+            yield ok(f"{option} {getattr(init, '__name__', init)} needs nothing else")
+
+
+def _starts(job: Job) -> dict[str, object]:
+    """Option -> how rows start by it; the head's only where it says something."""
+    return {"init": job.init} | ({} if job.init_head == "same" else {"init-head": job.init_head})
 
 
 def memory(subject: Subject) -> Iterator[Said]:

@@ -1,0 +1,11 @@
+"""Which matt-fast this is."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def own_version() -> str:
+    """The installed version; "not installed" where the package runs from a folder on the path."""
+    try:
+        return version("matt-fast")
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,108 @@
+"""Layers spread over two processes: the same rows as one process has, what is sent, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from test_processes import run_two
+from tiny import TEXTS, new_tokenizer, save_tiny_model
+from two_processes_sharded import BATCH, CASES, LAYERS, LENGTH, VOCABULARIES, trained
+
+from matt_fast import HealingOptions, TrainingOptions, plan, transfer
+from matt_fast.model.teacher import Teacher
+from matt_fast.planning.plan import plan_step
+from matt_fast.planning.simulation import Vocabulary
+from matt_fast.training.sharding import check_sharding
+
+TINY = {"length": LENGTH, "batch_size": BATCH, "n_layers": LAYERS, "precision": "no", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sharded")
+    save_tiny_model(place / "teacher")
+    new_tokenizer().save_pretrained(place / "new")
+    (place / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (place / "held.txt").write_text("def function_omega(self, value=77):\n    return self.omega - value\n")
+    return place
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    """What both processes found."""
+    run_two("two_processes_sharded.py", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("objective", "heal"), [*((name, False) for name in CASES), ("ntp", True)])
+def test_two_processes_with_a_half_of_each_layer_equal_one(done, objective, heal):
+    found = [torch.load(done / f"found-{i}.pt") for i in range(2)]
+    expected = trained(done, objective, 0, 1, shard=False, heal=heal)
+    prefix = "healed." if heal else f"{objective}."
+    assert expected.keys() == {name.removeprefix(prefix) for name in found[0] if name.startswith(prefix)}
+    for name, x in expected.items():
+        assert torch.equal(found[0][prefix + name], found[1][prefix + name])
+        torch.testing.assert_close(found[0][prefix + name], x, rtol=1e-4, atol=1e-5)
+
+
+def test_only_rows_of_the_step_are_sent(done):
+    """Of two processes with as many other ids each: a mean of rows over a ring, and the ids."""
+    sent = json.loads((done / "sent.json").read_text())
+    rows = 2 * BATCH * LENGTH
+    for size in VOCABULARIES:
+        assert rows * 32 * 4 <= sent[str(size)] < rows * 32 * 4 * 1.1  # whatever the vocabulary
+        assert sent[str(size)] < 0.01 * size * 32 * 4
+
+
+def test_the_plan_knows_what_is_sent(done):
+    sent = json.loads((done / "sent.json").read_text())
+    source, options = Teacher(done / "teacher"), TrainingOptions(objective="token-distillation")
+    whole, spread = plan_step(source, Vocabulary(1000, 1000), options, **TINY, processes=2, bandwidth=2.0).layouts
+    weights = sum(x.nbytes for x in source.load(torch.float32, LAYERS).get_decoder().layers.parameters())
+    assert spread.layers == 3 * weights / 2  # a half comes from the other process, for teacher, student and backward
+    assert whole.layers == 0
+    assert sent["sharded"] == pytest.approx(spread.sent, rel=0.02)
+    assert spread.seconds == pytest.approx(spread.sent / 2e9)
+    kept = whole.step.parts["frozen weights"] - spread.step.parts["frozen weights"]
+    assert kept == pytest.approx(weights / 2 - 3 * weights / LAYERS, abs=100)  # gloo gathers into a third layer
+
+
+def test_a_stopped_transfer_goes_on_to_the_same_bits(done):
+    one, other = (done / name / "model.safetensors" for name in ("at-once", "stopped"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_layout_that_sends_least_of_those_that_fit(folder):
+    given = {**TINY, "processes": 4, "length": 16}
+    found = plan(folder / "teacher", folder / "new", **given)
+    whole, spread = found.layouts
+    assert found.layout(whole.step.peak) is whole
+    assert found.layout(0) is None
+    assert found.step == whole.step
+    assert plan(folder / "teacher", folder / "new", **given, training=TrainingOptions(shard=True)).step == spread.step
+    assert not plan(folder / "teacher", folder / "new", **TINY).layouts
+
+
+@pytest.mark.parametrize(
+    "other", [{"quantization": "4bit"}, {"compile": True}, {"offload": "disk", "checkpointing": 1}]
+)
+def test_what_does_not_go_with_it(other):
+    with pytest.raises(ValueError, match=f"shard and {next(iter(other))}: wanted one of them, got both: "):
+        TrainingOptions(shard=True, **{name: x if name != "checkpointing" else True for name, x in other.items()})
+
+
+def test_a_transfer_says_what_it_wants(folder, tmp_path, monkeypatch):
+    def refused(**given):
+        models = folder / "teacher", folder / "new", folder / "corpus.jsonl", tmp_path / "output"
+        return transfer(*models, training=TrainingOptions(shard=True, steps=1), device="cpu", **given)
+
+    with pytest.raises(ValueError, match="shard: wanted several processes to spread the layers over, got one"):
+        refused()
+    monkeypatch.setattr("matt_fast.training.frozen.check_sharding", lambda shard, processes: None)
+    with pytest.raises(ValueError, match="heal: wanted 'lora' with layers that are spread over processes, whose"):
+        refused(healing=HealingOptions("full"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="shard: wanted accelerate without FSDP settings of its own"):
+        check_sharding(False, 2)
+    with pytest.raises(ValueError, match="shard: wanted processes of 2 or more with it, got 1"):
+        plan(folder / "teacher", folder / "new", training=TrainingOptions(shard=True))

@@ -1,0 +1,131 @@
+"""Run by test_sharding.py under torchrun: layers spread over both processes, and what the processes send each other."""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tiny import new_tokenizer
+from transformers import AutoTokenizer
+
+from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.batches import Chunk, collate
+from matt_fast.data.chunks import Side
+from matt_fast.data.stream import AlignedBatches
+from matt_fast.initializers import Rows
+from matt_fast.model.embeddings import EmbeddingTable
+from matt_fast.model.teacher import Teacher
+from matt_fast.training.layers import TrainedLayers
+from matt_fast.training.loop import TrainingState, freeze, train
+from matt_fast.training.objectives import Student, trains_output
+from matt_fast.training.sharding import shard_layers
+from matt_fast.training.student import make_student
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from traffic import Traffic
+
+STEPS, LAYERS = 3, 2
+CASES = {
+    "aim": {},
+    "token-distillation": {"packing": True},
+    "ntp": {"checkpointing": True},
+}
+VOCABULARIES = 50_000, 388_000
+LENGTH, BATCH = 64, 2
+
+
+def frozen(folder: Path, objective: str, accelerator: Accelerator, shard: bool):
+    """The model as a step takes it, before it is spread."""
+    source, with_head = Teacher(folder / "teacher"), trains_output((objective,))
+    others = shard and not accelerator.is_main_process
+    model = (source.outline if others else source.load)(torch.float32, None if with_head else LAYERS)
+    model = model if with_head else source.trunk(model)
+    freeze(model)
+    return model
+
+
+def trained(folder: Path, objective: str, process: int, processes: int, shard: bool, heal: bool = False) -> dict:
+    """Rows and adapters after a few steps; those of several processes are to equal one's with accumulation."""
+    torch.manual_seed(0)
+    accelerator, accumulation = Accelerator(cpu=True), 2 // processes
+    options = TrainingOptions(objective=objective, steps=STEPS, lr=1e-2, accumulation=accumulation, **CASES[objective])
+    model, layers = frozen(folder, objective, accelerator, shard), None
+    if heal:
+        spread = (lambda x: shard_layers(x, accelerator)) if shard else None
+        layers = TrainedLayers(model, HealingOptions("lora", rank=3, lr=1e-2), spread)
+    elif shard:
+        shard_layers(model, accelerator)
+    if shard:
+        own = {name: x.to_local().numel() for name, x in model.named_parameters() if hasattr(x, "to_local")}
+        assert len(own) == 9 * (LAYERS if not trains_output((objective,)) else 3)
+        assert all(2 * own[name] == x.numel() for name, x in model.named_parameters() if name in own)
+    teacher, new = AutoTokenizer.from_pretrained(folder / "teacher"), new_tokenizer()
+    start = torch.randn(len(new), 32, generator=torch.Generator().manual_seed(1)) * 0.2
+    rows = Rows(start, None, None, None)
+    student = make_student(model, VocabularyPair(teacher, new, 275), rows, True, (objective,))
+    state = TrainingState.begin(student, options, layers)
+    sides = Side("teacher", teacher, 275, 48), Side("student", new, len(new), 48)
+    stream = AlignedBatches(folder / "corpus.jsonl", *sides, batch_size=2, seed=0, packing=options.packing)
+    every = [batch for batch, _ in zip(stream, range(2 * STEPS), strict=False)]
+    mine = (batch for i, batch in enumerate(every) if i // accumulation % processes == process)
+    train(model, model if layers is None else layers.student, state, mine, LAYERS, options, accelerator)
+    return {"rows": student.input.trainable} | ({} if layers is None else layers.weights())
+
+
+def sent(folder: Path, accelerator: Accelerator, rows: int, shard: bool) -> int:
+    """Bytes of a step with full batches, in which each process has other ids."""
+    model = frozen(folder, "token-distillation", accelerator, shard)
+    model = shard_layers(model, accelerator) if shard else model
+    table = EmbeddingTable(model.get_input_embeddings().weight, torch.full((rows,), -1), torch.zeros(rows, 32))
+    count, segments = BATCH * LENGTH, np.arange(LENGTH) * 2 // 3
+    ids = (np.arange(count) + count * accelerator.process_index).reshape(BATCH, LENGTH)
+    batch = collate([[Chunk(x % 200, x, segments, segments)] for x in ids], Counter())
+    options = TrainingOptions(objective="token-distillation", steps=1)
+    with Traffic() as traffic:
+        train(model, model, Student(table), iter([batch]), LAYERS, options, accelerator)
+    return sum(traffic.sent.values())
+
+
+def run(folder: Path, name: str, resume: bool = False, stop: bool = False) -> None:
+    """A transfer with everything that goes on beside the steps."""
+
+    def on_step(progress) -> None:
+        if stop and progress.step == 3:
+            raise KeyboardInterrupt
+
+    training = TrainingOptions(objective="aim", steps=4, lr=1e-2, shard=True)
+    healing = HealingOptions("lora", steps=2, rank=3, objective="ntp")
+    given = {
+        "max_length": 48,
+        "batch_size": 2,
+        "n_layers": LAYERS,
+        "device": "cpu",
+        "data_workers": 0,
+        "completions": 0,
+    }
+    given |= {"eval_data": folder / "held.txt", "validate_every": 2, "checkpoint_every": 1, "resume": resume}
+    models = folder / "teacher", folder / "new", folder / "corpus.jsonl", folder / name
+    quiet = {"on_message": lambda message: None, "on_step": on_step}
+    transfer(*models, training=training, healing=healing, **given, **quiet)
+
+
+if __name__ == "__main__":
+    folder, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+    place, found = (accelerator.process_index, 2, True), {}
+    for objective in CASES:
+        found |= {f"{objective}.{name}": x for name, x in trained(folder, objective, *place).items()}
+    found |= {f"healed.{name}": x for name, x in trained(folder, "ntp", *place, heal=True).items()}
+    torch.save(found, folder / f"found-{accelerator.process_index}.pt")
+    figures = {str(rows): sent(folder, accelerator, rows, shard=False) for rows in VOCABULARIES}
+    figures["sharded"] = sent(folder, accelerator, 1000, shard=True)
+    run(folder, "at-once")
+    try:
+        run(folder, "stopped", stop=True)
+    except KeyboardInterrupt:
+        run(folder, "stopped", resume=True)
+    if accelerator.is_main_process:
+        (folder / "sent.json").write_text(json.dumps(figures))
