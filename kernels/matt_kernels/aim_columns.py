@@ -8,12 +8,14 @@ from matt_kernels.attention import (
     ROWS,
     TILES,
     edge,
+    load_block_row,
+    load_block_softmax,
+    load_block_vectors,
+    load_full_blocks,
     load_ids,
-    load_row,
-    load_softmax,
+    load_numbers,
     load_tile,
     load_vectors,
-    load_whole_blocks,
     masked_scores,
     operand,
     rounded,
@@ -50,6 +52,7 @@ def aim_columns_kernel(
     is_long = tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0
     if (tile < tl.load(counts_ptr + batch * COUNTS + 1)) & (is_long == 0):
         rows_ptr += batch * ROWS * row_limit
+        row_weights_ptr += batch * row_limit
         teacher_start, teacher_stop = load_tile(tiles_ptr, tile, tile_limit, 0)
         student_start, student_stop = load_tile(tiles_ptr, tile, tile_limit, 1)
         row_start, row_stop = tl.load(tiles_ptr + 4 * tile_limit + tile), tl.load(tiles_ptr + 5 * tile_limit + tile)
@@ -80,8 +83,9 @@ def aim_columns_kernel(
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         own_sums = tl.zeros([BLOCK_S, BLOCK_S], tl.float32)
         across_sums = tl.zeros([BLOCK_S, BLOCK_T], tl.float32)
-        blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
-        low_block, high_block = load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M)
+        first_row, blocks, low_block, high_block = load_full_blocks(
+            tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M
+        )
         whole = high_block - low_block
         # First the blocks in which some row sees a part of the tile only, then the others, without masks.
         for WHOLE in tl.static_range(2):
@@ -90,14 +94,14 @@ def aim_columns_kernel(
                 head = tl.cast(number, tl.int64)
                 for step in tl.range(turns, num_stages=None if WHOLE else 1):
                     block = low_block + step if WHOLE else edge(step, low_block, high_block)
-                    numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
-                    used = numbers < row_stop
-                    teacher_row, teacher_low, teacher_high = load_row(rows_ptr, numbers, used, row_limit, 0)
-                    student_row, student_low, student_high = load_row(rows_ptr, numbers, used, row_limit, 1)
-                    outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
-                    shift, factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
-                    query = load_vectors(
-                        teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
+                    begin = first_row + block * BLOCK_M
+                    used = begin + tl.arange(0, BLOCK_M) >= row_start
+                    outputs = (batch * heads + kv_head * group + head) * row_limit + begin
+                    teacher_row, teacher_low, teacher_high = load_block_row(rows_ptr + begin, used, row_limit, 0, WHOLE)
+                    student_row, student_low, student_high = load_block_row(rows_ptr + begin, used, row_limit, 1, WHOLE)
+                    shift, factor = load_block_softmax(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
+                    query = load_block_vectors(
+                        teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM, BLOCK_D
                     )
                     scores, _ = masked_scores(
                         query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
@@ -114,9 +118,9 @@ def aim_columns_kernel(
                         shared = same_segment(teacher_ids, student_ids)
                         outside = segment_sums(rest, shared, norm_parts(False, FACTORS))
                         teacher_weights = weights
-                    shift, factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
-                    query = load_vectors(
-                        student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
+                    shift, factor = load_block_softmax(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
+                    query = load_block_vectors(
+                        student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, WHOLE, HEAD_DIM, BLOCK_D
                     )
                     scores, slope = masked_scores(
                         query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
@@ -136,7 +140,7 @@ def aim_columns_kernel(
                         teacher = operand(
                             teacher_weights * segment_sums(factors, to_teacher, 3 if FACTORS == "fp32" else 1), KIND
                         )
-                    row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
+                    row_weights = load_numbers(row_weights_ptr + begin, used, 0.0, WHOLE)
                     weights *= row_weights[:, None]
                     if VALUE_GRADIENT:
                         transposed = tl.trans(operand(weights, KIND))
@@ -144,7 +148,7 @@ def aim_columns_kernel(
                         own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
                         across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
                     if KEY_GRADIENT:
-                        correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
+                        correction = load_numbers(correction_ptr + outputs, used, 0.0, WHOLE)
                         change = weights * (h - correction[:, None]) * slope
                         # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [BLOCK_S, BLOCK_D]
                         key_gradient = tl.dot(

@@ -106,6 +106,54 @@ def load_whole_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M:
 
 
 @triton.jit
+def load_full_blocks(tiles_ptr, tile, tile_limit, row_start, row_stop, BLOCK_M: tl.constexpr):
+    """(first row of blocks that end at row_stop, their number, and from and to those which hold rows alone that see the
+    whole tile). Only the first block may begin before row_start; the rows there are not used."""
+    blocks = tl.cdiv(row_stop - row_start, BLOCK_M)
+    first = row_stop - blocks * BLOCK_M
+    low, high = tl.load(tiles_ptr + 7 * tile_limit + tile), tl.load(tiles_ptr + 8 * tile_limit + tile)
+    low, high = within(tl.cdiv(tl.maximum(low - first, 0), BLOCK_M), (high - first) // BLOCK_M, 0, blocks)
+    return first, blocks, low, high
+
+
+@triton.jit
+def load_numbers(ptr, used, other, FULL: tl.constexpr):
+    """One number for each row of a block, which begins at `ptr`; FULL: all are used."""
+    # The address of the first one on its own: the others' are then the same in each turn of a loop.
+    ptrs = ptr + tl.arange(0, used.shape[0])
+    if FULL:
+        return tl.load(ptrs)
+    else:
+        return tl.load(ptrs, mask=used, other=other)
+
+
+@triton.jit
+def load_block_row(ptr, used, row_limit, SIDE: tl.constexpr, FULL: tl.constexpr):
+    """As load_row has it, of a block that begins at `ptr`."""
+    position = load_numbers(ptr + SIDE * row_limit, used, 0, FULL)
+    low = load_numbers(ptr + (2 + 2 * SIDE) * row_limit, used, 2147483647, FULL)
+    return position, low, load_numbers(ptr + (3 + 2 * SIDE) * row_limit, used, 0, FULL)
+
+
+@triton.jit
+def load_block_softmax(ptr, used, size, FULL: tl.constexpr, KIND: tl.constexpr):
+    """As load_softmax has it, of a block that begins at `ptr`."""
+    shift = load_numbers(ptr, used, float("inf"), FULL)
+    if KIND == "fp32":
+        return shift, load_numbers(ptr + size, used, 0.0, FULL)
+    else:
+        return shift, tl.full(shift.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def load_block_vectors(ptr, positions, used, stride_n, FULL: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """As load_vectors has it; FULL: without a mask of rows."""
+    if FULL and SIZE == BLOCK:
+        return tl.load(ptr + positions.to(tl.int64)[:, None] * stride_n + tl.arange(0, BLOCK)[None, :])
+    return load_vectors(ptr, positions, used, stride_n, SIZE, BLOCK)
+
+
+@triton.jit
 def within(low, high, first, stop):
     """The part of [low, high) in [first, stop), never negative in length."""
     low = tl.minimum(tl.maximum(low, first), tl.maximum(first, stop))

@@ -8,7 +8,9 @@ from gpu_bench.grouped.parts import C00, C01, C10, C11, FACTORS, G00, G01, G11, 
 from matt_kernels.attention import (
     ROWS,
     edge,
-    load_vectors,
+    load_block_softmax,
+    load_block_vectors,
+    load_numbers,
     operand,
     widen,
     within,
@@ -27,34 +29,6 @@ def turned_weights(
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
     return exponentials(scores, shift[None, :], factor[None, :], KIND)
-
-
-@triton.jit
-def load_of_rows(ptr, used, other, WHOLE: tl.constexpr):
-    """One number of each row of a block, which begins at `ptr`."""
-    ptrs = ptr + tl.arange(0, used.shape[0])
-    if WHOLE:
-        return tl.load(ptrs)
-    else:
-        return tl.load(ptrs, mask=used, other=other)
-
-
-@triton.jit
-def load_softmax_of(ptr, used, size, WHOLE: tl.constexpr, KIND: tl.constexpr):
-    shift = load_of_rows(ptr, used, float("inf"), WHOLE)
-    if KIND == "fp32":
-        return shift, load_of_rows(ptr + size, used, 0.0, WHOLE)
-    else:
-        return shift, tl.full(shift.shape, 1.0, tl.float32)
-
-
-@triton.jit
-def load_queries(ptr, rows, used, stride_n, WHOLE: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    if WHOLE:
-        used = rows >= 0
-        if SIZE == BLOCK:
-            return tl.load(ptr + rows.to(tl.int64)[:, None] * stride_n + tl.arange(0, BLOCK)[None, :])
-    return load_vectors(ptr, rows, used, stride_n, SIZE, BLOCK)
 
 
 @triton.jit
@@ -115,11 +89,11 @@ def columns_of_shape(
     if (T == 2) & (S == 2):
         c11 = load_factor(factors_ptr, capacity, columns, C11)
         across11 = own00
-    # Of blocks counted from the first row, those that are seen whole.
+    # Blocks end at row_high: only the first, seen in part anyway, may begin before row_low.
     blocks = tl.cdiv(row_high - row_low, BLOCK_M)
-    inner = tl.cdiv(whole_low - row_low, BLOCK_M)
-    # The last one, if it has fewer rows, is one of the others: no load has a mask.
-    inner, outer = within(inner, (whole_high - row_low) // BLOCK_M, 0, blocks)
+    first_row = row_high - blocks * BLOCK_M
+    inner = tl.cdiv(tl.maximum(whole_low - first_row, 0), BLOCK_M)
+    inner, outer = within(inner, (whole_high - first_row) // BLOCK_M, 0, blocks)
     whole = outer - inner
     for WHOLE in tl.static_range(2):
         turns = whole if WHOLE else blocks - whole
@@ -127,24 +101,24 @@ def columns_of_shape(
             head = tl.cast(other, tl.int64)
             for step in tl.range(turns, num_stages=None if WHOLE else 1):
                 block = inner + step if WHOLE else edge(step, inner, outer)
-                begin = row_low + block * BLOCK_M
+                begin = first_row + block * BLOCK_M
                 numbers = begin + tl.arange(0, BLOCK_M)
-                used = numbers < row_high
+                used = numbers >= row_low
                 outputs = (first_head + head) * row_limit + begin
                 seen = (numbers[None, :] >= from_row) & (numbers[None, :] < to_row)
-                teacher_row = load_of_rows(rows_ptr + begin, used, 0, WHOLE)
-                student_row = load_of_rows(rows_ptr + row_limit + begin, used, 0, WHOLE)
-                shift, factor = load_softmax_of(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
-                query = load_queries(
+                teacher_row = load_numbers(rows_ptr + begin, used, 0, WHOLE)
+                student_row = load_numbers(rows_ptr + row_limit + begin, used, 0, WHOLE)
+                shift, factor = load_block_softmax(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
+                query = load_block_vectors(
                     teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,
                 )  # fmt: skip
                 t0 = turned_weights(query, teacher0, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
                 if T == 2:
                     t1 = turned_weights(query, teacher1, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
-                shift, factor = load_softmax_of(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
-                correction = load_of_rows(correction_ptr + outputs, used, 0.0, WHOLE)[None, :]
-                query = load_queries(
+                shift, factor = load_block_softmax(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
+                correction = load_numbers(correction_ptr + outputs, used, 0.0, WHOLE)[None, :]
+                query = load_block_vectors(
                     student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,
                 )  # fmt: skip
