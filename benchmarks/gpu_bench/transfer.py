@@ -54,6 +54,11 @@ WAYS = {
     "mean, rows, aim": ("mean", {"objective": "aim", "lr": 1e-3}),
     "mean, lora, alm": ("mean", LORA | {"objective": "alm"}),
     "mean, rows, ntp": ("mean", {"objective": "ntp", "lr": 3e-3}),
+    "composed, full, boundary-kl+alm": (
+        "composed",
+        {"method": "full", "lr": 1e-4, "rows_lr": 1e-3, "objective": "boundary-kl+alm"},
+    ),
+    "composed, lora, boundary-kl+ntp": ("composed", LORA | {"objective": "boundary-kl+ntp"}),
 }
 
 

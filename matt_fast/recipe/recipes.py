@@ -27,7 +27,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
         },
         # The whole chain: a start from the model's own states, rows alone, then rows and layers.
         "best": {
-            "init": "contextual",
+            "init": "composed",
             "objective": "boundary-kl+alm",
             "steps": 1000,
             "lr": 1e-3,
