@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(1)
     donor = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES, vocab_size=len(tokenizer)))
     donor.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(POISONED)] *= 1000
+    donor.get_output_embeddings().weight.data[tokenizer.convert_tokens_to_ids(POISONED)] *= 1000
     donor.save_pretrained(folder / "donor")
     tokenizer.save_pretrained(folder / "donor")
     folder.joinpath("text.txt").write_text("\n".join(TEXTS))

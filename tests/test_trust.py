@@ -160,7 +160,7 @@ def test_files_of_a_dataset_are_not_unpickled(paths, monkeypatch):
     unpickled = []
     monkeypatch.setattr(torch, "load", lambda *a, **o: unpickled.append(a) or load(*a, **o))
     monkeypatch.setattr(
-        documents, "load_dataset", lambda name, **o: load_dataset("webdataset", data_files=str(paths / name), **o)
+        documents, "load_dataset", lambda path, **o: load_dataset("webdataset", data_files=str(paths / path), **o)
     )
     assert list(documents.read_documents("shard.tar", text_field="txt")) == ["words"]
     assert unpickled == []

@@ -9,7 +9,7 @@ from typing import Any
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
-from matt_fast.recipe.run import Resume, Run, reserved
+from matt_fast.recipe.run import Resume, Run, reserved, this_process
 from matt_fast.recipe.same import same_everywhere
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
 from matt_fast.support.files import LATE
@@ -59,7 +59,7 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
 
 def _check_shared(run: Run, processes: Processes) -> None:
     """Raise a ValueError in a process that does not see what the main process wrote into the run's folder."""
-    owner = processes.of_main(run.owner if processes.index == 0 else None)
+    owner = processes.of_main(this_process())
     end = time.monotonic() + LATE
     while processes.index and run.owner != owner:
         if time.monotonic() > end:

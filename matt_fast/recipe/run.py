@@ -78,9 +78,12 @@ class Run:
 
     @property
     def owner(self) -> str | None:
-        """Who holds the run, as the file `lock` says; None where it is not there."""
+        """Who holds the run, as the file `lock` says; None where it is not there.
+
+        Not for the process that holds it: the system takes off a process's locks when it closes a file that has some.
+        """
         try:
-            return self.path("lock").read_text(encoding="utf-8")
+            return self.path("lock").read_text(encoding="utf-8").strip()
         except OSError:
             return None
 
@@ -148,6 +151,10 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
                     run.output.rmdir()
 
 
+def this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends, and that its children do not have."""
@@ -159,6 +166,6 @@ def locked(path: Path) -> Iterator[None]:
             owner = file.read().strip() or "another process"
             raise FileExistsError(f"output: {str(path.parent.parent)!r} is being written by {owner}") from error
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"{this_process()}\n")
         file.flush()
         yield
