@@ -15,7 +15,7 @@ _ROWS_OF_256 = {"max_length": 256, "batch_size": 4}
 RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {
         # Within minutes on a CPU: rows and adapters together from the first step on.
-        "quick": {"init": "mean", "steps": 0, **_HEALING, "heal_steps": 60, **_ROWS_OF_256},
+        "quick": {"init": "composed", "steps": 0, **_HEALING, "heal_steps": 60, **_ROWS_OF_256},
         # As the paper has it (§3.5, §4.1, Appendix C).
         "paper": {
             "init": "focus",
