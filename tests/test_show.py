@@ -5,6 +5,7 @@ import builtins
 import io
 import json
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -259,6 +260,15 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path):
     assert found["matching"] == len(matching) > 0
     expected = sorted(matching, key=lambda x: (-x["moved"], x["id"]))[:2]
     assert [x["id"] for x in found["tokens"]] == [x["id"] for x in expected]
+    # where rows cannot be made again, what the transfer wrote down of them
+    other = shutil.copytree(done / "adapted", tmp_path / "other")
+    run_json = other / "run" / "run.json"
+    run_json.write_text(run_json.read_text().replace('"init": "mean"', '"init": "focus"'))
+    found = json.loads(run("tokens", other, "--json", "--sort=moved").stdout)
+    assert "'focus' cannot be made again" in found["moved"]
+    moved = {x["id"]: x["moved"] for x in found["tokens"]}
+    assert moved == pytest.approx({i: x["moved"] for i, x in rows.items()}, rel=1e-3, abs=1e-5)
+    assert list(moved.values()) == sorted(moved.values(), reverse=True)
     printed = run("tokens", done / "adapted", "--limit=3", f"--output={tmp_path / 'tokens.html'}")
     assert printed.exit_code == 0, printed.output
     page = Page((tmp_path / "tokens.html").read_text())

@@ -69,15 +69,16 @@ def tokens(
             sides = source.load_tokenizer(), after.load_tokenizer()
             old, rows = (_table(x, table) for x in (original, result))
             vocabulary = VocabularyPair(*sides, len(old))
-            start, note = None, f"Where rows began is not known: {finished.named!r} cannot be made again here."
+            start, note = None, f"Rows as they began are not shown: {finished.named!r} cannot be made again here."
             if finished.init is not None:
                 made = start_again(original, vocabulary, finished.init, finished.seed)
                 start, note = getattr(made, table), f"Moved: how far from where {finished.init!r} put the row."
                 if start is None:
                     start = made.input
             display.on_stage("tokens")
-            everything = new_tokens(records, vocabulary, rows, start)
-            found = choose(everything, search, "seen" if start is None and sort == "moved" else sort)
+            everything = new_tokens(records, vocabulary, rows, start, recorded=table == "input")
+            known = all(x.moved is not None for x in everything)
+            found = choose(everything, search, "seen" if not known and sort == "moved" else sort)
             shown = found[: limit or (LINES if output is None and not json else None)]
             shown = add_neighbours(
                 shown, vocabulary, old, rows, start, lambda done, total: display.on_progress("tokens", done, total)

@@ -84,6 +84,7 @@ def new_tokens(
     vocabulary: VocabularyPair,
     rows: torch.Tensor,
     start: torch.Tensor | None,
+    recorded: bool = False,
 ) -> list[TokenRow]:
     """Figures of the new tokens, by id.
 
@@ -92,6 +93,7 @@ def new_tokens(
         vocabulary: the original model's tokenizer and the result's.
         rows: [rows, hidden], the result's table.
         start: [rows, hidden], where it began; None if that is not known.
+        recorded: the table is that of input rows: without `start`, how far they moved is what the records say of it.
 
     Raises:
         ValueError: ids without a row.
@@ -101,6 +103,8 @@ def new_tokens(
         raise ValueError(f"folder: wanted a row for each id of {PROVENANCE}, got {int(ids.max())} and {len(rows)} rows")
     norms = rows[ids].float().norm(dim=1)
     moved = None if start is None else (rows[ids].float() - start[ids].float()).norm(dim=1)
+    if start is None and recorded and all("moved" in x for x in records):
+        moved = torch.tensor([float(x["moved"]) for x in records])
     seen = torch.tensor([x["seen"] > 0 for x in records], dtype=torch.bool)
     scores = _scores(norms, torch.ones_like(seen))
     if moved is not None:
