@@ -394,3 +394,12 @@ def test_loss_wants_text_and_a_result(done, tmp_path):
         ended = run("loss", *arguments)
         assert ended.exit_code == 1
         assert words in ended.stderr.replace("\n", " ")
+
+
+def test_loss_of_a_piece_that_has_no_positions_is_refused(done, tmp_path):
+    short = shutil.copytree(done / "teacher", tmp_path / "short")
+    settings = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 8}
+    (short / "config.json").write_text(json.dumps(settings))
+    ended = run("loss", done / "adapted", "--data", done / "corpus.jsonl", "--model", short)
+    assert ended.exit_code == 1
+    assert "data: wanted pieces of text within the model's 8 positions" in " ".join(ended.stderr.split())

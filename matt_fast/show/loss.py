@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.segments import align_segments
 from matt_fast.alignment.vocabulary import VocabularyPair, show_token
-from matt_fast.evaluation.bits_per_byte import PIECE_BYTES, check_scorable, cut_pieces, token_nats
+from matt_fast.evaluation.bits_per_byte import (
+    PIECE_BYTES,
+    check_positions,
+    check_scorable,
+    cut_pieces,
+    specials_around,
+    token_nats,
+)
+from matt_fast.model.positions import position_limit
 
 NEW, OTHERWISE, BEHIND, SAME = "new tokens", "old tokens, split otherwise", "same, behind a change", "same"
 KINDS = (NEW, OTHERWISE, BEHIND, SAME)
@@ -94,14 +102,15 @@ def loss_by_segment(
         on_piece: called with the number of pieces that are scored, after each.
 
     Raises:
-        ValueError: no text with segments; a tokenizer without a bos or eos token.
+        ValueError: no text with segments; a tokenizer without a bos or eos token; a piece with more tokens than the
+            model has positions.
     """
     sides = vocabulary.teacher, vocabulary.student
     for tokenizer in sides:
         check_scorable(tokenizer, masked=False)
     counts: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))  # segments, tokens, bits of both
     written: defaultdict[tuple, np.ndarray] = defaultdict(lambda: np.zeros(2))  # count, difference
-    n_bytes = 0
+    n_bytes, limit = 0, position_limit(original)
     for done, piece in enumerate(islice(cut_pieces(documents, PIECE_BYTES), pieces), 1):
         (old, old_spans), (new, new_spans) = ([x[0] for x in tokenize(side, [piece])] for side in sides)
         owners = align_segments(old_spans, new_spans)
@@ -109,6 +118,8 @@ def loss_by_segment(
             continue
         n_bytes += len(piece.encode())
         bits = []
+        for tokenizer, ids in zip(sides, (old, new), strict=True):
+            check_positions(piece, len(ids) + specials_around(tokenizer, masked=False), limit, "data")
         for model, tokenizer, ids, owner in zip((original, adapted), sides, (old, new), owners, strict=True):
             nats = token_nats(model, tokenizer, ids.tolist()).double().cpu().numpy()
             bits.append(np.bincount(owner, nats / np.log(2)))
