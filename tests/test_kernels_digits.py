@@ -12,6 +12,8 @@ import torch
 
 tensor_cores = pytest.importorskip("tensor_cores", reason="needs Triton")
 
+import triton.language as tl  # noqa: E402
+from matt_kernels import attention  # noqa: E402
 from test_loss_accuracy import results  # noqa: E402
 
 from matt_fast.loss import aim_loss  # noqa: E402
@@ -141,9 +143,10 @@ def test_keys_with_a_common_offset(variant):
 @pytest.mark.parametrize("variant", ["aim", "aim_star"])
 def test_sums_of_tensor_cores(monkeypatch, variant):
     """They round towards zero: a sum over a row that never left them would lose digits, and does so here."""
-    # few rows, so that the interpreter has little to do, of many tokens with values of one sign
+    # few rows, so that the interpreter has little to do, of many tokens with keys and values of one sign
     sides = draw((330, 307), torch.Generator().manual_seed(0))
-    for _, _, value in sides:
+    for _, key, value in sides:
+        key += 2
         value += 2
     cases = [(*sides, [ids(x, 15, 20, 1) for x in (330, 307)])]
     tensor_cores.emulate(monkeypatch)
@@ -155,6 +158,21 @@ def test_sums_of_tensor_cores(monkeypatch, variant):
     tensor_cores.emulate(monkeypatch, carried=True)
     plain, found = errors(torch.float32, cases, variant=variant)
     assert (found[1:] > 2 * plain[1:]).any() or found[0] > 8e-7, (plain, found)
+
+
+@pytest.mark.parametrize("variant", ["aim", "aim_star"])
+def test_scores_of_tensor_cores(monkeypatch, variant):
+    """Cut off over the whole head dimension they come out smaller, and all that is made of them with them."""
+    cases = []
+    for seed in range(2):
+        sides = draw((45, 40), torch.Generator().manual_seed(seed), size=128)
+        cases.append((*sides, [ids(x, 2, 20, 1) for x in (45, 40)]))
+    tensor_cores.emulate(monkeypatch)
+    plain, found = errors(torch.float32, cases, variant=variant)
+    assert (found <= 2 * plain + EPSILON).all(), (plain, found)
+    monkeypatch.setattr(attention, "PART", tl.constexpr(128))
+    plain, found = errors(torch.float32, cases, variant=variant)
+    assert found[0] > 2 * plain[0] + EPSILON, (plain, found)
 
 
 @pytest.mark.parametrize("target", ["80", "90"])

@@ -8,6 +8,7 @@ from matt_kernels.attention import (
     ROWS,
     TILES,
     edge,
+    in_parts,
     load_block_row,
     load_block_softmax,
     load_block_vectors,
@@ -64,6 +65,12 @@ def aim_columns_kernel(
         student_key_ptr += batch * sk_stride_b + kv_head * sk_stride_h
         teacher_key = load_vectors(teacher_key_ptr, teacher_tokens, in_teacher, tk_stride_n, HEAD_DIM, BLOCK_D)
         student_key = load_vectors(student_key_ptr, student_tokens, in_student, sk_stride_n, HEAD_DIM, BLOCK_D)
+        teacher_keys = in_parts(
+            teacher_key, teacher_key_ptr, teacher_tokens, in_teacher, tk_stride_n, HEAD_DIM, SCORE_PRECISION
+        )
+        student_keys = in_parts(
+            student_key, student_key_ptr, student_tokens, in_student, sk_stride_n, HEAD_DIM, SCORE_PRECISION
+        )
         mixture_ptr += kv_index * teacher_length * BLOCK_S
         gram_ptr += kv_index * student_length * BLOCK_S
         mixture = load_vectors(mixture_ptr, teacher_tokens, in_teacher, BLOCK_S, BLOCK_S, BLOCK_S)
@@ -80,6 +87,8 @@ def aim_columns_kernel(
         teacher_query_ptr += batch * tq_stride_b + kv_head * group * tq_stride_h
         student_query_ptr += batch * sq_stride_b + kv_head * group * sq_stride_h
 
+        # Sums of positive numbers: what tensor cores cut off would add up.
+        OWN: tl.constexpr = EXACT if KIND == "fp32" else PRECISION
         key_gradient = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
         own_sums = tl.zeros([BLOCK_S, BLOCK_S], tl.float32)
         across_sums = tl.zeros([BLOCK_S, BLOCK_T], tl.float32)
@@ -100,11 +109,11 @@ def aim_columns_kernel(
                     teacher_row, teacher_low, teacher_high = load_block_row(rows_ptr + begin, used, row_limit, 0, WHOLE)
                     student_row, student_low, student_high = load_block_row(rows_ptr + begin, used, row_limit, 1, WHOLE)
                     shift, factor = load_block_softmax(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
-                    query = load_block_vectors(
-                        teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM, BLOCK_D
-                    )
+                    query_ptr = teacher_query_ptr + head * tq_stride_h
+                    query = load_block_vectors(query_ptr, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM, BLOCK_D)
+                    queries = in_parts(query, query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, SCORE_PRECISION)
                     scores, _ = masked_scores(
-                        query, teacher_key, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
+                        queries, teacher_keys, teacher_tokens, teacher_stop, teacher_low, teacher_high, scale, softcap,
                         SOFTCAP, SCORE_PRECISION, not WHOLE,
                     )  # fmt: skip
                     weights = softmax_weights(scores, shift, factor, KIND)
@@ -119,11 +128,11 @@ def aim_columns_kernel(
                         outside = segment_sums(rest, shared, norm_parts(False, FACTORS))
                         teacher_weights = weights
                     shift, factor = load_block_softmax(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
-                    query = load_block_vectors(
-                        student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, WHOLE, HEAD_DIM, BLOCK_D
-                    )
+                    query_ptr = student_query_ptr + head * sq_stride_h
+                    query = load_block_vectors(query_ptr, student_row, used, sq_stride_n, WHOLE, HEAD_DIM, BLOCK_D)
+                    queries = in_parts(query, query_ptr, student_row, used, sq_stride_n, HEAD_DIM, SCORE_PRECISION)
                     scores, slope = masked_scores(
-                        query, student_key, student_tokens, student_stop, student_low, student_high, scale, softcap,
+                        queries, student_keys, student_tokens, student_stop, student_low, student_high, scale, softcap,
                         SOFTCAP, SCORE_PRECISION, not WHOLE,
                     )  # fmt: skip
                     weights = softmax_weights(scores, shift, factor, KIND)
@@ -145,7 +154,7 @@ def aim_columns_kernel(
                     if VALUE_GRADIENT:
                         transposed = tl.trans(operand(weights, KIND))
                         # [BLOCK_S, BLOCK_M] @ [BLOCK_M, BLOCK] -> [BLOCK_S, BLOCK]
-                        own_sums = tl.dot(transposed, f, own_sums, input_precision=PRECISION)
+                        own_sums = tl.dot(transposed, f, own_sums, input_precision=OWN)
                         across_sums = tl.dot(transposed, teacher, across_sums, input_precision=PRECISION)
                     if KEY_GRADIENT:
                         correction = load_numbers(correction_ptr + outputs, used, 0.0, WHOLE)

@@ -23,6 +23,7 @@ from matt_kernels.attention import (
     ROWS,
     TILES,
     edge,
+    in_parts,
     load_ids,
     load_pair_range,
     load_row,
@@ -88,6 +89,12 @@ def aim_rows_kernel(
     student_query_ptr += batch * sq_stride_b + head * sq_stride_h
     teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
     student_query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
+    teacher_queries = in_parts(
+        teacher_query, teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, SCORE_PRECISION
+    )
+    student_queries = in_parts(
+        student_query, student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, SCORE_PRECISION
+    )
     outputs = batch_head * row_limit + numbers
     teacher_shift, teacher_factor = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
     student_shift, student_factor = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
@@ -123,8 +130,9 @@ def aim_rows_kernel(
             tokens = teacher_start + tl.arange(0, BLOCK_T)
             inside = tokens < teacher_stop
             key = load_rows(teacher_key_ptr, teacher_start, teacher_stop, tk_stride_n, BLOCK_T, HEAD_DIM, BLOCK_D)
+            keys = in_parts(key, teacher_key_ptr, tokens, inside, tk_stride_n, HEAD_DIM, SCORE_PRECISION)
             scores, _ = masked_scores(
-                teacher_query, key, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
+                teacher_queries, keys, tokens, teacher_stop, teacher_low, teacher_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,
             )  # fmt: skip
             weights = softmax_weights(scores, teacher_shift, teacher_factor, KIND)
@@ -146,13 +154,14 @@ def aim_rows_kernel(
             inside = tokens < student_stop
             filled = inside if WHOLE else load_ids(student_ids_ptr, tokens, student_stop) > PADDING
             key = load_vectors(student_key_ptr, tokens, inside & filled, sk_stride_n, HEAD_DIM, BLOCK_D)
+            keys = in_parts(key, student_key_ptr, tokens, inside & filled, sk_stride_n, HEAD_DIM, SCORE_PRECISION)
             if METRIC == "cosine":
                 student_ids = load_ids(student_ids_ptr, tokens, student_stop)
                 student_ids = tl.where(tl.load(tiles_ptr + 6 * tile_limit + tile) >= 0, -1, student_ids)
                 shared = same_segment(teacher_ids, student_ids)
                 outside = segment_sums(rest, shared, norm_parts(True, FACTORS))
             scores, slope = masked_scores(
-                student_query, key, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
+                student_queries, keys, tokens, student_stop, student_low, student_high, scale, softcap, SOFTCAP,
                 SCORE_PRECISION, not WHOLE,
             )  # fmt: skip
             weights = softmax_weights(scores, student_shift, student_factor, KIND)

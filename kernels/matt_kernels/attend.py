@@ -18,7 +18,9 @@ import triton.language as tl
 from matt_kernels.attention import (
     COUNTS,
     ROWS,
+    dot_of_parts,
     edge,
+    in_parts,
     load_row,
     load_vectors,
     operand,
@@ -38,8 +40,9 @@ def logits(
     left, right, tokens, low, high, scale, softcap,
     SOFTCAP: tl.constexpr, EDGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(logits, -inf where not seen; the factor that makes them scores in base 2; derivative of soft-capping)"""
-    found = tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    """(logits, -inf where not seen; the factor that makes them scores in base 2; derivative of soft-capping) of left
+    and right as in_parts has them."""
+    found = dot_of_parts(left, right, PRECISION)
     factor = scale
     slope = 1.0
     if SOFTCAP:
@@ -53,15 +56,16 @@ def logits(
 
 @triton.jit
 def attend_block(
-    query, key_ptr, value_ptr, tokens, low, high, running_max, running_sum, output, sink, key_stride_n, value_stride_n,
-    scale, softcap,
+    queries, key_ptr, value_ptr, tokens, low, high, running_max, running_sum, output, sink, key_stride_n,
+    value_stride_n, scale, softcap,
     EDGE: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
     key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+    keys = in_parts(key, key_ptr, tokens, inside, key_stride_n, HEAD_DIM, SCORE_PRECISION)
     found, factor, _ = logits(
-        query, key, tokens[None, :], low[:, None], high[:, None], scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION
+        queries, keys, tokens[None, :], low[:, None], high[:, None], scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION
     )
     block_max = tl.max(found, 1)
     new_max = tl.maximum(running_max, block_max * factor)
@@ -95,6 +99,7 @@ def attend_kernel(
     position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, SIDE)
     query_ptr += batch * query_stride_b + head * query_stride_h
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    queries = in_parts(query, query_ptr, position, used, query_stride_n, HEAD_DIM, SCORE_PRECISION)
     key_ptr += batch * key_stride_b + (head // group) * key_stride_h
     value_ptr += batch * value_stride_b + (head // group) * value_stride_h
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -105,13 +110,13 @@ def attend_kernel(
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
         running_max, running_sum, output, sink = attend_block(
-            query, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, running_max, running_sum, output, sink,
+            queries, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, running_max, running_sum, output, sink,
             key_stride_n, value_stride_n, scale, softcap,
             False, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         running_max, running_sum, output, sink = attend_block(
-            query, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, running_max,
+            queries, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, running_max,
             running_sum, output, sink, key_stride_n, value_stride_n, scale, softcap,
             True, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
         )  # fmt: skip

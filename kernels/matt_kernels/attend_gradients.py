@@ -10,6 +10,7 @@ from matt_kernels.attention import (
     ROWS,
     TILES,
     edge,
+    in_parts,
     load_row,
     load_softmax,
     load_tile,
@@ -30,7 +31,8 @@ def score_differences(
     SOFTCAP: tl.constexpr, EDGE: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(softmax weights, p - D, derivative of soft-capping), rows times tokens or the other way round."""
+    """(softmax weights, p - D, derivative of soft-capping), rows times tokens or the other way round; left and right as
+    in_parts has them."""
     found, factor, slope = logits(left, right, tokens, low, high, scale, softcap, SOFTCAP, EDGE, SCORE_PRECISION)
     weights = tl.exp2(tl.fma(found, factor, -shift))
     if KIND == "fp32":
@@ -55,7 +57,7 @@ def load_sinks(softmax_ptr, offsets, used, size):
 
 @triton.jit
 def attend_rows_block(
-    query, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, sink, sink_weight,
+    queries, change, key_ptr, value_ptr, tokens, low, high, shift, inverse_sum, correction, gradient, sink, sink_weight,
     sink_difference, other_weights, other_differences, key_stride_n, value_stride_n, scale, softcap,
     EDGE: tl.constexpr, GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -63,9 +65,10 @@ def attend_rows_block(
 ):  # fmt: skip
     inside = seen_by_some(tokens, low, high) if EDGE else tl.full(tokens.shape, True, tl.int1)
     key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+    keys = in_parts(key, key_ptr, tokens, inside, key_stride_n, HEAD_DIM, SCORE_PRECISION)
     values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
     weights, differences, slope = score_differences(
-        query, key, change, values, tokens[None, :], low[:, None], high[:, None], shift[:, None], inverse_sum,
+        queries, keys, change, values, tokens[None, :], low[:, None], high[:, None], shift[:, None], inverse_sum,
         correction[:, None], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
     changes = times_weights(differences, weights, slope, EDGE)
@@ -102,6 +105,7 @@ def attend_rows_kernel(
     position, low, high = load_row(rows_ptr + batch * ROWS * row_limit, numbers, used, row_limit, 1)
     query_ptr += batch * query_stride_b + head * query_stride_h
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    queries = in_parts(query, query_ptr, position, used, query_stride_n, HEAD_DIM, SCORE_PRECISION)
     offsets = batch_head * row_limit + numbers
     shift, inverse_sum = load_softmax(softmax_ptr, offsets, used, softmax_size, KIND)
     correction = tl.load(correction_ptr + offsets, mask=used, other=0.0)
@@ -119,14 +123,14 @@ def attend_rows_kernel(
     tokens = first + tl.arange(0, BLOCK_N)
     for step in range(inner, outer):
         gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
-            query, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
+            queries, change, key_ptr, value_ptr, tokens + step * BLOCK_N, low, high, shift, inverse_sum, correction,
             gradient, sink, sink_weight, sink_difference, other_weights, other_differences, key_stride_n,
             value_stride_n, scale, softcap, False, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND,
             SCORE_PRECISION, PRECISION,
         )  # fmt: skip
     for step in range(0, blocks - (outer - inner)):
         gradient, sink_weight, sink_difference, other_weights, other_differences = attend_rows_block(
-            query, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
+            queries, change, key_ptr, value_ptr, tokens + edge(step, inner, outer) * BLOCK_N, low, high, shift,
             inverse_sum, correction, gradient, sink, sink_weight, sink_difference, other_weights, other_differences,
             key_stride_n, value_stride_n, scale, softcap, True, GRADIENT, SOFTCAP, HEAD_DIM, BLOCK_D, VALUE_DIM,
             BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
@@ -146,7 +150,7 @@ def attend_rows_kernel(
 
 @triton.jit
 def attend_columns_block(
-    key, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, sink_ptr, tokens, numbers, row_stop,
+    keys, values, query_ptr, rows_ptr, softmax_ptr, change_ptr, correction_ptr, sink_ptr, tokens, numbers, row_stop,
     outputs,
     key_gradient, value_gradient, query_stride_n, softmax_size, row_limit, scale, softcap,
     EDGE: tl.constexpr, KEY_GRADIENT: tl.constexpr, VALUE_GRADIENT: tl.constexpr, SOFTCAP: tl.constexpr,
@@ -160,10 +164,11 @@ def attend_columns_block(
         inverse_sum = inverse_sum[None, :]
     correction = tl.load(correction_ptr + outputs, mask=used, other=0.0)
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    queries = in_parts(query, query_ptr, position, used, query_stride_n, HEAD_DIM, SCORE_PRECISION)
     change = load_vectors(change_ptr, outputs, used, VALUE_DIM, VALUE_DIM, BLOCK_DV)
     # tokens times rows: no transposition before the next products
     weights, differences, slope = score_differences(
-        key, query, values, change, tokens[:, None], low[None, :], high[None, :], shift[None, :], inverse_sum,
+        keys, queries, values, change, tokens[:, None], low[None, :], high[None, :], shift[None, :], inverse_sum,
         correction[None, :], scale, softcap, SOFTCAP, EDGE, KIND, SCORE_PRECISION, PRECISION,
     )  # fmt: skip
     if VALUE_GRADIENT:
@@ -204,6 +209,7 @@ def attend_columns_kernel(
         key_ptr += batch * key_stride_b + kv_head * key_stride_h
         value_ptr += batch * value_stride_b + kv_head * value_stride_h
         key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+        keys = in_parts(key, key_ptr, tokens, inside, key_stride_n, HEAD_DIM, SCORE_PRECISION)
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride_n, VALUE_DIM, BLOCK_DV))
         query_ptr += batch * query_stride_b + kv_head * group * query_stride_h
         rows_ptr += batch * ROWS * row_limit
@@ -217,7 +223,7 @@ def attend_columns_kernel(
             head, block = (step // inside_count).to(tl.int64), inner + step % inside_count
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
-                key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
+                keys, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
                 sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
                 value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, False, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,
@@ -227,7 +233,7 @@ def attend_columns_kernel(
             head, block = (step // edge_count).to(tl.int64), edge(step % edge_count, inner, outer)
             numbers = row_start + block * BLOCK_M + tl.arange(0, BLOCK_M)
             key_gradient, value_gradient = attend_columns_block(
-                key, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
+                keys, values, query_ptr + head * query_stride_h, rows_ptr, softmax_ptr, change_ptr, correction_ptr,
                 sink_ptr, tokens, numbers, row_stop, first_output + head * row_limit + numbers, key_gradient,
                 value_gradient,
                 query_stride_n, softmax_size, row_limit, scale, softcap, True, KEY_GRADIENT, VALUE_GRADIENT, SOFTCAP,

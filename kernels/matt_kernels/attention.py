@@ -7,6 +7,8 @@ import triton.language as tl
 ROWS, TILES, LONG, COUNTS = tl.constexpr(12), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
 
 
+# Numbers of the head dimension that a tensor core adds up in one go in float32: the fewest that Triton multiplies.
+PART = tl.constexpr(16)
 # What the plan has for tokens of no document; special tokens are -1.
 PADDING = tl.constexpr(-2)
 
@@ -209,16 +211,40 @@ def operand(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def in_parts(vectors, ptr, positions, wanted, stride_n, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """Queries or keys as dot_of_parts takes them: `vectors`, or where products are made of three the same read again,
+    PART numbers of the head dimension at a time."""
+    if PRECISION == "tf32x3":
+        parts = ()
+        for first in tl.static_range(0, SIZE, PART):
+            parts += (load_vectors(ptr + first, positions, wanted, stride_n, PART, PART),)
+        return parts
+    else:
+        return (vectors,)
+
+
+@triton.jit
+def dot_of_parts(left, right, PRECISION: tl.constexpr):
+    """left @ right', the sums of parts added up in float32. A tensor core rounds towards zero each time that it adds to
+    its accumulator: over the whole head dimension scores come out smaller by so much that all gradients show it."""
+    total = tl.dot(left[0], tl.trans(right[0]), input_precision=PRECISION)
+    for number in tl.static_range(1, len(left)):
+        total += tl.dot(left[number], tl.trans(right[number]), input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def masked_scores(
-    query, key, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    queries, keys, tokens, stop, low, high, scale, softcap, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     MASKED: tl.constexpr = True,
 ):  # fmt: skip
-    """(scores in base 2 with -inf where a row does not see a token, derivative of soft-capping).
+    """(scores in base 2 with -inf where a row does not see a token, derivative of soft-capping), queries and keys as
+    in_parts has them.
 
     Without MASKED every row must see every token up to `stop`; zeros from there on are scored as if they were seen.
     """
     # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK] -> [BLOCK_M, BLOCK]
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    scores = dot_of_parts(queries, keys, PRECISION) * scale
     slope = 1.0
     if SOFTCAP:
         # scale is that of plain logits over the cap here; the base changes after the cap

@@ -90,6 +90,7 @@ def choose_config(problem: Problem) -> Config:
     block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (problem.head_dim, problem.value_dim))
     kind = KINDS[problem.dtype]
     exact = "tf32x3" if target.startswith("cuda") else "ieee"
+    once = "ieee" if kind == "fp32" else exact
     half = "tf32" if target.startswith("cuda") else "ieee"
     of_factors = factor_kind(problem.dtype, metric)
     size = max(block_d, block_dv)
@@ -114,7 +115,7 @@ def choose_config(problem: Problem) -> Config:
         product_precision=precision[kind],
         factor_kind=of_factors,
         factor_precision=precision[of_factors],
-        exact_precision=exact,
+        exact_precision=once,
         **_launches(kind, metric, size, target, lopsided, [x for x, y in needs.items() if y]),
     )
 

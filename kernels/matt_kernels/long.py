@@ -14,6 +14,7 @@ from matt_kernels.attention import (
     LONG,
     ROWS,
     TILES,
+    in_parts,
     load_ids,
     load_pair_range,
     load_row,
@@ -31,7 +32,7 @@ from matt_kernels.launch import LENGTHS, row_grid, row_program, score_factors, s
 
 @triton.jit
 def segment_vectors(
-    query, shift, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
+    queries, shift, inverse_sum, low, high, segment, start, stop, key_ptr, value_ptr, ids_ptr, key_stride,
     value_stride, scale, softcap,
     SOFTCAP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, KIND: tl.constexpr,
@@ -44,7 +45,8 @@ def segment_vectors(
         tokens = first + tl.arange(0, BLOCK_N)
         inside = load_ids(ids_ptr, tokens, stop) == segment
         key = load_vectors(key_ptr, tokens, inside, key_stride, HEAD_DIM, BLOCK_D)
-        scores, _ = masked_scores(query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
+        keys = in_parts(key, key_ptr, tokens, inside, key_stride, HEAD_DIM, SCORE_PRECISION)
+        scores, _ = masked_scores(queries, keys, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION)
         weights = tl.where(inside[None, :], softmax_weights(scores, shift, inverse_sum, KIND), 0.0)
         values = widen(load_vectors(value_ptr, tokens, inside, value_stride, VALUE_DIM, BLOCK_DV))
         # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_DV] -> [BLOCK_M, BLOCK_DV]
@@ -100,16 +102,18 @@ def aim_long_rows_kernel(
             teacher_stop = tl.load(long_ptr + 2 * long_limit + number)
             start = tl.load(long_ptr + 3 * long_limit + number)
             stop = tl.load(long_ptr + 4 * long_limit + number)
-            teacher_query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
+            query = load_vectors(teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
+            queries = in_parts(query, teacher_query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, SCORE_PRECISION)
             teacher = segment_vectors(
-                teacher_query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
+                queries, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
                 teacher_stop, teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale,
                 softcap, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION,
                 PRECISION,
             )  # fmt: skip
             query = load_vectors(student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
+            queries = in_parts(query, student_query_ptr, student_row, used, sq_stride_n, HEAD_DIM, SCORE_PRECISION)
             student = segment_vectors(
-                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
+                queries, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -125,8 +129,9 @@ def aim_long_rows_kernel(
                     tokens = first + tl.arange(0, BLOCK_N)
                     inside = load_ids(student_ids_ptr, tokens, seen) == segment
                     key = load_vectors(student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, BLOCK_D)
+                    keys = in_parts(key, student_key_ptr, tokens, inside, sk_stride_n, HEAD_DIM, SCORE_PRECISION)
                     scores, slope = masked_scores(
-                        query, key, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
+                        queries, keys, tokens, seen, student_low, student_high, scale, softcap, SOFTCAP, SCORE_PRECISION
                     )
                     weights = softmax_weights(scores, student_shift, student_inverse, KIND)
                     weights = tl.where(inside[None, :], weights, 0.0)
@@ -202,19 +207,20 @@ def aim_long_columns_kernel(
             outputs = (batch * heads + kv_head * group + head) * row_limit + numbers
             teacher_shift, teacher_inverse = load_softmax(teacher_softmax_ptr, outputs, used, softmax_size, KIND)
             student_shift, student_inverse = load_softmax(student_softmax_ptr, outputs, used, softmax_size, KIND)
-            query = load_vectors(
-                teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D
-            )
+            query_ptr = teacher_query_ptr + head * tq_stride_h
+            query = load_vectors(query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, BLOCK_D)
+            queries = in_parts(query, query_ptr, teacher_row, used, tq_stride_n, HEAD_DIM, SCORE_PRECISION)
             teacher = segment_vectors(
-                query, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start, teacher_stop,
-                teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale, softcap,
-                SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
+                queries, teacher_shift, teacher_inverse, teacher_low, teacher_high, segment, teacher_start,
+                teacher_stop, teacher_key_ptr, teacher_value_ptr, teacher_ids_ptr, tk_stride_n, tv_stride_n, scale,
+                softcap, SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION,
+                PRECISION,
             )  # fmt: skip
-            query = load_vectors(
-                student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D
-            )
+            query_ptr = student_query_ptr + head * sq_stride_h
+            query = load_vectors(query_ptr, student_row, used, sq_stride_n, HEAD_DIM, BLOCK_D)
+            queries = in_parts(query, query_ptr, student_row, used, sq_stride_n, HEAD_DIM, SCORE_PRECISION)
             student = segment_vectors(
-                query, student_shift, student_inverse, student_low, student_high, segment, start, stop,
+                queries, student_shift, student_inverse, student_low, student_high, segment, start, stop,
                 student_key_ptr, student_value_ptr, student_ids_ptr, sk_stride_n, sv_stride_n, scale, softcap,
                 SOFTCAP, BLOCK_M, BLOCK_N, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_DV, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
@@ -222,10 +228,11 @@ def aim_long_columns_kernel(
             paired = (segment >= pair_low) & (segment < pair_high)
             change = operand(tl.where(paired[:, None], change, 0.0), KIND)
             key = load_vectors(student_key_ptr, own_tokens, in_tile, sk_stride_n, HEAD_DIM, BLOCK_D)
+            keys = in_parts(key, student_key_ptr, own_tokens, in_tile, sk_stride_n, HEAD_DIM, SCORE_PRECISION)
             # tokens times rows: no transposition before the products that follow
             found, factor, slope = logits(
-                key, query, own_tokens[:, None], student_low[None, :], student_high[None, :], scale, softcap, SOFTCAP,
-                True, SCORE_PRECISION,
+                keys, queries, own_tokens[:, None], student_low[None, :], student_high[None, :], scale, softcap,
+                SOFTCAP, True, SCORE_PRECISION,
             )  # fmt: skip
             row_weights = tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)
             weights = tl.exp2(tl.fma(found, factor, -student_shift[None, :])) * (student_inverse * row_weights)[None, :]

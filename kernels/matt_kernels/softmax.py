@@ -8,6 +8,7 @@ from matt_kernels.attention import (
     COUNTS,
     ROWS,
     edge,
+    in_parts,
     load_row,
     load_vectors,
     masked_scores,
@@ -42,6 +43,7 @@ def softmax_of_side(
 ):  # fmt: skip
     position, low, high = load_row(rows_ptr, numbers, used, row_limit, SIDE)
     query = load_vectors(query_ptr, position, used, query_stride_n, HEAD_DIM, BLOCK_D)
+    queries = in_parts(query, query_ptr, position, used, query_stride_n, HEAD_DIM, SCORE_PRECISION)
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     if MEAN_KEY:
@@ -57,8 +59,9 @@ def softmax_of_side(
             tokens = first + block * BLOCK_N + tl.arange(0, BLOCK_N)
             inside = tokens < stop if WHOLE else seen_by_some(tokens, low, high)
             key = load_vectors(key_ptr, tokens, inside, key_stride_n, HEAD_DIM, BLOCK_D)
+            keys = in_parts(key, key_ptr, tokens, inside, key_stride_n, HEAD_DIM, SCORE_PRECISION)
             scores, slope = masked_scores(
-                query, key, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION, not WHOLE
+                queries, keys, tokens, stop, low, high, scale, softcap, SOFTCAP, SCORE_PRECISION, not WHOLE
             )
             weights, factor, running_max, running_sum = online_softmax(scores, running_max, running_sum)
             if MEAN_KEY:
