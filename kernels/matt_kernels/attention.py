@@ -7,7 +7,7 @@ import triton.language as tl
 ROWS, TILES, LONG, COUNTS = tl.constexpr(12), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
 
 
-# Numbers of the head dimension that a tensor core adds up in one go in float32: the fewest that Triton multiplies.
+# Numbers of the head dimension that a tensor core adds up in one go for float32: the fewest that Triton 3.6 multiplies.
 PART = tl.constexpr(16)
 # What the plan has for tokens of no document; special tokens are -1.
 PADDING = tl.constexpr(-2)

@@ -33,7 +33,7 @@ class Config:
     product_precision: str  # of all other products in the loops
     factor_kind: str  # of the operands of products with the factors of a tile
     factor_precision: str
-    exact_precision: str  # of what is done once per tile
+    exact_precision: str  # of what is done once per tile, and for float32 of aim_columns' sums over rows
     softmax: Launch
     factors: Launch
     rows: Launch
@@ -90,7 +90,7 @@ def choose_config(problem: Problem) -> Config:
     block_d, block_dv = (max(16, triton.next_power_of_2(x)) for x in (problem.head_dim, problem.value_dim))
     kind = KINDS[problem.dtype]
     exact = "tf32x3" if target.startswith("cuda") else "ieee"
-    once = "ieee" if kind == "fp32" else exact
+    once = "ieee" if kind == "fp32" else exact  # rounds to nearest; few enough products to do without tensor cores
     half = "tf32" if target.startswith("cuda") else "ieee"
     of_factors = factor_kind(problem.dtype, metric)
     size = max(block_d, block_dv)
