@@ -195,9 +195,13 @@ def _step(
     """One update from a list of batches; returns what any process wished for behind it."""
     names, student, progress = options.objectives(), state.student, state.progress
     _count(state, micro_batches)
-    ids = torch.cat([batch.distinct_ids for batch in micro_batches])
+    ids = [torch.cat([batch.distinct_ids for batch in micro_batches])]
+    if micro_batches[0].continuations is not None:
+        candidates = [batch.continuations[0].tokens for batch in micro_batches]
+        ids.append(torch.cat([ids[0][:1], *candidates]))  # never empty
+    ids = [_of_all_processes(part, accelerator) for part in ids]
     micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-    rows = student.rows(_of_all_processes(ids, accelerator))
+    rows = student.rows(*ids)
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
@@ -207,7 +211,7 @@ def _step(
         if loss.requires_grad:
             loss.backward()
         sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
-    state.occurred[rows.input.slots] = True
+    state.occurred[student.input.slots(ids[0])] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
     progress.parts = dict(zip(names, values, strict=True))
     if student.head is not None:
