@@ -39,14 +39,16 @@ def _merged(
     with torch.no_grad():
         states = target_hidden[places.piece_at]
         logs = chosen_logits(target, states, places.pieces, places.piece, places.piece_entry)
-        shares = (logs - log_normalizers(target, states)[places.piece_entry]).exp()
-        rest = 1 - shares.new_zeros(len(states)).index_add_(0, places.piece_entry, shares)
-        wanted = torch.cat([shares, rest[places.stops].clamp_min(0)])
+        logs = logs - log_normalizers(target, states)[places.piece_entry]
+        rest = 1 - logs.new_zeros(len(states)).index_add_(0, places.piece_entry, logs.exp())
+        # What goes on otherwise, or not at all, is the token that ends there.
+        rest = rest[places.stops].clamp_min(torch.finfo(rest.dtype).tiny)
+        logs = torch.cat([logs, rest.log()])
         entry = torch.cat([places.piece_entry, places.stops])
-        wanted /= wanted.new_zeros(len(states)).index_add_(0, entry, wanted)[entry]
+        logs = logs - log_sums(logs, entry, len(states))[entry]
     logits = chosen_logits(head, hidden[places.token_at], places.tokens, places.token, places.token_entry, rows)
-    found = log_sums(logits, places.token_group, len(wanted)) - log_sums(logits, places.token_entry, len(states))[entry]
-    return (torch.xlogy(wanted, wanted) - wanted * found).sum()
+    found = log_sums(logits, places.token_group, len(logs)) - log_sums(logits, places.token_entry, len(states))[entry]
+    return (logs.exp() * (logs - found)).sum()
 
 
 def _split(
@@ -63,7 +65,6 @@ def _split(
         logits = chosen_logits(target, states, places.tokens, places.token, places.token_entry)
         logs = log_sums(logits, places.token_group, len(places.piece))
         logs -= log_sums(logits, places.token_entry, len(states))[places.piece_entry]
-        wanted = logs.exp()
     states = hidden[places.piece_at]
     logits = chosen_logits(head, states, places.pieces, places.piece, places.piece_entry, rows)
     # The piece of the text is one of them: its logit less its log-probability is what all logits are normalised by.
@@ -72,4 +73,4 @@ def _split(
     normalizers = torch.where(is_it, logits, 0.0)
     normalizers = logits.new_zeros(len(states)).index_add(0, places.piece_entry, normalizers)
     normalizers = normalizers - token_log_probs(head, states, following, rows)
-    return (wanted * (logs - logits + normalizers[places.piece_entry])).sum()
+    return (logs.exp() * (logs - logits + normalizers[places.piece_entry])).sum()

@@ -61,7 +61,7 @@ class HealingOptions:
     steps: int = 200
     lr: float = 1e-3
     rows_lr: float = 3e-3
-    objective: str = "boundary-kl+alm"
+    objective: str = "segment-kl"
     rank: int = 16
     outer_layers: int = 2
     max_worse: float | None = 0.02
