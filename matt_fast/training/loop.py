@@ -201,7 +201,7 @@ def _step(
         ids.append(torch.cat([ids[0][:1], *candidates]))  # never empty
     ids = [_of_all_processes(part, accelerator) for part in ids]
     micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-    rows = student.rows(*ids)
+    rows, occurring = student.rows(*ids), student.input.slots(ids[0])
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
@@ -211,7 +211,7 @@ def _step(
         if loss.requires_grad:
             loss.backward()
         sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
-    state.occurred[student.input.slots(ids[0])] = True
+    state.occurred[occurring] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
     progress.parts = dict(zip(names, values, strict=True))
     if student.head is not None:
@@ -219,7 +219,7 @@ def _step(
         moved = slice(None) if options.moments == "dense" else rows.output.slots
         student.head.update(table.trainable_ids[moved], table.trainable[moved])
     progress.losses.append(progress.loss)
-    without = len(rows.input.slots) == 0
+    without = len(occurring) == 0
     progress.steps_without_new_tokens += without
     if progress.first_loss is None and not without and progress.loss > 0:  # 0 where a batch has nothing to predict
         progress.first_loss = progress.loss
