@@ -60,7 +60,7 @@ def reference(sides, whole) -> tuple[torch.Tensor, Counter]:
 
 
 def test_segment_kl_adds_how_tokens_go_on(sides):
-    rows = sides.student.rows(sides.batch.distinct_ids, sides.batch.continuations[0].tokens)
+    rows = sides.student.rows(sides.batch.distinct_ids)
     at_ends, ours = (sides.losses(name, rows)[name] for name in ("boundary-kl", "segment-kl"))
     ours = (ours - at_ends) * len(sides.batch.places.student_ends)
     ours.backward()

@@ -388,7 +388,7 @@ def test_a_batch_without_new_tokens_is_no_error(sides):
     """All rows frozen: nothing to train, and the step is counted."""
     frozen = sides.batch.student_ids.new_tensor(list(sides.vocabulary.matches))
     sides.batch.student_ids[:] = frozen[sides.batch.student_ids % len(frozen)]
-    sides.batch = replace(sides.batch, distinct_ids=sides.batch.student_ids.unique(), continuations=None)
+    sides.batch = replace(sides.batch, distinct_ids=sides.batch.student_ids.unique())
     before = sides.student.input.weight().clone()
     options = TrainingOptions(objective="aim+ntp", steps=2)
     progress, _ = train(

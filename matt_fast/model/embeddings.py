@@ -67,23 +67,15 @@ class EmbeddingTable:
 
     def rows(self, ids: torch.Tensor) -> BatchRows:
         """Gather the distinct rows of `ids` (int64, any shape); where these are on the CPU, a GPU is not waited for."""
-        ids, positions, slots = self._places(ids)
-        frozen = self.teacher_weight[self.frozen_from[ids].clamp_min(0)]
-        return BatchRows(ids, frozen, self.trainable[slots].requires_grad_(), positions, slots)
-
-    def slots(self, ids: torch.Tensor) -> torch.Tensor:
-        """[r] int64: where the trainable rows among `ids` (int64, any shape) stand in `trainable`."""
-        return self._places(ids)[2]
-
-    def _places(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`ids`, `positions` and `slots` of `BatchRows`, on the table's device."""
         ids, device = ids.unique(), self.slot.device
         slot = self.slot if ids.device == device else self.slot_on_cpu
         positions = (slot[ids] >= 0).nonzero().flatten()
         found = ids, positions, slot[ids[positions]]
         if ids.device != device:
             found = tuple((x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True) for x in found)
-        return found
+        ids, positions, slots = found
+        frozen = self.teacher_weight[self.frozen_from[ids].clamp_min(0)]
+        return BatchRows(ids, frozen, self.trainable[slots].requires_grad_(), positions, slots)
 
     def weight(self) -> torch.Tensor:
         """The whole table as the model stores it: [student rows, hidden], a new tensor in the teacher's dtype."""

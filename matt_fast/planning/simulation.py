@@ -218,8 +218,7 @@ def simulate(
         optimizers, head, target = _tables(model, vocabulary, options)
         memory.part = "rows of the batch"
         batch = planned.to(model.device)
-        tokens = batch.tokens + (0 if batch.continuations is None else len(batch.continuations[0].tokens))
-        rows = _rows(model, vocabulary, tokens * options.accumulation * processes, optimizers)
+        rows = _rows(model, vocabulary, batch.tokens * options.accumulation * processes, optimizers)
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
             with shapes_only(model):

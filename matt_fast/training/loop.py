@@ -195,13 +195,9 @@ def _step(
     """One update from a list of batches; returns what any process wished for behind it."""
     names, student, progress = options.objectives(), state.student, state.progress
     _count(state, micro_batches)
-    ids = [torch.cat([batch.distinct_ids for batch in micro_batches])]
-    if micro_batches[0].continuations is not None:
-        candidates = [batch.continuations[0].tokens for batch in micro_batches]
-        ids.append(torch.cat([ids[0][:1], *candidates]))  # never empty
-    ids = [_of_all_processes(part, accelerator) for part in ids]
+    ids = torch.cat([batch.distinct_ids for batch in micro_batches])
     micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
-    rows, occurring = student.rows(*ids), student.input.slots(ids[0])
+    rows = student.rows(_of_all_processes(ids, accelerator))
 
     sums = torch.zeros(1 + len(names), device=accelerator.device)
     for batch in micro_batches:
@@ -211,7 +207,7 @@ def _step(
         if loss.requires_grad:
             loss.backward()
         sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
-    state.occurred[occurring] = True
+    state.occurred[rows.input.slots] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
     progress.parts = dict(zip(names, values, strict=True))
     if student.head is not None:
@@ -219,7 +215,7 @@ def _step(
         moved = slice(None) if options.moments == "dense" else rows.output.slots
         student.head.update(table.trainable_ids[moved], table.trainable[moved])
     progress.losses.append(progress.loss)
-    without = len(occurring) == 0
+    without = len(rows.input.slots) == 0
     progress.steps_without_new_tokens += without
     if progress.first_loss is None and not without and progress.loss > 0:  # 0 where a batch has nothing to predict
         progress.first_loss = progress.loss

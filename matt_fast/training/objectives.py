@@ -58,13 +58,10 @@ class Student:
     def tables(self) -> list[EmbeddingTable]:
         return [self.input] if self.output is None else [self.input, self.output]
 
-    def rows(self, ids: torch.Tensor, candidates: torch.Tensor | None = None) -> "StepRows":
-        """The rows of one step, given the ids ([any shape] int64) that occur in it, and others that may come next."""
-        output = ids if candidates is None else torch.cat([ids.flatten(), candidates.flatten()])
-        if self.output is not None:
-            return StepRows(self.input.rows(ids), self.output.rows(output))
-        rows = self.input.rows(output)
-        return StepRows(rows, rows)
+    def rows(self, ids: torch.Tensor) -> "StepRows":
+        """The rows of one step, given the ids ([any shape] int64) that occur in it."""
+        rows = self.input.rows(ids)
+        return StepRows(rows, rows if self.output is None else self.output.rows(ids))
 
 
 @dataclass(frozen=True)
