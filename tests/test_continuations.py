@@ -8,6 +8,7 @@ from test_objectives import CONFIGS, Sides, each_document, log_probabilities
 from tiny import byte_level
 
 from matt_fast.alignment.vocabulary import spell_tokens
+from matt_fast.training.objectives import INSIDE
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -62,7 +63,7 @@ def reference(sides, whole) -> tuple[torch.Tensor, Counter]:
 def test_segment_kl_adds_how_tokens_go_on(sides):
     rows = sides.student.rows(sides.batch.distinct_ids)
     at_ends, ours = (sides.losses(name, rows)[name] for name in ("boundary-kl", "segment-kl"))
-    ours = (ours - at_ends) * len(sides.batch.places.student_ends)
+    ours = (ours - at_ends) / INSIDE * len(sides.batch.places.student_ends)
     ours.backward()
     whole = sides.whole_student()
     expected, kinds = reference(sides, whole)

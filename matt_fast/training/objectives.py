@@ -19,6 +19,8 @@ from matt_fast.model.head import Head
 from matt_fast.training.continuations import continuation_kl
 from matt_fast.training.options import TrainingOptions
 
+INSIDE = 4.0  # weight of how tokens go on, beside how they begin; the best of 1, 2, 4 and 10 (docs/healing.md)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -189,10 +191,10 @@ def boundary_kl(given: Pass) -> torch.Tensor:
 
 
 def segment_kl(given: Pass) -> torch.Tensor:
-    """`boundary_kl`, and how the tokens of each class go on, see `continuation_kl`; a mean over segments."""
+    """`boundary_kl`, and INSIDE times how the tokens of each class go on, see `continuation_kl`; a mean over segments."""
     sides = given.head, given.student.head_input, given.rows.output, given.target.head, given.teacher.head_input
     inside = continuation_kl(given.batch, *sides)
-    return boundary_kl(given) + inside / max(1, len(given.batch.places.student_ends))
+    return boundary_kl(given) + INSIDE * inside / max(1, len(given.batch.places.student_ends))
 
 
 @dataclass(frozen=True)
