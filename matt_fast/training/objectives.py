@@ -191,7 +191,7 @@ def boundary_kl(given: Pass) -> torch.Tensor:
 
 
 def segment_kl(given: Pass) -> torch.Tensor:
-    """`boundary_kl`, and INSIDE times how the tokens of each class go on, see `continuation_kl`; a mean over segments."""
+    """`boundary_kl`, and INSIDE times how the tokens of each class go on (`continuation_kl`); a mean over segments."""
     sides = given.head, given.student.head_input, given.rows.output, given.target.head, given.teacher.head_input
     inside = continuation_kl(given.batch, *sides)
     return boundary_kl(given) + INSIDE * inside / max(1, len(given.batch.places.student_ends))
