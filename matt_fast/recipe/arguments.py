@@ -1,4 +1,7 @@
-"""What can be told of a transfer's arguments by their values alone. Imports nothing slow, reads no file."""
+"""What can be told of a transfer's arguments by their values, and by the first rows of local texts.
+
+Imports nothing slow.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +10,12 @@ from typing import Any
 
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
+from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
 from matt_fast.support.every import Every
 
-TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
 SHARDS = 100_000  # at most: names count so far
@@ -28,7 +31,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check what is there of a transfer's arguments, by name; objects given in Python are left alone.
 
     Raises:
-        ValueError: a value that no transfer takes; the message names it.
+        ValueError: a value that no transfer takes, or a text that cannot be read; the message names it.
         OSError: a path where nothing is, or an output that has something in it.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -39,11 +42,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         "teacher",
         "donor",
         "init",
-        "data",
-        *(x for x in given if x.startswith("eval_data")),
     ):
         if isinstance(given.get(name), str | Path):
-            check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
+            check_location(name, given[name], (".safetensors",) if name == "init" else (".json", ".gguf"))
+    for name in ("data", *(x for x in given if x.startswith("eval_data"))):
+        if isinstance(given.get(name), str | Path):
+            check_texts(name, given[name], given.get("text_field", "text"))
     check_map(given.get("map_tokens", ()))
     for code in given.get("language", ()):
         if not isinstance(code, str) or not LANGUAGE.fullmatch(code):
@@ -86,9 +90,10 @@ def check_prepare(arguments: Mapping[str, Any]) -> None:
         ValueError: a value that it does not take; the message names it.
         OSError: a path where nothing is, an output that is a file, or one inside the data.
     """
-    for name in ("model", "tokenizer", "teacher", "data"):
+    for name in ("model", "tokenizer", "teacher"):
         if isinstance(arguments[name], str | Path):
-            check_location(name, arguments[name], TEXT_FILES if name == "data" else ())
+            check_location(name, arguments[name])
+    check_texts("data", arguments["data"], arguments["text_field"])
     check_choice("executor", arguments["executor"], EXECUTORS)
     for name, most in (("max_length", LENGTH), ("shards", SHARDS), ("workers", MANY)):
         check_range(name, arguments[name], 1, most)
