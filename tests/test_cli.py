@@ -40,6 +40,7 @@ WRONG = [
     (["--model=some/deep/folder"], "model: wanted a file or folder that is there"),
     (["--tokenizer=<PreTrainedTokenizerFast>"], "tokenizer: wanted a file or folder that is there"),
     (["--eval-data=/no/such"], "eval_data: wanted a file or folder that is there"),
+    (["--output=/proc/new/x"], "output: wanted a folder that can be written, got '/proc/new/x': No such file"),
     (["--max-length=0"], "max_length: wanted at least 1, got 0"),
     (["--epochs=0"], "epochs: wanted a number above 0, got 0.0"),
     (["--epochs=2", "--steps=5"], "steps and epochs: wanted one of them, got 5 and 2.0"),

@@ -15,6 +15,7 @@ from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, I
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
 from matt_fast.support.every import Every
+from matt_fast.support.files import check_writable
 
 MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
@@ -32,7 +33,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: a value that no transfer takes, or a text that cannot be read; the message names it.
-        OSError: a path where nothing is, or an output that has something in it.
+        OSError: a path where nothing is, or an output that has something in it or cannot be written.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     given |= _named_texts(given)
@@ -59,6 +60,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"resume: wanted True, False or 'auto', got {resume!r}")
     if "output" in given:
         Run(given["output"]).check_free(resume)
+        check_writable("output", given["output"])
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
@@ -104,6 +106,7 @@ def check_prepare(arguments: Mapping[str, Any]) -> None:
         raise FileExistsError(f"output: wanted a folder, but {str(output)!r} is a file")
     if data.is_dir() and output.is_relative_to(data):
         raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
+    check_writable("output", output)
 
 
 def _check_without_data(given: Mapping[str, Any]) -> None:

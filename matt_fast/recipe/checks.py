@@ -22,7 +22,6 @@ from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.job import HELD_OUT, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
-    check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
@@ -36,7 +35,7 @@ from matt_fast.recipe.preflight import (
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
-from matt_fast.support.files import write_text
+from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
 
@@ -99,7 +98,7 @@ class Check(NamedTuple):
 
 
 def _look_at_output(subject: Subject) -> Iterable[str]:
-    check_output(subject.output)
+    check_writable("output", subject.output)
     return ()
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
+from matt_fast.support.files import check_writable
+
 MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
 LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
 SEEDS = (1 << 32) - 1  # NumPy's largest
@@ -66,7 +68,11 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
 
 
 def check_new_folder(name: str, path: str | Path) -> None:
-    """Raise a FileExistsError that names the argument if there is something at `path` but an empty folder."""
+    """Raise an OSError that names the argument unless `path` is an empty folder, or none yet, that can be written.
+
+    Something else there is a FileExistsError.
+    """
     place = Path(path)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise FileExistsError(f"{name}: wanted a new or empty folder, but {str(path)!r} has something in it")
+    check_writable(name, place)
