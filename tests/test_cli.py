@@ -111,6 +111,14 @@ def test_an_output_with_something_in_it_is_refused(called, tmp_path):
     (tmp_path / "output" / "run" / "run.json").write_text("{}")
     refused = run("transfer", *PATHS[:3], f"--output={tmp_path / 'output'}")
     assert "holds a run that is not finished; go on with it: matt-fast transfer --resume" in message(refused)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    inside = f"--output={tmp_path / 'texts' / 'new'}"
+    for name, texts in (("data", "--data=texts"), ("eval_data x", "--eval-data=x=texts")):
+        refused = run("transfer", *PATHS[:3], texts, inside)
+        assert f"output: wanted a folder outside of {name}, 'texts', got" in message(refused)
+    refused = run("tokenizer", "train", "--data=texts", "--size=300", inside)
+    assert "output: wanted a folder outside of data" in message(refused)
     assert not called
 
 

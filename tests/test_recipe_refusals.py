@@ -24,6 +24,8 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
         transfer(**arguments | {"output": tmp_path / "full"})
+    with pytest.raises(ValueError, match="output: wanted a folder outside of data"):
+        transfer(**arguments | {"data": tmp_path})
     with pytest.raises(ValueError, match="n_layers: wanted 1 to 3 for this model, got 9"):
         transfer(**arguments, n_layers=9)
     with pytest.raises(ValueError, match="precision: wanted one of auto, no, bf16, got 'fp16'"):

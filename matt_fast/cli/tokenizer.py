@@ -12,7 +12,15 @@ from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tokenizer_report import report
 from matt_fast.data.reading import check_texts
-from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_location, check_new_folder, check_range
+from matt_fast.support.checks import (
+    MANY,
+    TOKENIZER_KINDS,
+    check_choice,
+    check_location,
+    check_new_folder,
+    check_outside,
+    check_range,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +125,7 @@ def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[
             check_location(key, arguments[key], (".txt", ".json", ".gguf"))
         if arguments.get("data") is not None:
             check_texts("data", arguments["data"], arguments["text_field"])
+            check_outside("output", arguments["output"], "data", arguments["data"])
         for key, value in least.items():
             check_range(key, arguments[key], value, MANY)
         if "kind" in arguments:

@@ -13,7 +13,7 @@ from matt_fast.data.parallel import check_pairs_file
 from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
 from matt_fast.recipe.run import Run
-from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
+from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable
 
@@ -61,6 +61,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if "output" in given:
         Run(given["output"]).check_free(resume)
         check_writable("output", given["output"])
+        check_output_apart(given["output"], given)
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
@@ -85,6 +86,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_watching(given)
 
 
+def check_output_apart(output: str | Path, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the output of a transfer would lie in one of its folders of texts."""
+    given = {"data": arguments.get("data"), "eval_data": arguments.get("eval_data"), **_named_texts(arguments)}
+    for name, place in given.items():
+        if isinstance(place, str | Path):
+            check_outside("output", output, name, place)
+
+
 def check_prepare(arguments: Mapping[str, Any]) -> None:
     """Check the arguments of `prepare`, by name.
 
@@ -101,11 +110,10 @@ def check_prepare(arguments: Mapping[str, Any]) -> None:
         check_range(name, arguments[name], 1, most)
     if arguments["executor_options"] and arguments["executor"] == "local":
         raise ValueError(f"executor_options: wanted none for 'local', got {', '.join(arguments['executor_options'])}")
-    output, data = Path(arguments["output"]).absolute(), Path(arguments["data"]).absolute()
+    output = Path(arguments["output"]).absolute()
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output: wanted a folder, but {str(output)!r} is a file")
-    if data.is_dir() and output.is_relative_to(data):
-        raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
+    check_outside("output", output, "data", arguments["data"])
     check_writable("output", output)
 
 

@@ -67,6 +67,18 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")
 
 
+def check_outside(name: str, path: str | Path, source_name: str, source: str | Path | None) -> None:
+    """Raise a ValueError if a folder that is to be written would lie in a folder of texts, and be read as one.
+
+    Args:
+        name, path: of what is to be written.
+        source_name, source: of the texts; anything but a local folder is left alone.
+    """
+    folder, place = Path(source or ""), Path(path).resolve()
+    if source is not None and folder.is_dir() and place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name}: wanted a folder outside of {source_name}, {str(source)!r}, got {str(path)!r}")
+
+
 def check_new_folder(name: str, path: str | Path) -> None:
     """Raise an OSError that names the argument unless `path` is an empty folder, or none yet, that can be written.
 
