@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from small_jobs import held_out
 from tiny import TEXTS, new_tokenizer, save_tiny_model
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -305,3 +305,11 @@ def test_a_chat_template_is_kept_only_if_its_tokens_exist(job):
     same.chat_template = None
     keep_chat_template(same, teacher_tokenizer)
     assert same.chat_template == teacher_tokenizer.chat_template
+    teacher_tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken(" %", special=False)])  # of no role
+    teacher_tokenizer.chat_template += "<turn>"
+    same.chat_template = None
+    keep_chat_template(same, teacher_tokenizer)
+    assert same.chat_template is None
+    said = []
+    transfer(**arguments | {"training": TrainingOptions(steps=0)}, on_message=said.append)
+    assert "tokenizer: the model's chat template is lost, since the new tokenizer lacks '<bos>', '<eos>'" in said

@@ -19,6 +19,7 @@ from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
+from matt_fast.recipe.export import lost_chat_template
 from matt_fast.recipe.job import HELD_OUT, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
@@ -65,6 +66,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
+        work.say(f"tokenizer: {lost}")
     if known:
         _check_prepared(subject)
         was = known["settings"]["processes"]
