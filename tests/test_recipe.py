@@ -310,6 +310,10 @@ def test_a_chat_template_is_kept_only_if_its_tokens_exist(job):
     same.chat_template = None
     keep_chat_template(same, teacher_tokenizer)
     assert same.chat_template is None
-    said = []
-    transfer(**arguments | {"training": TrainingOptions(steps=0)}, on_message=said.append)
+    said, texts = [], arguments["data"].with_name("texts")
+    texts.mkdir()
+    arguments["data"].rename(texts / "corpus.jsonl")
+    (texts / "README.md").write_text("About this dataset.")
+    transfer(**arguments | {"training": TrainingOptions(steps=0), "data": texts}, on_message=said.append)
+    assert "data: files of several formats are read: 1 .md, 1 .jsonl" in said
     assert "tokenizer: the model's chat template is lost, since the new tokenizer lacks '<bos>', '<eos>'" in said

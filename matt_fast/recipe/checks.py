@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import identity
 from matt_fast.data.documents import read_documents
+from matt_fast.data.reading import find_files
 from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
@@ -201,7 +203,12 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
     for name, place in job.held_out.items():
         if warning := check_held_out(held_out[name], data, place, job.data):
             yield f"Warning: {warning}"
-    for argument, found in (("data", data), *(("eval_data", x) for x in held_out.values())) if begins else ():
+    read = (("data", job.data, data), *(("eval_data", job.held_out[name], x) for name, x in held_out.items()))
+    for argument, place, found in read if begins else ():
+        formats = Counter(file.suffix.lower() for file in find_files(place) or ())
+        if len(formats) > 1:  # a dataset's README.md is a text like any other
+            parts = (f"{count:,} {suffix}" for suffix, count in formats.items())
+            yield f"{argument}: files of several formats are read: {', '.join(parts)}"
         if found.skipped:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
             yield f"{argument}: passed over {', '.join(parts)}"

@@ -55,7 +55,7 @@ def never_made(subject: Subject) -> Iterator[Said]:
     new = [i for i in vocabulary.new if vocabulary.tokens[i].kind != "special"]
     seen = set(sample.segments.ids.tolist())
     unseen = sum(i not in seen for i in new)
-    line = f"{share(unseen, len(new))} new tokens are not in {sample.name}"
+    line = f"{share(unseen, len(new))} new tokens are nowhere in {sample.name}"
     if new and unseen * 2 > len(new) and sample.whole:
         yield look(line, "they stay as they are initialised: take more text, or fewer tokens (see --init)")
     else:
