@@ -26,6 +26,7 @@ OPTIONS = {name: ["--recipe", name] for name in RECIPES} | {
     "lora, next token": ["--recipe", "quick", "--heal-objective", "ntp"],
     "lora, alm": ["--recipe", "quick", "--heal-objective", "alm"],
     "lora, boundary-kl+ntp": ["--recipe", "quick", "--heal-objective", "boundary-kl+ntp"],
+    "lora, segment-kl+ntp": ["--recipe", "quick", "--heal-objective", "segment-kl+ntp"],
 }
 
 

@@ -24,7 +24,9 @@ class AIMTrainer(Trainer):
         loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch)
         with torch.no_grad():
             teacher = capture_attention(self.teacher, self.layer, **inputs["teacher"])
-        inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)  # attention is not caught in compiled code
+        inner = self.accelerator.unwrap_model(
+            model, keep_torch_compile=False
+        )  # attention is not caught in compiled code
         student = capture_attention(inner, self.layer, **inputs["student"])
         loss = loss + self.aim_weight * aim_loss(
             teacher.states,

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from matt_fast.alignment.next_token import LEFT_OUT, next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.model import head as head_module
-from matt_fast.model.distributions import class_divergence, token_log_probs
+from matt_fast.model.distributions import chosen_logits, class_divergence, log_normalizers, log_sums, token_log_probs
 from matt_fast.model.head import Head
 
 RULES = [{}, {"scale": 3.0, "softcap": 1.5}]
@@ -53,6 +53,27 @@ def test_log_probabilities_of_tokens(tokens, at_once, rule, monkeypatch):
     ours = token_log_probs(side.head, side.hidden, targets, side.rows) * weights
     expected = logits_of(*side.theirs, **rule).log_softmax(-1)[torch.arange(tokens), targets] * weights
     side.check(ours, expected)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 64])
+@pytest.mark.parametrize("at_once", [1, 5 * 7, 1 << 24])
+@pytest.mark.parametrize("rule", RULES, ids=["plain", "softcap"])
+def test_logits_of_chosen_tokens(tokens, at_once, rule, monkeypatch):
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", at_once)
+    side = Side(tokens, rule)
+    chosen = torch.tensor([0, 2, 5, 8, 20, 21, 36])  # trained ones, frozen ones, some that are not in the step
+    place, token = torch.rand(tokens, len(chosen)).gt(0.4).nonzero().T
+    group = torch.arange(len(place)) // 3
+    weights = torch.randn(int(group.max()) + 1 if len(group) else 0, dtype=torch.float64)
+
+    ours = chosen_logits(side.head, side.hidden, chosen, token, place, side.rows)
+    whole = logits_of(*side.theirs, **rule)
+    expected = torch.stack([*(x.logsumexp(0) for x in whole[place, chosen[token]].split(3)), torch.zeros(())])[:-1]
+    side.check(log_sums(ours, group, len(weights)) * weights, expected * weights)
+    frozen = chosen_logits(side.head, side.hidden, chosen, token, place)
+    assert torch.equal(frozen, ours)
+    assert not frozen.requires_grad
+    torch.testing.assert_close(log_normalizers(side.head, side.hidden), whole.logsumexp(-1))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7, 64])

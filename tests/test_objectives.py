@@ -18,6 +18,7 @@ from matt_fast.alignment.next_token import next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.continuations import with_continuations
 from matt_fast.data.packing import Chunk
 from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
@@ -39,9 +40,9 @@ CONFIGS = {
 class Sides:
     """A tiny model, both vocabularies and a padded batch; the student's tokenizer ends texts with its eos token."""
 
-    def __init__(self, folder, kind: str):
+    def __init__(self, folder, kind: str, student_tokenizer=None):
         teacher_tokenizer = save_tiny_model(folder, CONFIGS[kind])
-        student_tokenizer = new_tokenizer()
+        student_tokenizer = student_tokenizer or new_tokenizer()
         student_tokenizer.pad_token = student_tokenizer.eos_token  # a pad token that is a real token too
         bos, eos = student_tokenizer.bos_token, student_tokenizer.eos_token
         student_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -54,11 +55,16 @@ class Sides:
         self.vocabulary = VocabularyPair(teacher_tokenizer, student_tokenizer, rows)
         self.start = initial_rows(self.model, self.vocabulary, "random", 0)
         self.student = make_student(self.model, self.vocabulary, self.start, freeze_shared=True, objectives=OBJECTIVES)
-        sides = Side("teacher", teacher_tokenizer, rows, 40), Side("student", student_tokenizer, 330, 40)
+        sides = (
+            Side("teacher", teacher_tokenizer, rows, 40),
+            Side("student", student_tokenizer, self.vocabulary.rows, 40),
+        )
 
         chunks = list(make_chunks(TEXTS[:6], *sides, Counter()))
         self.batch: Batch = collate([[chunks[0]], [chunks[3]], [chunks[-1]]], Counter())
         assert len(set((self.batch.student_documents >= 0).sum(1).tolist())) > 1  # there is padding
+
+        self.batch = with_continuations(self.student.target.continuations, self.batch)
 
     def losses(self, objective: str, rows=None, **options) -> dict[str, torch.Tensor]:
         rows = rows or self.student.rows(self.batch.student_ids)
@@ -69,7 +75,7 @@ class Sides:
         """The student as an ordinary model, all its embeddings trainable."""
         student = AutoModelForCausalLM.from_config(self.model.config).eval()
         student.load_state_dict(self.model.state_dict())
-        student.resize_token_embeddings(330, mean_resizing=False)
+        student.resize_token_embeddings(self.vocabulary.rows, mean_resizing=False)
         student.get_input_embeddings().padding_idx = None
         student.get_input_embeddings().weight.data.copy_(self.student.input.weight())
         if self.student.output is not None:

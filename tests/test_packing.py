@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from matt_fast import TrainingOptions
+from matt_fast.alignment.continuations import Continuations, Spellings
 from matt_fast.data.batches import collate
+from matt_fast.data.continuations import with_continuations
 from matt_fast.data.packing import Chunk, pack
 from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
@@ -75,6 +77,19 @@ def make_rows() -> list[list[Chunk]]:
     return [[make_chunk(generator, *sizes) for sizes in row] for row in rows]
 
 
+def continuations_in(rows: list[list[Chunk]]) -> Continuations:
+    """Tokens of either side that the other one spells as it happens to in these rows, and single ones."""
+    spelled = {}, {}
+    for chunk in (chunk for row in rows for chunk in row):
+        for segment in range(1, int(chunk.student_segments.max()) + 1):
+            teacher = chunk.teacher_ids[np.flatnonzero(chunk.teacher_segments == segment)[0] :].tolist()
+            student = chunk.student_ids[np.flatnonzero(chunk.student_segments == segment)[0] :].tolist()
+            spelled[0].setdefault(student[0], teacher[:2])
+            spelled[1].setdefault(teacher[0], student[:3])
+    of_student = {i: [i] for i in range(61)} | spelled[0]
+    return Continuations(Spellings.of(of_student, 61), Spellings.of(spelled[1], 61))
+
+
 class Setting:
     def __init__(self, name: str, dtype: torch.dtype):
         torch.manual_seed(0)
@@ -100,6 +115,8 @@ class Setting:
         chosen = TrainingOptions(objective=objective, **options)
         student = Student(self.table, None, self.head, self.target)
         rows = student.rows(torch.arange(61))
+        if objective == "segment-kl":
+            batch = with_continuations(continuations_in(make_rows()), batch)
         parts = losses(self.model, self.model, student, rows, batch, LAYERS, chosen, causal=self.causal)
         (gradient,) = torch.autograd.grad(parts[objective], rows.input.trainable)
         return parts[objective].detach(), gradient

@@ -21,13 +21,14 @@ from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head
 from matt_fast.planning.plan import GIB, _largest
-from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate
+from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate, with_many_continuations
 from matt_fast.training.layers import TrainedLayers
 from matt_fast.training.loop import TrainingState, freeze, train
 from matt_fast.training.objectives import Student, Target, trains_output
 
 LAYERS, LENGTH, BATCH = 3, 60, 2
 OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]
+OBJECTIVES += ["segment-kl"]
 
 
 def model_of(name: str, device: str = "cpu", dtype=torch.float32):
@@ -92,12 +93,15 @@ def real_step(name: str, options: TrainingOptions, dtype, healing=None) -> tuple
         collate([[Chunk(x % 101, x, segments, segments) for x in np.split(row, documents)] for row in ids], Counter())
         for ids in np.arange(rows).reshape(options.accumulation, BATCH, LENGTH)
     ]
+    if "segment-kl" in options.objectives():
+        batches = [with_many_continuations(batch, 101, rows) for batch in batches]
     before = [*model.parameters(), *model.buffers()]
     before += [x for part in student.tables for x in (part.trainable,)] + (
         [student.head.weight] if student.head else []
     )
     for batch in batches[:1]:
         before += [batch.teacher_ids, batch.student_ids, batch.distinct_ids, *vars(batch.places).values()]
+        before += [x for part in batch.continuations or () for x in vars(part).values()]
     accelerator = Accelerator(cpu=True)
 
     def run():

@@ -41,24 +41,20 @@ SPEED = [
 ]
 # name: the start, rows alone (arguments of TrainingOptions) or rows and layers (of HealingOptions)
 LORA = {"method": "lora", "lr": 1e-3, "rows_lr": 3e-3}
+FULL = {"method": "full", "lr": 1e-4, "rows_lr": 1e-3}
 WAYS = {
+    "composed, full, segment-kl+ntp": ("composed", FULL | {"objective": "segment-kl+ntp"}),
+    "composed, full, segment-kl": ("composed", FULL | {"objective": "segment-kl"}),
+    "composed, lora, segment-kl+ntp": ("composed", LORA | {"objective": "segment-kl+ntp"}),
+    "composed, rows, segment-kl": ("composed", {"objective": "segment-kl", "lr": 3e-3}),
+    "composed, full, boundary-kl+alm": ("composed", FULL | {"objective": "boundary-kl+alm"}),
     "contextual, lora, boundary-kl+ntp": ("contextual", LORA | {"objective": "boundary-kl+ntp"}),
-    "contextual, full, boundary-kl+alm": (
-        "contextual",
-        {"method": "full", "lr": 1e-4, "rows_lr": 1e-3, "objective": "boundary-kl+alm"},
-    ),
-    "contextual, lora, boundary-kl+alm": ("contextual", LORA | {"objective": "boundary-kl+alm"}),
-    "contextual, rows, boundary-kl+alm": ("contextual", {"objective": "boundary-kl+alm", "lr": 3e-3}),
+    "contextual, full, boundary-kl+alm": ("contextual", FULL | {"objective": "boundary-kl+alm"}),
     "mean, lora, ntp": ("mean", LORA | {"objective": "ntp"}),
     "mean, rows, token-distillation": ("mean", {"objective": "token-distillation", "lr": 3e-3}),
     "mean, rows, aim": ("mean", {"objective": "aim", "lr": 1e-3}),
     "mean, lora, alm": ("mean", LORA | {"objective": "alm"}),
     "mean, rows, ntp": ("mean", {"objective": "ntp", "lr": 3e-3}),
-    "composed, full, boundary-kl+alm": (
-        "composed",
-        {"method": "full", "lr": 1e-4, "rows_lr": 1e-3, "objective": "boundary-kl+alm"},
-    ),
-    "composed, lora, boundary-kl+ntp": ("composed", LORA | {"objective": "boundary-kl+ntp"}),
 }
 
 

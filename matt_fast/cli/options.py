@@ -119,8 +119,8 @@ FreezeShared = Annotated[bool, Option(help="Keep the rows of tokens that both ha
 Objective = Annotated[
     str,
     Option(
-        help="aim, aim_star, aim-all-layers, token-distillation, boundary-head, ntp, alm or boundary-kl; several "
-        "joined by '+'.",
+        help="aim, aim_star, aim-all-layers, token-distillation, boundary-head, ntp, alm, boundary-kl or segment-kl; "
+        "several joined by '+'.",
         rich_help_panel=OBJECTIVE,
     ),
 ]

@@ -21,7 +21,7 @@ def plan(
     layer: o.PlannedLayer = None,
     objective: o.Objective = "token-distillation",
     heal: o.Heal = None,
-    heal_objective: o.HealObjective = "boundary-kl+alm",
+    heal_objective: o.HealObjective = "segment-kl",
     heal_rank: o.HealRank = 16,
     heal_outer_layers: o.HealOuterLayers = 2,
     accumulation: o.Accumulation = 1,

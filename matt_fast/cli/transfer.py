@@ -65,7 +65,7 @@ def transfer(
     heal_steps: o.HealSteps = 200,
     heal_lr: o.HealRate = 1e-3,
     heal_rows_lr: o.HealRowsRate = 3e-3,
-    heal_objective: o.HealObjective = "boundary-kl+alm",
+    heal_objective: o.HealObjective = "segment-kl",
     heal_rank: o.HealRank = 16,
     heal_outer_layers: o.HealOuterLayers = 2,
     heal_max_worse: o.HealMaxWorse = 0.02,

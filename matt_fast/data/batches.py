@@ -45,6 +45,37 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """E places where one side has read some pieces of a token of the other side, and what may come there.
+
+    That side tells what the next piece is, the other one which of the tokens that begin with these pieces it is. Tokens
+    are in groups: those that have a next piece in common, and, where it is there, the one that ends here.
+
+    Attributes (int64; places are indices into the flattened [B * n] tokens of a side):
+        token_at: [E], the last token before the token, on its side.
+        piece_at: [E], the last of the pieces that were read, on the other side.
+        tokens: [U], the distinct tokens.
+        token, token_entry, token_group: [P], each token that may come at a place: which of `tokens`, at which of the E
+            places, in which group.
+        pieces: [V], the distinct next pieces.
+        piece, piece_entry: [G], each piece that may come at a place: which of `pieces`, at which place. The number of
+            its group is its own index.
+        stops: [S], the places with a token that ends there. Their groups come behind the G others.
+    """
+
+    token_at: torch.Tensor
+    piece_at: torch.Tensor
+    tokens: torch.Tensor
+    token: torch.Tensor
+    token_entry: torch.Tensor
+    token_group: torch.Tensor
+    pieces: torch.Tensor
+    piece: torch.Tensor
+    piece_entry: torch.Tensor
+    stops: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of chunks as rectangular int64 tensors, [B, n] padded on the right.
 
@@ -64,6 +95,7 @@ class Batch:
     tokens: int  # student tokens without padding
     skipped: Counter  # what was left out on the way to this batch, by reason
     plans: dict = field(default_factory=dict)  # what `aim_loss` takes as `plan`, by variant and sliding window
+    continuations: tuple[Continued, Continued] | None = None  # of student tokens, of teacher tokens
     position: Position = field(default_factory=Position)  # where the stream stands behind this batch
 
     @property
@@ -73,7 +105,7 @@ class Batch:
         return sum(int((x == PADDING).sum()) for x in sides), sum(x.numel() for x in sides)
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with ids, places and plans on `device`. Segments and documents stay: they are read on the CPU."""
+        """The batch on `device`, but for segments and documents, which are read on the CPU."""
         return self._with(lambda part: part.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -84,9 +116,13 @@ class Batch:
         def changed(part, names):
             return replace(part, **{name: change(getattr(part, name)) for name in names})
 
-        places = changed(self.places, [x.name for x in fields(self.places)])
+        def all_of(part):
+            return changed(part, [x.name for x in fields(part)])
+
+        continuations = self.continuations and tuple(map(all_of, self.continuations))
         plans = {name: change(plan) for name, plan in self.plans.items()}
-        return replace(changed(self, ("teacher_ids", "student_ids", "distinct_ids")), places=places, plans=plans)
+        moved = changed(self, ("teacher_ids", "student_ids", "distinct_ids"))
+        return replace(moved, places=all_of(self.places), plans=plans, continuations=continuations)
 
 
 def collate(rows: list[list[Chunk]], skipped: Counter, multiple_of: int = 1) -> Batch:

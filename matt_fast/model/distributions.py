@@ -20,6 +20,50 @@ def token_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor, row
     return _TokenLogProbs.apply(hidden, rows.trainable, rows.ids[rows.positions], head, targets)
 
 
+def chosen_logits(
+    head: Head,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    token: torch.Tensor,
+    place: torch.Tensor,
+    rows: BatchRows | None = None,
+) -> torch.Tensor:
+    """Logits of some tokens at some places.
+
+    Args:
+        head, hidden, rows: as in `Head.loss`; [N, hidden]. Without `rows` nothing is trained.
+        tokens: [U] int64, the distinct tokens.
+        token, place: [P] int64, which of `tokens`, and which of the N; each pair once.
+
+    Returns:
+        [P], float32 or wider.
+    """
+    weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
+    if rows is not None and len(rows.positions):
+        trained = rows.ids[rows.positions]
+        at = torch.searchsorted(trained, tokens).clamp_max(len(trained) - 1)
+        weight = torch.where((trained[at] == tokens)[:, None], rows.trainable[at].to(weight.dtype), weight)
+    logits = _Products.apply(hidden, weight, place, token)
+    if bias is not None:
+        logits = logits + bias[token]
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * (logits / head.softcap).tanh()
+
+
+@torch.no_grad()
+def log_normalizers(head: Head, hidden: torch.Tensor) -> torch.Tensor:
+    """[N]: the logarithm of the sum of all tokens' exponentiated logits, given the head's input ([N, hidden])."""
+    found = [hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))]
+    found += [_logits(head, hidden[part]).logsumexp(-1) for part in _chunks(len(hidden), len(head.weight))]
+    return torch.cat(found)
+
+
+def log_sums(values: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
+    """[count]: the logarithm of the sum of the exponentiated `values` ([P]) of each group; each has one at least."""
+    top = values.detach().new_full((count,), -torch.inf).scatter_reduce_(0, group, values.detach(), "amax")
+    return values.new_zeros(count).index_add(0, group, (values - top[group]).exp()).log() + top
+
+
 def class_divergence(
     head: Head,
     hidden: torch.Tensor,
@@ -100,6 +144,33 @@ class _TokenLogProbs(torch.autograd.Function):
             gradient.scatter_add_(1, targets[part, None], torch.ones_like(gradient[:, :1]))
             gradients.add(part, gradient.mul_(weights[part, None]).mul_(slope))
         return gradients.hidden, gradients.rows, None, None, None
+
+
+class _Products(torch.autograd.Function):
+    """Products of some pairs of two lists of vectors, [P]: a chunk of pairs at a time."""
+
+    @staticmethod
+    def forward(ctx, left, right, i, j):
+        ctx.save_for_backward(left, right, i, j)
+        dtype = torch.promote_types(left.dtype, torch.float32)
+        found = [left.new_empty(0, dtype=dtype)]
+        for part in _chunks(len(i), left.shape[1]):
+            found.append((left[i[part]].to(dtype) * right[j[part]]).sum(-1))
+        return torch.cat(found)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, weights):
+        left, right, i, j = ctx.saved_tensors
+        sides = (left, i, right, j), (right, j, left, i)
+        gradients = [None, None, None, None]
+        for number, (own, at, other, of_other) in enumerate(sides):
+            if ctx.needs_input_grad[number]:
+                gradient = own.new_zeros(own.shape, dtype=weights.dtype)
+                for part in _chunks(len(at), own.shape[1]):
+                    gradient.index_add_(0, at[part], weights[part, None] * other[of_other[part]])
+                gradients[number] = gradient.to(own.dtype)
+        return tuple(gradients)
 
 
 class _ClassDivergence(torch.autograd.Function):

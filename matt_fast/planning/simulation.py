@@ -9,7 +9,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from matt_fast.data.batches import Batch, collate
+from matt_fast.data.batches import Batch, Continued, collate
 from matt_fast.data.packing import Chunk
 from matt_fast.model.embeddings import BatchRows, RowAdamW
 from matt_fast.model.head import Head
@@ -31,6 +31,7 @@ from matt_fast.training.objectives import (
     Target,
     combine,
     losses_of,
+    needs_target,
     plan_ahead,
     student_pass,
     teacher_pass,
@@ -40,6 +41,10 @@ from matt_fast.training.options import HealingOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from matt_fast.training.layers import TrainedLayers
+
+# At the end of a segment: tokens that may come, distinct ones, next pieces.
+TOKENS, DISTINCT_TOKENS, PIECES, DISTINCT_PIECES = 28, 8, 10, 2
+SEGMENTS_OF_A_SPLIT = 50  # one of so many is a token that the student lacks
 
 PARTS = (
     "frozen weights",
@@ -201,6 +206,8 @@ def simulate(
     """
     with FullRows(), fused_attention(), shapes_only(model):
         planned = plan_ahead(model, n_layers, options)(_batch(length, batch_size))
+    if "continuations" in needs_target(options.objectives()):
+        planned = with_many_continuations(planned, len(model.get_output_embeddings().weight), vocabulary.rows)
     memory = Memory("frozen weights")
     for tensor in (*model.parameters(), *model.buffers()):
         memory.add(tensor)
@@ -240,6 +247,37 @@ def _batch(length: int, batch_size: int) -> Batch:
     segments = np.arange(length) * 2 // 3
     ids = np.arange(batch_size * length).reshape(batch_size, length)
     return collate([[Chunk(row, row, segments, segments)] for row in ids], Counter())
+
+
+def with_many_continuations(batch: Batch, teacher_rows: int, rows: int) -> Batch:
+    """The batch with a place for each segment where tokens of the student may come, and a few for the teacher's.
+
+    As many tokens, and as many distinct ones, as 24,000 tokens for code or for German give in place of a model's own.
+    """
+
+    def of_side(ends: torch.Tensor, other_ends: torch.Tensor, stops: int, *rows: int) -> Continued:
+        count = len(ends)
+        tokens, pieces = torch.arange(count * TOKENS), torch.arange(count * PIECES)
+        sizes = map(min, rows, (count * DISTINCT_TOKENS, count * DISTINCT_PIECES))
+        distinct, distinct_pieces = map(torch.arange, sizes)
+        return Continued(
+            token_at=ends,
+            piece_at=other_ends,
+            tokens=distinct,
+            token=tokens % len(distinct),
+            token_entry=tokens // TOKENS,
+            token_group=tokens * (len(pieces) + stops) // len(tokens),
+            pieces=distinct_pieces,
+            piece=pieces % len(distinct_pieces),
+            piece_entry=pieces // PIECES,
+            stops=torch.arange(stops),
+        )
+
+    student, teacher = batch.places.student_ends, batch.places.teacher_ends
+    few = max(1, len(student) // SEGMENTS_OF_A_SPLIT)
+    merged = of_side(student, teacher, len(student), rows, teacher_rows)
+    split = of_side(teacher[:few], student[:few] - 1, 0, teacher_rows, rows)
+    return replace(batch, continuations=(merged, split))
 
 
 def _tables(model: PreTrainedModel, vocabulary: Vocabulary, options: TrainingOptions):

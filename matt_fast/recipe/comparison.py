@@ -25,7 +25,7 @@ from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import freeze, train
-from matt_fast.training.objectives import trains_output
+from matt_fast.training.objectives import plan_ahead, trains_output
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import make_student
 
@@ -136,7 +136,7 @@ def compare_initializers(
         found = Initialised(str(init), bits(changed, vocabulary.student), seconds, memory, start.report)
         if probe is not None:
             where = {"batch_size": batch_size, "seed": seed, "split": split, "text_field": text_field}
-            batches = _batches(data, vocabulary, max_length, packing=probe.packing, **where)
+            batches = partial(_batches, data, vocabulary, max_length, packing=probe.packing, **where)
             export.replace_vocabulary(changed, _train(original.to(device), vocabulary, start, batches, probe, teacher))
             found = dataclasses.replace(found, probed=bits(changed, vocabulary.student))
         results.append(found)
@@ -157,7 +157,7 @@ def _train(
     model: PreTrainedModel,
     vocabulary: VocabularyPair,
     start: Rows,
-    batches: Iterator[Batch],
+    batches: Callable[..., Iterator[Batch]],
     options: TrainingOptions,
     teacher: Teacher,
 ) -> Rows:
@@ -166,8 +166,11 @@ def _train(
     trunk = model if with_head else teacher.trunk(model)
     freeze(trunk)
     student = make_student(trunk, vocabulary, start, True, options.objectives())
+    n_layers = max(1, round(teacher.depth / 3))
+    continuations = student.target and student.target.continuations
+    batches = batches(finish=plan_ahead(trunk, n_layers, options, continuations))
     given = {"causal": not teacher.masked}
-    train(trunk, trunk, student, batches, max(1, round(teacher.depth / 3)), options, Accelerator(), **given)
+    train(trunk, trunk, student, batches, n_layers, options, Accelerator(), **given)
     batches.close()
     output = None if start.output is None else start.output if student.output is None else student.output.weight()
     return dataclasses.replace(start, input=student.input.weight(), output=output)

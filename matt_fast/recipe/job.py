@@ -129,8 +129,8 @@ class Job:
         for argument, names in (("objective", self.training.objectives()), ("heal_objective", self._healing_names)):
             if trains_output(names) and teacher.masked:
                 raise ValueError(
-                    f"{argument}: ntp, alm, boundary-kl and boundary-head want a causal language model, but "
-                    f"{str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
+                    f"{argument}: ntp, alm, boundary-kl, segment-kl and boundary-head want a causal language model, "
+                    f"but {str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
                 )
         if self.snippets is not None and teacher.masked:
             raise ValueError(
@@ -181,8 +181,8 @@ class Job:
         objectives = (*self.training.objectives(), *self._healing_names)
         if unfit := [name for name in objectives if not compares_predictions(name)]:
             raise ValueError(
-                f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, ntp) with one "
-                f"that is not the model itself, got {', '.join(unfit)}"
+                f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, segment-kl, ntp) "
+                f"with one that is not the model itself, got {', '.join(unfit)}"
             )
         other = Teacher(self.teacher, argument="teacher", **self.hub_options)
         other.check_language_model("teacher")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from matt_fast.support.checks import check_choice
 
-_HEALING = {"heal": "lora", "heal_objective": "boundary-kl+alm", "heal_lr": 1e-3, "heal_rows_lr": 3e-3}
+_HEALING = {"heal": "lora", "heal_objective": "segment-kl", "heal_lr": 1e-3, "heal_rows_lr": 3e-3}
 _ROWS_OF_256 = {"max_length": 256, "batch_size": 4}
 
 RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
@@ -28,7 +28,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = MappingProxyType(
         # The whole chain: a start from the model's own states, rows alone, then rows and layers.
         "best": {
             "init": "composed",
-            "objective": "boundary-kl+alm",
+            "objective": "segment-kl",
             "steps": 1000,
             "lr": 1e-3,
             "per_token": 3,

@@ -178,6 +178,7 @@ def _train(
     seed: int = 0,
 ) -> None:
     job, accelerator = work.job, work.accelerator
+    target = state.student.target
     checkpoints = Checkpoints(watcher.place / "checkpoints")
     more = checkpoints.read(state, accelerator)
     stream = AlignedBatches(
@@ -190,7 +191,7 @@ def _train(
         prepared=data.prepared,
         leading=data.leading,
         packing=options.packing,
-        finish=plan_ahead(models[1], work.n_layers, options),
+        finish=plan_ahead(models[1], work.n_layers, options, target and target.continuations),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
         start=state.position,

@@ -83,7 +83,7 @@ def transfer(
         resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
             steps, and for trackers and intervals. "auto": go on where there is a run, begin where there is none.
         teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
-            alm, boundary-kl and ntp, which compare what both models predict. `model` itself if None.
+            alm, boundary-kl, segment-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
         init_head: how new output rows start, "same", "boundary" or, untied, by another method; see `initial_rows`.
         donor: model with the new vocabulary, for "omp" and "linear-map".

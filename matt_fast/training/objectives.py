@@ -8,13 +8,18 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
+from matt_fast.alignment.continuations import Continuations
 from matt_fast.data.batches import PADDING, Batch
+from matt_fast.data.continuations import with_continuations
 from matt_fast.loss import aim_loss, tile_planner
 from matt_fast.model.capture import AttentionInputs, Capture, capture
 from matt_fast.model.distributions import class_divergence, token_log_probs
 from matt_fast.model.embeddings import BatchRows, EmbeddingTable, embed
 from matt_fast.model.head import Head
+from matt_fast.training.continuations import continuation_kl
 from matt_fast.training.options import TrainingOptions
+
+INSIDE = 4.0  # weight of how tokens go on, beside how they begin; the best of 1, 2, 4 and 10 (docs/healing.md)
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Target:
         head: the teacher's output head.
         teacher_classes, student_classes: [teacher rows], [student rows] int64 and
         n_classes: see `next_token_classes`; None where no objective needs them.
+        continuations: each side's tokens by the other's; None where no objective needs them.
     """
 
     head: Head
     teacher_classes: torch.Tensor | None = None
     student_classes: torch.Tensor | None = None
     n_classes: int = 0
+    continuations: Continuations | None = None
 
 
 @dataclass(frozen=True)
@@ -183,11 +190,18 @@ def boundary_kl(given: Pass) -> torch.Tensor:
     )
 
 
+def segment_kl(given: Pass) -> torch.Tensor:
+    """`boundary_kl`, and INSIDE times how the tokens of each class go on (`continuation_kl`); a mean over segments."""
+    sides = given.head, given.student.head_input, given.rows.output, given.target.head, given.teacher.head_input
+    inside = continuation_kl(given.batch, *sides)
+    return boundary_kl(given) + INSIDE * inside / max(1, len(given.batch.places.student_ends))
+
+
 @dataclass(frozen=True)
 class _Objective:
     """A loss, and what it reads on each side: "attention" of the target layer, "all" of them, "hidden", "head".
 
-    `target`: what it needs of the teacher's output side, "head" or "classes".
+    `target`: what it needs of the teacher's output side, "head", "classes" or "continuations".
     """
 
     loss: Callable[[Pass], torch.Tensor]
@@ -206,6 +220,7 @@ _OBJECTIVES = {
     "ntp": _Objective(next_token, None, "head", trains_output=True),
     "alm": _Objective(likelihood, "head", "head", trains_output=True, target="head"),
     "boundary-kl": _Objective(boundary_kl, "head", "head", trains_output=True, target="classes"),
+    "segment-kl": _Objective(segment_kl, "head", "head", trains_output=True, target="continuations"),
 }
 
 
@@ -215,7 +230,7 @@ def trains_output(names: tuple[str, ...]) -> bool:
 
 
 def needs_target(names: tuple[str, ...]) -> set[str]:
-    """What the objectives need of the teacher's output side: "head", "classes"."""
+    """What the objectives need of the teacher's output side: "head", "classes", "continuations"."""
     return {_OBJECTIVES[name].target for name in names} - {None}
 
 
@@ -301,8 +316,11 @@ def combine(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return first
 
 
-def plan_ahead(model: PreTrainedModel, n_layers: int, options: TrainingOptions) -> Callable[[Batch], Batch]:
-    """What data workers do to batches for these objectives: where kernels run, they plan their tiles."""
+def plan_ahead(
+    model: PreTrainedModel, n_layers: int, options: TrainingOptions, continuations: Continuations | None = None
+) -> Callable[[Batch], Batch]:
+    """What data workers do to batches for these objectives: where kernels run, they plan their tiles; where
+    `Target.continuations` is there, they look up how tokens go on."""
     names = options.objectives()
     wanted = _wanted({_OBJECTIVES[name].student for name in names} & {"attention", "all"}, n_layers, options)
     layers = {}
@@ -316,10 +334,13 @@ def plan_ahead(model: PreTrainedModel, n_layers: int, options: TrainingOptions) 
         for layer in layers.values()
         for variant in variants
     }
-    return partial(_with_plans, {name: planner for name, planner in planners.items() if planner is not None})
+    planners = {name: planner for name, planner in planners.items() if planner is not None}
+    return partial(_finish, planners, continuations)
 
 
-def _with_plans(planners: dict[tuple, Callable], batch: Batch) -> Batch:
+def _finish(planners: dict[tuple, Callable], continuations: Continuations | None, batch: Batch) -> Batch:
+    if continuations is not None:
+        batch = with_continuations(continuations, batch)
     documents = {"teacher_documents": batch.teacher_documents, "student_documents": batch.student_documents}
     ids = batch.teacher_segments, batch.student_segments
     return replace(batch, plans={name: planner(*ids, **documents) for name, planner in planners.items()})

@@ -6,7 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from matt_fast.loss.choices import check_choices
 from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
 
-OBJECTIVES = ("aim", "aim_star", "aim-all-layers", "token-distillation", "boundary-head", "ntp", "alm", "boundary-kl")
+OBJECTIVES = (
+    "aim",
+    "aim_star",
+    "aim-all-layers",
+    "token-distillation",
+    "boundary-head",
+    "ntp",
+    "alm",
+    "boundary-kl",
+    "segment-kl",
+)
 
 
 def split_objectives(argument: str, objective: str) -> tuple[str, ...]:
@@ -51,7 +61,7 @@ class HealingOptions:
     steps: int = 200
     lr: float = 1e-3
     rows_lr: float = 3e-3
-    objective: str = "boundary-kl+alm"
+    objective: str = "segment-kl"
     rank: int = 16
     outer_layers: int = 2
     max_worse: float | None = 0.02

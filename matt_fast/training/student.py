@@ -3,6 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from matt_fast.alignment.continuations import Continuations
 from matt_fast.alignment.next_token import next_token_classes
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import Rows
@@ -57,7 +58,8 @@ def make_target(teacher: PreTrainedModel, vocabulary: VocabularyPair, objectives
         return None
     output = teacher.get_output_embeddings()
     head = Head(output.weight.detach(), getattr(output, "bias", None), **logit_rule(teacher))
-    if "classes" not in needed:
+    if not needed & {"classes", "continuations"}:
         return Target(head)
     *sides, n_classes = next_token_classes(vocabulary)
-    return Target(head, *(torch.tensor(side, device=output.weight.device) for side in sides), n_classes)
+    sides = (torch.tensor(side, device=output.weight.device) for side in sides)
+    return Target(head, *sides, n_classes, Continuations.of(vocabulary) if "continuations" in needed else None)
