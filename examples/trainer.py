@@ -20,11 +20,11 @@ class AIMTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over each batch: Trainer averages accumulated ones
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labelled = {**inputs["student"], "labels": inputs["labels"]}
-        loss, outputs = super().compute_loss(model, labelled, True, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, {**inputs["student"], "labels": inputs["labels"]}, True)
         with torch.no_grad():
             teacher = capture_attention(self.teacher, self.layer, **inputs["teacher"])
-        student = capture_attention(self.accelerator.unwrap_model(model), self.layer, **inputs["student"])
+        inner = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        student = capture_attention(inner, self.layer, **inputs["student"])
         loss = loss + self.aim_weight * aim_loss(
             teacher.states,
             student.states,

@@ -1,4 +1,4 @@
-"""What tests share: the kernels in Triton's interpreter where there is no GPU, and a MATT that is ready to train."""
+"""What tests share: the kernels in Triton's interpreter where there is no GPU, and jobs that are ready to be done."""
 
 import os
 
@@ -49,3 +49,20 @@ def small_tiles(monkeypatch):
 
     chosen = configs.choose_config
     monkeypatch.setattr(configs, "choose_config", lambda *a: chosen(*a).with_blocks(16))
+
+
+@pytest.fixture
+def job(tmp_path):
+    """(arguments of a small transfer, the tokenizer of its model)."""
+    from small_jobs import small_job
+
+    return small_job(tmp_path)
+
+
+@pytest.fixture
+def called(monkeypatch, tmp_path):
+    """Arguments of the calls of `transfer`, which does nothing; with those that it will have."""
+    from commands import without_work
+
+    monkeypatch.chdir(tmp_path)
+    return without_work(monkeypatch)

@@ -209,3 +209,18 @@ def test_a_model_without_the_interface_is_an_error():
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
     with pytest.raises(ValueError, match="attention interface"):
         capture_attention(model, 1, input_ids=torch.arange(5)[None])
+
+
+def test_what_is_around_a_model_is_named():
+    """Nothing can be caught in what torch.compile made; DistributedDataParallel would not average these gradients."""
+    inputs, _ = masked_inputs("plain")
+    with pytest.raises(TypeError, match=r"model: wanted a transformers model, got DataParallel; give its \.module"):
+        capture_attention(torch.nn.DataParallel(make_model("llama")), 1, **inputs)
+    model = make_model("llama")
+    expected = capture_attention(model, 1, **inputs).query
+    model.model.layers[1].compile(backend="eager")
+    for compiled in (model, torch.compile(make_model("llama"), backend="eager")):
+        with pytest.raises(ValueError, match=r"model: wanted one that is not compiled, got \w+ behind torch\.compile"):
+            capture_attention(compiled, 1, **inputs)
+    torch._dynamo.reset()
+    assert torch.equal(capture_attention(make_model("llama"), 1, **inputs).query, expected)

@@ -64,6 +64,18 @@ def test_a_chunks_segments_are_those_of_the_whole_document():
     assert joined == whole.tolist()
 
 
+def test_a_text_that_begins_with_its_special_tokens_gets_no_others():
+    """As a chat does that a template rendered: the beginning of text comes once, whichever side has it in the text."""
+    student = byte_level(TEXTS, 300, bos_token="<bos>", eos_token="</s>")
+    for text, side, other in (("<bos>def f<eos>", student, 1), ("<bos>def f<eos>", STUDENT, 2)):
+        (chunk,) = make_chunks([text], *sides(32, student=side), Counter())
+        whole = [x(text, add_special_tokens=False)["input_ids"] for x in (TEACHER, side)]
+        assert chunk.teacher_ids.tolist() == whole[0]
+        assert chunk.student_ids.tolist() == ([] if other == 1 else [side.bos_token_id]) + whole[1]
+        assert chunk.teacher_segments[0] == 0
+        assert chunk.teacher_segments.max() == chunk.student_segments.max()
+
+
 def test_chunks_are_as_long_as_they_can_be():
     chunks = list(make_chunks([TEXTS[2] * 5], *sides(64), Counter()))
     for chunk, following in itertools.pairwise(chunks):

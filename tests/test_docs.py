@@ -85,6 +85,8 @@ def world(tmp_path_factory) -> Path:
         "files/german-held-out.jsonl": others,
         "files/english-held-out.jsonl": others.replace("Other", "Some more"),
         "words.txt": "function",
+        "table.csv": "id,text\n1,A text.\n",
+        "chats.jsonl": json.dumps({"messages": [{"role": "user", "content": "Hello"}]}) + "\n",
         "text.txt": TEXTS[0],
         "CODE.txt": TEXTS[0],
         "ENGLISH.txt": TEXTS[1],
@@ -95,7 +97,7 @@ def world(tmp_path_factory) -> Path:
         (folder / "texts" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "texts" / name).write_text(content, encoding="utf-8")
     shutil.copytree(folder / "texts", folder / "all")
-    for name in ("MODEL", "files/smollm2-135m-instruct"):
+    for name in ("MODEL", "CHAT_MODEL", "files/smollm2-135m-instruct"):
         save_tiny_model(folder / "all" / name)
     for name in ("NEW", "path/to/new-tokenizer", "start"):
         new_tokenizer().save_pretrained(folder / "all" / name)

@@ -128,7 +128,7 @@ def test_what_a_person_should_look_at(job, tmp_path, monkeypatch):
     assert not [x for found in names.values() for x in found if x.verdict == FAIL]
     expected = {
         "special tokens": "the new tokenizer has no bos, pad token",
-        "chat template": "the model's template is lost, since the new tokenizer lacks '<bos>', '<eos>'",
+        "chat template": "the model's chat template is lost, since the new tokenizer lacks '<bos>', '<eos>'",
         "use": "0.91% of 330 new tokenizer's tokens are in no text",
         "offsets": "tokens have offsets of other text",
         "held-out text": "100% of 1 held-out pieces are in the training text",

@@ -217,6 +217,8 @@ def test_a_damaged_tokenizer_is_refused_by_its_argument(model, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     text = refusal(Teacher(model).load_tokenizer, tmp_path)
     assert text.startswith(f"tokenizer: {str(tmp_path)!r} could not be loaded as a tokenizer: ")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "a.json")
+    assert refusal(Teacher(model).load_tokenizer, tmp_path).endswith("wanted tokenizer.json in it, got a.json")
 
 
 def test_a_tokenizer_that_draws_its_tokens_is_refused_wherever_it_is_loaded(tmp_path):

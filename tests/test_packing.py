@@ -317,6 +317,11 @@ def test_what_does_not_fit_packing_is_named():
             capture(model, hidden=1, input_ids=ids, compiled=True, **packed)
     with pytest.raises(ValueError, match="packing and compile: wanted one of them, got both"):
         TrainingOptions(packing=True, compile=True)
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="documents: wanted a model without gradient checkpointing of its own"):
+        capture(model, hidden=1, input_ids=ids, documents=documents)
+    with torch.no_grad():
+        capture(model, hidden=1, input_ids=ids, documents=documents)
     from transformers import Lfm2Config
 
     mixed = Lfm2Config(**GROUPED, layer_types=["conv", "full_attention", "full_attention"])

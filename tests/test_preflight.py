@@ -1,11 +1,13 @@
 """What is checked before training, each against what really happens when it is not."""
 
+import errno
 import json
 import shutil
 from collections import namedtuple
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import (
     AutoConfig,
@@ -27,13 +29,14 @@ from matt_fast.recipe import preflight
 from matt_fast.recipe.export import repair_generation_config
 from matt_fast.recipe.preflight import (
     check_max_length,
-    check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
     estimate_bytes,
     rehearse_saving,
 )
+from matt_fast.support import files
+from matt_fast.support.files import check_writable, seconds_to_write, whole_file, whole_folder
 
 SMALL = {
     "hidden_size": 32,
@@ -52,7 +55,7 @@ def test_outputs_that_can_be_written_are_left_as_they_were(tmp_path, monkeypatch
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path / "real")
     for output in (".", tmp_path / "link", tmp_path / "full", tmp_path / "new" / "deep" / "er", "relative"):
-        assert str(check_output(output)) == str(output)
+        check_writable("output", output)
         assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -61,8 +64,29 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for output in (tmp_path / "file", tmp_path / "file" / "x" / "y", tmp_path / "dangling", "/proc/matt-fast/x"):
         with pytest.raises(OSError, match=f"^output: wanted a folder that can be written, got {str(output)!r}: "):
-            check_output(output)
+            check_writable("output", output)
     assert sorted(x.name for x in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+    of_rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for error in (OSError(errno.ENOSPC, "No space left on device"), of_rust):
+        for whole in (whole_file, whole_folder):
+            with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/x'$"), whole(tmp_path / "x"):
+                raise error
+    sizes = []
+
+    def write_bytes(path, content):
+        sizes.append(len(content))
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.Path, "write_bytes", write_bytes)
+    for size in (0, 700, 1 << 30):
+        with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'$"):
+            seconds_to_write(tmp_path, size)
+    assert sizes == [1, 700, files.PROBE]  # no more than a checkpoint
+    assert not list(tmp_path.iterdir())
 
 
 def test_room_is_asked_of_the_disk_that_the_output_is_on(tmp_path, monkeypatch):

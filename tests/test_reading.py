@@ -10,14 +10,15 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matt_fast.data import documents, reading, summary
 from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
-from matt_fast.data.reading import read_texts
-from matt_fast.data.summary import check_held_out, check_readable, digest_files
+from matt_fast.data.reading import check_texts, read_texts
+from matt_fast.data.summary import WITHOUT_TEXT, check_held_out, check_readable, digest_files
 
 TEXTS = ["one\r\ntwo", "日本語 \u2028 déjà", "", None, 'a "quoted" \\ line\n' * 40, "\U0001f600"]
 
@@ -249,6 +250,35 @@ def test_what_is_passed_over_is_counted(tmp_path):
     assert list(read_documents(folder / ".cache" / ".." / "C.TXT")) == ["four"]
     (folder / ".named.txt").write_text("asked for")
     assert list(read_documents(folder / ".named.txt")) == ["asked for"]
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    folder, both = tmp_path / "one", tmp_path / "both"
+    saved = Dataset.from_dict({"n": range(5), "text": [text for text in TEXTS if text != ""]})
+    saved.save_to_disk(folder, num_shards=2)
+    found = check_readable(folder)
+    assert list(read_documents(folder)) == [text or "" for text in saved["text"]]
+    assert (found.documents, found.skipped) == (5, {"descriptions of a dataset": 2, WITHOUT_TEXT: 1})
+    with_index = pa.ipc.new_file(tmp_path / "b.ARROW", saved.data.table.schema)
+    with with_index:
+        with_index.write_table(saved.data.table, max_chunksize=2)
+    assert list(read_texts(tmp_path / "b.ARROW", "text")) == saved["text"][:]
+    with pytest.raises(ValueError, match=r"text_field: wanted one of the columns \['n', 'text'\] of .*b.ARROW'"):
+        check_texts("data", tmp_path / "b.ARROW", "body")
+    with pytest.raises(ValueError, match="text_field: wanted a column of texts, got 'n', which holds int64 in"):
+        check_texts("data", folder, "n")
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes(next(folder.glob("*.arrow")).read_bytes()[:-99])
+    with pytest.raises(ValueError, match=r"data: wanted a whole Arrow file, got .* after row 0 of .*cut.arrow'"):
+        check_readable(cut)
+    DatasetDict(train=saved, test=saved).save_to_disk(both)
+    with pytest.raises(
+        ValueError, match=r"by x: wanted one split, got .*both', .*; give one of .*both/test', .*/train'"
+    ):
+        check_texts("by x", both)
+    assert check_readable(both / "test").documents == 5
+    (tmp_path / "state.json").write_text('{"text": "no description"}')
+    assert list(read_documents(tmp_path / "state.json")) == ["no description"]
 
 
 def test_links_to_nothing_and_pointers_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.recipe.arguments import TEXT_FILES
+from matt_fast.data.reading import check_texts
 from matt_fast.support.checks import MANY, check_location, check_new_folder, check_range
 
 
@@ -29,8 +29,10 @@ def apply(
     """Put the rows of a transfer into a sibling: a model of the same family, which gets the same tokenizer."""
     with command_output(json, quiet, debug) as out:
         check_range("eval_pieces", eval_pieces, 1, MANY)
-        for name, value in (("transferred", transferred), ("sibling", sibling), ("eval_data", eval_data)):
-            check_location(name, value, TEXT_FILES if name == "eval_data" else ())
+        for name, value in (("transferred", transferred), ("sibling", sibling)):
+            check_location(name, value)
+        if eval_data is not None:
+            check_texts("eval_data", eval_data, text_field)
         check_new_folder("output", Path(output))
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")

@@ -11,8 +11,9 @@ from matt_fast.cli.evaluation_display import print_measured
 from matt_fast.cli.output import command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.transfer import held_out_texts
+from matt_fast.data.reading import check_texts
 from matt_fast.evaluation.tasks import TaskOptions, check_installed
-from matt_fast.recipe.arguments import PRECISIONS, TEXT_FILES, check_device
+from matt_fast.recipe.arguments import PRECISIONS, check_device
 from matt_fast.support.checks import MANY, ROWS, check_choice, check_location, check_range
 from matt_fast.support.files import write_text
 
@@ -121,7 +122,7 @@ def evaluation_arguments(given: dict[str, Any]) -> dict[str, Any]:
         check_location(name, value)
     check_location("tokenizer", given["tokenizer"])
     for value in texts.values():
-        check_location("data", value, TEXT_FILES)
+        check_texts("data", value, given["text_field"])
     if given["tokenizer"] is not None and len(given["model"]) > 1:
         raise ValueError(f"tokenizer: wanted one model with it, got {len(given['model'])}")
     if given["speed"] and not texts:

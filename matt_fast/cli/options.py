@@ -21,8 +21,8 @@ OtherTeacher = Annotated[
 TrainingData = Annotated[
     str | None,
     Option(
-        help="Text: .txt, .md, .jsonl, .parquet, a folder of them, a hub dataset, or a URL such as s3://…/*.parquet. "
-        "May be left out with --snippets or --prepared."
+        help="Text: .txt, .md, .jsonl, .parquet, .arrow, a folder of them, a hub dataset, or a URL such as "
+        "s3://…/*.parquet. May be left out with --snippets or --prepared."
     ),
 ]
 HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]

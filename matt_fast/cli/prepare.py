@@ -40,6 +40,7 @@ def prepare(
     """Make the aligned chunks of a text once, as shards that `transfer --prepared` reads, here or on a cluster."""
     arguments = {"model": model, "tokenizer": tokenizer, "data": data, "output": output, "teacher": teacher}
     arguments |= {"max_length": max_length, "shards": shards, "workers": workers, "executor": executor}
+    arguments |= {"split": split, "text_field": text_field, "trust_remote_code": trust_remote_code}
     with command_output(json, quiet, debug) as out:
         arguments |= {"executor_options": executor_options(executor_option or [])}
         check_prepare(arguments)
@@ -48,7 +49,6 @@ def prepare(
             from matt_fast.recipe.preparing import prepare as run
             from matt_fast.recipe.preparing import summary
 
-            arguments |= {"split": split, "text_field": text_field, "trust_remote_code": trust_remote_code}
             callbacks = {"on_stage": display.on_stage, "on_progress": display.on_progress}
             result = run(**arguments, **callbacks)
         if result.manifest is None:

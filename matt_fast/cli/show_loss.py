@@ -10,7 +10,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.recipe.arguments import TEXT_FILES
+from matt_fast.data.reading import check_texts
 from matt_fast.support.checks import MANY, check_location, check_range
 
 if TYPE_CHECKING:  # these import torch
@@ -41,7 +41,7 @@ def loss(
         check_range("pieces", pieces, 1, MANY)
         check_range("limit", limit, 0, MANY)
         check_location("model", model)
-        check_location("data", data, TEXT_FILES)
+        check_texts("data", data, text_field)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
         with ProgressDisplay(out.console, announce=False) as display:

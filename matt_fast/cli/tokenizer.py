@@ -11,8 +11,16 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tokenizer_report import report
-from matt_fast.recipe.arguments import TEXT_FILES
-from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_location, check_new_folder, check_range
+from matt_fast.data.reading import check_texts
+from matt_fast.support.checks import (
+    MANY,
+    TOKENIZER_KINDS,
+    check_choice,
+    check_location,
+    check_new_folder,
+    check_outside,
+    check_range,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +58,7 @@ def extend(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Add tokens that a text wants, by going on with the merges of a BPE tokenizer; all that it has stays."""
-    _run("extend", dict(locals()), {"add": 1, "max_token_length": 2}, ("model", "data", "words"))
+    _run("extend", dict(locals()), {"add": 1, "max_token_length": 2}, ("model", "words"))
 
 
 @tokenizer.command()
@@ -72,7 +80,7 @@ def train(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Train a tokenizer from scratch on a text."""
-    _run("train", dict(locals()), {"size": 1, "max_token_length": 2}, ("data", "like"))
+    _run("train", dict(locals()), {"size": 1, "max_token_length": 2}, ("like",))
 
 
 @tokenizer.command()
@@ -103,7 +111,7 @@ def prune(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Remove the tokens of a BPE tokenizer that a text uses least."""
-    _run("prune", dict(locals()), {"keep": 1}, ("model", "data"))
+    _run("prune", dict(locals()), {"keep": 1}, ("model",))
 
 
 tokenizer.command()(report)
@@ -114,7 +122,10 @@ def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[
     with command_output(given["json"], given["quiet"], given["debug"]) as out:
         arguments = {key: value for key, value in given.items() if key not in OUTSIDE}
         for key in places:
-            check_location(key, arguments[key], (*TEXT_FILES, ".gguf"))
+            check_location(key, arguments[key], (".txt", ".json", ".gguf"))
+        if arguments.get("data") is not None:
+            check_texts("data", arguments["data"], arguments["text_field"])
+            check_outside("output", arguments["output"], "data", arguments["data"])
         for key, value in least.items():
             check_range(key, arguments[key], value, MANY)
         if "kind" in arguments:

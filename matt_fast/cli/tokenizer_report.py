@@ -11,7 +11,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.recipe.arguments import TEXT_FILES
+from matt_fast.data.reading import check_texts
 from matt_fast.show.choices import check_output
 from matt_fast.support.checks import check_location
 from matt_fast.support.plots import PICTURES
@@ -58,7 +58,7 @@ def report(
         if not places:
             raise ValueError("data: wanted text to tokenise, in --data or --by, got none")
         for name, place in places.items():
-            check_location("data" if name == "text" else f"by {name}", place, TEXT_FILES)
+            check_texts("data" if name == "text" else f"by {name}", place, text_field)
         for place in tokenizers:
             check_location("tokenizers", place)
         with ProgressDisplay(out.console, announce=False) as display:

@@ -39,7 +39,8 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> list:
 def make_chunks(documents: Iterable[str], teacher: Side, student: Side, skipped: Counter) -> Iterator[Chunk]:
     """Cut documents into chunks that both sides can hold, at segment boundaries (paper, Appendix B).
 
-    Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments.
+    Each chunk gets the special tokens that its tokenizer puts around a text, as tokens outside all segments. Where it
+    begins with those of its own, as chats that a template rendered do, these are not put before it again.
 
     Args:
         documents: texts.
@@ -140,8 +141,10 @@ def _cut(ids, segments, limits, affixes, skipped: Counter) -> Iterator[tuple[NDA
         for side in range(2):
             inside = slice(ends[side][first], ends[side][last])
             prefix, suffix = affixes[side]
+            if np.array_equal(ids[side][inside][: len(prefix)], prefix):
+                prefix = prefix[:0]
             cut_ids.append(np.concatenate([prefix, ids[side][inside], suffix]))
-            around = [np.full(len(part), SPECIAL) for part in affixes[side]]
+            around = [np.full(len(part), SPECIAL) for part in (prefix, suffix)]
             cut_segments.append(np.concatenate([around[0], segments[side][inside] - first, around[1]]))
         yield *cut_ids, *cut_segments
         first = last

@@ -1,4 +1,4 @@
-"""Texts of local files, read as a stream: what cannot be read is named by file and line."""
+"""Texts of local files, read as a stream: what cannot be read is named by file and line. Imports nothing slow."""
 
 import codecs
 import io
@@ -8,10 +8,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from matt_fast.support.checks import check_location
 from matt_fast.support.texts import rejoin
 
-FORMATS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMATS = {
+    ".txt": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+DESCRIPTIONS = {"dataset_info.json", "state.json"}  # what `datasets` writes beside .arrow files
+SPLITS = "dataset_dict.json"  # of several datasets
 BUFFER = 1 << 20  # bytes read at a time
 BLOCK = 1 << 20  # bytes decoded at a time
 PIECE = 1 << 16  # characters of plain text given at a time: some 15,000 tokens
@@ -25,6 +39,7 @@ COMPRESSED = {
     b"BZh9": "bzip2",
     b"PK\x03\x04": "zip",
 }
+ARROW_FILE = b"ARROW1"  # of a file with an index; `datasets` writes streams, without one
 TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
 
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -33,7 +48,7 @@ Watch = Callable[[memoryview], None]
 
 
 def format_of(file: Path) -> str | None:
-    """ "text", "json" or "parquet" by the ending of its name, in capitals or not; None for another one."""
+    """ "text", "json", "parquet" or "arrow" by the ending of its name, in capitals or not; None for another one."""
     return FORMATS.get(file.suffix.lower())
 
 
@@ -41,21 +56,24 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
     """The files of a local source, in the order in which they are read; None if nothing of that name is here.
 
     Raises:
-        ValueError: a folder without readable files, or a file of another format.
+        ValueError: a folder without readable files, one with several splits of a dataset, or a file of another format.
         FileNotFoundError: a link to nothing.
     """
     path = Path(source)
     if not path.exists():
         return None
+    if (path / SPLITS).is_file():
+        found = ", ".join(repr(str(x.parent)) for x in sorted(path.glob("*/state.json")))
+        raise ValueError(f"{argument}: wanted one split, got {str(source)!r}, which has several; give one of {found}")
     files = [file for file, why in _listed(path) if why is None]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{argument}: wanted a file, got the link {str(file)!r} to {os.readlink(file)!r}")
     if not files:
-        others = ", ".join(f"{count:,} {why}" for why, count in passed_over(path).items())
+        others = ", ".join(f"{count:,} {why}" for why, count in passed_over(path).items()) or "no file"
         raise ValueError(
             f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}"
-            + (f", which has {others}" if path.is_dir() and others else "")
+            + (f", which has {others}" if path.is_dir() else "")
         )
     return files
 
@@ -73,8 +91,12 @@ def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
         if file.exists() and not file.is_file():
             continue
         inside = file.relative_to(path).parts
-        hidden = any(part.startswith(".") for part in inside)
-        yield file, "hidden files" if hidden else None if format_of(file) else "files of another format"
+        if any(part.startswith(".") for part in inside):
+            yield file, "hidden files"
+        elif file.name in DESCRIPTIONS and inside and any(file.parent.glob("*.arrow")):
+            yield file, "descriptions of a dataset"
+        else:
+            yield file, None if format_of(file) else "files of another format"
 
 
 def read_texts(
@@ -92,17 +114,18 @@ def read_texts(
 
     Raises (while iterating):
         ValueError: bytes that are not UTF-8 (a byte order mark is left out), a row that is not JSON, has no such
-            column, or something else than a text in it; file and line (row of a parquet file) are named.
+            column, or something else than a text in it; file and line (row of a parquet or Arrow file) are named.
         OSError: the file cannot be read.
     """
     kind = format_of(file)
     with file.open("rb", buffering=BUFFER) as raw:
         stream = raw if watch is None else io.BufferedReader(_Watched(raw, watch), BUFFER)
-        if kind == "parquet":
+        if kind in ("parquet", "arrow"):
             if watch is not None:  # it is not read in order
                 while stream.read(BUFFER):
                     pass
-            yield from _parquet_texts(raw, file, text_field, argument)
+                raw.seek(0)
+            yield from _column_texts(raw, file, text_field, argument)
             return
         start = stream.peek(len(LFS))
         if start.startswith(LFS):
@@ -274,23 +297,25 @@ class _JsonValues:
         return ValueError(f"{self.argument}: {wanted} in line {line} of {str(self.file)!r}, got {got!r}{why}")
 
 
-def _parquet_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
+def _column_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
+    """Of a file that has whole columns: Parquet, or Arrow as `datasets` writes it."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    kind_of_file = "parquet" if format_of(file) == "parquet" else "Arrow"
     row = 0
     try:
-        parquet = pq.ParquetFile(raw)
-        columns = parquet.schema_arrow.names
-        if text_field not in columns:
-            raise ValueError(f"text_field: wanted one of the columns {columns} of {str(file)!r}, got {text_field!r}")
-        kind = parquet.schema_arrow.field(text_field).type
+        schema, batches = _columns(raw, file, text_field)
+        if text_field not in schema.names:
+            raise ValueError(
+                f"text_field: wanted one of the columns {schema.names} of {str(file)!r}, got {text_field!r}"
+            )
+        kind = schema.field(text_field).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
             place = f"in {str(file)!r}"
             raise ValueError(f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} {place}")
-        for batch in parquet.iter_batches(ROWS_TOGETHER, columns=[text_field]):
-            for value in batch.column(0):
+        for batch in batches:
+            for value in batch.column(text_field):
                 row += 1
                 yield value.as_py()
     except UnicodeDecodeError as error:
@@ -298,7 +323,22 @@ def _parquet_texts(raw: io.BufferedReader, file: Path, text_field: str, argument
         raise ValueError(f"{argument}: wanted UTF-8 in row {row} of {str(file)!r}, got the byte {byte}") from error
     except (pa.ArrowException, OSError) as error:
         place = f"after row {row} of {str(file)!r}"
-        raise ValueError(f"{argument}: wanted a whole parquet file, got {error} {place}") from error
+        raise ValueError(f"{argument}: wanted a whole {kind_of_file} file, got {error} {place}") from error
+
+
+def _columns(raw: io.BufferedReader, file: Path, text_field: str) -> "tuple[pa.Schema, Iterable[pa.RecordBatch]]":
+    """Columns and groups of rows of a file; a parquet file is read as far as its column of texts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if format_of(file) == "parquet":
+        parquet = pq.ParquetFile(raw)
+        return parquet.schema_arrow, parquet.iter_batches(ROWS_TOGETHER, columns=[text_field])
+    if raw.peek(len(ARROW_FILE)).startswith(ARROW_FILE):
+        arrow = pa.ipc.open_file(raw)
+        return arrow.schema, map(arrow.get_batch, range(arrow.num_record_batches))
+    stream = pa.ipc.open_stream(raw)
+    return stream.schema, stream
 
 
 def check_first_rows(files: list[Path], text_field: str, argument: str = "data") -> None:
@@ -306,3 +346,20 @@ def check_first_rows(files: list[Path], text_field: str, argument: str = "data")
     first_of = {format_of(file): file for file in reversed(files)}
     for file in first_of.values():
         next(read_texts(file, text_field, argument), None)
+
+
+def check_texts(argument: str, source: str | Path, text_field: str = "text") -> None:
+    """Look at a source of texts as far as the first rows of local files, so that a wrong one is an error at once.
+
+    Args:
+        argument: what errors call the source.
+        source, text_field: as `read_documents`; a URL or the name of a hub dataset is left alone.
+
+    Raises:
+        ValueError, OSError: what `find_files` raises, what `read_texts` raises of the first row, or a path where
+            nothing is.
+    """
+    check_location(argument, source, tuple(FORMATS))
+    files = None if "://" in str(source) else find_files(source, argument)
+    if files is not None:
+        check_first_rows(files, text_field, argument)

@@ -21,7 +21,14 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from matt_fast.model.layers import decoder_layers
-from matt_fast.model.packed import Packing, attend_by_document, find_packing, restarted_positions
+from matt_fast.model.packed import (
+    Packing,
+    attend_by_document,
+    check_packed,
+    documents_of,
+    find_packing,
+    restarted_positions,
+)
 
 # What an attention function may be given that changes the softmax in a way the AIM loss does not model.
 UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
@@ -133,10 +140,15 @@ def capture(
             the same as `documents`.
 
     Raises:
+        TypeError: `model` is something around a model, such as DistributedDataParallel.
         ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
-            interface, or has attention of a kind that the AIM loss does not describe; the model has no head; packed
-            documents would see each other, or are to be compiled.
+            interface, as in a model that torch.compile was given, or has attention of a kind that the AIM loss does not
+            describe; the model has no head; packed documents would see each other, or are to be compiled, or meet the
+            model's own gradient checkpointing.
     """
+    if not hasattr(model, "config"):
+        inside = "; give its .module, and average gradients over processes yourself" if hasattr(model, "module") else ""
+        raise TypeError(f"model: wanted a transformers model, got {type(model).__name__}{inside}")
     attention = set(attention)
     layers = attention | (set() if hidden is None else {hidden})
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -151,6 +163,11 @@ def capture(
         raise ValueError(
             "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
             "attention runs on one document at a time, and layers would be compiled anew for those of each batch"
+        )
+    if packing is not None and _checkpoints_itself(model):
+        raise ValueError(
+            "documents: wanted a model without gradient checkpointing of its own, which would run layers again without "
+            "the documents; give checkpointing=True instead"
         )
     recorder = _Recorder(documents, packing, wanted)
     implementation = _register(attn_implementation or model.config._attn_implementation)
@@ -192,15 +209,21 @@ def _prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, inpu
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs.setdefault("use_cache", False)
     if documents is None:
-        documents = _documents(mask, inputs.get("position_ids"))
+        documents = documents_of(mask, inputs.get("position_ids"))
         if mask is None and documents is not None and documents.any():
             return documents, find_packing(documents), inputs
         return documents, None, inputs
-    _check_packed(model, documents, inputs)
+    check_packed(model, documents, inputs)
     packing = find_packing(documents)
     device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
     inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
     return documents, packing, inputs
+
+
+def _checkpoints_itself(model: nn.Module) -> bool:
+    """Whether transformers keeps only inputs of layers in this pass."""
+    used = model.training and torch.is_grad_enabled()
+    return used and any(getattr(x, "gradient_checkpointing", False) for x in model.modules())
 
 
 @contextmanager
@@ -346,17 +369,6 @@ def _attention_inputs(arguments: dict, documents: torch.Tensor | None, layer: in
     )
 
 
-def _check_packed(model: PreTrainedModel, documents: torch.Tensor, inputs: dict) -> None:
-    for name in ("attention_mask", "position_ids"):
-        if inputs.get(name) is not None:
-            raise ValueError(f"documents: wanted no {name} beside it, got both")
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        raise ValueError(f"documents: wanted a model that takes position_ids, got {type(model).__name__}")
-    shape = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).shape[:2]
-    if documents.shape != shape:
-        raise ValueError(f"documents: wanted shape [B, n] = {tuple(shape)}, got {tuple(documents.shape)}")
-
-
 def _check_all_attended(model: PreTrainedModel, recorder: _Recorder, reached: int) -> None:
     other = sorted(set(range(reached)) - recorder.attended)
     if other:
@@ -371,18 +383,13 @@ def _not_seen(model: PreTrainedModel, recorder: _Recorder) -> ValueError:
     layers = sorted(recorder.missing - {"hidden", "head"})
     if not layers:
         return ValueError(f"model: {type(model).__name__} never called {' and '.join(sorted(recorder.missing))}")
+    if hasattr(model, "_orig_mod") or any(x._compiled_call_impl is not None for x in model.modules()):
+        return ValueError(
+            f"model: wanted one that is not compiled, got {type(model).__name__} behind torch.compile, where attention "
+            "cannot be caught; compiled=True compiles the layers that nothing is caught in"
+        )
     return ValueError(
         f"model: layer {layers[0]} of {type(model).__name__} never called its attention function through transformers' "
         "attention interface. Either the architecture does not use the interface, or this layer has no softmax "
         "attention; choose another layer or model"
     )
-
-
-def _documents(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:
-    """Document ids from padding or from positions that start again, as transformers' own mask reads them."""
-    if attention_mask is not None:
-        return attention_mask.to(torch.int64) - 1
-    if position_ids is None:
-        return None
-    step = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
-    return (step != 1).cumsum(-1)

@@ -39,9 +39,15 @@ def check_model_place(model: str | Path, argument: str) -> None:
             "del model.config.quantization_config, plain = type(model)(model.config), "
             "plain.load_state_dict(model.state_dict()), plain.save_pretrained(new_folder)"
         )
-    names = sorted(x.name for x in place.iterdir())
-    there = ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
-    raise ValueError(f"{argument}: {_quoted(place)} could not be loaded as a model: wanted {CONFIG} in it, got {there}")
+    raise ValueError(
+        f"{argument}: {_quoted(place)} could not be loaded as a model: wanted {CONFIG} in it, got {contents(place)}"
+    )
+
+
+def contents(folder: Path) -> str:
+    """The names of a folder's first files, for an error."""
+    names = sorted(x.name for x in folder.iterdir())
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
 
 
 def _adapter(place: Path) -> str:

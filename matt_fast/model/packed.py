@@ -3,6 +3,7 @@
 No mask of the size of a row is made: memory is that of the longest document, and pairs across documents cost nothing.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,28 @@ def find_packing(documents: torch.Tensor) -> Packing:
     starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
     places = starts.flatten().nonzero().flatten()
     return Packing(documents, torch.diff(places, append=places.new_tensor([documents.numel()])).tolist())
+
+
+def documents_of(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """Document ids from padding or from positions that start again, as transformers' own mask reads them."""
+    if attention_mask is not None:
+        return attention_mask.to(torch.int64) - 1
+    if position_ids is None:
+        return None
+    step = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    return (step != 1).cumsum(-1)
+
+
+def check_packed(model: nn.Module, documents: torch.Tensor, inputs: dict) -> None:
+    """Raise a ValueError unless `documents` are those of the inputs, and nothing else says what a token sees."""
+    for name in ("attention_mask", "position_ids"):
+        if inputs.get(name) is not None:
+            raise ValueError(f"documents: wanted no {name} beside it, got both")
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"documents: wanted a model that takes position_ids, got {type(model).__name__}")
+    shape = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).shape[:2]
+    if documents.shape != shape:
+        raise ValueError(f"documents: wanted shape [B, n] = {tuple(shape)}, got {tuple(documents.shape)}")
 
 
 def restarted_positions(packing: Packing, model: nn.Module) -> torch.Tensor:

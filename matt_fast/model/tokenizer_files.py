@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.utils import cached_file
 
 from matt_fast.alignment.vocabulary import check_constant
+from matt_fast.model.folders import contents
 from matt_fast.support.checks import check_location
 
 FILE, SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
@@ -61,6 +62,8 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
         tokenizer("a")  # settings of another type end here
     except Exception as error:  # of many kinds; a damaged file raises Exception itself
         line = next(iter(str(error).splitlines()), type(error).__name__)
+        if line.rstrip().endswith(":") and Path(path).is_dir():  # and a list of what transformers would take
+            line = f"wanted {FILE} in it, got {contents(Path(path))}"
         raise ValueError(f"{argument}: {str(path)!r} could not be loaded as a tokenizer: {line}") from error
     if not tokenizer.is_fast:
         return tokenizer

@@ -16,7 +16,6 @@ from matt_fast.model.checkpoint_files import check_savable, check_weights
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.card import code
-from matt_fast.recipe.preflight import check_output
 from matt_fast.recipe.saving import save_result
 from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import whole_folder, write_text
@@ -75,7 +74,7 @@ def apply(
         ValueError: the models are no siblings; the message says by what.
     """
     check_new_folder("output", output)
-    output = check_output(output)
+    output = Path(output)
     hub = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     on_stage("models")
     donor = Teacher(transferred, argument="transferred", **hub)

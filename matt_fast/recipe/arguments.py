@@ -1,4 +1,7 @@
-"""What can be told of a transfer's arguments by their values alone. Imports nothing slow, reads no file."""
+"""What can be told of a transfer's arguments by their values, and by the first rows of local texts.
+
+Imports nothing slow.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +10,13 @@ from typing import Any
 
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
+from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
 from matt_fast.recipe.run import Run
-from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_range
+from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
+from matt_fast.support.files import check_writable
 
-TEXT_FILES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
 SHARDS = 100_000  # at most: names count so far
@@ -28,8 +32,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check what is there of a transfer's arguments, by name; objects given in Python are left alone.
 
     Raises:
-        ValueError: a value that no transfer takes; the message names it.
-        OSError: a path where nothing is, or an output that has something in it.
+        ValueError: a value that no transfer takes, or a text that cannot be read; the message names it.
+        OSError: a path where nothing is, or an output that has something in it or cannot be written.
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     given |= _named_texts(given)
@@ -39,11 +43,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         "teacher",
         "donor",
         "init",
-        "data",
-        *(x for x in given if x.startswith("eval_data")),
     ):
         if isinstance(given.get(name), str | Path):
-            check_location(name, given[name], (".safetensors",) if name == "init" else TEXT_FILES)
+            check_location(name, given[name], (".safetensors",) if name == "init" else (".json", ".gguf"))
+    for name in ("data", *(x for x in given if x.startswith("eval_data"))):
+        if isinstance(given.get(name), str | Path):
+            check_texts(name, given[name], given.get("text_field", "text"))
     check_map(given.get("map_tokens", ()))
     for code in given.get("language", ()):
         if not isinstance(code, str) or not LANGUAGE.fullmatch(code):
@@ -55,6 +60,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"resume: wanted True, False or 'auto', got {resume!r}")
     if "output" in given:
         Run(given["output"]).check_free(resume)
+        check_writable("output", given["output"])
+        check_output_apart(given["output"], given)
     for name, choices in (("init_head", INIT_HEADS), ("precision", PRECISIONS)):
         if name in given:
             check_choice(name, given[name], choices)
@@ -79,6 +86,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_watching(given)
 
 
+def check_output_apart(output: str | Path, arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the output of a transfer would lie in one of its folders of texts."""
+    given = {"data": arguments.get("data"), "eval_data": arguments.get("eval_data"), **_named_texts(arguments)}
+    for name, place in given.items():
+        if isinstance(place, str | Path):
+            check_outside("output", output, name, place)
+
+
 def check_prepare(arguments: Mapping[str, Any]) -> None:
     """Check the arguments of `prepare`, by name.
 
@@ -86,19 +101,20 @@ def check_prepare(arguments: Mapping[str, Any]) -> None:
         ValueError: a value that it does not take; the message names it.
         OSError: a path where nothing is, an output that is a file, or one inside the data.
     """
-    for name in ("model", "tokenizer", "teacher", "data"):
+    for name in ("model", "tokenizer", "teacher"):
         if isinstance(arguments[name], str | Path):
-            check_location(name, arguments[name], TEXT_FILES if name == "data" else ())
+            check_location(name, arguments[name])
+    check_texts("data", arguments["data"], arguments["text_field"])
     check_choice("executor", arguments["executor"], EXECUTORS)
     for name, most in (("max_length", LENGTH), ("shards", SHARDS), ("workers", MANY)):
         check_range(name, arguments[name], 1, most)
     if arguments["executor_options"] and arguments["executor"] == "local":
         raise ValueError(f"executor_options: wanted none for 'local', got {', '.join(arguments['executor_options'])}")
-    output, data = Path(arguments["output"]).absolute(), Path(arguments["data"]).absolute()
+    output = Path(arguments["output"]).absolute()
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"output: wanted a folder, but {str(output)!r} is a file")
-    if data.is_dir() and output.is_relative_to(data):
-        raise ValueError(f"output: wanted a folder outside of data, {str(data)!r}, got {str(output)!r}")
+    check_outside("output", output, "data", arguments["data"])
+    check_writable("output", output)
 
 
 def _check_without_data(given: Mapping[str, Any]) -> None:

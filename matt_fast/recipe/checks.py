@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import identity
 from matt_fast.data.documents import read_documents
+from matt_fast.data.reading import find_files
 from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
@@ -19,10 +21,10 @@ from matt_fast.model.positions import position_limit
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
+from matt_fast.recipe.export import lost_chat_template
 from matt_fast.recipe.job import HELD_OUT, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
-    check_output,
     check_pieces,
     check_room,
     check_tokenizers_differ,
@@ -36,7 +38,7 @@ from matt_fast.recipe.preflight import (
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
-from matt_fast.support.files import write_text
+from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
 
@@ -66,6 +68,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
+        work.say(f"tokenizer: {lost}")
     if known:
         _check_prepared(subject)
         was = known["settings"]["processes"]
@@ -99,7 +103,7 @@ class Check(NamedTuple):
 
 
 def _look_at_output(subject: Subject) -> Iterable[str]:
-    check_output(subject.output)
+    check_writable("output", subject.output)
     return ()
 
 
@@ -199,7 +203,12 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
     for name, place in job.held_out.items():
         if warning := check_held_out(held_out[name], data, place, job.data):
             yield f"Warning: {warning}"
-    for argument, found in (("data", data), *(("eval_data", x) for x in held_out.values())) if begins else ():
+    read = (("data", job.data, data), *(("eval_data", job.held_out[name], x) for name, x in held_out.items()))
+    for argument, place, found in read if begins else ():
+        formats = Counter(file.suffix.lower() for file in find_files(place) or ())
+        if len(formats) > 1:  # a dataset's README.md is a text like any other
+            parts = (f"{count:,} {suffix}" for suffix, count in formats.items())
+            yield f"{argument}: files of several formats are read: {', '.join(parts)}"
         if found.skipped:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
             yield f"{argument}: passed over {', '.join(parts)}"

@@ -80,17 +80,23 @@ def _complaint(config: GenerationConfig) -> str:
 
 def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Give `tokenizer` the teacher's chat template if it has none and knows every special token the template names."""
-    template = teacher.chat_template
-    if not tokenizer.chat_template and isinstance(template, str) and not lacking_for_chat(tokenizer, teacher):
-        tokenizer.chat_template = template
+    if not tokenizer.chat_template and teacher.chat_template and lost_chat_template(tokenizer, teacher) is None:
+        tokenizer.chat_template = teacher.chat_template
 
 
-def lacking_for_chat(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens that the teacher's chat template names and `tokenizer` does not have."""
+def lost_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
+    """A line that says why `tokenizer`, which has none, does not get the teacher's chat template; None if it does."""
     template = teacher.chat_template
-    named = [token for token in teacher.all_special_tokens if isinstance(template, str) and token in template]
-    known = tokenizer.get_vocab() if named else {}
-    return [token for token in named if token not in known]
+    if tokenizer.chat_template or not template:
+        return None
+    if not isinstance(template, str):
+        return "the model's chat template is lost, being several"
+    special = [x.content for x in teacher.added_tokens_decoder.values() if x.special]
+    known = tokenizer.get_vocab()
+    lacking = [x for x in dict.fromkeys((*teacher.all_special_tokens, *special)) if x in template and x not in known]
+    if not lacking:
+        return None
+    return f"the model's chat template is lost, since the new tokenizer lacks {', '.join(map(repr, lacking))}"
 
 
 def row_lengths(vocabulary: VocabularyPair, start: torch.Tensor, rows: torch.Tensor) -> dict[int, tuple[float, float]]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from matt_fast.recipe.arguments import check_arguments
+from matt_fast.recipe.arguments import check_arguments, check_output_apart
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
 from matt_fast.recipe.run import Resume, Run, reserved, this_process
@@ -43,6 +43,7 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         accelerator = make_accelerator(**early, **options)
         processes = stack.enter_context(together(accelerator))
         job = Job(**arguments)
+        check_output_apart(output, arguments)
         processes.check_same(same_everywhere(job, resume) if processes.count > 1 else {})
         if accelerator.is_main_process:
             run = stack.enter_context(reserved(output, resume))

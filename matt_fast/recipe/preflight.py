@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -36,34 +35,6 @@ CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
 LOOKED_AT = 1 << 22  # characters of the data, for a new token
 LORA = 0.1  # of the layers' numbers, at most, in adapters of a usual rank
 MARGIN = 1.1  # tokenizer, card, logs
-
-
-def check_output(output: str | Path) -> Path:
-    """Return `output` as a path that can be written, a symlink to a folder or a mount point included.
-
-    It is tried: a file is written there and renamed. What was made for that, folders too, is removed again.
-
-    Raises:
-        OSError: a file is there, or a folder or file cannot be made.
-    """
-    path = Path(output)
-    made: list[Path] = []
-    try:
-        missing = list(itertools.takewhile(lambda x: not x.exists(), (path, *path.parents)))
-        for folder in reversed(missing):
-            folder.mkdir()
-            made.append(folder)
-        with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=path) as probe:
-            Path(probe, "file").write_text("content")
-            os.replace(Path(probe, "file"), Path(probe, "renamed"))
-    except OSError as error:
-        raise type(error)(
-            f"output: wanted a folder that can be written, got {str(path)!r}: {error.strerror}"
-        ) from error
-    finally:
-        for folder in reversed(made):
-            folder.rmdir()
-    return path
 
 
 def check_room(output: str | Path, needed: int) -> None:

@@ -112,7 +112,7 @@ def prepare(
     check_prepare(
         given
         | {"output": output, "max_length": max_length, "shards": shards, "workers": workers, "executor": executor}
-        | {"executor_options": executor_options}
+        | {"executor_options": executor_options, "text_field": text_field}
     )
     output = Path(output).absolute()
     make = _executor(executor, executor_options or {})

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from matt_fast.support.files import remove_parts, write_text
+from matt_fast.support.files import check_writable, remove_parts, write_text
 from matt_fast.support.version import own_version
 
 Resume = bool | Literal["auto"]  # "auto": go on where there is a run, begin where there is none
@@ -132,11 +132,12 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
     Raises:
         FileExistsError: the folder has something in it, or another process works there.
         ValueError: `resume` is True, and there is no run.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made or written.
     """
     run = Run(output)
     run.check_free(resume)
     was_there = run.output.exists()
+    check_writable("output", run.output)
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.path("lock")):
         run.check_free(resume)

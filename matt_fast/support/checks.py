@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
+from matt_fast.support.files import check_writable
+
 MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
 LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
 SEEDS = (1 << 32) - 1  # NumPy's largest
@@ -65,8 +67,24 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
         raise FileNotFoundError(f"{name}: wanted a file or folder that is there, or a name of the hub; got {text!r}")
 
 
+def check_outside(name: str, path: str | Path, source_name: str, source: str | Path | None) -> None:
+    """Raise a ValueError if a folder that is to be written would lie in a folder of texts, and be read as one.
+
+    Args:
+        name, path: of what is to be written.
+        source_name, source: of the texts; anything but a local folder is left alone.
+    """
+    folder, place = Path(source or ""), Path(path).resolve()
+    if source is not None and folder.is_dir() and place.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name}: wanted a folder outside of {source_name}, {str(source)!r}, got {str(path)!r}")
+
+
 def check_new_folder(name: str, path: str | Path) -> None:
-    """Raise a FileExistsError that names the argument if there is something at `path` but an empty folder."""
+    """Raise an OSError that names the argument unless `path` is an empty folder, or none yet, that can be written.
+
+    Something else there is a FileExistsError.
+    """
     place = Path(path)
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise FileExistsError(f"{name}: wanted a new or empty folder, but {str(path)!r} has something in it")
+    check_writable(name, place)

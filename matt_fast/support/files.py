@@ -3,8 +3,11 @@
 A name that begins with PART belongs to a write that is under way, or to one whose process was killed.
 """
 
+import errno
+import itertools
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +15,7 @@ from pathlib import Path
 
 PART = ".part-"
 PROBE = 1 << 24  # bytes
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or a share of it
 LATE = 60.0  # seconds that a network file system may take to show what another machine wrote
 
 
@@ -27,8 +31,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(PART + path.name)
     try:
-        yield part
-        flush(part)
+        with _full_disk_named(path):
+            yield part
+            flush(part)
         os.replace(part, path)
         flush(path.parent)
     finally:
@@ -43,15 +48,58 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        yield part
-        readable(part)
-        flush_tree(part)
+        with _full_disk_named(path):
+            yield part
+            readable(part)
+            flush_tree(part)
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(part, path)
         flush(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Writers in Python and in Rust say that a disk is full, but not which one."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL or f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def check_writable(argument: str, path: str | Path) -> None:
+    """Look whether a folder can be written, a symlink to one or a mount point included; one that is missing, too.
+
+    It is tried: a file is written there and renamed. What was made for that, folders too, is removed again.
+
+    Args:
+        argument: what errors call the folder.
+        path: the folder.
+
+    Raises:
+        OSError: a file is there, or a folder or file cannot be made.
+    """
+    path = Path(path)
+    made: list[Path] = []
+    try:
+        missing = list(itertools.takewhile(lambda x: not x.exists(), (path, *path.parents)))
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=path) as probe:
+            Path(probe, "file").write_text("content")
+            os.replace(Path(probe, "file"), Path(probe, "renamed"))
+    except OSError as error:
+        raise type(error)(
+            f"{argument}: wanted a folder that can be written, got {str(path)!r}: {error.strerror}"
+        ) from error
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
 
 
 def move_into(source: Path, target: Path, last: tuple[str, ...] = ()) -> None:
@@ -98,14 +146,16 @@ def readable(folder: Path) -> None:
 
 
 def seconds_to_write(folder: Path, size: int) -> float:
-    """How long writing so many bytes into a folder should take, flushed, by what a small file takes."""
-    probe = folder / f"{PART}probe"
+    """How long writing so many bytes into a folder should take, flushed, by what no more of them, and 16 MiB, take."""
+    probe, part = folder / f"{PART}probe", max(1, min(PROBE, size))
     begin = time.perf_counter()
-    probe.write_bytes(os.urandom(PROBE))
-    flush(probe)
-    seconds = time.perf_counter() - begin
-    probe.unlink()
-    return seconds * size / PROBE
+    try:
+        with _full_disk_named(folder):
+            probe.write_bytes(os.urandom(part))
+            flush(probe)
+    finally:
+        probe.unlink(missing_ok=True)
+    return (time.perf_counter() - begin) * size / part
 
 
 def flush_tree(folder: Path) -> None:

@@ -10,7 +10,7 @@ from matt_fast.alignment.reachable import unreachable
 from matt_fast.alignment.vocabulary import Token, special_affixes
 from matt_fast.recipe.doctor.finding import Said, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
-from matt_fast.recipe.export import lacking_for_chat
+from matt_fast.recipe.export import lost_chat_template
 from matt_fast.recipe.subject import Subject
 
 ROUND_TRIP, OFFSETS = 1 << 17, 1 << 16  # characters looked at
@@ -55,7 +55,7 @@ def never_made(subject: Subject) -> Iterator[Said]:
     new = [i for i in vocabulary.new if vocabulary.tokens[i].kind != "special"]
     seen = set(sample.segments.ids.tolist())
     unseen = sum(i not in seen for i in new)
-    line = f"{share(unseen, len(new))} new tokens are not in {sample.name}"
+    line = f"{share(unseen, len(new))} new tokens are nowhere in {sample.name}"
     if new and unseen * 2 > len(new) and sample.whole:
         yield look(line, "they stay as they are initialised: take more text, or fewer tokens (see --init)")
     else:
@@ -86,13 +86,12 @@ def chat(subject: Subject) -> Iterator[Said]:
     """The result's chat template, which is tried."""
     vocabulary = subject.vocabulary
     teacher, student = vocabulary.teacher, vocabulary.student
-    own, lacking = student.chat_template, lacking_for_chat(student, teacher)
+    own, lost = student.chat_template, lost_chat_template(student, teacher)
     if not own and not teacher.chat_template:
         yield ok("neither tokenizer has a template")
         return
-    if not own and (lacking or not isinstance(teacher.chat_template, str)):
-        why = f"since the new tokenizer lacks {', '.join(map(repr, lacking))}" if lacking else "being several"
-        yield look(f"the model's template is lost, {why}", "add such tokens as special ones, or give it a template")
+    if lost is not None:
+        yield look(lost, "add such tokens as special ones, or give it a template")
         return
     template = own or teacher.chat_template
     try:
