@@ -25,7 +25,7 @@ def test_probe(tmp_path):
 
 
 def test_transfer(tmp_path):
-    run("transfer.py", tmp_path, "--ways", "0", "5")
+    run("transfer.py", tmp_path, "--ways", "0", "8")
     records = [json.loads(x) for x in (tmp_path / "transfer.jsonl").read_text().splitlines()]
     assert len(records) == 10
     assert not any("error" in x for x in records)

@@ -31,7 +31,7 @@ def chosen_logits(
     """Logits of some tokens at some places.
 
     Args:
-        head, hidden, rows: as in `Head.loss`; [N, hidden]. Without `rows` nothing is trained.
+        head, hidden, rows: as in `Head.loss`; [N, hidden]. Without `rows` no row gets a gradient.
         tokens: [U] int64, the distinct tokens.
         token, place: [P] int64, which of `tokens`, and which of the N; each pair once.
 
