@@ -13,9 +13,13 @@ from matt_fast.training.objectives import INSIDE
 
 @pytest.fixture(params=list(CONFIGS))
 def sides(tmp_path, request):
-    """The student lacks tokens of the teacher, has some that begin like others, and cuts off ends of words."""
+    """The student lacks tokens of the teacher, has some that begin like others, and cuts off ends of words.
+
+    It cuts "):" otherwise before the end of a line than alone, and has " fu" twice.
+    """
     texts = ["ion_alpha return_gamma tion_beta " * 99, "lue = val fun elf. ion " * 40]
     tokenizer = byte_level(texts, 330, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+    tokenizer.add_tokens([":\n", " fu"])
     return Sides(tmp_path / "teacher", request.param, tokenizer)
 
 
@@ -47,6 +51,7 @@ def reference(sides, whole) -> tuple[torch.Tensor, Counter]:
                     share = p[x] / sum(p.values())
                     total = total + torch.xlogy(share, share) - share * (q[x] / sum(q.values())).log()
                 kinds["merged", size] += 1
+                kinds["equal bytes"] += sum(not rest for rest in begun.values()) > 1
             pieces = split.get(coming[0], ())
             for size in range(1, len(pieces)):
                 if written[:size] != pieces[:size]:
@@ -57,6 +62,7 @@ def reference(sides, whole) -> tuple[torch.Tensor, Counter]:
                     share = p[x] / sum(p.values())
                     total = total + share * (share.log() - of_student[s + size, x])
                 kinds["split", size] += 1
+                kinds["cut otherwise"] += written[size] not in p
     return total, kinds
 
 
@@ -67,7 +73,8 @@ def test_segment_kl_adds_how_tokens_go_on(sides):
     ours.backward()
     whole = sides.whole_student()
     expected, kinds = reference(sides, whole)
-    assert {("merged", 1), ("merged", 2), ("split", 1), ("split", 2)} <= set(kinds), kinds
+    wanted = ("merged", 1), ("merged", 2), ("split", 1), ("split", 2), "equal bytes", "cut otherwise"
+    assert all(kinds[kind] for kind in wanted), kinds
     expected.backward()
     assert ours.item() == pytest.approx(expected.item(), rel=2e-4)
     modules = whole.get_input_embeddings(), whole.get_output_embeddings()

@@ -56,7 +56,7 @@ class Spellings:
         below: of each node, the tokens that go on behind it.
         below_next: the same tokens by the place of their next piece in `next`.
         next: of each node, the pieces that may come next, ascending.
-        here: [nodes] int64, the token that ends at the node, or NONE.
+        here: of each node, the tokens that end at it; several where they stand for the same bytes.
     """
 
     pieces: Ragged
@@ -64,7 +64,7 @@ class Spellings:
     below: Ragged
     below_next: Ragged
     next: Ragged
-    here: NDArray[np.int64]
+    here: Ragged
 
     @classmethod
     def of(cls, spelled: Mapping[int, Sequence[int]], rows: int) -> "Spellings":
@@ -74,10 +74,9 @@ class Spellings:
             for size in range(1, len(spelled[token])):
                 below[tuple(spelled[token][:size])].append(token)
         number = {path: i for i, path in enumerate(below)}
-        here = np.full(len(below), NONE)
-        for token in sorted(spelled, reverse=True):  # of equal spellings the lowest token
-            if (path := tuple(spelled[token])) in number:
-                here[number[path]] = token
+        here: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for token in sorted(spelled):
+            here[tuple(spelled[token])].append(token)
         steps = [[spelled[token][len(path)] for token in tokens] for path, tokens in below.items()]
         following = [sorted(set(part)) for part in steps]
         places = [{piece: i for i, piece in enumerate(part)} for part in following]
@@ -88,7 +87,7 @@ class Spellings:
             below=Ragged.of(below.values()),
             below_next=Ragged.of([of[x] for x in part] for of, part in zip(places, steps, strict=True)),
             next=Ragged.of(following),
-            here=here,
+            here=Ragged.of(here.get(path, ()) for path in below),
         )
 
 

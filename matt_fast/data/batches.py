@@ -49,7 +49,7 @@ class Continued:
     """E places where one side has read some pieces of a token of the other side, and what may come there.
 
     That side tells what the next piece is, the other one which of the tokens that begin with these pieces it is. Tokens
-    are in groups: those that have a next piece in common, and, where it is there, the one that ends here.
+    are in groups: those that have a next piece in common, and, where there are any, those that end here.
 
     Attributes (int64; places are indices into the flattened [B * n] tokens of a side):
         token_at: [E], the last token before the token, on its side.
@@ -60,7 +60,7 @@ class Continued:
         pieces: [V], the distinct next pieces.
         piece, piece_entry: [G], each piece that may come at a place: which of `pieces`, at which place. The number of
             its group is its own index.
-        stops: [S], the places with a token that ends there. Their groups come behind the G others.
+        stops: [S], the places with tokens that end there. Their groups come behind the G others.
     """
 
     token_at: torch.Tensor

@@ -41,8 +41,8 @@ def _continued(spellings: Spellings, whole: _Side, parts: _Side, to_the_end: boo
 
     Args:
         spellings: the tokens of `whole` by those of `parts`.
-        to_the_end: whether the place behind the last piece counts too, where other tokens go on from there; the token
-            that ends there is then one that may come.
+        to_the_end: whether the place behind the last piece counts too, where other tokens go on from there; tokens that
+            end there are then among those that may come.
     """
     token = whole.behind(whole.ends, 1)
     going = np.flatnonzero(token >= 0)
@@ -68,10 +68,13 @@ def _candidates(
     of_token, _ = spellings.below_next.take(node)
     counts = np.bincount(piece_entry, minlength=len(node))
     group = of_token + (np.cumsum(counts) - counts)[token_entry]
-    stops = np.flatnonzero(spellings.here[node] >= 0) if to_the_end else np.zeros(0, np.int64)
-    tokens = np.concatenate([tokens, spellings.here[node[stops]]])
-    token_entry = np.concatenate([token_entry, stops])
-    group = np.concatenate([group, len(pieces) + np.arange(len(stops))])
+    stops = np.zeros(0, np.int64)
+    if to_the_end:
+        ending, ending_entry = spellings.here.take(node)
+        stops, number = np.unique(ending_entry, return_inverse=True)
+        tokens = np.concatenate([tokens, ending])
+        token_entry = np.concatenate([token_entry, ending_entry])
+        group = np.concatenate([group, len(pieces) + number])
     columns, token = np.unique(tokens, return_inverse=True)
     piece_columns, piece = np.unique(pieces, return_inverse=True)
     arrays = token_at, piece_at, columns, token, token_entry, group, piece_columns, piece, piece_entry, stops

@@ -28,9 +28,8 @@ def continuation_kl(
     """
     merged, split = batch.continuations
     hidden, target_hidden = hidden.flatten(0, 1), target_hidden.flatten(0, 1)
-    return _merged(merged, head, hidden, rows, target, target_hidden) + _split(
-        split, batch.student_ids.flatten(), head, hidden, rows, target, target_hidden
-    )
+    sides = head, hidden, rows, target, target_hidden
+    return _merged(merged, *sides) + _split(split, *sides)
 
 
 def _merged(
@@ -52,13 +51,7 @@ def _merged(
 
 
 def _split(
-    places: Continued,
-    ids: torch.Tensor,
-    head: Head,
-    hidden: torch.Tensor,
-    rows: BatchRows,
-    target: Head,
-    target_hidden: torch.Tensor,
+    places: Continued, head: Head, hidden: torch.Tensor, rows: BatchRows, target: Head, target_hidden: torch.Tensor
 ) -> torch.Tensor:
     with torch.no_grad():
         states = target_hidden[places.token_at]
@@ -67,10 +60,8 @@ def _split(
         logs -= log_sums(logits, places.token_entry, len(states))[places.piece_entry]
     states = hidden[places.piece_at]
     logits = chosen_logits(head, states, places.pieces, places.piece, places.piece_entry, rows)
-    # The piece of the text is one of them: its logit less its log-probability is what all logits are normalised by.
-    following = ids[places.piece_at + 1]
-    is_it = places.pieces[places.piece] == following[places.piece_entry]
-    normalizers = torch.where(is_it, logits, 0.0)
-    normalizers = logits.new_zeros(len(states)).index_add(0, places.piece_entry, normalizers)
-    normalizers = normalizers - token_log_probs(head, states, following, rows)
+    # A logit less its log-probability is what all logits of a place are normalised by. The piece that the text has need
+    # not be among these: the student may cut text otherwise than the token alone.
+    first = torch.searchsorted(places.piece_entry, torch.arange(len(states), device=places.piece_entry.device))
+    normalizers = logits[first] - token_log_probs(head, states, places.pieces[places.piece[first]], rows)
     return (logs.exp() * (logs - logits + normalizers[places.piece_entry])).sum()
