@@ -19,7 +19,7 @@ from matt_fast.model.head import Head
 from matt_fast.training.continuations import continuation_kl
 from matt_fast.training.options import TrainingOptions
 
-INSIDE = 4.0  # weight of how tokens go on, beside how they begin; the best of 1, 2, 4 and 10 (docs/healing.md)
+INSIDE = 2.0  # weight of how tokens go on, beside how they begin: between what is best on two texts (docs/healing.md)
 
 
 @dataclass(frozen=True)
