@@ -4,7 +4,6 @@ A name that begins with PART belongs to a write that is under way, or to one who
 """
 
 import errno
-import itertools
 import os
 import shutil
 import tempfile
@@ -72,9 +71,10 @@ def _full_disk_named(path: Path) -> Iterator[None]:
 
 
 def check_writable(argument: str, path: str | Path) -> None:
-    """Look whether a folder can be written, a symlink to one or a mount point included; one that is missing, too.
+    """Look whether a folder can be written, a symlink to one or a mount point included; one that is missing, made.
 
-    It is tried: a file is written there and renamed. What was made for that, folders too, is removed again.
+    It is tried, where the folder is or in the nearest one above it: a file is written there, renamed and removed.
+    Several processes may look at once.
 
     Args:
         argument: what errors call the folder.
@@ -84,22 +84,15 @@ def check_writable(argument: str, path: str | Path) -> None:
         OSError: a file is there, or a folder or file cannot be made.
     """
     path = Path(path)
-    made: list[Path] = []
+    nearest = next(x for x in (path, *path.parents) if os.path.lexists(x))
     try:
-        missing = list(itertools.takewhile(lambda x: not x.exists(), (path, *path.parents)))
-        for folder in reversed(missing):
-            folder.mkdir()
-            made.append(folder)
-        with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=path) as probe:
+        with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=nearest) as probe:
             Path(probe, "file").write_text("content")
             os.replace(Path(probe, "file"), Path(probe, "renamed"))
     except OSError as error:
         raise type(error)(
             f"{argument}: wanted a folder that can be written, got {str(path)!r}: {error.strerror}"
         ) from error
-    finally:
-        for folder in reversed(made):
-            folder.rmdir()
 
 
 def move_into(source: Path, target: Path, last: tuple[str, ...] = ()) -> None:
