@@ -280,7 +280,7 @@ def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
 
 @triton.jit
 def rounded(weights, KIND: tl.constexpr):
-    """Weights as float32, rounded as operand() rounds them; cheaper than a conversion there and back."""
+    """Weights as float32, rounded as operand() rounds them."""
     if KIND == "bf16":
         return weights.to(tl.bfloat16).to(tl.float32)
     else:

@@ -26,7 +26,7 @@ def rows_of_others(teacher, student, softmaxes, mean_key, plan, config, options,
     if plan.others.long_segments:
         aim_long_rows(*sides, softmaxes, mean_key, plan.others, config, options, *outputs)
     aim_rows(*sides, factors, softmaxes, mean_key, plan.others, config, options, *outputs)
-    return *sides, factors
+    return *sides, factors[:4]
 
 
 def columns_of_others(sides, softmaxes, correction, plan, config, options, multiplier, gradients) -> None:
