@@ -1,6 +1,6 @@
 """The loss on a GPU: correctness first, then time and memory by engine, beside flash attention at the student's shape.
 
-    python3 benchmarks/bench_gpu.py                writes benchmarks/GPU.md, anew after every result
+    python3 benchmarks/bench_gpu.py                writes GPU.md anew after every result: into $OUT, else benchmarks/
     python3 benchmarks/bench_gpu.py --minutes 9    what fits into that; the rest is listed as not run
     python3 benchmarks/bench_gpu.py --dry-run      every path at tiny sizes on a CPU, no times, into a temporary file
 
@@ -31,7 +31,8 @@ from gpu_bench.tables import conditions, report
 from gpu_bench.worker import supervise, work
 from report import write
 
-STEPS = ("check", "triton", "triton, plan given", "torch", "eager", "compiled eager", "flash")
+STEPS = ("check", "triton", "triton, plan given", "flash", "torch", "eager", "compiled eager")
+SLOW = "torch", "eager", "compiled eager"  # of all shapes in the end: one of them may take as long as all the rest
 
 
 def tasks_of(options) -> list[dict]:
@@ -41,6 +42,7 @@ def tasks_of(options) -> list[dict]:
         for head_dim in options.head_dims:
             shape = Shape(length, head_dim, options.heads, options.kv_heads, dtype, variant, metric)
             tasks += [{"shape": asdict(shape), "step": x} for x in options.steps]
+    tasks.sort(key=lambda x: x["step"] in SLOW)
     if options.dry_run:
         tasks[2:2] = [{"shape": tasks[0]["shape"], "step": x} for x in ("raise", "die")]
     return tasks
@@ -67,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.output is None and not options.work:
-        options.output = Path(__file__).with_name("GPU.md")
+        options.output = Path(os.environ.get("OUT", Path(__file__).parent), "GPU.md")
         if dry:
             options.output = Path(tempfile.mkdtemp(prefix="bench-gpu-"), "DRY_RUN.md")
     return options

@@ -66,11 +66,15 @@ def test_formulas_of_columns():
         assert (x - y).norm() <= 1e-12 * y.norm()
 
 
-def close(ids, documents, dtype, share=1):
+def close(ids, documents, dtype, share=1, softcap=None, **options):
     teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16)
-    plan = grouped_plan(*ids, *documents.values())
-    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share))
-    for x, y in zip(found, exact((teacher, student, *ids), documents), strict=True):
+    if dtype == torch.bfloat16:
+        # Far from zero, where a key of zeros would outweigh all others.
+        teacher[0][..., 0], teacher[1][..., 0] = 20, -20
+    plan = grouped_plan(*ids, *documents.values(), **options)
+    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share), softcap)
+    options = documents | options | {"softcap": softcap}
+    for x, y in zip(found, exact((teacher, student, *ids), options), strict=True):
         assert x.dtype == (dtype if x.ndim else torch.float32)
         assert (x - y).norm() <= FLOAT32[dtype] * y.norm()
     return plan
@@ -85,14 +89,37 @@ def test_small_segments(dtype):
     assert set(plan.tiles[0, 0].tolist()) == {-1, *range(len(SHAPES))}
 
 
-@pytest.mark.usefixtures("poisoned", "device")
-def test_any_segments_of_several_documents():
-    """Those of other shapes, one of them longer than a tile, by the kernels that ship."""
+def several_documents():
+    """Segments of any shape, one longer than a tile, in two documents of unlike length a row."""
     sizes = [[1, 2, 3, 40, 1, 2, 1, 1, 5, 2], [2, 1, 1, 50, 1, 4, 1, 2, 1, 2]]
     ids = [rows(segment_ids(x, specials=[0, 7]), segment_ids(x[::-1], specials=[1, 9])) for x in sizes]
-    documents = {}
-    for side, x in zip(("teacher", "student"), ids, strict=True):
-        # Special tokens go with the segment before them.
-        documents[f"{side}_documents"] = (x.cummax(1).values >= 5).long()
-    plan = close(ids, documents, torch.float32)
+    # Special tokens go with the segment before them.
+    documents = {
+        f"{side}_documents": (x.cummax(1).values >= torch.tensor([[5], [7]])).long()
+        for side, x in zip(("teacher", "student"), ids, strict=True)
+    }
+    return ids, documents
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sliding_window": 6, "reduction": "documents"},
+        {"causal": False, "reduction": "documents", "softcap": 2.0},
+    ],
+    ids=str,
+)
+def test_any_segments_of_several_documents(options):
+    """Those of other shapes, one of them longer than a tile, by the kernels that ship."""
+    plan = close(*several_documents(), torch.float32, **options)
     assert plan.others.long_segments
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+def test_sides_that_rows_see_apart():
+    """In tiles that some rows see whole, and in such that none does."""
+    plan = close(mixed(120), {}, torch.float32, causal=False, sliding_window=110)
+    seen = plan.tiles[0, 4] > plan.tiles[0, 3]
+    assert seen.any()
+    assert (~seen & (plan.tiles[0, 0] >= 0)).any()

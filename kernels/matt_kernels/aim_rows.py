@@ -25,6 +25,7 @@ from matt_kernels.attention import (
     edge,
     in_parts,
     load_ids,
+    load_numbers,
     load_pair_range,
     load_row,
     load_rows,
@@ -64,8 +65,8 @@ def hidden_pairs(pair_low, pair_high, first_tile, last_tile, tiles_ptr, tile_lim
 @triton.jit(do_not_specialize=LENGTHS)
 def aim_rows_kernel(
     teacher_query_ptr, teacher_key_ptr, student_query_ptr, student_key_ptr, mixture_ptr, gram_ptr, rest_ptr, low_ptr,
-    teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr, row_weights_ptr,
-    teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr, gradient_ptr,
+    gram_left_ptr, rest_left_ptr, teacher_ids_ptr, student_ids_ptr, rows_ptr, tiles_ptr, long_ptr, counts_ptr,
+    row_weights_ptr, teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr, gradient_ptr,
     tq_stride_b, tq_stride_h, tq_stride_n, tk_stride_b, tk_stride_h, tk_stride_n,
     sq_stride_b, sq_stride_h, sq_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
     heads, group, softmax_size, row_limit, tile_limit, long_limit, teacher_length, student_length, scale, softcap,
@@ -107,6 +108,10 @@ def aim_rows_kernel(
     gram_ptr += kv_index * student_length * BLOCK_S
     teacher_ids_ptr += batch * teacher_length
     student_ids_ptr += batch * student_length
+    LEFT: tl.constexpr = METRIC == "mse" and FACTORS != "fp32"
+    if LEFT:
+        gram_left_ptr += kv_index * student_length
+        rest_left_ptr += kv_index * teacher_length
 
     # What long segments add has been stored already; without one nothing has.
     added = numbers < tl.where(long_count > 0, row_count, 0)
@@ -119,7 +124,8 @@ def aim_rows_kernel(
     if METRIC == "cosine":
         pair_low, pair_high = load_pair_range(rows_ptr, numbers, used, row_limit)
     first_tile, last_tile = load_tile_range(rows_ptr, numbers, used, row_limit)
-    low_tile, high_tile = load_whole_tiles(rows_ptr, numbers, used, row_limit, first_tile, last_tile)
+    # Most of the value comes from where rows begin: there squares are exact, and with them tiles have a mask.
+    low_tile, high_tile = load_whole_tiles(rows_ptr, numbers, used, row_limit, first_tile + LEFT, last_tile)
     whole = high_tile - low_tile
     # First the tiles of which some row sees a part only, then the others, without masks.
     for WHOLE in tl.static_range(2):
@@ -144,7 +150,10 @@ def aim_rows_kernel(
                 low = load_rows(low_ptr, teacher_start, teacher_stop, BLOCK_S, BLOCK_T, BLOCK_S, BLOCK_S)
                 mixed = tl.dot(teacher, low, mixed, input_precision=FACTOR_PRECISION)
             rest = load_rows(rest_ptr, teacher_start, teacher_stop, BLOCK_T, BLOCK_T, BLOCK_T, BLOCK_T)
-            rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION) * weights
+            rest = tl.dot(teacher, rest, input_precision=FACTOR_PRECISION)
+            if LEFT and not WHOLE:
+                rest += weights * load_numbers(rest_left_ptr + teacher_start, inside, 0.0, False)[None, :]
+            rest *= weights
             if METRIC == "mse":
                 loss += tl.sum(rest, 1)
             else:
@@ -170,7 +179,11 @@ def aim_rows_kernel(
                 change = rounded(weights, FACTORS) - mixed
                 # [BLOCK_M, BLOCK_S] @ [BLOCK_S, BLOCK_S] -> [BLOCK_M, BLOCK_S]
                 h = tl.dot(operand(change, FACTORS), gram, input_precision=FACTOR_PRECISION)
-                loss += tl.sum(change * h, 1)
+                if LEFT and not WHOLE:
+                    left = load_numbers(gram_left_ptr + student_start, inside, 0.0, False)[None, :]
+                    loss += tl.sum(change * (h + change * left), 1)
+                else:
+                    loss += tl.sum(change * h, 1)
             else:
                 distance, _, h, _ = cosine_terms(
                     weights, mixed, outside, gram, student_ids, True, FACTORS, FACTOR_PRECISION

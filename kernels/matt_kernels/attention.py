@@ -280,10 +280,10 @@ def softmax_weights(scores, shift, factor, KIND: tl.constexpr):
 
 @triton.jit
 def rounded(weights, KIND: tl.constexpr):
-    """Weights as float32, rounded as operand() rounds them; cheaper than a conversion there and back."""
+    """Weights as float32, rounded as operand() rounds them."""
     if KIND == "bf16":
-        bits = weights.to(tl.int32, bitcast=True)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        # fewer instructions than by bits, as operand() has them for tf32
+        return weights.to(tl.bfloat16).to(tl.float32)
     else:
         return operand(weights, KIND)
 

@@ -42,6 +42,14 @@ def stored(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def store_left(ptrs, gram, inside, BLOCK: tl.constexpr, KIND: tl.constexpr):
+    """What rounding leaves of the squares of a tile, the diagonal of its Gram matrix."""
+    places = tl.arange(0, BLOCK)
+    squares = tl.sum(tl.where(places[:, None] == places[None, :], gram, 0.0), 1)
+    tl.store(ptrs, squares - operand(squares, KIND).to(tl.float32), mask=inside)
+
+
+@triton.jit
 def invert_by_segment(gram, ids, BLOCK: tl.constexpr, KIND: tl.constexpr):
     """Inverse of a Gram matrix of segments, block by block; values that depend on others of their segment get zeros.
 
@@ -90,10 +98,10 @@ def remainder(teacher_values, student_values, mixture, low, LOW: tl.constexpr, E
 @triton.jit(do_not_specialize=LENGTHS)
 def aim_factors_kernel(
     teacher_value_ptr, student_value_ptr, teacher_ids_ptr, student_ids_ptr, tiles_ptr, counts_ptr,
-    mixture_ptr, gram_ptr, rest_ptr, low_ptr,
+    mixture_ptr, gram_ptr, rest_ptr, low_ptr, gram_left_ptr, rest_left_ptr,
     teacher_stride_b, teacher_stride_h, teacher_stride_n, student_stride_b, student_stride_h, student_stride_n,
     kv_heads, tile_limit, teacher_length, student_length,
-    LOW: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    LOW: tl.constexpr, LEFT: tl.constexpr, KIND: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     tile, kv_index = tile_program(tile_limit)
@@ -158,12 +166,15 @@ def aim_factors_kernel(
 
         student_columns = tl.arange(0, BLOCK_S)[None, :]
         rows = (kv_index * student_length + student_tokens)[:, None] * BLOCK_S + student_columns
-        tl.store(gram_ptr + rows, stored(gram, KIND), mask=(student_tokens < student_stop)[:, None])
-        in_teacher = (teacher_tokens < teacher_stop)[:, None]
+        in_student = student_tokens < student_stop
+        tl.store(gram_ptr + rows, stored(gram, KIND), mask=in_student[:, None])
+        if LEFT:
+            store_left(gram_left_ptr + kv_index * student_length + student_tokens, gram, in_student, BLOCK_S, KIND)
+        in_teacher = teacher_tokens < teacher_stop
         rows = (kv_index * teacher_length + teacher_tokens)[:, None]
-        tl.store(mixture_ptr + rows * BLOCK_S + student_columns, stored(mixture, KIND), mask=in_teacher)
+        tl.store(mixture_ptr + rows * BLOCK_S + student_columns, stored(mixture, KIND), mask=in_teacher[:, None])
         if LOW:
-            tl.store(low_ptr + rows * BLOCK_S + student_columns, low, mask=in_teacher)
+            tl.store(low_ptr + rows * BLOCK_S + student_columns, low, mask=in_teacher[:, None])
         rest = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
         for first in range(0, VALUE_DIM, BLOCK_V):
             student = load_slice(
@@ -176,7 +187,9 @@ def aim_factors_kernel(
             rest = tl.dot(left, tl.trans(left), rest, input_precision=EXACT)
         rest = tl.where(same_segment(teacher_ids, teacher_ids), rest, 0.0)
         teacher_columns = tl.arange(0, BLOCK_T)[None, :]
-        tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher)
+        tl.store(rest_ptr + rows * BLOCK_T + teacher_columns, stored(rest, KIND), mask=in_teacher[:, None])
+        if LEFT:
+            store_left(rest_left_ptr + kv_index * teacher_length + teacher_tokens, rest, in_teacher, BLOCK_T, KIND)
 
 
 def empty_factors(teacher_value, student_value, widths, kind: str) -> tuple[torch.Tensor | None, ...]:
@@ -189,15 +202,19 @@ def empty_factors(teacher_value, student_value, widths, kind: str) -> tuple[torc
     return mixture, gram, rest, torch.empty_like(mixture) if kind == "fp32" else None
 
 
-def aim_factors(teacher_value, student_value, plan, config) -> tuple[torch.Tensor | None, ...]:
-    """The factors of all tiles, as empty_factors has them."""
+def aim_factors(teacher_value, student_value, plan, config, metric: str) -> tuple[torch.Tensor | None, ...]:
+    """The factors of all tiles, as empty_factors has them, and what rounding left of the diagonals of G [B, H_kv, n_S]
+    and R R' [B, H_kv, n_T], float32: None where the value does without."""
     block_t, block_s = plan.widths
     outputs = empty_factors(teacher_value, student_value, plan.widths, config.factor_kind)
+    left = metric == "mse" and config.factor_kind != "fp32"
+    sides = student_value, teacher_value
+    outputs += tuple(x.new_empty(x.shape[:3], dtype=torch.float32) if left else None for x in sides)
     aim_factors_kernel[tile_grid(plan, student_value)](
         teacher_value, student_value, plan.teacher_segments, plan.student_segments, plan.tiles, plan.counts, *outputs,
         *strides(teacher_value, student_value),
         student_value.shape[1], plan.tiles.shape[-1], teacher_value.shape[2], student_value.shape[2],
-        LOW=outputs[3] is not None, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
+        LOW=outputs[3] is not None, LEFT=left, KIND=config.factor_kind, BLOCK_T=block_t, BLOCK_S=block_s,
         VALUE_DIM=student_value.shape[-1], BLOCK_V=config.block_v, EXACT=config.exact_precision,
         num_warps=config.factors.warps, num_stages=config.factors.stages,
     )  # fmt: skip

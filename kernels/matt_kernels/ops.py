@@ -137,12 +137,12 @@ def aim_forward(
     with launch.on_device(query):
         sides = softmaxes.unbind()
         softmax_rows(teacher, student, sides, plan, config, options, mean_key)
-        factors = aim_factors(teacher_value, value, plan, config)
+        factors = aim_factors(teacher_value, value, plan, config, metric)
         if plan.long_segments:
             aim_long_rows(teacher, student, sides, mean_key, plan, config, options, loss, correction, gradient)
         aim_rows(teacher, student, factors, sides, mean_key, plan, config, options, loss, correction, gradient)
         total, unit = add_up(loss, plan, divisor, metric, weighted=True)
-    mixture, gram, rest, low = factors
+    mixture, gram, rest, low, *_ = factors
     kept = [softmaxes, correction, mixture, gram, rest if metric == "cosine" else None, low]
     kept = kept if key_needed or value_needed else [None] * 6
     return total, unit, *_present([gradient, *kept], query)

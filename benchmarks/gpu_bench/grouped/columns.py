@@ -4,7 +4,7 @@ and gradients of scores come out as tensor cores take them."""
 import triton
 import triton.language as tl
 from gpu_bench.grouped.layout import TILE
-from gpu_bench.grouped.parts import C00, C01, C10, C11, FACTORS, G00, G01, G11, exponentials, load_block, narrow
+from gpu_bench.grouped.parts import C00, C01, C10, C11, FACTORS, G00, G01, G11, load_block, narrow, weights_of
 from matt_kernels.attention import (
     ROWS,
     edge,
@@ -15,20 +15,25 @@ from matt_kernels.attention import (
     widen,
     within,
 )
-from matt_kernels.launch import LOG2_E, strides
+from matt_kernels.launch import score_factors, strides
 
 LENGTHS = ["each", "softmax_size", "row_limit", "capacity", "student_length"]
 
 
 @triton.jit
-def turned_weights(
-    query, key, shift, factor, seen, scale, MASKED: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr
-):
-    # [TILE, BLOCK_D] @ [BLOCK_D, BLOCK_M] -> [TILE, BLOCK_M]
-    scores = tl.dot(key, tl.trans(query), input_precision=SCORE_PRECISION) * scale
-    if MASKED:
-        scores = tl.where(seen, scores, float("-inf"))
-    return exponentials(scores, shift[None, :], factor[None, :], KIND)
+def load_rows_of(columns_ptr, capacity, LISTS: tl.constexpr):
+    """(first row that sees each column, where they stop) of the teacher's first and second token and the student's."""
+    lows, highs = (), ()
+    for NUMBER in tl.static_range(4):
+        own = columns_ptr + (4 + 2 * (NUMBER if LISTS == 4 else 0)) * capacity
+        lows += (tl.load(own)[:, None],)
+        highs += (tl.load(own + capacity)[:, None],)
+    return lows, highs
+
+
+@triton.jit
+def seeing_rows(numbers, low, high):
+    return (numbers[None, :] >= low) & (numbers[None, :] < high)
 
 
 @triton.jit
@@ -54,20 +59,19 @@ def load_values(ptr, positions, wanted, stride_n, first, SIZE: tl.constexpr, BLO
 @triton.jit
 def columns_of_shape(
     teacher_query_ptr, student_query_ptr, teacher_value_ptr, student_value_ptr, teacher_columns_ptr,
-    student_columns_ptr, factors_ptr, columns_ptr, rows_ptr, teacher_softmax_ptr, student_softmax_ptr, correction_ptr,
-    key_gradient_ptr, value_gradient_ptr, tq_stride_h, tq_stride_n, sq_stride_h, sq_stride_n, tv_stride_n, sv_stride_n,
-    place, row_low, row_high, whole_low, whole_high, first_head, each, softmax_size, row_limit, capacity, scale,
-    key_factor, value_factor,
+    student_columns_ptr, factors_ptr, columns_ptr, rows_ptr, row_weights_ptr, teacher_softmax_ptr, student_softmax_ptr,
+    correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h, tq_stride_n, sq_stride_h, sq_stride_n,
+    tv_stride_n, sv_stride_n, place, row_low, row_high, whole_low, whole_high, first_head, each, softmax_size,
+    row_limit, capacity, scale, softcap, key_factor, value_factor,
     T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, KIND: tl.constexpr,
-    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr,
+    WEIGHTED: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Stores dK and dV of one tile, whose segments have T x S tokens, for `each` query heads from `first_head` on."""
     columns = place + tl.arange(0, TILE)
     size = capacity.to(tl.int64) * HEAD_DIM
     columns_ptr += columns
-    from_row = tl.load(columns_ptr + 4 * capacity)[:, None]
-    to_row = tl.load(columns_ptr + 5 * capacity)[:, None]
+    lows, highs = load_rows_of(columns_ptr, capacity, LISTS)
     teacher0 = load_block(teacher_columns_ptr, place, TILE, HEAD_DIM, BLOCK_D)
     student0 = load_block(student_columns_ptr, place, TILE, HEAD_DIM, BLOCK_D)
     g00 = load_factor(factors_ptr, capacity, columns, G00)
@@ -105,7 +109,6 @@ def columns_of_shape(
                 numbers = begin + tl.arange(0, BLOCK_M)
                 used = numbers >= row_low
                 outputs = (first_head + head) * row_limit + begin
-                seen = (numbers[None, :] >= from_row) & (numbers[None, :] < to_row)
                 teacher_row = load_numbers(rows_ptr + begin, used, 0, WHOLE)
                 student_row = load_numbers(rows_ptr + row_limit + begin, used, 0, WHOLE)
                 shift, factor = load_block_softmax(teacher_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
@@ -113,17 +116,32 @@ def columns_of_shape(
                     teacher_query_ptr + head * tq_stride_h, teacher_row, used, tq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,
                 )  # fmt: skip
-                t0 = turned_weights(query, teacher0, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
+                seen = seeing_rows(numbers, lows[0], highs[0])
+                t0, _ = weights_of(
+                    teacher0, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
+                    KIND, SCORE_PRECISION,
+                )  # fmt: skip
                 if T == 2:
-                    t1 = turned_weights(query, teacher1, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
+                    seen = seeing_rows(numbers, lows[1], highs[1])
+                    t1, _ = weights_of(
+                        teacher1, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
+                        KIND, SCORE_PRECISION,
+                    )  # fmt: skip
                 shift, factor = load_block_softmax(student_softmax_ptr + outputs, used, softmax_size, WHOLE, KIND)
                 correction = load_numbers(correction_ptr + outputs, used, 0.0, WHOLE)[None, :]
                 query = load_block_vectors(
                     student_query_ptr + head * sq_stride_h, student_row, used, sq_stride_n, WHOLE, HEAD_DIM,
                     BLOCK_D,
                 )  # fmt: skip
-                s0 = turned_weights(query, student0, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
+                seen = seeing_rows(numbers, lows[2], highs[2])
+                s0, slope0 = weights_of(
+                    student0, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
+                    KIND, SCORE_PRECISION,
+                )  # fmt: skip
                 e0 = s0 - c00 * t0
+                if WEIGHTED:
+                    row_weights = load_numbers(row_weights_ptr + begin, used, 0.0, WHOLE)[None, :]
+                    s0 *= row_weights
                 if T == 2:
                     e0 -= c10 * t1
                     across01 += narrow(s0 * t1, TILE, BLOCK_M)
@@ -131,8 +149,14 @@ def columns_of_shape(
                 own00 += narrow(s0 * e0, TILE, BLOCK_M)
                 h0 = tl.fma(tl.broadcast_to(g00, e0.shape), e0, tl.broadcast_to(-correction, e0.shape))
                 if S == 2:
-                    s1 = turned_weights(query, student1, shift, factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION)
+                    seen = seeing_rows(numbers, lows[3], highs[3])
+                    s1, slope1 = weights_of(
+                        student1, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
+                        KIND, SCORE_PRECISION,
+                    )  # fmt: skip
                     e1 = s1 - c01 * t0
+                    if WEIGHTED:
+                        s1 *= row_weights
                     if T == 2:
                         e1 -= c11 * t1
                         across11 += narrow(s1 * t1, TILE, BLOCK_M)
@@ -141,10 +165,10 @@ def columns_of_shape(
                     own10 += narrow(s1 * e0, TILE, BLOCK_M)
                     own11 += narrow(s1 * e1, TILE, BLOCK_M)
                     h0 += g01 * e1
-                    change = s1 * (g01 * e0 + g11 * e1 - correction)
+                    change = s1 * (g01 * e0 + g11 * e1 - correction) * slope1
                     dk1 = tl.dot(operand(change, KIND), widen(query), dk1, input_precision=PRECISION)
                 # [TILE, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [TILE, BLOCK_D]
-                dk0 = tl.dot(operand(s0 * h0, KIND), widen(query), dk0, input_precision=PRECISION)
+                dk0 = tl.dot(operand(s0 * h0 * slope0, KIND), widen(query), dk0, input_precision=PRECISION)
 
     t0_at, s0_at = tl.load(columns_ptr), tl.load(columns_ptr + 2 * capacity)
     store_columns(key_gradient_ptr, s0_at, dk0 * key_factor, 0, HEAD_DIM, BLOCK_D)
@@ -188,13 +212,14 @@ def columns_of_shape(
 def grouped_columns_kernel(
     teacher_query_ptr, student_query_ptr, teacher_value_ptr, student_value_ptr,
     teacher_columns_ptr, student_columns_ptr, factors_ptr, columns_ptr, rows_ptr, tiles_ptr, order_ptr,
-    multiplier_ptr, teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr,
-    tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
+    row_weights_ptr, multiplier_ptr, teacher_softmax_ptr, student_softmax_ptr, correction_ptr, key_gradient_ptr,
+    value_gradient_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
-    heads, group, kv_total, each, softmax_size, row_limit, capacity, student_length, scale, gradient_scale,
+    heads, group, kv_total, each, softmax_size, row_limit, capacity, student_length, scale, softcap, gradient_scale,
     BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, KIND: tl.constexpr,
-    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr, LISTS: tl.constexpr,
+    SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     """`each`: query heads of a program; the programs of a key head have gradients of their own."""
     # All heads of a tile, then the next: those with most work begin first.
@@ -212,7 +237,8 @@ def grouped_columns_kernel(
     teacher_columns_ptr += kv_index * 2 * size
     student_columns_ptr += kv_index * 2 * size
     factors_ptr += kv_index * FACTORS * capacity
-    columns_ptr += batch * 6 * capacity
+    columns_ptr += batch * (4 + 2 * LISTS) * capacity
+    row_weights_ptr += batch * row_limit
     rows_ptr += batch * ROWS * row_limit
     first_head = kv_head * group + share * each
     teacher_query_ptr += batch * tq_stride_b + first_head * tq_stride_h
@@ -229,18 +255,18 @@ def grouped_columns_kernel(
             if number == GROUP:
                 columns_of_shape(
                     teacher_query_ptr, student_query_ptr, teacher_value_ptr, student_value_ptr, teacher_columns_ptr,
-                    student_columns_ptr, factors_ptr, columns_ptr, rows_ptr, teacher_softmax_ptr, student_softmax_ptr,
-                    correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h, tq_stride_n, sq_stride_h,
-                    sq_stride_n, tv_stride_n, sv_stride_n, place, row_low, row_high, whole_low, whole_high,
-                    batch * heads + first_head, each, softmax_size, row_limit, capacity, scale,
-                    multiplier * gradient_scale, multiplier, 1 + GROUP % 2, 1 + GROUP // 2,
-                    BLOCK_1 if GROUP < 2 else BLOCK_2, TILE, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_V, KIND,
-                    SCORE_PRECISION, PRECISION,
+                    student_columns_ptr, factors_ptr, columns_ptr, rows_ptr, row_weights_ptr, teacher_softmax_ptr,
+                    student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h,
+                    tq_stride_n, sq_stride_h, sq_stride_n, tv_stride_n, sv_stride_n, place, row_low, row_high,
+                    whole_low, whole_high, batch * heads + first_head, each, softmax_size, row_limit, capacity, scale,
+                    softcap, multiplier * gradient_scale, multiplier, 1 + GROUP % 2, 1 + GROUP // 2,
+                    BLOCK_1 if GROUP < 2 else BLOCK_2, TILE, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_V, LISTS, SOFTCAP,
+                    WEIGHTED, KIND, SCORE_PRECISION, PRECISION,
                 )  # fmt: skip
 
 
 def grouped_columns(
-    teacher, student, columns, softmaxes, correction, plan, config, launch, scale, multiplier, gradients, groups=15
+    teacher, student, columns, softmaxes, correction, plan, config, launch, options, multiplier, gradients, groups=15
 ) -> None:
     """Writes dK and dV of the tokens of all columns, [share, B, H_kv, n_S, d] each."""
     query, _, value = student
@@ -250,10 +276,13 @@ def grouped_columns(
     share = gradients[0].shape[0]
     tensors = teacher[0], query, teacher[2], value
     grouped_columns_kernel[batch * kv_heads * share, capacity // TILE](
-        *tensors, *columns, plan.columns, rows, plan.tiles, plan.order, multiplier, *softmaxes,
-        correction, *gradients, *strides(*tensors), heads, heads // kv_heads, batch * kv_heads,
-        heads // kv_heads // share, batch * heads * rows.shape[-1], rows.shape[-1], capacity, length, scale * LOG2_E,
-        scale, BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
+        *tensors, *columns, plan.columns, rows, plan.tiles, plan.order, plan.plan.row_weights, multiplier,
+        *softmaxes, correction, *gradients, *strides(*tensors), heads, heads // kv_heads, batch * kv_heads,
+        heads // kv_heads // share, batch * heads * rows.shape[-1], rows.shape[-1], capacity, length,
+        *score_factors(options.scale, options.softcap), options.scale,
+        BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
         VALUE_DIM=value.shape[-1], BLOCK_V=16, KIND=config.kind, SCORE_PRECISION=config.score_precision,
-        PRECISION=config.product_precision, GROUPS=groups, num_warps=launch.warps, num_stages=launch.stages,
+        PRECISION=config.product_precision, GROUPS=groups, LISTS=plan.lists,
+        SOFTCAP=options.softcap is not None, WEIGHTED=plan.weighted,
+        num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip

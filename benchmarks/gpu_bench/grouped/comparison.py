@@ -46,10 +46,18 @@ def compile_candidate(head_dim: int, length: int, heads: int, kv_heads: int, ker
             triton.compile(source, target=kernel_report.gpu_target("sm_90"), options=job.options)
 
 
+class Printed(dict):
+    """Says what is put into it at once: a run may be cut off before its end."""
+
+    def __setitem__(self, name, value) -> None:
+        super().__setitem__(name, value)
+        print(f"    {name}: {value}", flush=True)
+
+
 def compare(shape: Shape, device: str, milliseconds, by_kernel, *, candidates: bool) -> dict:
     """Differences relative to what ships, of value, dQ, dK and dV, whether the same bits come again, and times; on a
     text of segments of at most 2 x 2 tokens, where `candidates` also picks the launches, and on all of it."""
-    found, best = {}, Launches()
+    found, best = Printed(), Launches()
     for name, most in (("small segments", 2), ("whole text", None)):
         inputs = make_inputs(shape, None, device, most=most)
         shipped, grouped = _steps(shape, inputs)
@@ -94,7 +102,6 @@ def _best(step, milliseconds, found: dict) -> Launches:
         except Exception as problem:
             taken = f"{type(problem).__name__}: {str(problem)[:100]}"
         found[str(change)] = taken
-        print(f"    {change}: {taken}", flush=True)
         if isinstance(taken, float) and taken < shortest:
             shortest, best = taken, launches
     found["best"] = str(best)

@@ -33,7 +33,7 @@ def columns_kernel(
     teacher_key_ptr, student_key_ptr, teacher_value_ptr, student_value_ptr, columns_ptr, tiles_ptr,
     teacher_columns_ptr, student_columns_ptr, factors_ptr,
     tk_stride_b, tk_stride_h, tk_stride_n, sk_stride_b, sk_stride_h, sk_stride_n,
-    tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n, kv_heads, capacity,
+    tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n, kv_heads, capacity, position_fields,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def columns_kernel(
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.load(tiles_ptr + batch * 5 * (capacity // TILE) + tl.program_id(0) * BLOCK // TILE)
     if group >= 0:
-        positions = columns_ptr + batch * 6 * capacity + columns
+        positions = columns_ptr + batch * position_fields * capacity + columns
         t0, t1 = tl.load(positions), tl.load(positions + capacity)
         s0, s1 = tl.load(positions + 2 * capacity), tl.load(positions + 3 * capacity)
         every = columns >= 0
@@ -53,7 +53,7 @@ def columns_kernel(
         places, keys = columns.to(tl.int64)[:, None] * HEAD_DIM, tl.arange(0, BLOCK_D)[None, :]
         stored = every[:, None] & (keys < HEAD_DIM)
         second = capacity.to(tl.int64) * HEAD_DIM
-        key = load_vectors(teacher_key_ptr, t0, t0 >= 0, tk_stride_n, HEAD_DIM, BLOCK_D)
+        key = load_vectors(teacher_key_ptr, tl.where(t0 < 0, -2 - t0, t0), t0 != -1, tk_stride_n, HEAD_DIM, BLOCK_D)
         tl.store(teacher_columns_ptr + places + keys, key, mask=stored)
         key = load_vectors(student_key_ptr, s0, s0 >= 0, sk_stride_n, HEAD_DIM, BLOCK_D)
         tl.store(student_columns_ptr + places + keys, key, mask=stored)
@@ -108,6 +108,7 @@ def make_columns(teacher, student, plan, config):
     sides = teacher[1], key, teacher[2], value
     columns_kernel[capacity // BLOCK, batch * kv_heads](
         *sides, plan.columns, plan.tiles, *keys, factors, *strides(*sides), kv_heads, capacity,
+        plan.columns.shape[1],
         HEAD_DIM=head_dim, BLOCK_D=config.block_d, VALUE_DIM=value.shape[-1], BLOCK_DV=config.block_dv,
         BLOCK=BLOCK, TILE=TILE, num_warps=WARPS, num_stages=1,
     )  # fmt: skip

@@ -1,16 +1,19 @@
 """Columns grouped by the shape of their segment: which token stands where, which rows see which columns.
 
 A column is a segment of at most 2 x 2 tokens, or a special token of the student (a key without a partner). Columns of
-one shape form a group, in order of the text, and groups begin at whole tiles. Under causal attention a row sees the
-same columns of a group on both sides: an interval. Tokens of other segments form rows of their own, for the kernels
-that ship. Made on the CPU, as in a data worker.
+one shape form a group, in order of the text, and groups begin at whole tiles. The rows that see a token, and the
+columns whose first (or second) token of one side a row sees, are intervals: the same ones for all tokens of a segment
+unless there is a sliding window. Tokens of other segments form rows of their own, for the kernels that ship. Made on
+the CPU, as in a data worker.
 """
 
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 
 import torch
 from matt_kernels import AimPlan, aim_plan
 from matt_kernels.configs import is_lopsided
+from matt_kernels.plan import _meet
 
 TILE = 64  # columns; groups begin at multiples of it
 SHAPES = ((1, 1), (2, 1), (1, 2), (2, 2))  # teacher and student tokens of a segment, by number of the group
@@ -23,14 +26,22 @@ class GroupedPlan:
     """Columns of one batch, beside the plan of its rows."""
 
     plan: AimPlan
-    columns: torch.Tensor  # int32 [B, 6, C] teacher's first and second token, student's (or -1), rows from and to
+    # int32 [B, 4 + 2 L, C]: first and second token of the teacher and of the student, rows from and to. -1: no token;
+    # -2 - p: none of the teacher's, but the key of p, so that what is nothing's weight is finite
+    columns: torch.Tensor
     starts: torch.Tensor  # int32 [B, 4] first column of each group
-    bounds: torch.Tensor  # int32 [B, 8, m] of each group the first column that a row sees, and where they stop
+    bounds: torch.Tensor  # int32 [B, 8 L, m] of each group the first column that a row sees, and where they stop
     tiles: torch.Tensor  # int32 [B, 5, C / TILE], group -1: no column
     order: torch.Tensor  # int32 [B, C / TILE] tiles, those with most work first
     others: AimPlan | None  # of all rows, and of the tokens of other segments, moved together; None: there is none
     moved: tuple[torch.Tensor, torch.Tensor] | None  # int64 [B, most of them] which tokens these are, by side, or n
     moved_counts: tuple[int, ...]  # of the student, by row
+    weighted: bool  # pairs of some rows count more than others'
+
+    @property
+    def lists(self) -> int:
+        """L: 4, one for each of the tokens, where rows see them apart, or 1."""
+        return self.bounds.shape[1] // 8
 
     def to(self, device, non_blocking: bool = False) -> "GroupedPlan":
         def on_device(x):
@@ -41,19 +52,23 @@ class GroupedPlan:
         return GroupedPlan(*(on_device(getattr(self, x.name)) for x in fields(self)))
 
 
-def grouped_plan(teacher_segments, student_segments, teacher_documents=None, student_documents=None) -> GroupedPlan:
-    """From ids [B, n] as aim_loss takes them, causal, reduction "pairs"."""
+def grouped_plan(
+    teacher_segments, student_segments, teacher_documents=None, student_documents=None, *, reduction="pairs",
+    sliding_window=None, causal=True,
+) -> GroupedPlan:  # fmt: skip
+    """From ids [B, n] and options as aim_loss takes them."""
     ids, documents = (teacher_segments, student_segments), (teacher_documents, student_documents)
-    plan = aim_plan(*ids, teacher_documents=documents[0], student_documents=documents[1])
+    options = {"reduction": reduction, "sliding_window": sliding_window, "causal": causal}
+    plan = aim_plan(*ids, teacher_documents=documents[0], student_documents=documents[1], **options)
     counts, rows = plan.counts[:, 0].tolist(), plan.rows.long()
     sizes = [_sizes(x, rows.shape[2]) for x in ids]
     small = (sizes[0] <= 2) & (sizes[1] <= 2)
     capacity = (-(-student_segments.shape[1] // TILE) + len(SHAPES)) * TILE
     kept = torch.zeros_like(ids[1]) if documents[1] is None else documents[1]
     of_rows = *ids, kept, rows, counts, *sizes, small
-    made = [_columns_of_row(*x, capacity) for x in zip(*of_rows, strict=True)]
+    made = [_columns_of_row(*x, capacity, sliding_window is not None) for x in zip(*of_rows, strict=True)]
     tensors = (torch.stack(x).int() for x in zip(*made, strict=True))
-    return GroupedPlan(plan, *tensors, *_others(plan, ids, documents, counts, ~small))
+    return GroupedPlan(plan, *tensors, *_others(plan, ids, documents, counts, ~small), reduction == "documents")
 
 
 def _sizes(ids, most):
@@ -64,39 +79,56 @@ def _sizes(ids, most):
     ]
 
 
-def _columns_of_row(teacher_ids, student_ids, documents, rows, count, teacher_sizes, student_sizes, small, capacity):
+def _columns_of_row(
+    teacher_ids, student_ids, documents, rows, count, teacher_sizes, student_sizes, small, capacity, apart
+):
     segments = small[:count].nonzero()[:, 0]
-    first, stop = segments, torch.searchsorted(rows[8, :count].contiguous(), rows[8, segments], right=True)
     tokens = torch.cat([_tokens(x, segments) for x in (teacher_ids, student_ids)])
     shape = teacher_sizes[segments] - 1 + 2 * (student_sizes[segments] - 1)
-    # Special tokens of the student, from the first row that sees them on: columns of the first group.
+    # Special tokens of the student are columns of the first group, from the first row that sees them on.
     special = ((student_ids < 0) & (documents >= 0)).nonzero()[:, 0]
-    seen_from = torch.searchsorted(rows[5, :count].contiguous(), special, right=True)
-    seen = (seen_from < count) & (rows[4, seen_from.clamp(max=count - 1)] <= special)
-    special, seen_from = special[seen], seen_from[seen]
-    alone = torch.full((4, len(special)), -1)
-    alone[2] = special
-    tokens, shape = torch.cat([tokens, alone], 1), torch.cat([shape, torch.zeros_like(special)])
-    stops = torch.searchsorted(rows[8, :count].contiguous(), rows[8, seen_from], right=True)
-    columns = torch.cat([tokens, torch.stack([torch.cat([first, seen_from]), torch.cat([stop, stops])])])
+    seen_from, seen_to = _rows_that_see(special, rows, count, 1)
+    seen = seen_from < seen_to
+    alone = torch.full((4, int(seen.sum())), -1)
+    alone[0], alone[2] = -2 - rows[0, seen_from[seen]], special[seen]
+    tokens, shape = torch.cat([tokens, alone], 1), torch.cat([shape, torch.zeros_like(alone[0])])
 
-    placed = torch.full((6, capacity), -1)
+    placed = torch.full((12 if apart else 6, capacity), -1)
     tiles = torch.zeros(len(TILE_FIELDS), capacity // TILE, dtype=torch.long)
     tiles[0] = -1
     starts, bounds, start = [], [], 0
-    every, openers = torch.arange(rows.shape[1]), rows[8].clamp(max=count)
+    every = torch.arange(rows.shape[1])
     for group in range(len(SHAPES)):
-        own = columns[:, shape == group]
+        own = tokens[:, shape == group]
         own = own[:, own[2].argsort()]
-        placed[:, start : start + own.shape[1]] = own
+        # The teacher's token of a special one is one that rows see with it, in order of the text.
+        place = own[0].where(own[0] >= 0, -2 - own[0]).cummax(0).values
+        own[0] = own[0].where(own[0] >= 0, -2 - place)
+        seen = _rows_of_lists(own, rows, count) if apart else torch.stack(_rows_that_see(own[2], rows, count, 1))[None]
+        placed[:, start : start + own.shape[1]] = torch.cat([own, seen.flatten(0, 1)])
         for place in range(0, own.shape[1], TILE):
-            tiles[:, (start + place) // TILE] = _tile(group, *own[4:, place : place + TILE])
-        seen_from = own[4].contiguous()
-        bounds += [start + torch.searchsorted(seen_from, x, right=y) for x, y in ((openers, False), (every, True))]
+            tiles[:, (start + place) // TILE] = _tile(group, *seen[..., place : place + TILE].unbind(1))
+        for seen_from, seen_to in seen:
+            bounds += [start + torch.searchsorted(x.contiguous(), every, right=True) for x in (seen_to, seen_from)]
         starts.append(start)
         start += -(-own.shape[1] // TILE) * TILE
     work = (tiles[2] - tiles[1]) * torch.tensor([0, *(2 * a + 3 * b for a, b in SHAPES)])[tiles[0] + 1]
     return placed, torch.tensor(starts), torch.stack(bounds), tiles, work.argsort(descending=True, stable=True)
+
+
+def _rows_that_see(tokens, rows, count, side):
+    """(first row, where they stop) of those that see each token of a side; both rise with the token."""
+    low, high = rows[2 + 2 * side, :count].contiguous(), rows[3 + 2 * side, :count].contiguous()
+    seen_from = torch.searchsorted(high, tokens, right=True)
+    return seen_from, torch.maximum(seen_from, torch.searchsorted(low, tokens, right=True))
+
+
+def _rows_of_lists(tokens, rows, count):
+    """The same of the columns of a group, [4, 2, columns]. A second token that is none is where the first one is."""
+    teacher = tokens[0].where(tokens[0] >= 0, -2 - tokens[0])
+    lists = (0, teacher), (0, tokens[1].where(tokens[1] >= 0, teacher)), (1, tokens[2])
+    lists = *lists, (1, tokens[3].where(tokens[3] >= 0, tokens[2]))
+    return torch.stack([torch.stack(_rows_that_see(x, rows, count, side)) for side, x in lists])
 
 
 def _tokens(ids, segments):
@@ -110,8 +142,10 @@ def _tokens(ids, segments):
 
 
 def _tile(group, seen_from, seen_to):
+    """From [lists, columns]."""
     # An incomplete tile is nowhere seen whole: what stands beyond its columns has no weight.
-    low, high = (seen_from.max(), seen_to.min()) if len(seen_from) == TILE else (seen_from.min(), seen_from.min())
+    whole = seen_from.shape[1] == TILE
+    low, high = (seen_from.max(), seen_to.min()) if whole else (seen_from.min(), seen_from.min())
     return torch.stack([torch.tensor(group), seen_from.min(), seen_to.max(), low, torch.maximum(low, high)])
 
 
@@ -139,31 +173,22 @@ def _others(plan, ids, documents, counts, large):
     widths = (32, 16) if is_lopsided(*map(sum, found)) else (32, 32)
     options = dict(zip(("teacher_documents", "student_documents"), in_documents, strict=True))
     made = aim_plan(*segments, widths=widths, **options)
-    rows, tiles = plan.rows.clone().long(), made.tiles.clone().long()
-    for row, count in enumerate(counts):
-        _see_others(rows[row], tiles[row], made.rows[row].long(), large[row, :count], int(made.counts[row, 1]))
+    rows, tiles = _see_others(plan, made, moved, large)
     of_both = torch.cat([plan.counts[:, :1], made.counts[:, 1:]], 1)
     weights = {x: getattr(plan, x) for x in ("row_weights", "pair_weight")}
     others = replace(made, rows=rows.int(), tiles=tiles.int(), counts=of_both, **weights)
     return others, tuple(x[:, : max(y)] for x, y in zip(moved, found, strict=True)), tuple(found[1])
 
 
-def _see_others(rows, tiles, own_rows, large, tile_count):
-    """Fields of rows and tiles, in place: a row sees what the last other segment of its document before it sees."""
-    count, segments = len(large), large.nonzero()[:, 0]
-    last = large.long().cumsum(0) - 1
-    openers = rows[8, :count].clone()
-    sees = (last >= 0) & (segments[last.clamp(min=0)] >= openers) if len(segments) else last >= 0
-    empty = torch.zeros(10, 1, dtype=torch.long)
-    empty[4] = tiles.shape[1]
-    rows[2:, :count] = torch.where(sees, own_rows[2:, last.clamp(min=0)], empty)
-    stops = torch.searchsorted(openers, openers, right=True)
-    for low, high in ((4, 5), (7, 8)):
-        bounds = tiles[[low, high], :tile_count]
-        some = bounds[1] > bounds[0]
-        start = torch.searchsorted(last, bounds[0])
-        stop = torch.searchsorted(last, bounds[1])
-        if low == 7:
-            # Rows behind the document see nothing of it.
-            stop = torch.minimum(stop, stops[start.clamp(max=count - 1)])
-        tiles[[low, high], :tile_count] = torch.stack([start, torch.where(some, stop, start)])
+def _see_others(plan, made, moved, large):
+    """(rows, tiles) of `others`: what rows see, counted in tokens and segments that were moved."""
+    count, rows = plan.counts[:, :1].long(), plan.rows.long()
+    used = torch.arange(rows.shape[2]) < count
+    sides = []
+    for side, places in enumerate(moved):
+        low, high = (torch.searchsorted(places, rows[:, 2 + 2 * side + x].contiguous()) for x in range(2))
+        low, high = (x.masked_fill(~used, places.shape[1]) for x in (low, high))
+        sides.append(SimpleNamespace(last=rows[:, side], low=low, high=high, used=used))
+    before = torch.nn.functional.pad((large & used).long().cumsum(1), (1, 0))
+    pairs = [before.gather(1, rows[:, x].clamp(max=rows.shape[2])) for x in (8, 9)]
+    return _meet(sides, made.tiles.long()[:, [0, 1, 2, 3, 6, 9, 10]].unbind(1), count, pairs)

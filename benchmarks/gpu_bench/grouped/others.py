@@ -22,11 +22,11 @@ def rows_of_others(teacher, student, softmaxes, mean_key, plan, config, options,
         (side[0], *(moved(x, places) for x in side[1:]))
         for side, places in zip((teacher, student), plan.moved, strict=True)
     ]
-    factors = aim_factors(sides[0][2], sides[1][2], plan.others, config)
+    factors = aim_factors(sides[0][2], sides[1][2], plan.others, config, "mse")
     if plan.others.long_segments:
         aim_long_rows(*sides, softmaxes, mean_key, plan.others, config, options, *outputs)
     aim_rows(*sides, factors, softmaxes, mean_key, plan.others, config, options, *outputs)
-    return *sides, factors
+    return *sides, factors[:4]
 
 
 def columns_of_others(sides, softmaxes, correction, plan, config, options, multiplier, gradients) -> None:

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from matt_kernels.attention import tanh
 
 # Rows of the factors of a column; teacher tokens before the student's: c01 is of the first teacher and the second
 # student token.
@@ -23,13 +24,25 @@ def load_block(ptr, first, ROWS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def exponentials(scores, shift, factor, KIND: tl.constexpr):
-    """Weights from masked scores and what store_softmax kept, spread to the same shape: never above 1 by more than
-    rounding, because a tile is only seen without masks if all of its columns are."""
+def weights_of(
+    queries, keys, shift, factor, seen, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr,
+    KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(weights, derivative of soft-capping) from what store_softmax kept, spread to the shape of queries @ keys'. They
+    are never above 1 by more than rounding: a tile is only seen without masks if all of its columns are."""
+    scores = tl.dot(queries, tl.trans(keys), input_precision=SCORE_PRECISION) * scale
+    slope = 1.0
+    if SOFTCAP:
+        # scale is that of plain logits over the cap here; the base changes after the cap
+        capped = tanh(scores)
+        slope = 1.0 - capped * capped
+        scores = capped * softcap
+    if MASKED:
+        scores = tl.where(seen, scores, float("-inf"))
     weights = tl.exp2(scores - shift)
     if KIND == "fp32":
         weights *= factor
-    return weights
+    return weights, slope
 
 
 @triton.jit

@@ -14,9 +14,9 @@ from gpu_bench.grouped.parts import (
     M00,
     M01,
     M11,
-    exponentials,
     load_block,
     narrow,
+    weights_of,
 )
 from matt_kernels.attention import (
     COUNTS,
@@ -29,20 +29,40 @@ from matt_kernels.attention import (
     widen,
     within,
 )
-from matt_kernels.launch import LOG2_E, strides
+from matt_kernels.launch import score_factors, strides
 
 LENGTHS = ["softmax_size", "row_limit", "capacity", "student_length"]
 
 
 @triton.jit
-def weights_of(
-    query, key, shift, factor, seen, scale, MASKED: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr
-):
-    # [BLOCK_M, BLOCK_D] @ [BLOCK_D, BLOCK_N] -> [BLOCK_M, BLOCK_N]
-    scores = tl.dot(query, tl.trans(key), input_precision=SCORE_PRECISION) * scale
-    if MASKED:
-        scores = tl.where(seen, scores, float("-inf"))
-    return exponentials(scores, shift[:, None], factor[:, None], KIND)
+def load_bounds(ptr, used, row_limit, LISTS: tl.constexpr):
+    """(first column that each row sees, where they stop) of the teacher's first and second token and the student's."""
+    lows, highs = (), ()
+    for NUMBER in tl.static_range(4):
+        own = ptr + 2 * (NUMBER if LISTS == 4 else 0) * row_limit
+        lows += (tl.load(own, mask=used, other=2147483647),)
+        highs += (tl.load(own + row_limit, mask=used, other=0),)
+    return lows, highs
+
+
+@triton.jit
+def tiles_seen(lows, highs, start, used, BLOCK_N: tl.constexpr, LISTS: tl.constexpr):
+    """Tiles of a group, from `start`: (first, where they stop, first that all rows see whole, where these stop)."""
+    low, high = tl.min(lows[0]), tl.max(highs[0])
+    inner, outer = tl.max(tl.where(used, lows[0], 0)), tl.min(tl.where(used, highs[0], 2147483647))
+    for NUMBER in tl.static_range(1, LISTS):
+        low, high = tl.minimum(low, tl.min(lows[NUMBER])), tl.maximum(high, tl.max(highs[NUMBER]))
+        inner = tl.maximum(inner, tl.max(tl.where(used, lows[NUMBER], 0)))
+        outer = tl.minimum(outer, tl.min(tl.where(used, highs[NUMBER], 2147483647)))
+    first = tl.maximum(tl.minimum(low, high) - start, 0) // BLOCK_N
+    last = tl.maximum(tl.cdiv(high - start, BLOCK_N), first)
+    inner, outer = within(tl.cdiv(inner - start, BLOCK_N), (outer - start) // BLOCK_N, first, last)
+    return first, last, inner, outer
+
+
+@triton.jit
+def seen_columns(columns, low, high):
+    return (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
 
 
 @triton.jit
@@ -52,9 +72,12 @@ def load_factor(factors_ptr, capacity, place, NUMBER: tl.constexpr, BLOCK_N: tl.
 
 
 @triton.jit
-def add_rounded(sums, x, KIND: tl.constexpr):
-    """Row sums of an operand, 16 times over: a product with ones takes what is packed for it already."""
-    if KIND == "bf16":
+def add_rounded(sums, x, SOFTCAP: tl.constexpr, KIND: tl.constexpr):
+    """Row sums of an operand, 16 times over: a product with ones takes what is packed for it already. Soft-capping has
+    no use for them."""
+    if SOFTCAP:
+        return sums
+    elif KIND == "bf16":
         return tl.dot(x, tl.full([x.shape[1], 16], 1.0, tl.bfloat16), sums)
     else:
         return sums + tl.sum(x, 1)[:, None]
@@ -63,18 +86,14 @@ def add_rounded(sums, x, KIND: tl.constexpr):
 @triton.jit
 def add_group(
     loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr, student_columns_ptr,
-    factors_ptr, capacity, start, low, high, used, teacher_shift, teacher_factor, student_shift, student_factor, scale,
-    T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    factors_ptr, capacity, start, lows, highs, used, teacher_shift, teacher_factor, student_shift, student_factor,
+    scale, softcap, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What the columns of one shape, T x S, add to a block of rows that sees those from `low` to `high`."""
+    """What the columns of one shape, T x S, add to a block of rows, which sees those from `lows` to `highs`."""
     size = capacity.to(tl.int64) * HEAD_DIM
-    most = tl.max(high)
-    first = tl.maximum(tl.minimum(tl.min(low), most) - start, 0) // BLOCK_N
-    last = tl.maximum(tl.cdiv(most - start, BLOCK_N), first)
-    inner = tl.cdiv(tl.max(tl.where(used, low, 0)) - start, BLOCK_N)
-    outer = (tl.min(tl.where(used, high, 2147483647)) - start) // BLOCK_N
-    inner, outer = within(inner, outer, first, last)
+    first, last, inner, outer = tiles_seen(lows, highs, start, used, BLOCK_N, LISTS)
     whole = outer - inner
     # First the tiles of which some row sees a part only, then the others, without masks.
     for WHOLE in tl.static_range(2):
@@ -82,25 +101,28 @@ def add_group(
             tile = inner + step if WHOLE else first + edge(step, inner - first, outer - first)
             place = start + tile * BLOCK_N
             columns = place + tl.arange(0, BLOCK_N)
-            seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
             # Only the value needs these, no product: nothing fetches them ahead, so they are loaded before others wait.
             m00 = load_factor(factors_ptr, capacity, place, M00, BLOCK_N)
             if T == 2:
                 m01 = load_factor(factors_ptr, capacity, place, M01, BLOCK_N)
                 m11 = load_factor(factors_ptr, capacity, place, M11, BLOCK_N)
             key = load_block(teacher_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-            t0 = weights_of(
-                teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
-            )
+            seen = seen_columns(columns, lows[0], highs[0])
+            t0, _ = weights_of(
+                teacher_query, key, teacher_shift[:, None], teacher_factor[:, None], seen, scale, softcap, not WHOLE,
+                SOFTCAP, KIND, SCORE_PRECISION,
+            )  # fmt: skip
             rest = t0 * m00
             e0 = -t0 * load_factor(factors_ptr, capacity, place, C00, BLOCK_N)
             if S == 2:
                 e1 = -t0 * load_factor(factors_ptr, capacity, place, C01, BLOCK_N)
             if T == 2:
                 key = load_block(teacher_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                t1 = weights_of(
-                    teacher_query, key, teacher_shift, teacher_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
-                )
+                seen = seen_columns(columns, lows[1], highs[1])
+                t1, _ = weights_of(
+                    teacher_query, key, teacher_shift[:, None], teacher_factor[:, None], seen, scale, softcap,
+                    not WHOLE, SOFTCAP, KIND, SCORE_PRECISION,
+                )  # fmt: skip
                 rest += 2.0 * t1 * m01
                 loss += narrow(t1 * (t1 * m11), BLOCK_M, BLOCK_N)
                 e0 -= t1 * load_factor(factors_ptr, capacity, place, C10, BLOCK_N)
@@ -108,30 +130,34 @@ def add_group(
                     e1 -= t1 * load_factor(factors_ptr, capacity, place, C11, BLOCK_N)
             loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
             key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-            s0 = weights_of(
-                student_query, key0, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
-            )
+            seen = seen_columns(columns, lows[2], highs[2])
+            s0, slope0 = weights_of(
+                student_query, key0, student_shift[:, None], student_factor[:, None], seen, scale, softcap, not WHOLE,
+                SOFTCAP, KIND, SCORE_PRECISION,
+            )  # fmt: skip
             e0 += s0
             h0 = e0 * load_factor(factors_ptr, capacity, place, G00, BLOCK_N)
             if S == 2:
                 key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
-                s1 = weights_of(
-                    student_query, key1, student_shift, student_factor, seen, scale, not WHOLE, KIND, SCORE_PRECISION
-                )
+                seen = seen_columns(columns, lows[3], highs[3])
+                s1, slope1 = weights_of(
+                    student_query, key1, student_shift[:, None], student_factor[:, None], seen, scale, softcap,
+                    not WHOLE, SOFTCAP, KIND, SCORE_PRECISION,
+                )  # fmt: skip
                 e1 += s1
                 across = load_factor(factors_ptr, capacity, place, G01, BLOCK_N)
                 h0 += e1 * across
                 h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
                 loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
-                score_gradient = operand(s1 * h1, KIND)
+                score_gradient = operand(s1 * h1 * slope1, KIND)
                 correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
-                rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
+                rounded_sum = add_rounded(rounded_sum, score_gradient, SOFTCAP, KIND)
                 # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 gradient = tl.dot(score_gradient, widen(key1), gradient, input_precision=PRECISION)
             loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
-            score_gradient = operand(s0 * h0, KIND)
+            score_gradient = operand(s0 * h0 * slope0, KIND)
             correction += narrow(s0 * h0, BLOCK_M, BLOCK_N)
-            rounded_sum = add_rounded(rounded_sum, score_gradient, KIND)
+            rounded_sum = add_rounded(rounded_sum, score_gradient, SOFTCAP, KIND)
             gradient = tl.dot(score_gradient, widen(key0), gradient, input_precision=PRECISION)
     return loss, correction, rounded_sum, gradient
 
@@ -139,12 +165,13 @@ def add_group(
 @triton.jit(do_not_specialize=LENGTHS)
 def grouped_rows_kernel(
     teacher_query_ptr, student_query_ptr, teacher_columns_ptr, student_columns_ptr, factors_ptr, rows_ptr, counts_ptr,
-    bounds_ptr, starts_ptr, teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr, correction_ptr,
-    gradient_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
-    heads, group, softmax_size, row_limit, capacity, student_length, scale, gradient_scale,
+    bounds_ptr, starts_ptr, row_weights_ptr, teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr,
+    correction_ptr, gradient_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
+    heads, group, softmax_size, row_limit, capacity, student_length, scale, softcap,
+    gradient_scale,
     BLOCK_M: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
-    GROUPS: tl.constexpr, ADDED: tl.constexpr,
+    GROUPS: tl.constexpr, ADDED: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
@@ -166,7 +193,7 @@ def grouped_rows_kernel(
     teacher_columns_ptr += kv_index * 2 * size
     student_columns_ptr += kv_index * 2 * size
     factors_ptr += kv_index * FACTORS * capacity
-    bounds_ptr += batch * 8 * row_limit + numbers
+    bounds_ptr += batch * 8 * LISTS * row_limit + numbers
 
     loss = tl.zeros([BLOCK_M, 4], tl.float32)
     correction = tl.zeros([BLOCK_M, 4], tl.float32)
@@ -175,13 +202,12 @@ def grouped_rows_kernel(
     for GROUP in tl.static_range(4):
         if (GROUPS >> GROUP) % 2 == 1:
             start = tl.load(starts_ptr + batch * 4 + GROUP)
-            low = tl.load(bounds_ptr + 2 * GROUP * row_limit, mask=used, other=2147483647)
-            high = tl.load(bounds_ptr + (2 * GROUP + 1) * row_limit, mask=used, other=0)
+            lows, highs = load_bounds(bounds_ptr + 2 * GROUP * LISTS * row_limit, used, row_limit, LISTS)
             loss, correction, rounded_sum, gradient = add_group(
                 loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr,
-                student_columns_ptr, factors_ptr, capacity, start, low, high, used, teacher_shift, teacher_factor,
-                student_shift, student_factor, scale, 1 + GROUP % 2, 1 + GROUP // 2, BLOCK_M,
-                BLOCK_1 if GROUP == 0 else BLOCK_2, HEAD_DIM, BLOCK_D, KIND, SCORE_PRECISION, PRECISION,
+                student_columns_ptr, factors_ptr, capacity, start, lows, highs, used, teacher_shift, teacher_factor,
+                student_shift, student_factor, scale, softcap, 1 + GROUP % 2, 1 + GROUP // 2, BLOCK_M,
+                BLOCK_1 if GROUP == 0 else BLOCK_2, HEAD_DIM, BLOCK_D, LISTS, SOFTCAP, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
 
     stored = numbers < row_limit
@@ -197,14 +223,17 @@ def grouped_rows_kernel(
     tl.store(correction_ptr + outputs, mean, mask=stored)
     mean_key = load_vectors(mean_key_ptr, outputs, used, HEAD_DIM, HEAD_DIM, BLOCK_D)
     # What all keys have in common must cancel: the sum is that of the rounded numbers, as in the mean key.
-    gradient = (gradient - (tl.sum(rounded_sum, 1) / 16)[:, None] * mean_key) * gradient_scale
+    common = tl.sum(correction, 1) if SOFTCAP else tl.sum(rounded_sum, 1) / 16
+    gradient = (gradient - common[:, None] * mean_key) * gradient_scale
+    if WEIGHTED:
+        gradient *= tl.load(row_weights_ptr + batch * row_limit + numbers, mask=used, other=0.0)[:, None]
     if ADDED:
         gradient += load_vectors(gradient_ptr, student_row, used, HEAD_DIM, HEAD_DIM, BLOCK_D).to(tl.float32)
     store_vectors(gradient_ptr, student_row, gradient, used, HEAD_DIM, BLOCK_D)
 
 
 def grouped_rows(
-    teacher, student, columns, softmaxes, mean_key, plan, config, launch, scale, outputs, groups=15
+    teacher, student, columns, softmaxes, mean_key, plan, config, launch, options, outputs, groups=15
 ) -> None:
     """Writes loss and correction, [B, H, m] float32, and dQ before multiplication, [B, H, n_S, d]; adds to what is
     there where the plan has other segments."""
@@ -213,11 +242,12 @@ def grouped_rows(
     block_1, block_2 = launch.block_n
     grid = batch * heads, triton.cdiv(rows.shape[-1], launch.block_m)
     grouped_rows_kernel[grid](
-        teacher[0], query, *columns, rows, plan.plan.counts, plan.bounds, plan.starts, *softmaxes, mean_key, *outputs,
+        teacher[0], query, *columns, rows, plan.plan.counts, plan.bounds, plan.starts, plan.plan.row_weights,
+        *softmaxes, mean_key, *outputs,
         *strides(teacher[0], query), heads, heads // student[1].shape[1], batch * heads * rows.shape[-1],
-        rows.shape[-1], plan.columns.shape[-1], length, scale * LOG2_E, scale,
+        rows.shape[-1], plan.columns.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
         BLOCK_M=launch.block_m, BLOCK_1=block_1, BLOCK_2=block_2, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
         KIND=config.kind, SCORE_PRECISION=config.score_precision, PRECISION=config.product_precision,
-        GROUPS=groups, ADDED=plan.others is not None,
-        num_warps=launch.warps, num_stages=launch.stages,
+        GROUPS=groups, ADDED=plan.others is not None, LISTS=plan.lists, SOFTCAP=options.softcap is not None,
+        WEIGHTED=plan.weighted, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
