@@ -132,9 +132,9 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         "app(sys.argv[1:])"
     )
     model = ["--model=org/model", "--tokenizer=org/tokenizer"]
-    for name in ("chat.jsonl", "table.csv"):
+    for name in ("chat.jsonl", "table.tsv"):
         (tmp_path / name).write_text('{"messages": []}\n')
-    chat, table, column = f"{tmp_path}/chat.jsonl", f"{tmp_path}/table.csv", "text_field: wanted one of the columns"
+    chat, table, column = f"{tmp_path}/chat.jsonl", f"{tmp_path}/table.tsv", "text_field: wanted one of the columns"
     for arguments, status, words in (
         (["--help"], 0, "compare-inits"),
         (["--version"], 0, "matt-fast 0"),

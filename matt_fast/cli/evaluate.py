@@ -27,8 +27,7 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         Option(
-            help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset. NAME=TEXT, several times, "
-            "for several.",
+            help=f"Held-out text: {o.TEXTS}, a folder, or a hub dataset. NAME=TEXT, several times, for several.",
             rich_help_panel=TEXT,
         ),
     ] = None,

@@ -27,7 +27,7 @@ def segments(
     old: Annotated[str, Option("--old", "--model", help="Folder or hub name of the model, or of its tokenizer.")],
     new: Annotated[str, Option("--new", "--tokenizer", help="Folder or hub name of the new tokenizer.")],
     text: Annotated[str | None, Option(help="The text.")] = None,
-    file: Annotated[Path | None, Option(help="A file with the text: .txt, .md, .jsonl, .parquet.")] = None,
+    file: Annotated[Path | None, Option(help=f"A file with the text: {o.TEXTS}.")] = None,
     output: Annotated[Path | None, Option(help="Picture or page to write: .png, .svg or .html.")] = None,
     text_field: o.TextField = "text",
     json: o.Json = False,

@@ -31,7 +31,7 @@ def influence(
         Path | None, Option(help="Output of a finished transfer: shows the student after it, too.")
     ] = None,
     text: Annotated[str | None, Option(help="The text; as much of it as 256 tokens hold is shown.")] = None,
-    file: Annotated[Path | None, Option(help="A file with the text: .txt, .md, .jsonl, .parquet.")] = None,
+    file: Annotated[Path | None, Option(help=f"A file with the text: {o.TEXTS}.")] = None,
     layer: Annotated[
         int | None, Option(help="Counted from 1; the transfer's target layer, or a third of the depth.")
     ] = None,

@@ -34,7 +34,7 @@ tokenizer = typer.Typer(
 )
 
 Base = Annotated[str, Option(help="Folder or hub name of the model, or of its tokenizer.")]
-Data = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
+Data = Annotated[str, Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub dataset.")]
 Output = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 MaxTokenLength = Annotated[
     int | None, Option(help="Characters of a learned token; 16 for SentencePiece, else no limit, by default.")

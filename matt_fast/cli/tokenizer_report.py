@@ -27,7 +27,8 @@ LAST = 1000  # added tokens
 def report(
     tokenizers: Annotated[list[str], Argument(help="Folders or hub names; the others are compared with the first.")],
     data: Annotated[
-        str | None, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")
+        str | None,
+        Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub dataset."),
     ] = None,
     by: Annotated[
         list[str] | None,
