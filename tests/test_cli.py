@@ -153,6 +153,18 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
         (["compare-inits", *model, "--eval-data=x.txt", "--init=mean"], 1, "eval_data: wanted"),
         (["evaluate", "--model=x", "--data=x.txt"], 1, "data: wanted"),
+        (["evaluate", f"--model={chat}", "--prompts=x"], 1, "model: wanted a folder with config.json and weights, or"),
+        (["plan", "--model=x/y", f"--tokenizer={chat}"], 1, "tokenizer: wanted a folder with tokenizer.json, that"),
+        (
+            ["show", "segments", "--old=x/y", f"--new={tmp_path}", "--text=x"],
+            1,
+            "wanted tokenizer.json in it, got chat",
+        ),
+        (
+            ["tokenizer", "extend", "--model=x/y", f"--words={chat}", "--output=x"],
+            1,
+            "words: wanted a .txt or .md file",
+        ),
         (["evaluate", "--model=x", "--data=x", "--limit=0"], 1, "limit: wanted at least 1"),
         (["tokenizer", "report", "org/model"], 1, "data: wanted text to tokenise"),
         (["show", "segments", "--old=a/b", "--new=c/d", "--text= "], 1, "text: wanted text"),

@@ -12,8 +12,8 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.data.reading import check_texts
+from matt_fast.model.folders import check_tokenizer_place
 from matt_fast.show.choices import check_output
-from matt_fast.support.checks import check_location
 from matt_fast.support.plots import PICTURES
 from matt_fast.support.printable import printable, visible
 
@@ -61,7 +61,7 @@ def report(
         for name, place in places.items():
             check_texts("data" if name == "text" else f"by {name}", place, text_field)
         for place in tokenizers:
-            check_location("tokenizers", place)
+            check_tokenizer_place(place, "tokenizers")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.data.documents import read_documents

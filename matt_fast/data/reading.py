@@ -226,6 +226,14 @@ def _columns(raw: io.BufferedReader, file: Path, text_field: str) -> "tuple[pa.S
     return stream.schema, stream
 
 
+def check_plain_text(file: str | Path, argument: str) -> None:
+    """Raise a FileNotFoundError or ValueError that names the argument unless there is such a file of plain text."""
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{argument}: wanted a file that is there, got {str(file)!r}")
+    if not Path(file).is_file() or format_of(Path(file)) != "text":
+        raise ValueError(f"{argument}: wanted a .txt or .md file, got {str(file)!r}")
+
+
 def check_first_rows(files: list[Path], text_field: str, argument: str = "data") -> None:
     """Read the first row of the first file of each ending, so that a wrong `text_field` is an error at once."""
     first_of = {ending_of(file): file for file in reversed(files)}

@@ -139,8 +139,8 @@ def _tell_other_ids(tokenizer: PreTrainedTokenizerBase, raw: dict, path: str | P
         token = others[0]["content"]
         warnings.warn(
             f"{argument}: {len(others):,} of the added tokens of {str(path)!r} have other ids than its {FILE} says, "
-            f"{token!r} has {known[token]} for {others[0]['id']}: added tokens are counted on from the number of tokens. Look "
-            "whether these are the model's rows, or write them into the vocabulary there under their ids",
+            f"{token!r} has {known[token]} for {others[0]['id']}: added tokens are counted anew. "
+            "Look whether these are the model's rows, or write them into the vocabulary there under their ids",
             stacklevel=4,
         )
 
