@@ -23,6 +23,7 @@ from matt_fast.training.objectives import trains_output
 from matt_fast.training.options import HealingOptions, TrainingOptions, options_of_healing
 
 GIB = 1 << 30
+SEARCHED = 1 << 20  # tokens of a batch: what is larger is not looked for
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 
 Change = tuple[list[str], dict]  # options of the command line, and what they change of a step
@@ -45,7 +46,8 @@ class Plan:
         n_layers: the target layer, counted from 1.
         rows, trainable: of the new vocabulary, and those of them that are trained.
         step: peak memory by part, and multiplications and additions.
-        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`.
+        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`. Batches of
+            more than a million tokens are not looked for, as for `largest_batch`.
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
         healing: a step of rows and layers together; None where none was asked for.
@@ -191,8 +193,9 @@ def plan_step(
         return found
     last_resorts = _last_resorts(training, device)
     _check_single_token(run, last_resorts, vram)
-    longest = _largest(lambda n: run(length=n).peak, vram, limit or max(length, 1 << 20), CLOSE_ENOUGH)
-    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, ROWS, CLOSE_ENOUGH)
+    longest = _largest(lambda n: run(length=n).peak, vram, limit or max(length, SEARCHED // batch_size), CLOSE_ENOUGH)
+    most = min(ROWS, max(batch_size, SEARCHED // length))
+    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, most, CLOSE_ENOUGH)
     found = replace(found, longest=longest, largest_batch=largest_batch)
     if found.step.peak <= vram:
         return found
