@@ -23,7 +23,7 @@ from matt_fast.training.objectives import trains_output
 from matt_fast.training.options import HealingOptions, TrainingOptions, options_of_healing
 
 GIB = 1 << 30
-SEARCHED = 1 << 20  # tokens of a batch: what is larger is not looked for
+SEARCHED = 1 << 19  # tokens of a batch: what is larger is not looked for
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 
 Change = tuple[list[str], dict]  # options of the command line, and what they change of a step
@@ -46,8 +46,8 @@ class Plan:
         n_layers: the target layer, counted from 1.
         rows, trainable: of the new vocabulary, and those of them that are trained.
         step: peak memory by part, and multiplications and additions.
-        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`. Batches of
-            more than a million tokens are not looked for, as for `largest_batch`.
+        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`. Batches
+            of more than half a million tokens are not looked for, as for `largest_batch`.
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
         healing: a step of rows and layers together; None where none was asked for.
