@@ -170,6 +170,9 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["show", "segments", "--old=a/b", "--new=c/d", "--text= "], 1, "text: wanted text"),
         (["show", "influence", "--text=x", "--head=x"], 1, "head: wanted a number"),
         (["show", "tokens", "x", "--sort=x"], 1, "sort: wanted one of"),
+        (["show", "tokens", f"{tmp_path}"], 1, "folder: wanted the output of a finished transfer"),
+        (["tokenizer", "extend", "--model=x/y", "--output=x"], 1, "data: wanted text to learn tokens from, or words"),
+        (["transfer", *PATHS, "--init=meann"], 1, "init: wanted mean, length-mean"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == status, done.stderr

@@ -46,6 +46,8 @@ def loss(
         check_texts("data", data, text_field)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
+        if model is None and not (folder / "run" / "run.json").is_file():
+            raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair

@@ -51,7 +51,7 @@ def tokens(
         check_range("limit", limit, 1, MANY)
         if model is not None:
             check_model_place(model, "model")
-        if not (folder / "config.json").is_file():
+        if not (folder / "config.json").is_file() or not (folder / "token_provenance.jsonl").is_file():
             raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")

@@ -129,6 +129,8 @@ def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[
         if arguments.get("data") is not None:
             check_texts("data", arguments["data"], arguments["text_field"])
             check_outside("output", arguments["output"], "data", arguments["data"])
+        if arguments.get("data", "") is None and arguments.get("words", "") is None:
+            raise ValueError("data: wanted text to learn tokens from, or words, got neither")
         for key, value in least.items():
             check_range(key, arguments[key], value, MANY)
         if "kind" in arguments:

@@ -136,8 +136,9 @@ def _lines(row: "TokenizerFigures", compared: bool, found: "Report"):
             yield f"  and {len(differences) - SOME} more (--json)"
     for text, savings in found.curves.get(row.name, {}).items():
         enough = ", ".join(f"{float(share):.0%} by {count:,}" for share, count in row.enough[text].items())
-        last = savings.saved_by_last(LAST)
-        yield f"{text}: of what {row.added:,} added tokens save, {enough}; the last {LAST:,} make it {last:.2%} shorter"
+        many = min(LAST, row.added)
+        last, which = savings.saved_by_last(many), f"the last {many:,}" if many < row.added else "all of them"
+        yield f"{text}: of what {row.added:,} added tokens save, {enough}; {which} make it {last:.2%} shorter"
     if compared and row.no_curve:
         yield f"no curve: {row.no_curve}"
 

@@ -11,7 +11,7 @@ from typing import Any
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
 from matt_fast.data.reading import check_texts
-from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS, INITS
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
@@ -48,7 +48,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if isinstance(given.get(name), str | Path):
             check(given[name], name)
     if isinstance(given.get("init"), str | Path):
-        check_location("init", given["init"], (".safetensors",))
+        _check_init(given["init"])
     for name in ("data", *(x for x in given if x.startswith("eval_data"))):
         if isinstance(given.get(name), str | Path):
             check_texts(name, given[name], given.get("text_field", "text"))
@@ -87,6 +87,20 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if "data" not in given and "snippets" in arguments:  # all of a transfer's arguments are there
         _check_without_data(given)
     _check_watching(given)
+
+
+def _check_init(init: str | Path) -> None:
+    """A name of `INITS`, or a place; what is here has to be a model, or a .safetensors file."""
+    check_location("init", init, (".safetensors",))
+    text, place = str(init), Path(init)
+    if text in INITS or (place.is_file() and place.suffix == ".safetensors"):
+        return
+    if not place.exists() and "/" not in text:
+        raise ValueError(
+            f"init: wanted {', '.join(INITS)}, or ready rows: a model folder, a .safetensors file or OWNER/NAME on the "
+            f"hub; got {text!r}"
+        )
+    check_model_place(init, "init")
 
 
 def check_output_apart(output: str | Path, arguments: Mapping[str, Any]) -> None:
