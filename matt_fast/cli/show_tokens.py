@@ -51,8 +51,13 @@ def tokens(
         check_range("limit", limit, 1, MANY)
         if model is not None:
             check_model_place(model, "model")
-        if not (folder / "config.json").is_file() or not (folder / "token_provenance.jsonl").is_file():
+        provenance = folder / "token_provenance.jsonl"
+        if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
+        if not provenance.is_file():
+            raise FileNotFoundError(
+                f"folder: wanted the output of a finished transfer, but {str(provenance)!r} is not there"
+            )
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
