@@ -8,7 +8,8 @@ import torch
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from test_runs import Stop, digests, files, stop_at  # noqa: F401, a fixture
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from matt_fast import HealingOptions, TrainingOptions, sweep_layers, transfer
 from matt_fast.training.layers import TrainedLayers
@@ -220,3 +221,44 @@ def test_rows_that_healing_leaves_alone_stay_as_training_made_them(files, tmp_pa
     seen = [sum(json.loads(line)["seen"] for line in part) for part in lines]
     assert seen[1] > seen[0] > 0
     assert results["healed"].seen >= results["rows"].seen
+
+
+class Operations(TorchDispatchMode):
+    """Counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += 1
+        return function(*arguments, **options or {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_update_is_adamw_in_as_few_operations_for_many_adapters_as_for_few(dtype):
+    counts = []
+    for depth in (1, 5):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 12, "intermediate_size": 20, "num_attention_heads": 3, "num_key_value_heads": 3}
+        config = LlamaConfig(vocab_size=7, num_hidden_layers=depth, **sizes)
+        layers = TrainedLayers(LlamaForCausalLM(config).to(dtype), HealingOptions(rank=3, lr=1e-2))
+        masters, adamw = {x: y.clone() for x, y in layers.masters.items()}, {}
+        for step in (1, 2):
+            for parameter in layers._parameters.values():
+                parameter.grad = torch.randn_like(parameter)
+            kept = {name: x.grad.float() for name, x in layers._parameters.items()}
+            with Operations() as operations:
+                gradients = layers.gradients()
+                layers.step(gradients, 1e-2)
+            for name, gradient in kept.items():  # torch.optim.AdamW's own formula
+                first, second = adamw.get(name, (torch.zeros(()), torch.zeros(())))
+                first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+                adamw[name] = first, second
+                change = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+                masters[name] = masters[name] - 1e-2 * change
+        counts.append(operations.count - len(masters) * (dtype != torch.float32))  # a place for each gradient
+        for name, parameter in layers._parameters.items():
+            torch.testing.assert_close(layers.masters[name], masters[name], rtol=1e-5, atol=1e-6)
+            assert torch.equal(parameter, layers.masters[name].to(dtype))
+    assert counts[0] == counts[1] < 30

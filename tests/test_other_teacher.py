@@ -1,9 +1,11 @@
 """Learning from another model than the student's own."""
 
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from test_runs import digests, files  # noqa: F401, a fixture
 from tiny import TEXTS, byte_level, save_tiny_model
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
@@ -51,3 +53,32 @@ def test_objectives_that_compare_the_inside_are_refused(job, objective):
         transfer(**job | {"teacher": job["model"], "training": replace(job["training"], objective=objective)})
     with pytest.raises(FileNotFoundError, match="teacher: wanted a file or folder that is there"):
         transfer(**job | {"teacher": "/no/such/folder"})
+
+
+def test_a_result_trains_on_with_the_original_as_its_teacher(job, files, tmp_path):  # noqa: F811
+    """It is as good as the first training left it where the second begins, and the same rows are trained."""
+    healing = HealingOptions(steps=3, objective="segment-kl", lr=1e-2, rows_lr=1e-2, rank=4)
+    given = job | {"healing": healing, "eval_data": files["eval_data"]}
+    first = transfer(**given | {"output": tmp_path / "first"})
+    more = given | {"model": tmp_path / "first", "tokenizer": tmp_path / "first", "teacher": job["model"]}
+    more |= {"training": TrainingOptions(steps=0), "output": tmp_path / "more"}
+    result = transfer(**more)
+    for name in ("original", "initialised"):
+        assert result.evaluations[name] == first.evaluations["trained"]
+    before, after, original = (
+        AutoModelForCausalLM.from_pretrained(x).get_input_embeddings().weight.detach()
+        for x in (tmp_path / "first", tmp_path / "more", job["model"])
+    )
+    entries = [json.loads(line) for line in (tmp_path / "more" / "token_provenance.jsonl").open()]
+    first_entries = [json.loads(line) for line in (tmp_path / "first" / "token_provenance.jsonl").open()]
+    shared = [entry for entry in first_entries if entry["start"].startswith("copied")]
+    assert 0 < len(shared) < len(entries)
+    assert [x["id"] for x in entries if x["start"].startswith("copied")] == [x["id"] for x in shared]
+    assert all(torch.equal(after[x["id"]], original[x["teacher_ids"][0]]) for x in shared)
+    moved = (before != after).any(1).nonzero()[:, 0].tolist()
+    assert moved == [x["id"] for x in entries if x["trained"] and x["seen"]]
+    assert moved
+    with pytest.raises(ValueError, match="init: wanted mean and no init_head with a tokenizer that the model has"):
+        transfer(**more | {"init": "first-piece", "output": tmp_path / "other"})
+    with pytest.raises(ValueError, match="there is nothing to transfer"):
+        transfer(**more | {"model": job["model"], "tokenizer": job["model"], "output": tmp_path / "other"})

@@ -17,6 +17,7 @@ from matt_fast import HealingOptions, TrainingOptions, plan, transfer
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan_step
 from matt_fast.planning.simulation import Vocabulary
+from matt_fast.training import loop
 from matt_fast.training.sharding import check_sharding
 
 # accelerate's own launcher wants MPI for several processes without a GPU
@@ -127,3 +128,26 @@ def test_a_transfer_says_what_it_wants(folder, tmp_path, monkeypatch):
 def test_kernels_inside_distributed_data_parallel():
     """Gradients are the mean of those of both processes' batches."""
     run_two("two_processes_kernels.py")
+
+
+def test_processes_meet_once_for_many_small_tensors(monkeypatch):
+    monkeypatch.setattr(loop, "EXCHANGED", 40)
+    sizes = (3, 4), (2,), (), (50,), (5, 7), (1, 6)
+    tensors = [torch.randn(size, dtype=torch.bfloat16 if size == (2,) else torch.float32) for size in sizes]
+    met = []
+
+    class Processes:
+        num_processes = 3
+
+        def reduce(self, tensor, reduction):
+            met.append(tensor.numel())
+            return tensor * 3
+
+    found = loop.averaged(tensors, Processes())
+    assert met == [12, 2, 1, 50, 35, 6]
+    for before, after in zip(tensors, found, strict=True):
+        assert after.dtype == before.dtype
+        assert torch.equal(after, before * 3)
+    met.clear()
+    loop.averaged([torch.ones(5, 2) for _ in range(11)], Processes())
+    assert met == [40, 40, 30]

@@ -1,10 +1,14 @@
-"""A transfer end to end on a GPU: each way to train for a given time, then speed and waiting of the AIM engines.
+"""A transfer end to end: each way to train for the same time, then speed and waiting of the AIM engines.
 
     python3 benchmarks/gpu_bench/transfer.py MODEL TOKENIZER TRAIN.jsonl --held-out HELD_OUT.jsonl --minutes 5
+    python3 benchmarks/gpu_bench/transfer.py MODEL … --parts ways --max-length 256 --batch-size 4 --seconds 300   a CPU
     python3 benchmarks/gpu_bench/transfer.py --dry-run     a tiny model on a CPU
 
 MODEL is a folder, or one with a GGUF file cut into part00, part01 … (a large file is carried in pieces). Writes
 transfer.jsonl into $OUT (else here), a line after each run; a run that fails is a line too, and the others go on.
+
+`--seconds` are those of start and training together: what the start took is not there for the steps. They are the
+wall's on a GPU, and this process's own (processor time) without one. A few steps of each way tell how many fit.
 """
 
 import argparse
@@ -26,8 +30,11 @@ if "--dry-run" in sys.argv:
 import torch
 
 import matt_fast
+from matt_fast.recipe.evaluating import evaluate_models
 
 DRY = "--dry-run" in sys.argv
+CLOCK = time.perf_counter if torch.cuda.is_available() else time.process_time
+TRIAL = 4 if DRY else 12 if torch.cuda.is_available() else 5  # steps
 # name, arguments of TrainingOptions, arguments of transfer
 SPEED = [
     ("aim, kernels", {"objective": "aim", "backend": "triton", "steps": 60}, {}),
@@ -38,9 +45,12 @@ SPEED = [
         {"max_length": 2048, "batch_size": 8},
     ),
     ("aim, kernels, compile", {"objective": "aim", "backend": "triton", "steps": 30, "compile": True}, {}),
+    ("healing, lora", {"steps": 0}, {"healing": "lora"}),
+    ("healing, lora, compile", {"steps": 0, "compile": True}, {"healing": "lora"}),
+    ("healing, full, compile", {"steps": 0, "compile": True}, {"healing": "full"}),
 ]
 # name: the start, rows alone (arguments of TrainingOptions) or rows and layers (of HealingOptions)
-LORA = {"method": "lora", "lr": 1e-3, "rows_lr": 3e-3}
+LORA = {"method": "lora", "lr": 2e-3, "rows_lr": 3e-3}
 FULL = {"method": "full", "lr": 1e-4, "rows_lr": 1e-3}
 WAYS = {
     "composed, full, segment-kl+ntp": ("composed", FULL | {"objective": "segment-kl+ntp"}),
@@ -55,6 +65,7 @@ WAYS = {
     "mean, rows, aim": ("mean", {"objective": "aim", "lr": 1e-3}),
     "mean, lora, alm": ("mean", LORA | {"objective": "alm"}),
     "mean, rows, ntp": ("mean", {"objective": "ntp", "lr": 3e-3}),
+    "focus, full, ntp": ("focus", FULL | {"objective": "ntp"}),
 }
 
 
@@ -93,22 +104,18 @@ def tiny(work: Path) -> tuple[Path, Path, Path, Path]:
 
 def run(options, arguments: dict, output: Path) -> dict:
     """One transfer, and what is worth knowing of it; speed is that of the second half of its steps."""
-    ticks = []
+    ticks, began = [], CLOCK()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
     def tick(progress) -> None:
-        ticks.append((time.perf_counter(), progress.tokens, progress.loss))
+        ticks.append((CLOCK(), progress.tokens, progress.loss))
 
     shared = {"max_length": options.max_length, "batch_size": options.batch_size, "checkpoint_every": 10**9}
     result = matt_fast.transfer(
         options.model, options.tokenizer, options.data, output, on_step=tick, **shared | arguments
     )  # fmt: skip
-    texts = {"held out": result.evaluations, **result.other_texts}
-    found = {
-        "seconds": result.seconds,
-        "bits per byte": {name: {x: y.bits_per_byte for x, y in text.items()} for name, text in texts.items()},
-    }
+    found = {"by clock": CLOCK() - began, "seconds": result.seconds}
     if ticks:
         progress = result.progress if result.healing is None else result.healing.progress
         half = len(ticks) // 2
@@ -118,6 +125,16 @@ def run(options, arguments: dict, output: Path) -> dict:
         found |= {"waiting": progress.waiting, "padding": progress.padding, "loss": [ticks[0][2], loss]}
         found |= {"peak MiB": result.peak_memory / 2**20}
     return found
+
+
+def scores(options, model: Path) -> dict:
+    """Bits per byte of a model on the texts that were given."""
+    texts = {"held out": options.held_out, "english": options.english}
+    texts = {name: text for name, text in texts.items() if text is not None}
+    if not texts:
+        return {}
+    measured = evaluate_models({"model": str(model)}, texts, pieces=2 if DRY else 15)
+    return {name: found["model"].evaluation.bits_per_byte for name, found in measured.texts.items()}
 
 
 def way(arguments: dict, steps: int) -> dict:
@@ -138,7 +155,7 @@ def parse() -> argparse.Namespace:
     add("--parts", nargs="+", choices=("speed", "ways"), default=["ways", "speed"])
     add("--ways", nargs="+", type=int, default=list(range(len(WAYS))), help="numbers in WAYS")
     add("--seeds", nargs="+", type=int, default=[0], help="each way once with each")
-    add("--seconds", type=float, default=1 if DRY else 60, help="of training for each way")
+    add("--seconds", type=float, default=1 if DRY else 60, help="of start and training for each way")
     add("--max-length", type=int, default=32 if DRY else 512)
     add("--batch-size", type=int, default=2 if DRY else 16)
     add("--minutes", type=float, default=5, help="runs not begun by then are left out")
@@ -155,7 +172,7 @@ def main() -> None:
     options.model = joined(options.model, work)
     report = Path(os.environ.get("OUT", "."), "transfer.jsonl")
 
-    def noted(name: str, arguments: dict) -> dict | None:
+    def noted(name: str, arguments: dict, *, scored: bool = False) -> dict | None:
         nonlocal failed
         began, record = time.perf_counter(), {"run": name}
         output = work / f"run-{time.monotonic_ns()}"
@@ -163,7 +180,9 @@ def main() -> None:
             record["not run"] = f"{options.minutes:g} minutes were over"
         else:
             try:
-                record |= run(options, arguments, output) | {"output": str(output)}
+                record |= run(options, {"completions": 0} | arguments, output) | {"output": str(output)}
+                if scored:
+                    record["bits per byte"] = scores(options, output)
             except Exception as error:
                 traceback.print_exc(limit=-8, file=sys.stdout)
                 record["error"] = f"{type(error).__name__}: {str(error)[:300]}"
@@ -174,30 +193,32 @@ def main() -> None:
             file.write(json.dumps(record) + "\n")
         return record if "output" in record else None
 
-    texts = {"held out": options.held_out, "english": options.english}
-    texts = {name: text for name, text in texts.items() if text is not None}
-    scored = {"eval_data": texts, "eval_pieces": 2 if DRY else 15, "completions": 0} if texts else {}
-    starts: dict[str, Path | str] = {}
+    ways = [list(WAYS.items())[x] for x in options.ways] if "ways" in options.parts else []
+    if ways:
+        print(json.dumps({"run": "original", "bits per byte": scores(options, options.model)}), flush=True)
+    starts: dict[str, tuple[Path | str, float]] = {}  # the rows, and what they took
+    for start in dict.fromkeys(start for _, (start, _) in ways):
+        alone = {"init": start, "training": matt_fast.TrainingOptions(steps=0)}
+        made = noted(f"start: {start}", alone, scored=True)
+        starts[start] = (Path(made["output"]), made["by clock"]) if made else (start, 0.0)
     pace: dict[str, float] = {}
-    for start, _ in ([list(WAYS.values())[x] for x in options.ways]) if "ways" in options.parts else ():
-        if start not in starts:
-            made = noted(f"start: {start}", {"init": start, "training": matt_fast.TrainingOptions(steps=0), **scored})
-            starts[start] = Path(made["output"]) if made else start
-    for name, arguments in ([list(WAYS.items())[x] for x in options.ways]) if "ways" in options.parts else ():
-        start, kind = {"init": starts[arguments[0]]}, "layers" if "method" in arguments[1] else "rows"
-        if kind not in pace:  # a few steps tell how many fit into the time
-            trial = noted(f"trial: {name}", way(arguments[1], 4 if DRY else 12) | start)
-            pace |= {kind: trial["ms a step"]} if trial else {}
-        if kind in pace:
-            steps = max(2, int(1e3 * options.seconds / pace[kind]))
-            given = way(arguments[1], min(steps, 5) if DRY else steps) | start | scored
-            for seed in options.seeds:
-                done = noted(f"about {options.seconds:g} s, seed {seed}: {name}", given | {"seed": seed})
-                pace |= {kind: done["ms a step"]} if done else {}
+    for seed in options.seeds:
+        for name, (start, arguments) in ways:
+            rows, took = starts[start]
+            if name not in pace:
+                trial = noted(f"trial: {name}", way(arguments, TRIAL) | {"init": rows})
+                pace |= {name: trial["ms a step"]} if trial else {}
+            if name in pace:
+                steps = max(2, int(1e3 * (options.seconds - took) / pace[name]))
+                given = way(arguments, min(steps, 5) if DRY else steps) | {"init": rows, "seed": seed}
+                noted(f"{options.seconds:g} s, {took:.0f} of them the start, seed {seed}: {name}", given, scored=True)
     for name, training, more in SPEED if "speed" in options.parts else ():
         if DRY:
-            training |= {"steps": 2, "compile": False}
-            more = {"max_length": 64, "batch_size": 2} if more else {}
+            training |= {"compile": False} | ({"steps": 2} if training["steps"] else {})
+            more = more | ({"max_length": 64, "batch_size": 2} if "max_length" in more else {})
+        if "healing" in more:
+            method = {"lora": LORA, "full": FULL}[more["healing"]] | {"objective": "segment-kl+ntp"}
+            more = more | {"healing": way(method, 2 if DRY else 40)["healing"]}
         noted(f"speed: {name}", {"training": matt_fast.TrainingOptions(**training), **more})
     print(f"{failed} failed; {report}", flush=True)
     raise SystemExit(failed > 0)

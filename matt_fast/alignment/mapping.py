@@ -1,9 +1,11 @@
-"""New tokens whose rows start from old tokens that someone names, in place of the pieces that spell them."""
+"""New tokens whose rows start from old tokens that are named, in place of the pieces that spell them."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it needs transformers, and `check_map` comes before anything slow
+    from transformers import PreTrainedTokenizerBase
+
     from matt_fast.alignment.vocabulary import VocabularyPair
 
 
@@ -55,6 +57,22 @@ def map_tokens(vocabulary: "VocabularyPair", entries: Sequence[str]) -> dict[int
         vocabulary.matches.pop(new, None)
         vocabulary.subtokens[new] = ids
     return vocabulary.mapped
+
+
+def own_rows(vocabulary: "VocabularyPair", other: "PreTrainedTokenizerBase") -> None:
+    """Count tokens that the model to learn from lacks as new, with the rows that the model has for them as their start.
+
+    In place, for a model that has all tokens already, as one that a transfer made: it is what trains on.
+
+    Args:
+        vocabulary: that of the model and its own, or a part of it.
+        other: the tokenizer of the model to learn from.
+    """
+    from matt_fast.alignment.vocabulary import match_tokens
+
+    for student_id in vocabulary.matches.keys() - match_tokens(vocabulary.student, other).keys():
+        own = [vocabulary.matches.pop(student_id).teacher_id]
+        vocabulary.mapped[student_id] = vocabulary.subtokens[student_id] = own
 
 
 def _splits(entry: str) -> Iterator[tuple[str, str]]:

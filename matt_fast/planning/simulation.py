@@ -25,6 +25,7 @@ from matt_fast.data.packing import Chunk
 from matt_fast.model.embeddings import BatchRows, RowAdamW
 from matt_fast.model.head import Head
 from matt_fast.support.flops import ATTENTION, FLOPS
+from matt_fast.training.loop import averaged
 from matt_fast.training.objectives import (
     Pass,
     StepRows,
@@ -231,8 +232,7 @@ def simulate(
         leaves = [part.trainable for part in rows.by_table]
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
         gradients += [] if layers is None else layers.gradients()
-        if processes > 1:
-            gradients = [x.clone() for x in gradients]  # what the processes' mean is made in
+        gradients = averaged(gradients, _Processes(processes))
         for optimizer, part, gradient in zip(optimizers, rows.by_table, gradients, strict=False):
             gradient.norm()
             optimizer.step(part.slots, gradient)
@@ -240,6 +240,16 @@ def simulate(
             torch.nn.utils.get_total_norm(gradients[len(optimizers) :])
             layers.step(gradients[len(optimizers) :], healing.lr)
     return Step({name: memory.peak[name] for name in PARTS}, memory.flops * options.accumulation // batches)
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """What `averaged` asks of an accelerator."""
+
+    num_processes: int
+
+    def reduce(self, tensor: torch.Tensor, reduction: str) -> torch.Tensor:
+        return tensor.clone()
 
 
 def _batch(length: int, batch_size: int) -> Batch:

@@ -110,7 +110,8 @@ def _look_at_output(subject: Subject) -> Iterable[str]:
 
 def _look_at_difference(subject: Subject) -> Iterable[str]:
     vocabulary = subject.vocabulary
-    check_tokenizers_differ(vocabulary.student, vocabulary.teacher)
+    others = [] if subject.other is None else [subject.other.load_tokenizer()]
+    check_tokenizers_differ(vocabulary.student, vocabulary.teacher, *others)
     line = no_new_tokens(vocabulary) if subject.job.freeze_shared else None
     return () if line is None else (line,)
 

@@ -59,7 +59,7 @@ def finished_result(work: Work) -> TransferResult:
     if other:
         raise ValueError(
             f"resume: the run in {str(work.run.output)!r} is finished and cannot go on with {'; '.join(other)}; give "
-            "another output"
+            "another output. To train its result on: model and tokenizer that folder, teacher the original"
         )
     values = work.run.read("result.json")
     values["output"] = work.run.output

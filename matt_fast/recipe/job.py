@@ -178,8 +178,8 @@ class Job:
         """
         if self.teacher is None:
             return None
-        objectives = (*self.training.objectives(), *self._healing_names)
-        if unfit := [name for name in objectives if not compares_predictions(name)]:
+        of_rows = self.training.objectives() if self.training.steps else ()
+        if unfit := [name for name in (*of_rows, *self._healing_names) if not compares_predictions(name)]:
             raise ValueError(
                 f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, segment-kl, ntp) "
                 f"with one that is not the model itself, got {', '.join(unfit)}"

@@ -144,15 +144,16 @@ def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
     return messages + copy_processor(teacher.model, None, vocabulary)
 
 
-def check_tokenizers_differ(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError if both have the same vocabulary with the same merges: there is nothing to transfer."""
-    if student.get_vocab() != teacher.get_vocab():
+def check_tokenizers_differ(student: PreTrainedTokenizerBase, *teachers: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError if all have the same vocabulary with the same merges: there is nothing to transfer."""
+    if any(student.get_vocab() != teacher.get_vocab() for teacher in teachers):
         return
-    models = [json.loads(x.backend_tokenizer.to_str())["model"] for x in (student, teacher)]
-    if models[0] == models[1]:
+    models = [json.loads(x.backend_tokenizer.to_str())["model"] for x in (student, *teachers)]
+    if all(model == models[0] for model in models):
         raise ValueError(
             f"tokenizer: wanted another than the model's own, got the same vocabulary of {len(student)} tokens with "
-            "the same merges: there is nothing to transfer"
+            "the same merges: there is nothing to transfer. A model that a transfer made trains on with "
+            "teacher=ORIGINAL beside its own tokenizer"
         )
 
 

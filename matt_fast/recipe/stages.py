@@ -45,7 +45,7 @@ REPORT = "report.json"
 def read_vocabulary(work: Work) -> VocabularyPair:
     """The two vocabularies; a function of tokenizers that do not change, made anew in each process."""
     with work.stage("vocabulary"):
-        return load_vocabulary(work.job, work.teacher, work.teacher.outline(work.dtype))
+        return load_vocabulary(work.job, work.teacher, work.teacher.outline(work.dtype), work.other)
 
 
 def check(work: Work, vocabulary: VocabularyPair) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from matt_fast.alignment.mapping import map_tokens
+from matt_fast.alignment.mapping import map_tokens, own_rows
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
 from matt_fast.data.summary import DataSummary, check_readable
@@ -73,7 +73,7 @@ class Subject:
 
     @property
     def vocabulary(self) -> VocabularyPair:
-        return self.once("vocabulary", lambda: load_vocabulary(self.job, self.teacher, self.outline))
+        return self.once("vocabulary", lambda: load_vocabulary(self.job, self.teacher, self.outline, self.other))
 
     @property
     def unused(self) -> set[str]:
@@ -118,11 +118,20 @@ class Subject:
         return check_readable(place, argument=argument, **options)
 
 
-def load_vocabulary(job: Job, teacher: Teacher, outline: PreTrainedModel) -> VocabularyPair:
+def load_vocabulary(
+    job: Job, teacher: Teacher, outline: PreTrainedModel, other: Teacher | None = None
+) -> VocabularyPair:
     """The two vocabularies of a job; a tokenizer that it was given is copied.
 
+    Args:
+        job: what is to be done.
+        teacher, outline: the model, and it on the meta device.
+        other: the model to learn from, where it is another one. Where the model has all tokens already, new ones are
+            those that this one lacks, and train on from their own rows.
+
     Raises:
-        ValueError: a file of the model or of the tokenizer is a pointer of git-lfs; what `VocabularyPair` raises.
+        ValueError: a file of the model or of the tokenizer is a pointer of git-lfs; rows that train on are to start
+            otherwise; what `VocabularyPair` raises.
     """
     tokenizer = job.tokenizer
     for place in (job.model, tokenizer):
@@ -134,4 +143,11 @@ def load_vocabulary(job: Job, teacher: Teacher, outline: PreTrainedModel) -> Voc
         tokenizer = teacher.load_tokenizer(tokenizer)
     vocabulary = VocabularyPair(teacher.load_tokenizer(), tokenizer, len(outline.get_input_embeddings().weight))
     map_tokens(vocabulary, job.map_tokens)
+    if other is not None and not vocabulary.new:
+        own_rows(vocabulary, other.load_tokenizer())
+        if vocabulary.new and (job.init_name, job.init_head) != ("mean", "same"):
+            raise ValueError(
+                "init: wanted mean and no init_head with a tokenizer that the model has already, whose rows train on "
+                f"from what they are, got {job.init_name!r} and {job.init_head!r}"
+            )
     return vocabulary

@@ -63,7 +63,9 @@ class TrainedLayers:
         self.masters = {
             name: x.detach() if x.dtype == torch.float32 else x.detach().float() for name, x in self._parameters.items()
         }
-        self.optimizer = torch.optim.AdamW(list(self.masters.values()), lr=options.lr, weight_decay=0.0)
+        masters = list(self.masters.values())
+        fused = masters[0].device.type in ("cpu", "cuda")  # one pass over all of them; not on the meta device
+        self.optimizer = torch.optim.AdamW(masters, lr=options.lr, weight_decay=0.0, fused=fused)
 
     def _adapt(self, model: PreTrainedModel) -> AdaptedModel:
         config = LoraConfig(
@@ -88,10 +90,9 @@ class TrainedLayers:
         """Those of the last backward passes, float32; zeros where there is none. They are taken off the parameters."""
         found = []
         for parameter in self._parameters.values():
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            found.append(gradient.float())
+            found.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
             parameter.grad = None
-        return found
+        return _converted(found, torch.float32)
 
     @torch.no_grad()
     def step(self, gradients: list[torch.Tensor], lr: float) -> None:
@@ -107,10 +108,10 @@ class TrainedLayers:
     @torch.no_grad()
     def _follow(self) -> None:
         """The model takes over what the float32 copies say."""
-        for name, parameter in self._parameters.items():
-            if parameter.dtype != torch.float32:
-                parameter.copy_(self.masters[name])
-            # a float32 parameter shares its memory with its copy
+        # a float32 parameter shares its memory with its copy
+        other = [name for name, parameter in self._parameters.items() if parameter.dtype != torch.float32]
+        if other:
+            torch._foreach_copy_([self._parameters[x] for x in other], [self.masters[x] for x in other])
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the next step depends on."""
@@ -175,6 +176,15 @@ class TrainedLayers:
             self._adapted.save_pretrained(folder / ADAPTER, state_dict=state, save_embedding_layers=False)
         else:
             save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / WEIGHTS)
+
+
+def _converted(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Themselves, or copies made at a stroke, where one has another dtype."""
+    if all(x.dtype == dtype for x in tensors):
+        return tensors
+    found = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(found, tensors)
+    return found
 
 
 @torch.no_grad()

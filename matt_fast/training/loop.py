@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DIVERGED = 1000  # times the first loss
 DIVERGED_STEPS = 5  # in a row
+EXCHANGED = 1 << 24  # numbers that processes average at a time, where no single tensor has more: 64 MiB
 
 
 @dataclass
@@ -272,7 +273,7 @@ def _update(
     tables, layers = len(gradients), state.layers
     gradients += [] if layers is None else layers.gradients()
     wished = torch.tensor(wishes, dtype=sums.dtype).to(sums.device, non_blocking=True)
-    sums, wished, *gradients = accelerator.reduce((sums, wished, *gradients), reduction="mean")
+    sums, wished, *gradients = averaged([sums, wished, *gradients], accelerator)
     norms = [gradient.norm() for gradient in gradients[:tables]]
     norms += [] if layers is None else [torch.nn.utils.get_total_norm(gradients[tables:])]
     norms = torch.stack(norms)
@@ -291,14 +292,32 @@ def _update(
     groups = [*([gradient] for gradient in gradients[:tables]), gradients[tables:]]
     for group, norm in zip(groups, norms, strict=False):
         if options.max_grad_norm is not None and norm > options.max_grad_norm:
-            for gradient in group:
-                gradient *= options.max_grad_norm / norm
+            torch._foreach_mul_(group, options.max_grad_norm / norm)
     for optimizer, table_rows, gradient in zip(state.optimizers, rows.by_table, gradients, strict=False):
         optimizer.lr = progress.lr
         optimizer.step(table_rows.slots, gradient)
     if layers is not None:
         layers.step(gradients[tables:], layers.options.lr * progress.lr / options.lr)
     return values, tuple(wish > 0 for wish in wished)
+
+
+def averaged(tensors: list[torch.Tensor], accelerator: Accelerator) -> list[torch.Tensor]:
+    """Their means over the processes, which meet once for as many tensors as fit into an exchange."""
+    if accelerator.num_processes == 1:
+        return tensors
+    exchanges: list[list[torch.Tensor]] = []
+    for tensor in tensors:
+        last = exchanges[-1] if exchanges else []
+        if last and last[0].dtype == tensor.dtype and sum(map(torch.numel, last)) + tensor.numel() <= EXCHANGED:
+            last.append(tensor)
+        else:
+            exchanges.append([tensor])
+    found = []
+    for exchange in exchanges:
+        together = exchange[0].flatten() if len(exchange) == 1 else torch.cat([x.flatten() for x in exchange])
+        parts = accelerator.reduce(together, reduction="mean").split([x.numel() for x in exchange])
+        found += [part.view_as(x) for part, x in zip(parts, exchange, strict=True)]
+    return found
 
 
 def _of_all_processes(ids: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
