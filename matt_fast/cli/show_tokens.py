@@ -51,13 +51,11 @@ def tokens(
         check_range("limit", limit, 1, MANY)
         if model is not None:
             check_model_place(model, "model")
-        provenance = folder / "token_provenance.jsonl"
+        finished = "folder: wanted the output of a finished transfer"
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
-        if not provenance.is_file():
-            raise FileNotFoundError(
-                f"folder: wanted the output of a finished transfer, but {str(provenance)!r} is not there"
-            )
+            raise FileNotFoundError(f"{finished}, got {str(folder)!r}")
+        if not (provenance := folder / "token_provenance.jsonl").is_file():
+            raise FileNotFoundError(f"{finished}, but {str(provenance)!r} is not there")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
