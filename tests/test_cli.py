@@ -132,9 +132,9 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         "app(sys.argv[1:])"
     )
     model = ["--model=org/model", "--tokenizer=org/tokenizer"]
-    for name in ("chat.jsonl", "table.csv"):
+    for name in ("chat.jsonl", "table.tsv"):
         (tmp_path / name).write_text('{"messages": []}\n')
-    chat, table, column = f"{tmp_path}/chat.jsonl", f"{tmp_path}/table.csv", "text_field: wanted one of the columns"
+    chat, table, column = f"{tmp_path}/chat.jsonl", f"{tmp_path}/table.tsv", "text_field: wanted one of the columns"
     for arguments, status, words in (
         (["--help"], 0, "compare-inits"),
         (["--version"], 0, "matt-fast 0"),
@@ -153,11 +153,26 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
         (["compare-inits", *model, "--eval-data=x.txt", "--init=mean"], 1, "eval_data: wanted"),
         (["evaluate", "--model=x", "--data=x.txt"], 1, "data: wanted"),
+        (["evaluate", f"--model={chat}", "--prompts=x"], 1, "model: wanted a folder with config.json and weights, or"),
+        (["plan", "--model=x/y", f"--tokenizer={chat}"], 1, "tokenizer: wanted a folder with tokenizer.json, that"),
+        (
+            ["show", "segments", "--old=x/y", f"--new={tmp_path}", "--text=x"],
+            1,
+            "wanted tokenizer.json in it, got chat",
+        ),
+        (
+            ["tokenizer", "extend", "--model=x/y", f"--words={chat}", "--output=x"],
+            1,
+            "words: wanted a .txt or .md file",
+        ),
         (["evaluate", "--model=x", "--data=x", "--limit=0"], 1, "limit: wanted at least 1"),
         (["tokenizer", "report", "org/model"], 1, "data: wanted text to tokenise"),
         (["show", "segments", "--old=a/b", "--new=c/d", "--text= "], 1, "text: wanted text"),
         (["show", "influence", "--text=x", "--head=x"], 1, "head: wanted a number"),
         (["show", "tokens", "x", "--sort=x"], 1, "sort: wanted one of"),
+        (["show", "tokens", f"{tmp_path}"], 1, "folder: wanted the output of a finished transfer"),
+        (["tokenizer", "extend", "--model=x/y", "--output=x"], 1, "data: wanted text to learn tokens from, or words"),
+        (["transfer", *PATHS, "--init=meann"], 1, "init: wanted mean, length-mean"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         assert done.returncode == status, done.stderr

@@ -97,6 +97,7 @@ def test_a_run_is_resumed_with_its_own_options(called, tmp_path):
 
 def test_the_resolved_configuration_gives_the_same_arguments(called, tmp_path):
     (tmp_path / "1e3").mkdir()  # a name that looks like a number
+    (tmp_path / "1e3" / "config.json").write_text("{}")
     paths = ["--model=1e3", "--tokenizer=no", "--data=org/data", "--output=-x"]
     options = [
         "--layer=2",

@@ -85,7 +85,7 @@ def world(tmp_path_factory) -> Path:
         "files/german-held-out.jsonl": others,
         "files/english-held-out.jsonl": others.replace("Other", "Some more"),
         "words.txt": "function",
-        "table.csv": "id,text\n1,A text.\n",
+        "table.tsv": "id\ttext\n1\tA text.\n",
         "chats.jsonl": json.dumps({"messages": [{"role": "user", "content": "Hello"}]}) + "\n",
         "text.txt": TEXTS[0],
         "CODE.txt": TEXTS[0],

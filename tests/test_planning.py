@@ -2,6 +2,7 @@
 
 from collections import Counter
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,9 +208,26 @@ def test_what_fits_fits_and_a_little_more_does_not(folders):
     assert all(x.fits == (x.peak <= 1 << 20) for x in found.remedies)
 
 
+def test_healing_has_to_fit_too(folders):
+    config = Path(folders[0], "config.json")
+    config.write_text(config.read_text().replace('"max_position_embeddings": 2048', '"max_position_embeddings": 32'))
+    settings = {"length": 32, "precision": "no", "device": "cpu", "healing": HealingOptions("lora", objective="ntp")}
+    whole = plan(*folders, **settings)
+    vram = (whole.step.peak + whole.healing.peak) // 2
+    assert whole.step.peak < vram < whole.healing.peak
+    found = plan(*folders, **settings, vram=vram)
+    assert 0 < found.largest_batch < 4
+    remedies = {x.options: x for x in found.remedies}
+    assert f"--batch-size {found.largest_batch} --accumulation {-(-4 // found.largest_batch)}" in remedies
+    assert not any("--offload" in name for name in remedies)  # which does not go with healing
+    packed = plan(*folders, **settings, training=TrainingOptions(quantization="4bit")).healing.peak
+    assert remedies["--quantization 4bit"].peak == packed
+
+
 def test_no_more_positions_than_the_model_has(folders):
-    found = plan(*folders, length=8, batch_size=1, device="cpu", vram=1 << 40)
+    found = plan(*folders, length=32, batch_size=1, device="cpu", vram=1 << 40)
     assert found.longest == 2048
+    assert found.largest_batch == (1 << 19) / 32  # no larger one is looked for, however small the model
 
 
 def test_all_remedies_together_where_none_is_enough(folders):

@@ -9,12 +9,13 @@ from itertools import pairwise
 import pytest
 from tiny import TEXTS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
 from matt_fast.cli import app
 from matt_fast.model.tokenizer_files import load_tokenizer
+from matt_fast.recipe.doctor.tokenizers import next_added
 from matt_fast.tokenizers import check, extend, merge, prune, train
 from matt_fast.tokenizers.source import read_source
 
@@ -35,6 +36,13 @@ def like_llama3() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(x, special=True) for x in ("<bos>", "<eos>", "<extra>")])
     tokenizer.add_tokens([AddedToken("[user]", normalized=False)])
     return with_template(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>"))
+
+
+def with_holes(**roles: str) -> dict:
+    """The content of a tokenizer.json with 300 tokens, whose ids from 280 on are 7 more."""
+    content = json.loads(byte_level(TEXTS, 300, **roles).backend_tokenizer.to_str())
+    content["model"]["vocab"] = {entry: i + 7 * (i >= 280) for entry, i in content["model"]["vocab"].items()}
+    return content
 
 
 def like_llama2(prepend: bool = True) -> PreTrainedTokenizerFast:
@@ -339,3 +347,48 @@ def test_command_line(data, tmp_path):
         found = run(app, ["tokenizer", *arguments, "--output", str(tmp_path / "new")])
         assert found.exit_code == 1
         assert message in found.output
+
+
+def test_two_tokens_with_one_id_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good, bad = byte_level(TEXTS, 300, eos_token="<eos>"), tmp_path / "bad.json"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(with_holes())))
+    assert next_added(good) is None
+    taken = next_added(tokenizer)
+    assert taken[0] == 300 == tokenizer.get_vocab()[taken[1]]
+    tokenizer.add_tokens(["Zürich", "Köln"])
+    message = r"wanted tokens with ids of their own, got .*'Zürich' .*the id 300, and 1 more such ids\. Added"
+    for refused, name in (
+        (lambda: token_bytes(tokenizer), "tokenizer"),
+        (lambda: VocabularyPair(good, tokenizer, 300), "tokenizer"),
+        (lambda: VocabularyPair(tokenizer, good, 300), "teacher"),
+        (lambda: extend(tokenizer, tmp_path / "out", words=["new"]), "model"),
+        (lambda: prune(tokenizer, tmp_path / "out", keep=290, data="none.txt"), "model"),
+        (lambda: merge(good, tokenizer, tmp_path / "out"), "other"),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            refused()
+    content, token = with_holes(), {"content": "<|x|>", "special": True, "id": 320}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append(token)
+    bad.write_text(json.dumps(content))
+    other = r"x: 1 of the added tokens of .*bad.json' have other ids than .* says, '<\|x\|>' has 300 for 320: added"
+    with pytest.warns(UserWarning, match=other), pytest.raises(ValueError, match=r"^x: wanted tokens with ids"):
+        load_tokenizer(bad, "x")
+    content = json.loads(good.backend_tokenizer.to_str())
+    content["added_tokens"].append(token)
+    bad.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match=other):
+        assert load_tokenizer(bad, "x").convert_tokens_to_ids("<|x|>") == 300
+
+
+def test_missing_ids_stay_missing(tmp_path):
+    content = with_holes(eos_token="<eos>")
+    content["model"]["vocab"]["<|x|>"] = 320
+    base = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<eos>")
+    base.add_special_tokens({"additional_special_tokens": ["<|x|>"]})
+    made = extend(base, tmp_path / "made", words=["Zürich"])
+    assert not made.left_out
+    found = AutoTokenizer.from_pretrained(tmp_path / "made").get_vocab()
+    assert {entry: found[entry] for entry in base.get_vocab()} == base.get_vocab()
+    assert sorted(found.values()) == [*range(280), *range(287, 307), 320, *range(321, 321 + len(made.added))]

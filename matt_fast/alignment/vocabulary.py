@@ -59,9 +59,10 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, Token]:
 
     Raises:
         TypeError: the tokenizer is not a fast one.
-        ValueError: its decoder is of a kind whose tokens cannot be turned into bytes.
+        ValueError: its decoder is of a kind whose tokens cannot be turned into bytes, or two tokens have one id.
     """
     check_fast(tokenizer, "tokenizer")
+    check_distinct_ids(tokenizer, "tokenizer")
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     read = _notation(backend).read
     added = {entry["id"]: entry for entry in backend["added_tokens"]}
@@ -225,6 +226,29 @@ def check_constant(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
+def check_distinct_ids(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ValueError if two tokens have one id, which is one embedding row.
+
+    `tokenizers` gives an added token that its vocabulary lacks the id behind as many as the vocabulary has tokens, also
+    while it loads a file that says another one. Where ids are missing in the vocabulary, that one is another token's.
+    """
+    vocab = tokenizer.get_vocab()
+    if len(set(vocab.values())) == len(vocab):
+        return
+    tokens: dict[int, list[str]] = {}
+    for entry, token_id in vocab.items():
+        tokens.setdefault(token_id, []).append(entry)
+    shared = {token_id: sorted(entries) for token_id, entries in sorted(tokens.items()) if len(entries) > 1}
+    token_id, entries = next(iter(shared.items()))
+    raise ValueError(
+        f"{name}: wanted tokens with ids of their own, got {' and '.join(map(repr, entries))} with the id {token_id}"
+        + (f", and {len(shared) - 1:,} more such ids" if len(shared) > 1 else "")
+        + ". Added tokens are counted on from the number of tokens, which gives ids that are taken where others are "
+        "missing: write them into the vocabulary of tokenizer.json under free ids, or take matt-fast tokenizer extend "
+        "--words in place of add_tokens"
+    )
+
+
 def check_ids(tokens: Mapping[int, Token], name: str) -> None:
     """Raise ValueError if most embedding rows for these ids would have no token: ids leave huge holes."""
     rows = vocabulary_rows(tokens)
@@ -343,6 +367,7 @@ class VocabularyPair:
         for name, tokenizer in (("teacher", teacher), ("tokenizer", student)):
             check_fast(tokenizer, name)
             check_constant(tokenizer, name)
+            check_distinct_ids(tokenizer, name)
             check_round_trip(tokenizer, name)
         self.teacher, self.student, self.teacher_rows = teacher, student, teacher_rows
         self.tokens, self.teacher_tokens = token_bytes(student), token_bytes(teacher)

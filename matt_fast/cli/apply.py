@@ -9,7 +9,8 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.data.reading import check_texts
-from matt_fast.support.checks import MANY, check_location, check_new_folder, check_range
+from matt_fast.model.folders import check_model_place
+from matt_fast.support.checks import MANY, check_new_folder, check_range
 
 
 def apply(
@@ -30,7 +31,7 @@ def apply(
     with command_output(json, quiet, debug) as out:
         check_range("eval_pieces", eval_pieces, 1, MANY)
         for name, value in (("transferred", transferred), ("sibling", sibling)):
-            check_location(name, value)
+            check_model_place(value, name)
         if eval_data is not None:
             check_texts("eval_data", eval_data, text_field)
         check_new_folder("output", Path(output))

@@ -171,7 +171,10 @@ def print_plan(console: Console, found: "Plan", teraflops: float | None = None) 
         peak, flops = found.healing.peak / GIB, found.healing.flops / 1e12
         lines.append(f"healing        {peak:.2f} GiB at most, {flops:,.2f} teraflop a step of rows and layers together")
     if teraflops is not None:
-        lines.append(f"modelled time  {found.step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s")
+        line = f"modelled time  {found.step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s"
+        if found.healing is not None:
+            line += f", {found.healing.flops / 1e12 / teraflops:,.3f} s of healing"
+        lines.append(line)
     if found.longest is not None:
         lines.append(f"longest        {found.longest:,} tokens at this batch size")
         lines.append(f"largest batch  {found.largest_batch:,} at this length")

@@ -13,8 +13,9 @@ from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.transfer import held_out_texts
 from matt_fast.data.reading import check_texts
 from matt_fast.evaluation.tasks import TaskOptions, check_installed
+from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.arguments import PRECISIONS, check_device
-from matt_fast.support.checks import MANY, ROWS, check_choice, check_location, check_range
+from matt_fast.support.checks import MANY, ROWS, check_choice, check_range
 from matt_fast.support.files import write_text
 
 TEXT, TASKS, BESIDE = "Bits per byte", "Tasks (lm-evaluation-harness)", "Completions and speed"
@@ -27,8 +28,7 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         Option(
-            help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset. NAME=TEXT, several times, "
-            "for several.",
+            help=f"Held-out text: {o.TEXTS}, a folder, or a hub dataset. NAME=TEXT, several times, for several.",
             rich_help_panel=TEXT,
         ),
     ] = None,
@@ -118,9 +118,10 @@ def evaluation_arguments(given: dict[str, Any]) -> dict[str, Any]:
     check_range("batch_size", given["batch_size"], 1, ROWS)
     texts = held_out_texts(given["data"], "data")
     texts = texts if isinstance(texts, dict) else {} if texts is None else {TEXT_NAME: texts}
-    for name, value in (("model", x) for x in given["model"]):
-        check_location(name, value)
-    check_location("tokenizer", given["tokenizer"])
+    for model in given["model"]:
+        check_model_place(model, "model")
+    if given["tokenizer"] is not None:
+        check_tokenizer_place(given["tokenizer"], "tokenizer")
     for value in texts.values():
         check_texts("data", value, given["text_field"])
     if given["tokenizer"] is not None and len(given["model"]) > 1:

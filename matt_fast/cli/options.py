@@ -18,14 +18,18 @@ OtherTeacher = Annotated[
     str | None,
     Option(help="Another model to learn from, with a tokenizer of its own.", rich_help_panel=OBJECTIVE),
 ]
+TEXTS = ".txt, .md, .jsonl, .csv (also .gz, .zst), .parquet"  # what help calls files of texts
 TrainingData = Annotated[
     str | None,
     Option(
-        help="Text: .txt, .md, .jsonl, .parquet, .arrow, a folder of them, a hub dataset, or a URL such as "
+        help=f"Text: {TEXTS}, .arrow, a folder of them, a hub dataset, or a URL such as "
         "s3://…/*.parquet. May be left out with --snippets or --prepared."
     ),
 ]
-HeldOutData = Annotated[str, Option(help="Held-out text: .txt, .md, .jsonl, .parquet, a folder, or a hub dataset.")]
+HeldOutData = Annotated[
+    str,
+    Option(help=f"Held-out text: {TEXTS}, a folder, or a hub dataset."),
+]
 OutputFolder = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 PlannedOutput = Annotated[
     Path | None, Option(help="Folder that a transfer would write: look at it and at the room on its disk.")

@@ -8,7 +8,8 @@ from matt_fast.cli import options as o
 from matt_fast.cli.display import print_layouts, print_plan
 from matt_fast.cli.output import command_output
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_location, check_range
+from matt_fast.model.folders import check_model_place, check_tokenizer_place
+from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_range
 from matt_fast.training.options import HealingOptions, TrainingOptions
 
 
@@ -81,8 +82,8 @@ def plan(
             raise ValueError("shard: wanted processes of 2 or more with it, got 1")
         check_choice("precision", precision, ("no", "bf16"))
         check_choice("device", device, ("cuda", "cpu"))
-        for name, value in (("model", model), ("tokenizer", tokenizer)):
-            check_location(name, value)
+        check_model_place(model, "model")
+        check_tokenizer_place(tokenizer, "tokenizer")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("planning")
             from matt_fast.planning.plan import plan as run

@@ -16,7 +16,8 @@ def prepare(
     model: o.Model,
     tokenizer: o.Tokenizer,
     data: Annotated[
-        str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, a hub dataset, or a URL of files.")
+        str,
+        Option(help=f"Text: {o.TEXTS}, a folder of them, a hub dataset, or a URL of files."),
     ],
     output: Annotated[Path, Option(help="Folder to write; the same command goes on with one that is not finished.")],
     max_length: o.MaxLength = 512,

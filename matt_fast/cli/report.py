@@ -22,7 +22,7 @@ def report(
         Path | None, Option(help=f"Page to write, .html; RUN/{NAME}, or {NAME} here for several runs, by default.")
     ] = None,
     text: Annotated[str | None, Option(help="Sample text; by default a part of the run's own.")] = None,
-    file: Annotated[Path | None, Option(help="A file with the sample text: .txt, .md, .jsonl, .parquet.")] = None,
+    file: Annotated[Path | None, Option(help=f"A file with the sample text: {o.TEXTS}.")] = None,
     influence: Annotated[
         bool, Option(help="Run both models on the sample and show what attention moves; it loads their lower layers.")
     ] = True,

@@ -12,8 +12,8 @@ from matt_fast.cli.segments_display import print_segments
 from matt_fast.cli.show_influence import influence
 from matt_fast.cli.show_loss import loss
 from matt_fast.cli.show_tokens import tokens
+from matt_fast.model.folders import check_tokenizer_place
 from matt_fast.show.choices import PAGES, check_output, read_text
-from matt_fast.support.checks import check_location
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import PICTURES
 
@@ -27,7 +27,7 @@ def segments(
     old: Annotated[str, Option("--old", "--model", help="Folder or hub name of the model, or of its tokenizer.")],
     new: Annotated[str, Option("--new", "--tokenizer", help="Folder or hub name of the new tokenizer.")],
     text: Annotated[str | None, Option(help="The text.")] = None,
-    file: Annotated[Path | None, Option(help="A file with the text: .txt, .md, .jsonl, .parquet.")] = None,
+    file: Annotated[Path | None, Option(help=f"A file with the text: {o.TEXTS}.")] = None,
     output: Annotated[Path | None, Option(help="Picture or page to write: .png, .svg or .html.")] = None,
     text_field: o.TextField = "text",
     json: o.Json = False,
@@ -41,7 +41,7 @@ def segments(
         most = TERMINAL if output is None else PAGE if output.suffix.lower() in PAGES else PICTURE
         content, note = read_text(text, file, most, text_field)
         for name, value in (("old", old), ("new", new)):
-            check_location(name, value)
+            check_tokenizer_place(value, name)
         from matt_fast.model.tokenizer_files import load_tokenizer
         from matt_fast.show.pieces import find_segments
 

@@ -10,8 +10,9 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.initializers.choices import METHODS
+from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.show.choices import check_output, read_text
-from matt_fast.support.checks import MANY, check_choice, check_location, check_range
+from matt_fast.support.checks import MANY, check_choice, check_range
 from matt_fast.support.plots import PICTURES
 
 if TYPE_CHECKING:  # these import torch
@@ -31,7 +32,7 @@ def influence(
         Path | None, Option(help="Output of a finished transfer: shows the student after it, too.")
     ] = None,
     text: Annotated[str | None, Option(help="The text; as much of it as 256 tokens hold is shown.")] = None,
-    file: Annotated[Path | None, Option(help="A file with the text: .txt, .md, .jsonl, .parquet.")] = None,
+    file: Annotated[Path | None, Option(help=f"A file with the text: {o.TEXTS}.")] = None,
     layer: Annotated[
         int | None, Option(help="Counted from 1; the transfer's target layer, or a third of the depth.")
     ] = None,
@@ -58,8 +59,10 @@ def influence(
             raise ValueError(f"head: wanted a number from 0, or mean; got {head!r}")
         if init is not None:
             check_choice("init", init, METHODS)
-        for name, value in (("model", model), ("tokenizer", tokenizer)):
-            check_location(name, value)
+        if model is not None:
+            check_model_place(model, "model")
+        if tokenizer is not None:
+            check_tokenizer_place(tokenizer, "tokenizer")
         if adapted is None and (model is None or tokenizer is None):
             raise ValueError("adapted: wanted the output of a transfer, or model and tokenizer, got neither")
         if adapted is not None and tokenizer is not None:

@@ -11,7 +11,8 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.data.reading import check_texts
-from matt_fast.support.checks import MANY, check_location, check_range
+from matt_fast.model.folders import check_model_place
+from matt_fast.support.checks import MANY, check_range
 
 if TYPE_CHECKING:  # these import torch
     from matt_fast.show.loss import LossBySegment
@@ -40,10 +41,13 @@ def loss(
     with command_output(json, quiet, debug) as out:
         check_range("pieces", pieces, 1, MANY)
         check_range("limit", limit, 0, MANY)
-        check_location("model", model)
+        if model is not None:
+            check_model_place(model, "model")
         check_texts("data", data, text_field)
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
+        if model is None and not (folder / "run" / "run.json").is_file():
+            raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair

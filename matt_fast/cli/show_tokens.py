@@ -12,8 +12,9 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.model.folders import check_model_place
 from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
-from matt_fast.support.checks import MANY, check_choice, check_location, check_range
+from matt_fast.support.checks import MANY, check_choice, check_range
 from matt_fast.support.files import write_text
 
 if TYPE_CHECKING:  # these import torch
@@ -48,9 +49,13 @@ def tokens(
         check_choice("sort", sort, ORDERS)
         check_choice("table", table, TABLES)
         check_range("limit", limit, 1, MANY)
-        check_location("model", model)
+        if model is not None:
+            check_model_place(model, "model")
+        finished = "folder: wanted the output of a finished transfer"
         if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
+            raise FileNotFoundError(f"{finished}, got {str(folder)!r}")
+        if not (provenance := folder / "token_provenance.jsonl").is_file():
+            raise FileNotFoundError(f"{finished}, but {str(provenance)!r} is not there")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair

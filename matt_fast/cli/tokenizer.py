@@ -11,12 +11,12 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tokenizer_report import report
-from matt_fast.data.reading import check_texts
+from matt_fast.data.reading import check_plain_text, check_texts
+from matt_fast.model.folders import check_tokenizer_place
 from matt_fast.support.checks import (
     MANY,
     TOKENIZER_KINDS,
     check_choice,
-    check_location,
     check_new_folder,
     check_outside,
     check_range,
@@ -34,7 +34,7 @@ tokenizer = typer.Typer(
 )
 
 Base = Annotated[str, Option(help="Folder or hub name of the model, or of its tokenizer.")]
-Data = Annotated[str, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")]
+Data = Annotated[str, Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub dataset.")]
 Output = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 MaxTokenLength = Annotated[
     int | None, Option(help="Characters of a learned token; 16 for SentencePiece, else no limit, by default.")
@@ -58,7 +58,7 @@ def extend(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Add tokens that a text wants, by going on with the merges of a BPE tokenizer; all that it has stays."""
-    _run("extend", dict(locals()), {"add": 1, "max_token_length": 2}, ("model", "words"))
+    _run("extend", dict(locals()), {"add": 1, "max_token_length": 2}, ("model",))
 
 
 @tokenizer.command()
@@ -122,10 +122,15 @@ def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[
     with command_output(given["json"], given["quiet"], given["debug"]) as out:
         arguments = {key: value for key, value in given.items() if key not in OUTSIDE}
         for key in places:
-            check_location(key, arguments[key], (".txt", ".json", ".gguf"))
+            if arguments[key] is not None:
+                check_tokenizer_place(arguments[key], key)
+        if arguments.get("words") is not None:
+            check_plain_text(arguments["words"], "words")
         if arguments.get("data") is not None:
             check_texts("data", arguments["data"], arguments["text_field"])
             check_outside("output", arguments["output"], "data", arguments["data"])
+        if arguments.get("data", "") is None and arguments.get("words", "") is None:
+            raise ValueError("data: wanted text to learn tokens from, or words, got neither")
         for key, value in least.items():
             check_range(key, arguments[key], value, MANY)
         if "kind" in arguments:

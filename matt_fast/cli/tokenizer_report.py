@@ -12,8 +12,8 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.data.reading import check_texts
+from matt_fast.model.folders import check_tokenizer_place
 from matt_fast.show.choices import check_output
-from matt_fast.support.checks import check_location
 from matt_fast.support.plots import PICTURES
 from matt_fast.support.printable import printable, visible
 
@@ -27,7 +27,8 @@ LAST = 1000  # added tokens
 def report(
     tokenizers: Annotated[list[str], Argument(help="Folders or hub names; the others are compared with the first.")],
     data: Annotated[
-        str | None, Option(help="Text: .txt, .md, .jsonl, .parquet, a folder of them, or a hub dataset.")
+        str | None,
+        Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub dataset."),
     ] = None,
     by: Annotated[
         list[str] | None,
@@ -60,7 +61,7 @@ def report(
         for name, place in places.items():
             check_texts("data" if name == "text" else f"by {name}", place, text_field)
         for place in tokenizers:
-            check_location("tokenizers", place)
+            check_tokenizer_place(place, "tokenizers")
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.data.documents import read_documents
@@ -135,8 +136,9 @@ def _lines(row: "TokenizerFigures", compared: bool, found: "Report"):
             yield f"  and {len(differences) - SOME} more (--json)"
     for text, savings in found.curves.get(row.name, {}).items():
         enough = ", ".join(f"{float(share):.0%} by {count:,}" for share, count in row.enough[text].items())
-        last = savings.saved_by_last(LAST)
-        yield f"{text}: of what {row.added:,} added tokens save, {enough}; the last {LAST:,} make it {last:.2%} shorter"
+        many = min(LAST, row.added)
+        last, which = savings.saved_by_last(many), f"the last {many:,}" if many < row.added else "all of them"
+        yield f"{text}: of what {row.added:,} added tokens save, {enough}; {which} make it {last:.2%} shorter"
     if compared and row.no_curve:
         yield f"no curve: {row.no_curve}"
 

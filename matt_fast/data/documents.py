@@ -9,7 +9,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
-from matt_fast.data.reading import check_first_rows, find_files, read_texts
+from matt_fast.data.reading import check_first_rows, find_files, format_of, read_texts
+from matt_fast.support.installing import packages_line
 from matt_fast.support.texts import MAX_CHARACTERS, bounded_pieces
 
 SHUFFLED_CHARACTERS = 1 << 26  # in the buffer, at most
@@ -31,9 +32,10 @@ def read_documents(
     """Stream the documents of a local file or folder, or of a Hugging Face dataset.
 
     Args:
-        source: a .txt or .md file (one document), a .jsonl, .json or .parquet file (one document a row), a folder of
-            such files, the name of a dataset on the hub, or the URL of .jsonl, .json or .parquet files that fsspec
-            knows (s3://…/*.jsonl). Hidden files in a folder, and those of another format, are passed over.
+        source: a .txt or .md file (one document), a .jsonl, .json, .csv, .parquet or .arrow file (one document a row),
+            a folder of such files, the name of a dataset on the hub, or the URL of .jsonl, .json, .csv or .parquet
+            files that fsspec knows (s3://…/*.jsonl). Text, JSON and CSV may be compressed (.gz, .bz2, .xz, .zst).
+            Hidden files in a folder, and those of another format, are passed over.
         split: of a hub dataset.
         text_field: the column that holds the text, in all but .txt and .md files.
         seed: shuffle with this seed, in a buffer of 8,192 texts or 67 million characters; in the order of the source
@@ -96,8 +98,9 @@ def load_hub_documents(name: str, split: str, text_field: str, *, streaming: boo
     try:
         dataset = load_dataset(**given, streaming=streaming)
     except Exception as error:  # datasets raises many kinds, and few name the argument
+        packages = f"; {packages_line('zstandard')}" if "zstd" in str(error) else ""
         raise ValueError(
-            f"data: {name!r} is no file or folder here, and no dataset could be loaded by that name: {error}"
+            f"data: {name!r} is no file or folder here, and no dataset could be loaded by that name: {error}{packages}"
         ) from error
     columns = dataset.column_names or list(next(iter(dataset), {text_field: ""}))
     if text_field not in columns:
@@ -108,9 +111,9 @@ def load_hub_documents(name: str, split: str, text_field: str, *, streaming: boo
 
 def _of_url(url: str) -> dict[str, str]:
     """What `load_dataset` is given for files at a URL that fsspec knows, or for a pattern of them."""
-    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}.get(PurePosixPath(url).suffix.lower())
-    if kind is None:
-        raise ValueError(f"data: wanted .jsonl, .json or .parquet files at a URL, got {url!r}")
+    kind = format_of(PurePosixPath(url))
+    if kind not in ("json", "csv", "parquet"):
+        raise ValueError(f"data: wanted .jsonl, .json, .csv or .parquet files at a URL, got {url!r}")
     return {"path": kind, "data_files": url, "split": "train"}
 
 

@@ -5,11 +5,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from matt_fast.data.compressed import compression_of, unpacked
+
 
 def check_pairs_file(source: str | Path) -> Path:
     """Return `source` as a path; raise a ValueError if it is no file of a format that `read_pairs` reads."""
     path = Path(source)
-    if path.suffix.lower() not in (".tsv", ".jsonl") or not path.is_file():
+    if _format_of(path) not in (".tsv", ".jsonl") or not path.is_file():
         raise ValueError(f"parallel: wanted a .tsv or .jsonl file of pairs of texts, got {str(source)!r}")
     return path
 
@@ -20,7 +22,7 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
     Args:
         source: a .tsv file with two columns, the text in a language that the teacher knows and its translation into
             that of the new tokens, without a heading and without quoting; or a .jsonl file with fields "source" and
-            "target".
+            "target". Either may be compressed (.gz, .bz2, .xz, .zst).
 
     Returns:
         (source text, target text), in order. Pairs of which a side has no text are left out.
@@ -30,7 +32,7 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
             sides.
     """
     path = check_pairs_file(source)
-    is_tsv = path.suffix.lower() == ".tsv"
+    is_tsv = _format_of(path) == ".tsv"
     wanted = "two columns" if is_tsv else 'texts "source" and "target"'
     pairs = []
     for number, line in _lines(path):
@@ -46,10 +48,14 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
+def _format_of(path: Path) -> str:
+    return (Path(path.stem) if compression_of(path) else path).suffix.lower()
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not empty, without their ends, and their numbers; a byte order mark is left out."""
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
+    with path.open("rb") as raw:
+        for number, line in enumerate(unpacked(raw, path, "parallel"), 1):
             try:
                 text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode().rstrip("\r\n")
             except UnicodeDecodeError as error:

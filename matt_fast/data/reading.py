@@ -2,14 +2,14 @@
 
 import codecs
 import io
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matt_fast.data.compressed import BUFFER, COMPRESSIONS, SIGNS, compression_of, ending_of, unpacked
+from matt_fast.data.rows import SHOWN, csv_rows, decoded, json_rows
 from matt_fast.support.checks import check_location
 from matt_fast.support.texts import rejoin
 
@@ -21,35 +21,30 @@ FORMATS = {
     ".md": "text",
     ".jsonl": "json",
     ".json": "json",
+    ".csv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+COLUMNAR = ("parquet", "arrow")  # are not read from the first byte to the last, and compress their columns themselves
 DESCRIPTIONS = {"dataset_info.json", "state.json"}  # what `datasets` writes beside .arrow files
 SPLITS = "dataset_dict.json"  # of several datasets
-BUFFER = 1 << 20  # bytes read at a time
-BLOCK = 1 << 20  # bytes decoded at a time
 PIECE = 1 << 16  # characters of plain text given at a time: some 15,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
-SHOWN = 60  # characters of a bad line in an error
 LFS = b"version https://git-lfs.github.com/spec/"
-COMPRESSED = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\xfd7zX": "xz",
-    b"BZh9": "bzip2",
-    b"PK\x03\x04": "zip",
-}
 ARROW_FILE = b"ARROW1"  # of a file with an index; `datasets` writes streams, without one
-TAIL = 16  # characters: a literal or an escape that the end of a block may have cut
-
-SPACE = re.compile(r"[ \t\n\r]*")
 
 Watch = Callable[[memoryview], None]
 
 
 def format_of(file: Path) -> str | None:
-    """ "text", "json", "parquet" or "arrow" by the ending of its name, in capitals or not; None for another one."""
-    return FORMATS.get(file.suffix.lower())
+    """ "text", "json", "csv", "parquet" or "arrow" by the ending of its name, in capitals or not; None for another one.
+
+    Text, JSON and CSV may be compressed, see `COMPRESSIONS`.
+    """
+    if compression_of(file) is None:
+        return FORMATS.get(file.suffix.lower())
+    inside = FORMATS.get(Path(file.stem).suffix.lower())
+    return None if inside in COLUMNAR else inside
 
 
 def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
@@ -72,8 +67,8 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
     if not files:
         others = ", ".join(f"{count:,} {why}" for why, count in passed_over(path).items()) or "no file"
         raise ValueError(
-            f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, got {str(source)!r}"
-            + (f", which has {others}" if path.is_dir() else "")
+            f"{argument}: wanted a file or folder with {', '.join(FORMATS)} files, or text that is compressed (.txt"
+            f"{', .txt'.join(COMPRESSIONS)}), got {str(source)!r}" + (f", which has {others}" if path.is_dir() else "")
         )
     return files
 
@@ -114,13 +109,14 @@ def read_texts(
 
     Raises (while iterating):
         ValueError: bytes that are not UTF-8 (a byte order mark is left out), a row that is not JSON, has no such
-            column, or something else than a text in it; file and line (row of a parquet or Arrow file) are named.
+            column, or something else than a text in it; file and line (row of a parquet or Arrow file) are named. A
+            compressed file that is cut off or damaged.
         OSError: the file cannot be read.
     """
     kind = format_of(file)
     with file.open("rb", buffering=BUFFER) as raw:
         stream = raw if watch is None else io.BufferedReader(_Watched(raw, watch), BUFFER)
-        if kind in ("parquet", "arrow"):
+        if kind in COLUMNAR:
             if watch is not None:  # it is not read in order
                 while stream.read(BUFFER):
                     pass
@@ -132,17 +128,22 @@ def read_texts(
             raise ValueError(
                 f"{argument}: wanted the content of {str(file)!r}, got a pointer of git-lfs, see git lfs pull"
             )
-        start = start[:4]
-        if packed := next((name for sign, name in COMPRESSED.items() if start.startswith(sign)), None):
-            raise ValueError(f"{argument}: wanted text in {str(file)!r}, got what {packed} compressed; unpack it")
+        stream = unpacked(stream, file, argument)
+        start = stream.peek(4)[:4]
+        if packed := next((name for sign, name in SIGNS.items() if start.startswith(sign)), None):
+            raise ValueError(
+                f"{argument}: wanted text in {str(file)!r}, got what {packed} compressed; what has a name that ends in "
+                f"{', '.join(COMPRESSIONS)} is unpacked"
+            )
         if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32")
         if kind == "text":
-            pieces = rejoin(_decoded(stream, file, argument), PIECE)
+            pieces = rejoin(decoded(stream, file, argument), PIECE)
             yield next(pieces, "")
             yield from pieces
         else:
-            for line, row in _json_rows(stream, file, argument):
+            rows = csv_rows if kind == "csv" else json_rows
+            for line, row in rows(stream, file, argument):
                 yield _text_of(row, text_field, f"line {line} of {str(file)!r}", argument)
 
 
@@ -159,27 +160,6 @@ class _Watched(io.RawIOBase):
         count = self.raw.readinto(buffer)
         self.watch(memoryview(buffer)[:count])
         return count
-
-
-def _decoded(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[str]:
-    """Text in blocks, with \\n for every end of a line."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    line = 1
-    while True:
-        block = stream.read(BLOCK)
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            line += error.object[: error.start].count(b"\n")
-            raise _not_utf8(error, line, file, argument) from error
-        line += block.count(b"\n")
-        if not block:
-            return
-
-
-def _not_utf8(error: UnicodeDecodeError, line: int, file: Path, argument: str) -> ValueError:
-    byte = f"0x{error.object[error.start]:02x}"
-    return ValueError(f"{argument}: wanted UTF-8 in line {line} of {str(file)!r}, got the byte {byte} ({error.reason})")
 
 
 def _text_of(row: object, text_field: str, place: str, argument: str) -> str | None:
@@ -200,101 +180,6 @@ def _text_of(row: object, text_field: str, place: str, argument: str) -> str | N
         got = text[error.start].encode("ascii", "backslashreplace").decode()
         raise ValueError(f"{argument}: wanted whole characters in {place}, got {got}, half of one") from error
     return text
-
-
-def _json_rows(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[tuple[int, object]]:
-    """(line, row): one a line if the first line is a row, else those of a list, or rows that span lines."""
-    start = stream.peek(BUFFER)
-    first = start.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
-    if start.startswith(codecs.BOM_UTF8):
-        stream.read(len(codecs.BOM_UTF8))
-    try:
-        one_a_line = isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError):
-        one_a_line = False
-    if not one_a_line:
-        yield from _JsonValues(_decoded(stream, file, argument), file, argument)
-        return
-    for number, line in enumerate(stream, 1):
-        if not line.isspace():
-            try:
-                yield number, json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                raise _not_utf8(error, number, file, argument) from error
-            except (ValueError, RecursionError) as error:  # of a number with thousands of digits, too
-                shown = line[:SHOWN].decode(errors="replace").rstrip()
-                place = f"line {number} of {str(file)!r}"
-                raise ValueError(f"{argument}: wanted JSON in {place}, got {shown!r} ({error})") from error
-
-
-class _JsonValues:
-    """The elements of a list, or values one after the other, with their lines; memory is that of one, and a block."""
-
-    def __init__(self, blocks: Iterable[str], file: Path, argument: str):
-        self.blocks, self.file, self.argument = iter(blocks), file, argument
-        self.text, self.at, self.line, self.ended = "", 0, 1, False
-        self.decoder = json.JSONDecoder()
-
-    def __iter__(self) -> Iterator[tuple[int, object]]:
-        if self._sign() != "[":
-            while self._sign():
-                yield self.line, self._value()
-            return
-        self.at += 1
-        sign = self._sign()
-        self.at += sign == "]"
-        while sign != "]":
-            self._sign()
-            line, row = self.line, self._value()
-            yield line, {"text": row} if isinstance(row, str) else row
-            sign = self._sign()
-            if sign not in (",", "]"):
-                raise self._wrong("wanted ',' or ']' between the rows of a list")
-            self.at += 1
-        if self._sign():
-            raise self._wrong("wanted nothing after the list of rows")
-
-    def _value(self) -> object:
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.at)
-            except (ValueError, RecursionError) as error:
-                cut = "Unterminated" in str(error) or getattr(error, "pos", 0) > len(self.text) - TAIL
-                if self.ended or not cut:
-                    raise self._wrong("wanted JSON", error) from error
-                self._more()
-            else:
-                self._pass(end)
-                return value
-
-    def _sign(self) -> str:
-        """The next character that is not white space, which stays where it is; none at the end."""
-        while True:
-            self._pass(SPACE.match(self.text, self.at).end())
-            if self.at < len(self.text) or self.ended:
-                return self.text[self.at : self.at + 1]
-            self._more()
-
-    def _pass(self, end: int) -> None:
-        self.line += self.text.count("\n", self.at, end)
-        self.at = end
-
-    def _more(self) -> None:
-        """As much again as is waiting, so that a long value is not read over and over."""
-        waiting, size = [self.text[self.at :]], 0
-        while not self.ended and size <= len(waiting[0]):
-            block = next(self.blocks, None)
-            self.ended = block is None
-            waiting.append(block or "")
-            size += len(waiting[-1])
-        self.text, self.at = "".join(waiting), 0
-
-    def _wrong(self, wanted: str, error: Exception | None = None) -> ValueError:
-        end = max(self.at, getattr(error, "pos", self.at))
-        line = self.line + self.text.count("\n", self.at, end)
-        got = self.text[end : end + SHOWN] or "the end of the file"
-        why = f" ({error})" if error is not None and not isinstance(error, json.JSONDecodeError) else ""
-        return ValueError(f"{self.argument}: {wanted} in line {line} of {str(self.file)!r}, got {got!r}{why}")
 
 
 def _column_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
@@ -341,9 +226,17 @@ def _columns(raw: io.BufferedReader, file: Path, text_field: str) -> "tuple[pa.S
     return stream.schema, stream
 
 
+def check_plain_text(file: str | Path, argument: str) -> None:
+    """Raise a FileNotFoundError or ValueError that names the argument unless there is such a file of plain text."""
+    if not Path(file).exists():
+        raise FileNotFoundError(f"{argument}: wanted a file that is there, got {str(file)!r}")
+    if not Path(file).is_file() or format_of(Path(file)) != "text":
+        raise ValueError(f"{argument}: wanted a .txt or .md file, got {str(file)!r}")
+
+
 def check_first_rows(files: list[Path], text_field: str, argument: str = "data") -> None:
-    """Read the first row of the first file of each format, so that a wrong `text_field` is an error at once."""
-    first_of = {format_of(file): file for file in reversed(files)}
+    """Read the first row of the first file of each ending, so that a wrong `text_field` is an error at once."""
+    first_of = {ending_of(file): file for file in reversed(files)}
     for file in first_of.values():
         next(read_texts(file, text_field, argument), None)
 
@@ -359,7 +252,7 @@ def check_texts(argument: str, source: str | Path, text_field: str = "text") -> 
         ValueError, OSError: what `find_files` raises, what `read_texts` raises of the first row, or a path where
             nothing is.
     """
-    check_location(argument, source, tuple(FORMATS))
+    check_location(argument, source, (*FORMATS, *COMPRESSIONS))
     files = None if "://" in str(source) else find_files(source, argument)
     if files is not None:
         check_first_rows(files, text_field, argument)

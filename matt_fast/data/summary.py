@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matt_fast.data.compressed import ending_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files, format_of, passed_over, read_texts
 
@@ -134,7 +135,7 @@ def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str 
 def _digest_of(source: str | Path, digests: Mapping[Path, str]) -> str:
     """Names count inside a folder; of a single file only its format, so that it may be moved."""
     source = Path(source)
-    names = [x.relative_to(source).as_posix() if source.is_dir() else x.suffix.lower() for x in digests]
+    names = [x.relative_to(source).as_posix() if source.is_dir() else ending_of(x) for x in digests]
     return hashlib.sha256(json.dumps([names, list(digests.values())]).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a folder given as a model holds, told by its files: refused with its name if it is no language model."""
+"""What a folder given as a model or tokenizer holds, told by its files: refused with its name if it is none."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from matt_fast.support.checks import check_location
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
+OF_TOKENIZER = ("*token*", "*vocab*", "merges.txt", "*.model", "*.gguf")  # files of which one is there at least
 
 
 def check_model_place(model: str | Path, argument: str) -> None:
@@ -42,6 +43,30 @@ def check_model_place(model: str | Path, argument: str) -> None:
     raise ValueError(
         f"{argument}: {_quoted(place)} could not be loaded as a model: wanted {CONFIG} in it, got {contents(place)}"
     )
+
+
+def check_tokenizer_place(tokenizer: str | Path, argument: str) -> None:
+    """Look at what is at `tokenizer`, before anything is loaded.
+
+    Args:
+        tokenizer: folder or hub name of a model or tokenizer, or a tokenizer.json.
+        argument: what errors call it.
+
+    Raises:
+        FileNotFoundError: it can only be a path, and nothing is there.
+        ValueError: another file, or a folder without any of a tokenizer.
+    """
+    check_location(argument, tokenizer, (".txt", ".json", ".gguf"))
+    place = Path(tokenizer)
+    if place.is_file() and place.suffix.lower() not in (".json", ".gguf"):
+        raise ValueError(
+            f"{argument}: wanted a folder with tokenizer.json, that file, or a name of the hub; got {_quoted(place)}"
+        )
+    if place.is_dir() and not any(any(place.glob(name)) for name in OF_TOKENIZER):
+        raise ValueError(
+            f"{argument}: {_quoted(place)} could not be loaded as a tokenizer: wanted tokenizer.json in it, got "
+            f"{contents(place)}"
+        )
 
 
 def contents(folder: Path) -> str:

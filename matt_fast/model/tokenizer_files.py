@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from matt_fast.alignment.vocabulary import check_constant
+from matt_fast.alignment.vocabulary import check_constant, check_distinct_ids
 from matt_fast.model.folders import contents
 from matt_fast.support.checks import check_location
 
@@ -45,7 +45,8 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     """The tokenizer of a folder, of a tokenizer.json alone, or of the hub.
 
     Where transformers builds another one than its tokenizer.json (by a class that tokenizer_config.json names), the
-    file counts, and a warning says so. One without any settings gets its special tokens by their names, with a warning.
+    file counts, and a warning says so; another one tells where added tokens have other ids than it says. One without
+    any settings gets its special tokens by their names, with a warning.
 
     Args:
         path: folder, file or hub name.
@@ -54,7 +55,8 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
 
     Raises:
         FileNotFoundError: it can only be a path, and nothing is there.
-        ValueError: it cannot be loaded, or draws its tokens at random (`check_constant`).
+        ValueError: it cannot be loaded, draws its tokens at random (`check_constant`), or has two tokens with one id
+            (`check_distinct_ids`).
     """
     check_location(argument, path, (".json", ".gguf"))
     try:
@@ -68,7 +70,9 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     if not tokenizer.is_fast:
         return tokenizer
     check_constant(tokenizer, argument)
-    return _as_in_file(tokenizer, path, argument, options)
+    tokenizer = _as_in_file(tokenizer, path, argument, options)
+    check_distinct_ids(tokenizer, argument)
+    return tokenizer
 
 
 def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | Tokenizer) -> str | None:
@@ -98,12 +102,16 @@ def _as_in_file(
     tokenizer: PreTrainedTokenizerBase, path: str | Path, argument: str, options: Mapping
 ) -> PreTrainedTokenizerBase:
     """`tokenizer`, or one that gives the tokens of its tokenizer.json where it does not."""
-    if Path(path).is_file() or type(tokenizer).__module__.startswith("transformers_modules"):
-        return tokenizer  # made of the file, or by code that may do anything
-    file = cached_file(path, FILE, _raise_exceptions_for_missing_entries=False)
+    if type(tokenizer).__module__.startswith("transformers_modules"):
+        return tokenizer  # made by code that may do anything
+    alone = Path(path).is_file()
+    file = path if alone else cached_file(path, FILE, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return tokenizer
     raw = json.loads(Path(file).read_text(encoding="utf-8"))
+    _tell_other_ids(tokenizer, raw, path, argument)
+    if alone:
+        return tokenizer
     _take_prefix_space(raw["pre_tokenizer"], tokenizer)
     original = Tokenizer.from_str(json.dumps(raw))
     original.no_truncation()
@@ -121,6 +129,20 @@ def _as_in_file(
         stacklevel=3,
     )
     return plain if ours else tokenizer
+
+
+def _tell_other_ids(tokenizer: PreTrainedTokenizerBase, raw: dict, path: str | Path, argument: str) -> None:
+    """Warn of added tokens that have other ids than their file says: `tokenizers` counts them anew."""
+    known = tokenizer.get_vocab()
+    others = [x for x in raw["added_tokens"] if known.get(x["content"], x["id"]) != x["id"]]
+    if others:
+        token = others[0]["content"]
+        warnings.warn(
+            f"{argument}: {len(others):,} of the added tokens of {str(path)!r} have other ids than its {FILE} says, "
+            f"{token!r} has {known[token]} for {others[0]['id']}: added tokens are counted anew. "
+            "Look whether these are the model's rows, or write them into the vocabulary there under their ids",
+            stacklevel=4,
+        )
 
 
 def _take_prefix_space(pre_tokenizer: dict | None, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,7 @@ from matt_fast.training.objectives import trains_output
 from matt_fast.training.options import HealingOptions, TrainingOptions, options_of_healing
 
 GIB = 1 << 30
+SEARCHED = 1 << 19  # tokens of a batch: what is larger is not looked for
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 
 Change = tuple[list[str], dict]  # options of the command line, and what they change of a step
@@ -45,7 +46,8 @@ class Plan:
         n_layers: the target layer, counted from 1.
         rows, trainable: of the new vocabulary, and those of them that are trained.
         step: peak memory by part, and multiplications and additions.
-        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`.
+        longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`. Batches
+            of more than half a million tokens are not looked for, as for `largest_batch`.
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
         healing: a step of rows and layers together; None where none was asked for.
@@ -98,7 +100,7 @@ def plan(
         length, batch_size: tokens of a chunk on either side, and chunks.
         n_layers: the target layer; a third of the depth if None.
         training: see `TrainingOptions`.
-        healing: see `HealingOptions`; a step of it is predicted beside.
+        healing: see `HealingOptions`; a step of it is predicted beside, and has to fit too.
         precision: of the frozen weights: "no" (float32) or "bf16".
         freeze_shared, untie: as in `transfer`.
         device: "cuda" or "cpu": where backend "auto" of the loss will run.
@@ -179,25 +181,48 @@ def plan_step(
             bandwidth=bandwidth,
         )
         found = replace(found, layouts=every)
+
+    def heal(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
+        options = options_of_healing(replace(training, **changes), healing)
+        spread = processes if options.shard else 1
+        whole = _outlines(source, None, device)(precision, options.quantization, None, spread)
+        return simulate(whole, vocabulary, length, batch_size, n_layers, options, healing, processes)
+
+    def larger(**changes) -> Step:
+        """Of the steps of a run the one that takes most."""
+        steps = [run(**changes)] if healing is None else [run(**changes), heal(**changes)]
+        return max(steps, key=lambda step: step.peak)
+
     if healing is not None:
         source.check_language_model("heal")
-        spread = processes if training.shard else 1
-        whole = _outlines(source, None, device)(precision, training.quantization, None, spread)
-        options = options_of_healing(training, healing)
-        found = replace(
-            found, healing=simulate(whole, vocabulary, length, batch_size, n_layers, options, healing, processes)
-        )
+        found = replace(found, healing=heal())
     if vram is None:
         return found
-    last_resorts = _last_resorts(training, device)
-    _check_single_token(run, last_resorts, vram)
-    longest = _largest(lambda n: run(length=n).peak, vram, limit or max(length, 1 << 20), CLOSE_ENOUGH)
-    largest_batch = _largest(lambda n: run(batch_size=n).peak, vram, ROWS, CLOSE_ENOUGH)
+    first = partial(_first_changes, training, precision, batch_size)
+    last = _last_resorts(training, device, healing)
+    return _with_what_fits(found, larger, vram, length, batch_size, limit, first, last)
+
+
+def _with_what_fits(
+    found: Plan,
+    larger: Callable[..., Step],
+    vram: int,
+    length: int,
+    batch_size: int,
+    limit: int | None,
+    first: Callable[[int], list[Change]],
+    last: list[Change],
+) -> Plan:
+    """The plan with what fits into `vram` of the steps that `larger` gives, and what to turn on where they do not."""
+    _check_single_token(larger, last, vram)
+    most = limit or max(length, SEARCHED // batch_size)
+    longest = _largest(lambda n: larger(length=n).peak, vram, most, CLOSE_ENOUGH)
+    most = min(ROWS, max(batch_size, SEARCHED // length))
+    largest_batch = _largest(lambda n: larger(batch_size=n).peak, vram, most, CLOSE_ENOUGH)
     found = replace(found, longest=longest, largest_batch=largest_batch)
-    if found.step.peak <= vram:
+    if larger().peak <= vram:
         return found
-    first = _first_changes(training, precision, batch_size, largest_batch)
-    return replace(found, remedies=_remedies(run, first, last_resorts, longest, vram))
+    return replace(found, remedies=_remedies(larger, first(largest_batch), last, longest, vram))
 
 
 def _check_arguments(length, batch_size, precision, device, processes, training: TrainingOptions | None) -> None:
@@ -228,12 +253,17 @@ def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..
     return outline
 
 
-def _last_resorts(training: TrainingOptions, device: str) -> list[Change]:
-    """Of what can be turned on, the one that costs accuracy and the one that costs time; one at a time."""
+def _last_resorts(training: TrainingOptions, device: str, healing: HealingOptions | None) -> list[Change]:
+    """Of what can be turned on, the one that costs accuracy and the one that costs time; one at a time.
+
+    Healing does not go with offloaded layers, and only LoRA with quantised ones.
+    """
     if training.quantization is not None or training.offload is not None or training.compile or training.shard:
         return []
-    found: list[Change] = [(["--quantization 4bit"], {"quantization": "4bit"})]
-    if "aim-all-layers" not in training.objectives():
+    found: list[Change] = []
+    if healing is None or healing.method == "lora":
+        found.append((["--quantization 4bit"], {"quantization": "4bit"}))
+    if "aim-all-layers" not in training.objectives() and healing is None:
         place = "cpu" if device == "cuda" else "disk"
         names = [] if training.checkpointing else ["--checkpointing"]
         found.append(([*names, f"--offload {place}"], {"checkpointing": True, "offload": place}))

@@ -11,7 +11,8 @@ from typing import Any
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
 from matt_fast.data.reading import check_texts
-from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS
+from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS, INITS
+from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
@@ -25,6 +26,12 @@ COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")  # what the hub knows
+PLACES = {  # of arguments that may be folders or names of the hub
+    "model": check_model_place,
+    "tokenizer": check_tokenizer_place,
+    "teacher": check_model_place,
+    "donor": check_model_place,
+}
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu|mlu|musa)(:\d+)?")
 
 
@@ -37,15 +44,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     given |= _named_texts(given)
-    for name in (
-        "model",
-        "tokenizer",
-        "teacher",
-        "donor",
-        "init",
-    ):
+    for name, check in PLACES.items():
         if isinstance(given.get(name), str | Path):
-            check_location(name, given[name], (".safetensors",) if name == "init" else (".json", ".gguf"))
+            check(given[name], name)
+    if isinstance(given.get("init"), str | Path):
+        _check_init(given["init"])
     for name in ("data", *(x for x in given if x.startswith("eval_data"))):
         if isinstance(given.get(name), str | Path):
             check_texts(name, given[name], given.get("text_field", "text"))
@@ -86,6 +89,20 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_watching(given)
 
 
+def _check_init(init: str | Path) -> None:
+    """A name of `INITS`, or a place; what is here has to be a model, or a .safetensors file."""
+    check_location("init", init, (".safetensors",))
+    text, place = str(init), Path(init)
+    if text in INITS or (place.is_file() and place.suffix == ".safetensors"):
+        return
+    if not place.exists() and "/" not in text:
+        raise ValueError(
+            f"init: wanted {', '.join(INITS)}, or ready rows: a model folder, a .safetensors file or OWNER/NAME on the "
+            f"hub; got {text!r}"
+        )
+    check_model_place(init, "init")
+
+
 def check_output_apart(output: str | Path, arguments: Mapping[str, Any]) -> None:
     """Raise a ValueError if the output of a transfer would lie in one of its folders of texts."""
     given = {"data": arguments.get("data"), "eval_data": arguments.get("eval_data"), **_named_texts(arguments)}
@@ -103,7 +120,7 @@ def check_prepare(arguments: Mapping[str, Any]) -> None:
     """
     for name in ("model", "tokenizer", "teacher"):
         if isinstance(arguments[name], str | Path):
-            check_location(name, arguments[name])
+            PLACES[name](arguments[name], name)
     check_texts("data", arguments["data"], arguments["text_field"])
     check_choice("executor", arguments["executor"], EXECUTORS)
     for name, most in (("max_length", LENGTH), ("shards", SHARDS), ("workers", MANY)):

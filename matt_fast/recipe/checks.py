@@ -11,6 +11,7 @@ import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import identity
+from matt_fast.data.compressed import ending_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
 from matt_fast.data.shards import MadeOf, Shards
@@ -206,7 +207,7 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
             yield f"Warning: {warning}"
     read = (("data", job.data, data), *(("eval_data", job.held_out[name], x) for name, x in held_out.items()))
     for argument, place, found in read if begins else ():
-        formats = Counter(file.suffix.lower() for file in find_files(place) or ())
+        formats = Counter(ending_of(file) for file in find_files(place) or ())
         if len(formats) > 1:  # a dataset's README.md is a text like any other
             parts = (f"{count:,} {suffix}" for suffix, count in formats.items())
             yield f"{argument}: files of several formats are read: {', '.join(parts)}"

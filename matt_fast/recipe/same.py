@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from matt_fast.data.compressed import ending_of
 from matt_fast.data.reading import find_files
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import Resume
@@ -39,7 +40,7 @@ def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
     for argument, place in texts.items():
         files = None if place is None else find_files(place, argument)
         for file in files or ():
-            name = file.relative_to(place).as_posix() if file != Path(place) else file.suffix
+            name = file.relative_to(place).as_posix() if file != Path(place) else ending_of(file)
             found[f"{argument} file {name}"] = _ends(file)
     return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.data.documents import read_documents
-from matt_fast.data.reading import format_of, read_texts
+from matt_fast.data.reading import check_plain_text, read_texts
 from matt_fast.support.checks import MANY, check_new_folder, check_range
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -124,8 +124,7 @@ def read_words(file: str | Path) -> list[str]:
         ValueError: there is none, or it is no text file in UTF-8.
         OSError: it cannot be read.
     """
-    if format_of(Path(file)) != "text":
-        raise ValueError(f"words: wanted a .txt or .md file with a word a line, got {str(file)!r}")
+    check_plain_text(file, "words")
     lines = "".join(filter(None, read_texts(Path(file), "text", "words"))).split("\n")
     words = [line for line in dict.fromkeys(lines) if line.strip()]
     if not words:

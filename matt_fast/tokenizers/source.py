@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import check_constant, check_fast
+from matt_fast.alignment.vocabulary import check_constant, check_distinct_ids, check_fast
 from matt_fast.model.tokenizer_files import FILE, first_difference, load_tokenizer
 from matt_fast.support.files import whole_folder
 
@@ -72,12 +72,13 @@ def read_source(model: str | Path | PreTrainedTokenizerBase, argument: str = "mo
 
     Raises:
         TypeError: it is not a fast tokenizer.
-        ValueError: it cannot be loaded, or draws its tokens at random.
+        ValueError: it cannot be loaded, draws its tokens at random, or has two tokens with one id.
     """
     loaded = isinstance(model, PreTrainedTokenizerBase)
     tokenizer = copy.deepcopy(model) if loaded else load_tokenizer(model, argument, **options)
     check_fast(tokenizer, argument)
     check_constant(tokenizer, argument)
+    check_distinct_ids(tokenizer, argument)
     return Source(tokenizer, json.loads(tokenizer.backend_tokenizer.to_str()), argument)
 
 

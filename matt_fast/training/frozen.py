@@ -152,11 +152,16 @@ def _keep_part(model: PreTrainedModel, processes: int, gathered: int) -> None:
         model.register_buffer(name, torch.empty(size, dtype=torch.uint8, device="meta"))
 
 
-class _QuantizedLinear(nn.Module):
-    """On the meta device: a linear layer with the memory that bitsandbytes' have, at rest and at work."""
+class _QuantizedLinear(nn.Linear):
+    """On the meta device: a linear layer with the memory that bitsandbytes' have, at rest and at work.
+
+    Adapters (peft) go beside it as they do beside those.
+    """
 
     def __init__(self, linear: nn.Linear, quantization: str, device: str):
-        super().__init__()
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        del self.weight
+        self.__dict__["weight"] = linear.weight  # for its dtype and shape: as no parameter it is not counted
         self.shape, self.bias, self.bits, self.device = linear.weight.shape, linear.bias, quantization, device
         count = linear.weight.numel()
         packed, scales = (count, self.shape[0]) if quantization == "8bit" else (-(-count // 2), -(-count // BLOCK))

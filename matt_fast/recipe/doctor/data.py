@@ -106,7 +106,8 @@ def rows(subject: Subject) -> Iterator[Said]:
     if job.epochs is None and sample.share:
         steps = job.training.steps + (0 if job.healing is None else job.healing.steps)
         passes = steps * job.training.accumulation * size * sample.share / len(lengths)
-        shown = f"{steps:,} steps are {'about ' * (not sample.whole)}{passes:,.2g} passes over the data"
+        times = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
+        shown = f"{steps:,} steps are {'about ' * (not sample.whole)}{times} passes over the data"
         if passes > MOST_PASSES:
             yield look(shown, "fewer steps or more text")
         else:

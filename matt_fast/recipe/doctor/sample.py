@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.compressed import compression_of
 from matt_fast.data.documents import read_documents
-from matt_fast.data.reading import find_files
+from matt_fast.data.reading import find_files, format_of
 from matt_fast.recipe.subject import Subject
 from matt_fast.support.texts import groups
 
@@ -43,7 +44,7 @@ class Sample:
     Attributes:
         texts: of the documents.
         whole: whether these are all.
-        share: of the files' bytes, about; None for a hub dataset.
+        share: of the files' bytes, about; None for a hub dataset, and of files that hold more text than bytes.
     """
 
     subject: Subject
@@ -64,10 +65,12 @@ class Sample:
                 break
         sample.whole = next(documents, None) is None
         files = find_files(job.data)
-        if files is not None:
+        if sample.whole:
+            sample.share = 1.0
+        elif files is not None and not any(compression_of(x) or format_of(x) == "parquet" for x in files):
             size = sum(file.stat().st_size for file in files)
             found = sum(len(text.encode()) for text in sample.texts)
-            sample.share = 1.0 if sample.whole else min(0.999, found / max(1, size))
+            sample.share = min(0.999, found / max(1, size))
         return sample
 
     @property

@@ -25,6 +25,22 @@ def loaded(subject: Subject) -> Iterator[Said]:
     vocabulary = subject.vocabulary
     for name, tokenizer in (("the model's", vocabulary.teacher), ("the new one", vocabulary.student)):
         yield ok(f"{name}: {type(tokenizer.backend_tokenizer.model).__name__}, {len(tokenizer):,} tokens")
+    taken = next_added(vocabulary.student)
+    if taken is not None:
+        yield look(
+            f"some ids of the new one have no token, and the next that add_tokens would give, {taken[0]:,}, is that of "
+            f"{taken[1]!r}",
+            "before more tokens are added to the result, think of tokenizer extend --words, which gives free ids",
+        )
+
+
+def next_added(tokenizer: PreTrainedTokenizerBase) -> tuple[int, str] | None:
+    """The id that `tokenizers` would give to the next added token, and the token that has it; None if none has."""
+    size = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    last = max(tokenizer.added_tokens_decoder, default=-1)
+    following = last + 1 if last >= size else size
+    entry = next((entry for entry, i in tokenizer.get_vocab().items() if i == following), None)
+    return None if entry is None else (following, entry)
 
 
 def shared(subject: Subject) -> Iterator[Said]:
