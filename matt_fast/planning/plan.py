@@ -315,14 +315,24 @@ def _remedies(
 
 
 def _largest(peak: Callable[[int], int], allowed: int, limit: int, parts: int) -> int:
-    """The largest count up to `limit` whose peak is allowed, to within one of `parts` parts; 0 if none is."""
-    low, high = 0, 1
-    while high <= limit and peak(high) <= allowed:
-        low, high = high, high * 2
-    if low * 2 > limit and peak(limit) <= allowed:
-        return limit
-    high = min(high, limit)
+    """The largest count up to `limit` whose peak is allowed, to within one of `parts` parts; 0 if none is.
+
+    Memory is nearly a line in the count: a try is where the line through the two before meets what is allowed, a bit to
+    the side that is still open. Every third halves what is left, for what is no line.
+    """
+    low, high, before, count = 0, limit + 1, (0, 0), 1  # low fits, high does not
+    tries = 0
     while high - low > max(1, low // parts):
-        middle = (low + high) // 2
-        low, high = (middle, high) if peak(middle) <= allowed else (low, middle)
+        found, tries = peak(count), tries + 1
+        low, high = (count, high) if found <= allowed else (low, count)
+        slope = (found - before[1]) / (count - before[0])
+        before = count, found
+        halfway = (low + high) // 2 if high <= limit else min(16 * low, limit)
+        if slope <= 0 or tries % 3 == 0:
+            count = halfway
+            continue
+        meeting = count + (allowed - found) / slope
+        aside = max(1.0, meeting / (3 * parts))
+        wanted = min(round(meeting - aside if count == high else meeting + aside), halfway if high > limit else high)
+        count = wanted if low < wanted < high else halfway
     return low
