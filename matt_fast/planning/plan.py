@@ -182,20 +182,21 @@ def plan_step(
         )
         found = replace(found, layouts=every)
 
-    def heal(length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
-        options = options_of_healing(replace(training, **changes), healing)
-        spread = processes if options.shard else 1
-        whole = _outlines(source, None, device)(precision, options.quantization, None, spread)
-        return simulate(whole, vocabulary, length, batch_size, n_layers, options, healing, processes)
+    whole_outline = _outlines(source, None, device)
+
+    def heal(chosen: HealingOptions, length=length, batch_size=batch_size, precision=precision, **changes) -> Step:
+        options = options_of_healing(replace(training, **changes), chosen)
+        whole = whole_outline(precision, options.quantization, None, processes if options.shard else 1)
+        return simulate(whole, vocabulary, length, batch_size, n_layers, options, chosen, processes)
 
     def larger(**changes) -> Step:
         """Of the steps of a run the one that takes most."""
-        steps = [run(**changes)] if healing is None else [run(**changes), heal(**changes)]
+        steps = [run(**changes)] if healing is None else [run(**changes), heal(healing, **changes)]
         return max(steps, key=lambda step: step.peak)
 
     if healing is not None:
         source.check_language_model("heal")
-        found = replace(found, healing=heal())
+        found = replace(found, healing=heal(healing))
     if vram is None:
         return found
     first = partial(_first_changes, training, precision, batch_size)
