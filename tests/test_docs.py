@@ -196,7 +196,14 @@ def make_results(arguments: list[str]) -> None:
     for folder in folders:
         Path(folder, "run").mkdir(parents=True, exist_ok=True)
         Path(folder, "run", "run.yaml").write_text("model: MODEL\ntokenizer: NEW\ndata: TEXT\n")
-        for name in ("config.json", "README.md", "run/run.json", "run/result.json", "run/state.json"):
+        for name in (
+            "config.json",
+            "README.md",
+            "token_provenance.jsonl",
+            "run/run.json",
+            "run/result.json",
+            "run/state.json",
+        ):
             Path(folder, name).write_text("{}")
 
 

@@ -344,5 +344,7 @@ def test_texts_at_a_url_are_read_as_those_of_a_hub_dataset(sides):
         assert len(own) == 2
         found |= own
     assert found == set("0123")
-    with pytest.raises(ValueError, match=r"data: wanted \.jsonl, \.json or \.parquet files at a URL, got 'memory://"):
+    with pytest.raises(
+        ValueError, match=r"data: wanted \.jsonl, \.json, \.csv or \.parquet files at a URL, got 'memory://"
+    ):
         read_documents("memory://texts/x.txt")

@@ -1,5 +1,7 @@
 """What a transfer refuses, before any work or at the first bad step."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +26,12 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
         transfer(**arguments | {"output": tmp_path / "full"})
+    (tmp_path / "texts").mkdir()
+    shutil.copy(arguments["data"], tmp_path / "texts")
     with pytest.raises(ValueError, match="output: wanted a folder outside of data"):
-        transfer(**arguments | {"data": tmp_path})
+        transfer(**arguments | {"data": tmp_path / "texts", "output": tmp_path / "texts" / "output"})
+    assert len(list((tmp_path / "texts").iterdir())) == 1
+    shutil.rmtree(tmp_path / "texts")
     with pytest.raises(ValueError, match="n_layers: wanted 1 to 3 for this model, got 9"):
         transfer(**arguments, n_layers=9)
     with pytest.raises(ValueError, match="precision: wanted one of auto, no, bf16, got 'fp16'"):

@@ -288,7 +288,7 @@ def test_what_cannot_be_done_is_refused(data, tmp_path):
         extend(base, tmp_path / "made", data=once)
     with pytest.raises(ValueError, match=r"^words: wanted a word a line in .*empty.txt', got none"):
         extend(base, tmp_path / "made", words=empty)
-    with pytest.raises(ValueError, match=r"^words: wanted a .txt or .md file with a word a line, got .*jsonl'"):
+    with pytest.raises(ValueError, match=r"^words: wanted a .txt or .md file, got .*jsonl'"):
         extend(base, tmp_path / "made", words=data)
     with pytest.raises(ValueError, match=r"^data: wanted text to learn tokens from, or words, got neither"):
         extend(base, tmp_path / "made")
@@ -339,7 +339,7 @@ def test_command_line(data, tmp_path):
     assert found.exit_code == 1
     assert "Error: output: wanted a new or empty folder" in found.output
     for arguments, message in (
-        (["extend", "--model", base, "--add", "0"], "add: wanted at least 1, got 0"),
+        (["extend", "--model", base, "--data", str(data), "--add", "0"], "add: wanted at least 1, got 0"),
         (["train", "--data", str(data), "--size", "500", "--kind", "x"], "kind: wanted one of byte-bpe"),
         (["prune", "--model", base, "--keep", "3", "--data", "no/such/file"], "data: wanted a file or folder"),
         (["merge", "--model", base, "--other", "/no/folder"], "other: wanted a file or folder"),
