@@ -100,8 +100,9 @@ def test_a_finished_run_keeps_its_figures_and_little_else(job):
         assert getattr(again, name) == getattr(first, name), name
     with pytest.raises(FileExistsError, match="holds a finished run"):
         transfer(**job)
-    with pytest.raises(ValueError, match="is finished and cannot go on with steps: was 10, now 20; give"):
+    with pytest.raises(ValueError, match="is finished and cannot go on with steps: was 10, now 20; give") as found:
         transfer(**job | {"training": replace(OPTIONS, steps=20)}, resume=True)
+    assert not getattr(found.value, "__notes__", [])  # nothing to go on from
 
 
 def test_what_a_run_does_not_go_on_with(job, tmp_path):

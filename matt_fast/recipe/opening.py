@@ -52,7 +52,8 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         try:
             yield Work(job, run, accelerator, processes, stop, listeners)
         except Exception as error:
-            if accelerator.is_main_process and run.path("run.json").exists() and run.has_something:
+            going_on = run.path("run.json").exists() and run.has_something and run.status != "finished"
+            if accelerator.is_main_process and going_on:
                 error.add_note(run.how_to_go_on)
             raise
         processes.wait()
