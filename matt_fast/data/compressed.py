@@ -20,6 +20,11 @@ def ending_of(file: PurePath) -> str:
     return (PurePath(file.stem).suffix.lower() if last in COMPRESSIONS else "") + last
 
 
+def format_ending(file: PurePath) -> str:
+    """ ".jsonl" of what is compressed, too; in small letters."""
+    return (PurePath(file.stem) if compression_of(file) else file).suffix.lower()
+
+
 def compression_of(file: PurePath) -> str | None:
     """ "gzip", "bz2", "xz" or "zstd" by the ending of its name; None for a file that is not compressed."""
     return COMPRESSIONS.get(file.suffix.lower())

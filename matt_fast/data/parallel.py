@@ -5,13 +5,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from matt_fast.data.compressed import compression_of, unpacked
+from matt_fast.data.compressed import format_ending, unpacked
 
 
 def check_pairs_file(source: str | Path) -> Path:
     """Return `source` as a path; raise a ValueError if it is no file of a format that `read_pairs` reads."""
     path = Path(source)
-    if _format_of(path) not in (".tsv", ".jsonl") or not path.is_file():
+    if format_ending(path) not in (".tsv", ".jsonl") or not path.is_file():
         raise ValueError(f"parallel: wanted a .tsv or .jsonl file of pairs of texts, got {str(source)!r}")
     return path
 
@@ -32,7 +32,7 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
             sides.
     """
     path = check_pairs_file(source)
-    is_tsv = _format_of(path) == ".tsv"
+    is_tsv = format_ending(path) == ".tsv"
     wanted = "two columns" if is_tsv else 'texts "source" and "target"'
     pairs = []
     for number, line in _lines(path):
@@ -46,10 +46,6 @@ def read_pairs(source: str | Path) -> list[tuple[str, str]]:
     if not pairs:
         raise ValueError(f"parallel: wanted a pair with text on both sides, got none in {str(source)!r}")
     return pairs
-
-
-def _format_of(path: Path) -> str:
-    return (Path(path.stem) if compression_of(path) else path).suffix.lower()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

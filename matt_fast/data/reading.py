@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matt_fast.data.compressed import BUFFER, COMPRESSIONS, SIGNS, compression_of, ending_of, unpacked
+from matt_fast.data.compressed import BUFFER, COMPRESSIONS, SIGNS, compression_of, ending_of, format_ending, unpacked
 from matt_fast.data.rows import SHOWN, csv_rows, decoded, json_rows
 from matt_fast.support.checks import check_location
 from matt_fast.support.texts import rejoin
@@ -41,10 +41,8 @@ def format_of(file: Path) -> str | None:
 
     Text, JSON and CSV may be compressed, see `COMPRESSIONS`.
     """
-    if compression_of(file) is None:
-        return FORMATS.get(file.suffix.lower())
-    inside = FORMATS.get(Path(file.stem).suffix.lower())
-    return None if inside in COLUMNAR else inside
+    kind = FORMATS.get(format_ending(file))
+    return None if kind in COLUMNAR and compression_of(file) else kind
 
 
 def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:

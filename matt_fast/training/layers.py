@@ -123,15 +123,15 @@ class TrainedLayers:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Bring what `state` gave back."""
+        states = {}
         with torch.no_grad():
-            for name, master in self.masters.items():
+            for number, (name, master) in enumerate(self.masters.items()):
                 master.copy_(tensors[f"layers.{name}"])
-                keys = ("step", "exp_avg", "exp_avg_sq")
-                found = {key: tensors.get(f"layers.{name}.{key}") for key in keys}
+                found = {key: tensors.get(f"layers.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
                 if found["step"] is not None:
-                    self.optimizer.state[master] = {
-                        key: x.clone().to("cpu" if key == "step" else master.device) for key, x in found.items()
-                    }
+                    states[number] = {key: x.clone() for key, x in found.items()}
+        # It knows where each belongs: the step of a fused update is on the device.
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
         self._follow()
 
     @contextmanager

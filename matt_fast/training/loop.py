@@ -306,12 +306,14 @@ def averaged(tensors: list[torch.Tensor], accelerator: Accelerator) -> list[torc
     if accelerator.num_processes == 1:
         return tensors
     exchanges: list[list[torch.Tensor]] = []
+    numbers = 0  # in the last one
     for tensor in tensors:
-        last = exchanges[-1] if exchanges else []
-        if last and last[0].dtype == tensor.dtype and sum(map(torch.numel, last)) + tensor.numel() <= EXCHANGED:
-            last.append(tensor)
+        numbers += tensor.numel()
+        if exchanges and exchanges[-1][0].dtype == tensor.dtype and numbers <= EXCHANGED:
+            exchanges[-1].append(tensor)
         else:
             exchanges.append([tensor])
+            numbers = tensor.numel()
     found = []
     for exchange in exchanges:
         together = exchange[0].flatten() if len(exchange) == 1 else torch.cat([x.flatten() for x in exchange])
