@@ -66,14 +66,14 @@ def test_formulas_of_columns():
         assert (x - y).norm() <= 1e-12 * y.norm()
 
 
-def close(ids, documents, dtype, share=1, softcap=None, **options):
+def close(ids, documents, dtype, share=1, softcap=None, metric="mse", **options):
     teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16)
     if dtype == torch.bfloat16:
         # Far from zero, where a key of zeros would outweigh all others.
         teacher[0][..., 0], teacher[1][..., 0] = 20, -20
-    plan = grouped_plan(*ids, *documents.values(), **options)
-    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share), softcap)
-    options = documents | options | {"softcap": softcap}
+    plan = grouped_plan(*ids, *documents.values(), metric=metric, **options)
+    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share), softcap, metric)
+    options = documents | options | {"softcap": softcap, "metric": metric}
     for x, y in zip(found, exact((teacher, student, *ids), options), strict=True):
         assert x.dtype == (dtype if x.ndim else torch.float32)
         assert (x - y).norm() <= FLOAT32[dtype] * y.norm()

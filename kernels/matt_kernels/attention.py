@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 # Fields of the plan's rows, tiles and long segments by number; see plan.py.
-ROWS, TILES, LONG, COUNTS = tl.constexpr(12), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
+ROWS, TILES, LONG, COUNTS = tl.constexpr(13), tl.constexpr(11), tl.constexpr(5), tl.constexpr(3)
 
 
 # Numbers of the head dimension that a tensor core adds up in one go for float32: the fewest that Triton 3.6 multiplies.

@@ -79,6 +79,6 @@ def cosine_terms(
 
 @triton.jit
 def last_of_segment(rows_ptr, row_limit, ids, tokens):
-    """Whether a student's token is the last one of its segment, the query of its row."""
+    """Whether a student's token is the last one of its segment."""
     there = (ids >= 0) & (ids < row_limit)
-    return tl.load(rows_ptr + row_limit + ids, mask=there, other=-1) == tokens
+    return tl.load(rows_ptr + 12 * row_limit + ids, mask=there, other=-1) == tokens

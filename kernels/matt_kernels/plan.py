@@ -12,6 +12,7 @@ import torch
 # Fields of AimPlan.rows and AimPlan.tiles, in order; the kernels read them by number.
 ROW_FIELDS = ("teacher_query", "student_query", "teacher_low", "teacher_high", "student_low", "student_high")
 ROW_FIELDS += ("tile_low", "tile_high", "pair_low", "pair_high", "whole_tile_low", "whole_tile_high")
+ROW_FIELDS += ("segment_end",)
 TILE_FIELDS = ("teacher_start", "teacher_stop", "student_start", "student_stop", "row_low", "row_high", "long")
 TILE_FIELDS += ("whole_row_low", "whole_row_high", "segment_low", "segment_high")
 LONG_FIELDS = ("segment", "teacher_start", "teacher_stop", "student_start", "student_stop")
@@ -23,13 +24,13 @@ class AimPlan:
 
     A row is a segment's query: the last token of the segment on each side, and the interval of tokens it sees there
     (documents, causality and sliding windows are intervals), the tiles that hold these, the segments it forms pairs
-    with, and the tiles of which it sees every token on both sides. A tile is a range of tokens on each side that holds
-    whole segments, so that both sides of a segment meet in it, with the rows that see some and all of it and the range
-    of its segments; a segment longer than a tile is cut into tiles of its own, flagged with its place in `long`
-    (others -1).
+    with, and the tiles of which it sees every token on both sides. The last field is of segments by number: the last
+    token on the student's side. A tile is a range of tokens on each side that holds whole segments, so that both sides
+    of a segment meet in it, with the rows that see some and all of it and the range of its segments; a segment longer
+    than a tile is cut into tiles of its own, flagged with its place in `long` (others -1).
     """
 
-    rows: torch.Tensor  # int32 [B, 12, m]
+    rows: torch.Tensor  # int32 [B, 13, m]
     tiles: torch.Tensor  # int32 [B, 11, most tiles]
     long: torch.Tensor  # int32 [B, 5, most long segments]
     counts: torch.Tensor  # int32 [B, 3] used rows, tiles, long segments
@@ -256,7 +257,7 @@ def _meet(sides, tiles, count, pairs):
     row_high = torch.minimum(torch.searchsorted(lows[1], stops[1]), count)
     whole_rows = ends(highs, stops, right=False, of=torch.maximum), ends(lows, starts, right=True, of=torch.minimum)
     fields_of_rows = teacher.last, student.last, teacher.low, teacher.high, student.low, student.high
-    rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs, *whole_tiles], 1)
+    rows = torch.stack([*fields_of_rows, tile_low, tile_high, *pairs, *whole_tiles, student.last], 1)
     return rows, torch.stack([*bounds, row_low, row_high, tile_long, *whole_rows, segment_low, segment_high], 1)
 
 

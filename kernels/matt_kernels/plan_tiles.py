@@ -96,7 +96,9 @@ def rows_kernel(
     whole_high = search(tiles_ptr + tile_limit, high, tile_limit, steps, True)
     low = tl.load(student_ptr + 2 * row_limit + numbers, mask=stored, other=0)
     high = tl.load(student_ptr + 3 * row_limit + numbers, mask=stored, other=0)
-    tl.store(rows_ptr + row_limit, tl.load(student_ptr + row_limit + numbers, mask=stored, other=0), mask=stored)
+    last = tl.load(student_ptr + row_limit + numbers, mask=stored, other=0)
+    tl.store(rows_ptr + row_limit, last, mask=stored)
+    tl.store(rows_ptr + 12 * row_limit, last, mask=stored)
     tl.store(rows_ptr + 4 * row_limit, low, mask=stored)
     tl.store(rows_ptr + 5 * row_limit, high, mask=stored)
     tiles_ptr += 2 * tile_limit

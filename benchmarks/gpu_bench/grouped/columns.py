@@ -3,8 +3,24 @@ and gradients of scores come out as tensor cores take them."""
 
 import triton
 import triton.language as tl
+from gpu_bench.grouped.cosine import cosine_of_one, cosine_of_two, outside_of_one, outside_of_two
 from gpu_bench.grouped.layout import TILE
-from gpu_bench.grouped.parts import C00, C01, C10, C11, FACTORS, G00, G01, G11, load_block, narrow, weights_of
+from gpu_bench.grouped.parts import (
+    C00,
+    C01,
+    C10,
+    C11,
+    FACTORS,
+    G00,
+    G01,
+    G11,
+    M00,
+    M01,
+    M11,
+    load_block,
+    narrow,
+    weights_of,
+)
 from matt_kernels.attention import (
     ROWS,
     edge,
@@ -63,7 +79,7 @@ def columns_of_shape(
     correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h, tq_stride_n, sq_stride_h, sq_stride_n,
     tv_stride_n, sv_stride_n, place, row_low, row_high, whole_low, whole_high, first_head, each, softmax_size,
     row_limit, capacity, scale, softcap, key_factor, value_factor,
-    T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    METRIC: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr,
     WEIGHTED: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -79,6 +95,11 @@ def columns_of_shape(
     dk0 = tl.zeros([TILE, BLOCK_D], tl.float32)
     own00 = tl.zeros([TILE, 4], tl.float32)
     across00 = own00
+    if METRIC == "cosine":
+        m00 = load_factor(factors_ptr, capacity, columns, M00)
+        if T == 2:
+            m01 = load_factor(factors_ptr, capacity, columns, M01)
+            m11 = load_factor(factors_ptr, capacity, columns, M11)
     if T == 2:
         teacher1 = load_block(teacher_columns_ptr + size, place, TILE, HEAD_DIM, BLOCK_D)
         c10 = load_factor(factors_ptr, capacity, columns, C10)
@@ -138,35 +159,60 @@ def columns_of_shape(
                     student0, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
                     KIND, SCORE_PRECISION,
                 )  # fmt: skip
-                e0 = s0 - c00 * t0
-                if WEIGHTED:
-                    row_weights = load_numbers(row_weights_ptr + begin, used, 0.0, WHOLE)[None, :]
-                    s0 *= row_weights
-                if T == 2:
-                    e0 -= c10 * t1
-                    across01 += narrow(s0 * t1, TILE, BLOCK_M)
-                across00 += narrow(s0 * t0, TILE, BLOCK_M)
-                own00 += narrow(s0 * e0, TILE, BLOCK_M)
-                h0 = tl.fma(tl.broadcast_to(g00, e0.shape), e0, tl.broadcast_to(-correction, e0.shape))
                 if S == 2:
                     seen = seeing_rows(numbers, lows[3], highs[3])
                     s1, slope1 = weights_of(
                         student1, query, shift[None, :], factor[None, :], seen, scale, softcap, not WHOLE, SOFTCAP,
                         KIND, SCORE_PRECISION,
                     )  # fmt: skip
-                    e1 = s1 - c01 * t0
+                if METRIC == "mse":
+                    f0 = s0 - c00 * t0
+                    if T == 2:
+                        f0 -= c10 * t1
+                    h0 = tl.fma(tl.broadcast_to(g00, f0.shape), f0, tl.broadcast_to(-correction, f0.shape))
+                    if S == 2:
+                        f1 = s1 - c01 * t0
+                        if T == 2:
+                            f1 -= c11 * t1
+                        h0 += g01 * f1
+                        h1 = g01 * f0 + g11 * f1 - correction
+                else:
+                    mixed0 = c00 * t0
+                    if T == 2:
+                        mixed0 += c10 * t1
+                        outside = outside_of_two(t0, t1, m00, m01, m11)
+                    else:
+                        outside = outside_of_one(t0, m00)
+                    if S == 2:
+                        mixed1 = c01 * t0
+                        if T == 2:
+                            mixed1 += c11 * t1
+                        _, f0, f1, h0, h1, p = cosine_of_two(s0, s1, mixed0, mixed1, outside, g00, g01, g11)
+                        h1 -= correction
+                    else:
+                        _, f0, p = cosine_of_one(s0, mixed0, outside, g00)
+                        h0 = g00 * f0
+                    h0 -= correction
+                    t0 *= p
+                    if T == 2:
+                        t1 *= p
+                if WEIGHTED:
+                    row_weights = load_numbers(row_weights_ptr + begin, used, 0.0, WHOLE)[None, :]
+                    s0 *= row_weights
+                if T == 2:
+                    across01 += narrow(s0 * t1, TILE, BLOCK_M)
+                across00 += narrow(s0 * t0, TILE, BLOCK_M)
+                own00 += narrow(s0 * f0, TILE, BLOCK_M)
+                if S == 2:
                     if WEIGHTED:
                         s1 *= row_weights
                     if T == 2:
-                        e1 -= c11 * t1
                         across11 += narrow(s1 * t1, TILE, BLOCK_M)
                     across10 += narrow(s1 * t0, TILE, BLOCK_M)
-                    own01 += narrow(s0 * e1, TILE, BLOCK_M)
-                    own10 += narrow(s1 * e0, TILE, BLOCK_M)
-                    own11 += narrow(s1 * e1, TILE, BLOCK_M)
-                    h0 += g01 * e1
-                    change = s1 * (g01 * e0 + g11 * e1 - correction) * slope1
-                    dk1 = tl.dot(operand(change, KIND), widen(query), dk1, input_precision=PRECISION)
+                    own01 += narrow(s0 * f1, TILE, BLOCK_M)
+                    own10 += narrow(s1 * f0, TILE, BLOCK_M)
+                    own11 += narrow(s1 * f1, TILE, BLOCK_M)
+                    dk1 = tl.dot(operand(s1 * h1 * slope1, KIND), widen(query), dk1, input_precision=PRECISION)
                 # [TILE, BLOCK_M] @ [BLOCK_M, BLOCK_D] -> [TILE, BLOCK_D]
                 dk0 = tl.dot(operand(s0 * h0 * slope0, KIND), widen(query), dk0, input_precision=PRECISION)
 
@@ -216,7 +262,7 @@ def grouped_columns_kernel(
     value_gradient_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     tv_stride_b, tv_stride_h, tv_stride_n, sv_stride_b, sv_stride_h, sv_stride_n,
     heads, group, kv_total, each, softmax_size, row_limit, capacity, student_length, scale, softcap, gradient_scale,
-    BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
+    METRIC: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, KIND: tl.constexpr,
     SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr, LISTS: tl.constexpr,
     SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr,
@@ -259,7 +305,7 @@ def grouped_columns_kernel(
                     student_softmax_ptr, correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h,
                     tq_stride_n, sq_stride_h, sq_stride_n, tv_stride_n, sv_stride_n, place, row_low, row_high,
                     whole_low, whole_high, batch * heads + first_head, each, softmax_size, row_limit, capacity, scale,
-                    softcap, multiplier * gradient_scale, multiplier, 1 + GROUP % 2, 1 + GROUP // 2,
+                    softcap, multiplier * gradient_scale, multiplier, METRIC, 1 + GROUP % 2, 1 + GROUP // 2,
                     BLOCK_1 if GROUP < 2 else BLOCK_2, TILE, HEAD_DIM, BLOCK_D, VALUE_DIM, BLOCK_V, LISTS, SOFTCAP,
                     WEIGHTED, KIND, SCORE_PRECISION, PRECISION,
                 )  # fmt: skip
@@ -280,7 +326,7 @@ def grouped_columns(
         *softmaxes, correction, *gradients, *strides(*tensors), heads, heads // kv_heads, batch * kv_heads,
         heads // kv_heads // share, batch * heads * rows.shape[-1], rows.shape[-1], capacity, length,
         *score_factors(options.scale, options.softcap), options.scale,
-        BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
+        METRIC=options.metric, BLOCK_1=block_1, BLOCK_2=block_2, TILE=TILE, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
         VALUE_DIM=value.shape[-1], BLOCK_V=16, KIND=config.kind, SCORE_PRECISION=config.score_precision,
         PRECISION=config.product_precision, GROUPS=groups, LISTS=plan.lists,
         SOFTCAP=options.softcap is not None, WEIGHTED=plan.weighted,

@@ -95,10 +95,11 @@ def columns_kernel(
         tl.store(factors + 7 * capacity, tl.sum(r0 * r0, 1))
         tl.store(factors + 8 * capacity, tl.sum(r0 * r1, 1))
         tl.store(factors + 9 * capacity, tl.sum(r1 * r1, 1))
+        tl.store(factors + 10 * capacity, tl.where(t0 >= 0, 0.5, 0.0))
 
 
 def make_columns(teacher, student, plan, config):
-    """(teacher keys [B, H_kv, 2, C, d], student keys, factors [B, H_kv, 10, C] float32); what no tile has is not
+    """(teacher keys [B, H_kv, 2, C, d], student keys, factors [B, H_kv, 11, C] float32); what no tile has is not
     written."""
     key, value = student[1:]
     batch, kv_heads, _, head_dim = key.shape

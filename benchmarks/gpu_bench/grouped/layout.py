@@ -33,6 +33,7 @@ class GroupedPlan:
     bounds: torch.Tensor  # int32 [B, 8 L, m] of each group the first column that a row sees, and where they stop
     tiles: torch.Tensor  # int32 [B, 5, C / TILE], group -1: no column
     order: torch.Tensor  # int32 [B, C / TILE] tiles, those with most work first
+    hidden: torch.Tensor  # int32 [B, m] pairs of a row in columns of which it sees no token
     others: AimPlan | None  # of all rows, and of the tokens of other segments, moved together; None: there is none
     moved: tuple[torch.Tensor, torch.Tensor] | None  # int64 [B, most of them] which tokens these are, by side, or n
     moved_counts: tuple[int, ...]  # of the student, by row
@@ -54,9 +55,9 @@ class GroupedPlan:
 
 def grouped_plan(
     teacher_segments, student_segments, teacher_documents=None, student_documents=None, *, reduction="pairs",
-    sliding_window=None, causal=True,
+    sliding_window=None, causal=True, metric="mse",
 ) -> GroupedPlan:  # fmt: skip
-    """From ids [B, n] and options as aim_loss takes them."""
+    """From ids [B, n] and options as aim_loss takes them; the metric decides the tiles of other segments."""
     ids, documents = (teacher_segments, student_segments), (teacher_documents, student_documents)
     options = {"reduction": reduction, "sliding_window": sliding_window, "causal": causal}
     plan = aim_plan(*ids, teacher_documents=documents[0], student_documents=documents[1], **options)
@@ -68,7 +69,8 @@ def grouped_plan(
     of_rows = *ids, kept, rows, counts, *sizes, small
     made = [_columns_of_row(*x, capacity, sliding_window is not None) for x in zip(*of_rows, strict=True)]
     tensors = (torch.stack(x).int() for x in zip(*made, strict=True))
-    return GroupedPlan(plan, *tensors, *_others(plan, ids, documents, counts, ~small), reduction == "documents")
+    others = _others(plan, ids, documents, counts, ~small, metric)
+    return GroupedPlan(plan, *tensors, *others, reduction == "documents")
 
 
 def _sizes(ids, most):
@@ -97,6 +99,8 @@ def _columns_of_row(
     tiles = torch.zeros(len(TILE_FIELDS), capacity // TILE, dtype=torch.long)
     tiles[0] = -1
     starts, bounds, start = [], [], 0
+    pairs = torch.nn.functional.pad(small.long().cumsum(0), (1, 0))
+    hidden = (pairs[rows[9].clamp(max=len(small))] - pairs[rows[8].clamp(max=len(small))]) * apart
     every = torch.arange(rows.shape[1])
     for group in range(len(SHAPES)):
         own = tokens[:, shape == group]
@@ -108,12 +112,17 @@ def _columns_of_row(
         placed[:, start : start + own.shape[1]] = torch.cat([own, seen.flatten(0, 1)])
         for place in range(0, own.shape[1], TILE):
             tiles[:, (start + place) // TILE] = _tile(group, *seen[..., place : place + TILE].unbind(1))
-        for seen_from, seen_to in seen:
-            bounds += [start + torch.searchsorted(x.contiguous(), every, right=True) for x in (seen_to, seen_from)]
+        ends = [[torch.searchsorted(x.contiguous(), every, right=True) for x in (y[1], y[0])] for y in seen]
+        bounds += [start + x for y in ends for x in y]
+        if apart:
+            pairs = torch.nn.functional.pad((own[0] >= 0).long().cumsum(0), (1, 0))
+            low, high = (f(torch.stack(x), 0) for f, x in zip((torch.amin, torch.amax), zip(*ends, strict=True)))
+            hidden -= pairs[high] - pairs[low]
         starts.append(start)
         start += -(-own.shape[1] // TILE) * TILE
     work = (tiles[2] - tiles[1]) * torch.tensor([0, *(2 * a + 3 * b for a, b in SHAPES)])[tiles[0] + 1]
-    return placed, torch.tensor(starts), torch.stack(bounds), tiles, work.argsort(descending=True, stable=True)
+    order = work.argsort(descending=True, stable=True)
+    return placed, torch.tensor(starts), torch.stack(bounds), tiles, order, hidden * (every < count)
 
 
 def _rows_that_see(tokens, rows, count, side):
@@ -149,7 +158,7 @@ def _tile(group, seen_from, seen_to):
     return torch.stack([torch.tensor(group), seen_from.min(), seen_to.max(), low, torch.maximum(low, high)])
 
 
-def _others(plan, ids, documents, counts, large):
+def _others(plan, ids, documents, counts, large, metric):
     """Fields of GroupedPlan from `others` on."""
     if not any(bool(x[:count].any()) for x, count in zip(large, counts, strict=True)):
         return None, None, ()
@@ -170,12 +179,14 @@ def _others(plan, ids, documents, counts, large):
     segments, in_documents, moved = ([torch.stack(x) for x in y] for y in (segments, in_documents, moved))
     found = [(x < y.shape[1]).sum(1).tolist() for x, y in zip(moved, ids, strict=True)]
     # Most are long on the teacher's side.
-    widths = (32, 16) if is_lopsided(*map(sum, found)) else (32, 32)
+    narrow = (16, 16) if metric == "cosine" else (32, 32)
+    widths = (32, 16) if is_lopsided(*map(sum, found)) else narrow
     options = dict(zip(("teacher_documents", "student_documents"), in_documents, strict=True))
     made = aim_plan(*segments, widths=widths, **options)
     rows, tiles = _see_others(plan, made, moved, large)
     of_both = torch.cat([plan.counts[:, :1], made.counts[:, 1:]], 1)
     weights = {x: getattr(plan, x) for x in ("row_weights", "pair_weight")}
+    rows[:, 12] = made.rows[:, 12]
     others = replace(made, rows=rows.int(), tiles=tiles.int(), counts=of_both, **weights)
     return others, tuple(x[:, : max(y)] for x, y in zip(moved, found, strict=True)), tuple(found[1])
 

@@ -28,27 +28,30 @@ class Launches:
     share: int = 2  # programs that the query heads of a key head are divided among
 
 
-def value_and_gradients(teacher, student, plan, launches: Launches = Launches(), softcap: float | None = None):
-    """(loss, dQ, dK, dV) of aim_loss, variant "aim", metric "mse", from (q, k, v) of both sides and a grouped_plan."""
+def value_and_gradients(
+    teacher, student, plan, launches: Launches = Launches(), softcap: float | None = None, metric: str = "mse"
+):
+    """(loss, dQ, dK, dV) of aim_loss, variant "aim", from (q, k, v) of both sides and a grouped_plan."""
     query, key, value = student
     scale = query.shape[-1] ** -0.5
-    config = config_for(query, value, "aim", "mse", softcap=softcap is not None)
+    config = config_for(query, value, "aim", metric, softcap=softcap is not None)
     rows = *query.shape[:2], plan.plan.rows.shape[-1]
     loss = query.new_empty(rows, dtype=torch.float32)
     correction = torch.empty_like(loss)
     softmaxes = loss.new_empty(2, softmax_numbers(query), *rows).unbind()
     gradient = torch.zeros(query.shape, dtype=gradient_dtype(query), device=query.device)
     mean_key = loss.new_empty(*rows, query.shape[-1])
-    options = Options(scale, softcap)
+    options = Options(scale, softcap, metric)
     softmax_rows(teacher, student, softmaxes, plan.plan, config, options, mean_key)
     columns = make_columns(teacher, student, plan, config)
     outputs = loss, correction, gradient
     if plan.others is not None:
         lopsided = plan.others.widths[0] > plan.others.widths[1]
-        of_others = config_for(query, value, "aim", "mse", lopsided=lopsided, softcap=softcap is not None)
+        of_others = config_for(query, value, "aim", metric, lopsided=lopsided, softcap=softcap is not None)
         others = rows_of_others(teacher, student, softmaxes, mean_key, plan, of_others, options, outputs)
     grouped_rows(teacher, student, columns, softmaxes, mean_key, plan, config, launches.rows, options, outputs)
-    total, unit = add_up(loss, plan.plan, query.shape[1] * value.shape[-1], "mse", weighted=plan.weighted)
+    divisor = query.shape[1] * (value.shape[-1] if metric == "mse" else 1)
+    total, unit = add_up(loss, plan.plan, divisor, metric, weighted=plan.weighted)
     share = launches.share
     dtype = key.dtype if share == 1 else torch.float32
     gradients = [torch.zeros(share, *x.shape, dtype=dtype, device=x.device) for x in (key, value)]

@@ -22,7 +22,7 @@ def rows_of_others(teacher, student, softmaxes, mean_key, plan, config, options,
         (side[0], *(moved(x, places) for x in side[1:]))
         for side, places in zip((teacher, student), plan.moved, strict=True)
     ]
-    factors = aim_factors(sides[0][2], sides[1][2], plan.others, config, "mse")
+    factors = aim_factors(sides[0][2], sides[1][2], plan.others, config, options.metric)
     if plan.others.long_segments:
         aim_long_rows(*sides, softmaxes, mean_key, plan.others, config, options, *outputs)
     aim_rows(*sides, factors, softmaxes, mean_key, plan.others, config, options, *outputs)

@@ -1,7 +1,8 @@
-"""Value and dQ over columns grouped by shape; formulas as in aim_rows.py, mse, with products of scalars."""
+"""Value and dQ over columns grouped by shape; formulas as in aim_rows.py, with products of scalars."""
 
 import triton
 import triton.language as tl
+from gpu_bench.grouped.cosine import cosine_of_one, cosine_of_two, outside_of_one, outside_of_two
 from gpu_bench.grouped.parts import (
     C00,
     C01,
@@ -11,6 +12,7 @@ from gpu_bench.grouped.parts import (
     G00,
     G01,
     G11,
+    HALF,
     M00,
     M01,
     M11,
@@ -66,6 +68,15 @@ def seen_columns(columns, low, high):
 
 
 @triton.jit
+def counted_columns(lows, highs, LISTS: tl.constexpr):
+    """(first column of which each row sees some token, where they stop): those between are pairs of the row too."""
+    low, high = lows[0], highs[0]
+    for NUMBER in tl.static_range(1, LISTS):
+        low, high = tl.minimum(low, lows[NUMBER]), tl.maximum(high, highs[NUMBER])
+    return low, high
+
+
+@triton.jit
 def load_factor(factors_ptr, capacity, place, NUMBER: tl.constexpr, BLOCK_N: tl.constexpr):
     # The address of the first one on its own: the others' are then the same in each turn.
     return tl.load(factors_ptr + (NUMBER * capacity + place) + tl.arange(0, BLOCK_N))[None, :]
@@ -87,9 +98,9 @@ def add_rounded(sums, x, SOFTCAP: tl.constexpr, KIND: tl.constexpr):
 def add_group(
     loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr, student_columns_ptr,
     factors_ptr, capacity, start, lows, highs, used, teacher_shift, teacher_factor, student_shift, student_factor,
-    scale, softcap, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr,
-    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    scale, softcap, METRIC: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr,
+    KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the columns of one shape, T x S, add to a block of rows, which sees those from `lows` to `highs`."""
     size = capacity.to(tl.int64) * HEAD_DIM
@@ -112,7 +123,8 @@ def add_group(
                 teacher_query, key, teacher_shift[:, None], teacher_factor[:, None], seen, scale, softcap, not WHOLE,
                 SOFTCAP, KIND, SCORE_PRECISION,
             )  # fmt: skip
-            rest = t0 * m00
+            if METRIC == "mse":
+                rest = t0 * m00
             e0 = -t0 * load_factor(factors_ptr, capacity, place, C00, BLOCK_N)
             if S == 2:
                 e1 = -t0 * load_factor(factors_ptr, capacity, place, C01, BLOCK_N)
@@ -123,20 +135,31 @@ def add_group(
                     teacher_query, key, teacher_shift[:, None], teacher_factor[:, None], seen, scale, softcap,
                     not WHOLE, SOFTCAP, KIND, SCORE_PRECISION,
                 )  # fmt: skip
-                rest += 2.0 * t1 * m01
-                loss += narrow(t1 * (t1 * m11), BLOCK_M, BLOCK_N)
+                if METRIC == "mse":
+                    rest += 2.0 * t1 * m01
+                    loss += narrow(t1 * (t1 * m11), BLOCK_M, BLOCK_N)
+                else:
+                    outside = outside_of_two(t0, t1, m00, m01, m11)
                 e0 -= t1 * load_factor(factors_ptr, capacity, place, C10, BLOCK_N)
                 if S == 2:
                     e1 -= t1 * load_factor(factors_ptr, capacity, place, C11, BLOCK_N)
-            loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
+            if METRIC == "mse":
+                loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
+            elif T == 1:
+                outside = outside_of_one(t0, m00)
             key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
             seen = seen_columns(columns, lows[2], highs[2])
             s0, slope0 = weights_of(
                 student_query, key0, student_shift[:, None], student_factor[:, None], seen, scale, softcap, not WHOLE,
                 SOFTCAP, KIND, SCORE_PRECISION,
             )  # fmt: skip
-            e0 += s0
-            h0 = e0 * load_factor(factors_ptr, capacity, place, G00, BLOCK_N)
+            g00 = load_factor(factors_ptr, capacity, place, G00, BLOCK_N)
+            if METRIC == "mse":
+                e0 += s0
+                h0 = e0 * g00
+            elif S == 1:
+                distance, f0, _ = cosine_of_one(s0, -e0, outside, g00)
+                h0 = f0 * g00
             if S == 2:
                 key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
                 seen = seen_columns(columns, lows[3], highs[3])
@@ -144,17 +167,27 @@ def add_group(
                     student_query, key1, student_shift[:, None], student_factor[:, None], seen, scale, softcap,
                     not WHOLE, SOFTCAP, KIND, SCORE_PRECISION,
                 )  # fmt: skip
-                e1 += s1
                 across = load_factor(factors_ptr, capacity, place, G01, BLOCK_N)
-                h0 += e1 * across
-                h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
-                loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
+                if METRIC == "mse":
+                    e1 += s1
+                    h0 += e1 * across
+                    h1 = e0 * across + e1 * load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
+                    loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
+                else:
+                    g11 = load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
+                    distance, _, _, h0, h1, _ = cosine_of_two(s0, s1, -e0, -e1, outside, g00, across, g11)
                 score_gradient = operand(s1 * h1 * slope1, KIND)
                 correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
                 rounded_sum = add_rounded(rounded_sum, score_gradient, SOFTCAP, KIND)
                 # [BLOCK_M, BLOCK_N] @ [BLOCK_N, BLOCK_D] -> [BLOCK_M, BLOCK_D]
                 gradient = tl.dot(score_gradient, widen(key1), gradient, input_precision=PRECISION)
-            loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
+            if METRIC == "mse":
+                loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
+            else:
+                distance *= load_factor(factors_ptr, capacity, place, HALF, BLOCK_N)
+                if not WHOLE:
+                    distance = tl.where(seen_columns(columns, *counted_columns(lows, highs, LISTS)), distance, 0.0)
+                loss += narrow(distance, BLOCK_M, BLOCK_N)
             score_gradient = operand(s0 * h0 * slope0, KIND)
             correction += narrow(s0 * h0, BLOCK_M, BLOCK_N)
             rounded_sum = add_rounded(rounded_sum, score_gradient, SOFTCAP, KIND)
@@ -166,11 +199,11 @@ def add_group(
 def grouped_rows_kernel(
     teacher_query_ptr, student_query_ptr, teacher_columns_ptr, student_columns_ptr, factors_ptr, rows_ptr, counts_ptr,
     bounds_ptr, starts_ptr, row_weights_ptr, teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr,
-    correction_ptr, gradient_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
+    correction_ptr, gradient_ptr, hidden_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
     heads, group, softmax_size, row_limit, capacity, student_length, scale, softcap,
     gradient_scale,
-    BLOCK_M: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    METRIC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
     GROUPS: tl.constexpr, ADDED: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     batch_head = tl.program_id(0).to(tl.int64)
@@ -206,13 +239,18 @@ def grouped_rows_kernel(
             loss, correction, rounded_sum, gradient = add_group(
                 loss, correction, rounded_sum, gradient, teacher_query, student_query, teacher_columns_ptr,
                 student_columns_ptr, factors_ptr, capacity, start, lows, highs, used, teacher_shift, teacher_factor,
-                student_shift, student_factor, scale, softcap, 1 + GROUP % 2, 1 + GROUP // 2, BLOCK_M,
+                student_shift, student_factor, scale, softcap, METRIC, 1 + GROUP % 2, 1 + GROUP // 2, BLOCK_M,
                 BLOCK_1 if GROUP == 0 else BLOCK_2, HEAD_DIM, BLOCK_D, LISTS, SOFTCAP, KIND, SCORE_PRECISION, PRECISION,
             )  # fmt: skip
 
     stored = numbers < row_limit
     broken = (teacher_shift != teacher_shift) | (student_shift != student_shift)
     total = tl.sum(loss, 1)
+    if METRIC == "cosine":
+        # A pair that no column shows is one of two zero vectors: it costs 1. A row that is none sees such in all tiles.
+        if LISTS == 4:
+            total += tl.load(hidden_ptr + batch * row_limit + numbers, mask=used, other=0).to(tl.float32)
+        total = tl.where(used, total, 0.0)
     total = tl.where(broken, float("nan"), tl.where(total < 0, 0.0, total))
     mean = tl.where(broken, float("nan"), tl.sum(correction, 1))
     gradient_ptr += batch_head * student_length * HEAD_DIM
@@ -243,11 +281,11 @@ def grouped_rows(
     grid = batch * heads, triton.cdiv(rows.shape[-1], launch.block_m)
     grouped_rows_kernel[grid](
         teacher[0], query, *columns, rows, plan.plan.counts, plan.bounds, plan.starts, plan.plan.row_weights,
-        *softmaxes, mean_key, *outputs,
+        *softmaxes, mean_key, *outputs, plan.hidden,
         *strides(teacher[0], query), heads, heads // student[1].shape[1], batch * heads * rows.shape[-1],
         rows.shape[-1], plan.columns.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
-        BLOCK_M=launch.block_m, BLOCK_1=block_1, BLOCK_2=block_2, HEAD_DIM=head_dim, BLOCK_D=config.block_d,
-        KIND=config.kind, SCORE_PRECISION=config.score_precision, PRECISION=config.product_precision,
-        GROUPS=groups, ADDED=plan.others is not None, LISTS=plan.lists, SOFTCAP=options.softcap is not None,
+        METRIC=options.metric, BLOCK_M=launch.block_m, BLOCK_1=block_1, BLOCK_2=block_2, HEAD_DIM=head_dim,
+        BLOCK_D=config.block_d, KIND=config.kind, SCORE_PRECISION=config.score_precision,
+        PRECISION=config.product_precision, GROUPS=groups, ADDED=plan.others is not None, LISTS=plan.lists, SOFTCAP=options.softcap is not None,
         WEIGHTED=plan.weighted, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
