@@ -3,7 +3,14 @@ and gradients of scores come out as tensor cores take them."""
 
 import triton
 import triton.language as tl
-from gpu_bench.grouped.cosine import cosine_of_one, cosine_of_two, outside_of_one, outside_of_two
+from gpu_bench.grouped.cosine import (
+    inverses,
+    products,
+    square_of_one,
+    square_of_two,
+    terms_of_one,
+    terms_of_two,
+)
 from gpu_bench.grouped.layout import TILE
 from gpu_bench.grouped.parts import (
     C00,
@@ -31,6 +38,7 @@ from matt_kernels.attention import (
     widen,
     within,
 )
+from matt_kernels.cosine import COSINE_EPSILON, positive
 from matt_kernels.launch import score_factors, strides
 
 LENGTHS = ["each", "softmax_size", "row_limit", "capacity", "student_length"]
@@ -95,11 +103,6 @@ def columns_of_shape(
     dk0 = tl.zeros([TILE, BLOCK_D], tl.float32)
     own00 = tl.zeros([TILE, 4], tl.float32)
     across00 = own00
-    if METRIC == "cosine":
-        m00 = load_factor(factors_ptr, capacity, columns, M00)
-        if T == 2:
-            m01 = load_factor(factors_ptr, capacity, columns, M01)
-            m11 = load_factor(factors_ptr, capacity, columns, M11)
     if T == 2:
         teacher1 = load_block(teacher_columns_ptr + size, place, TILE, HEAD_DIM, BLOCK_D)
         c10 = load_factor(factors_ptr, capacity, columns, C10)
@@ -114,6 +117,17 @@ def columns_of_shape(
     if (T == 2) & (S == 2):
         c11 = load_factor(factors_ptr, capacity, columns, C11)
         across11 = own00
+    if METRIC == "cosine":
+        # C G C' + R R': squares of all that the teacher's tokens add to its vector.
+        q00 = load_factor(factors_ptr, capacity, columns, M00) + c00 * (c00 * g00)
+        if S == 2:
+            q00 += c01 * (2.0 * c00 * g01 + c01 * g11)
+        if T == 2:
+            q01 = load_factor(factors_ptr, capacity, columns, M01) + c00 * (c10 * g00)
+            q11 = load_factor(factors_ptr, capacity, columns, M11) + c10 * (c10 * g00)
+            if S == 2:
+                q01 += c00 * (c11 * g01) + c01 * (c10 * g01 + c11 * g11)
+                q11 += c11 * (2.0 * c10 * g01 + c11 * g11)
     # Blocks end at row_high: only the first, seen in part anyway, may begin before row_low.
     blocks = tl.cdiv(row_high - row_low, BLOCK_M)
     first_row = row_high - blocks * BLOCK_M
@@ -177,25 +191,31 @@ def columns_of_shape(
                         h0 += g01 * f1
                         h1 = g01 * f0 + g11 * f1 - correction
                 else:
+                    teacher_squares = square_of_one(t0, q00) if T == 1 else square_of_two(t0, t1, q00, q01, q11)
+                    if S == 1:
+                        squares = square_of_one(s0, g00)
+                    else:
+                        own0, own1 = products(s0, s1, g00, g01, g11)
+                        squares = positive(s0 * own0 + s1 * own1) + COSINE_EPSILON
+                    inverse, _, product = inverses(squares, teacher_squares)
+                    t0 *= product
                     mixed0 = c00 * t0
                     if T == 2:
+                        t1 *= product
                         mixed0 += c10 * t1
-                        outside = outside_of_two(t0, t1, m00, m01, m11)
+                    if S == 1:
+                        f0, _ = terms_of_one(s0, mixed0, squares, inverse, g00)
+                        h0 = g00 * f0
                     else:
-                        outside = outside_of_one(t0, m00)
-                    if S == 2:
                         mixed1 = c01 * t0
                         if T == 2:
                             mixed1 += c11 * t1
-                        _, f0, f1, h0, h1, p = cosine_of_two(s0, s1, mixed0, mixed1, outside, g00, g01, g11)
+                        other0, other1 = products(mixed0, mixed1, g00, g01, g11)
+                        f0, f1, h0, h1, _ = terms_of_two(
+                            s0, s1, own0, own1, mixed0, mixed1, other0, other1, squares, inverse
+                        )
                         h1 -= correction
-                    else:
-                        _, f0, p = cosine_of_one(s0, mixed0, outside, g00)
-                        h0 = g00 * f0
                     h0 -= correction
-                    t0 *= p
-                    if T == 2:
-                        t1 *= p
                 if WEIGHTED:
                     row_weights = load_numbers(row_weights_ptr + begin, used, 0.0, WHOLE)[None, :]
                     s0 *= row_weights

@@ -2,7 +2,14 @@
 
 import triton
 import triton.language as tl
-from gpu_bench.grouped.cosine import cosine_of_one, cosine_of_two, outside_of_one, outside_of_two
+from gpu_bench.grouped.cosine import (
+    inverses,
+    products,
+    square_of_one,
+    square_of_two,
+    terms_of_one,
+    terms_of_two,
+)
 from gpu_bench.grouped.parts import (
     C00,
     C01,
@@ -31,6 +38,7 @@ from matt_kernels.attention import (
     widen,
     within,
 )
+from matt_kernels.cosine import COSINE_EPSILON, positive
 from matt_kernels.launch import score_factors, strides
 
 LENGTHS = ["softmax_size", "row_limit", "capacity", "student_length"]
@@ -139,14 +147,14 @@ def add_group(
                     rest += 2.0 * t1 * m01
                     loss += narrow(t1 * (t1 * m11), BLOCK_M, BLOCK_N)
                 else:
-                    outside = outside_of_two(t0, t1, m00, m01, m11)
+                    outside = square_of_two(t0, t1, m00, m01, m11)
                 e0 -= t1 * load_factor(factors_ptr, capacity, place, C10, BLOCK_N)
                 if S == 2:
                     e1 -= t1 * load_factor(factors_ptr, capacity, place, C11, BLOCK_N)
             if METRIC == "mse":
                 loss += narrow(t0 * rest, BLOCK_M, BLOCK_N)
             elif T == 1:
-                outside = outside_of_one(t0, m00)
+                outside = square_of_one(t0, m00)
             key0 = load_block(student_columns_ptr, place, BLOCK_N, HEAD_DIM, BLOCK_D)
             seen = seen_columns(columns, lows[2], highs[2])
             s0, slope0 = weights_of(
@@ -158,7 +166,9 @@ def add_group(
                 e0 += s0
                 h0 = e0 * g00
             elif S == 1:
-                distance, f0, _ = cosine_of_one(s0, -e0, outside, g00)
+                squares = square_of_one(s0, g00)
+                inverse, teacher_inverse, product = inverses(squares, outside + e0 * (e0 * g00))
+                f0, distance = terms_of_one(s0, -e0 * product, squares, inverse, g00)
                 h0 = f0 * g00
             if S == 2:
                 key1 = load_block(student_columns_ptr + size, place, BLOCK_N, HEAD_DIM, BLOCK_D)
@@ -175,7 +185,14 @@ def add_group(
                     loss += narrow(e1 * h1, BLOCK_M, BLOCK_N)
                 else:
                     g11 = load_factor(factors_ptr, capacity, place, G11, BLOCK_N)
-                    distance, _, _, h0, h1, _ = cosine_of_two(s0, s1, -e0, -e1, outside, g00, across, g11)
+                    own0, own1 = products(s0, s1, g00, across, g11)
+                    other0, other1 = products(e0, e1, g00, across, g11)
+                    squares = positive(s0 * own0 + s1 * own1) + COSINE_EPSILON
+                    mixed = positive(e0 * other0 + e1 * other1) + outside
+                    inverse, teacher_inverse, product = inverses(squares, mixed)
+                    _, _, h0, h1, distance = terms_of_two(
+                        s0, s1, own0, own1, e0, e1, other0, other1, -squares * product, inverse
+                    )
                 score_gradient = operand(s1 * h1 * slope1, KIND)
                 correction += narrow(s1 * h1, BLOCK_M, BLOCK_N)
                 rounded_sum = add_rounded(rounded_sum, score_gradient, SOFTCAP, KIND)
@@ -184,6 +201,7 @@ def add_group(
             if METRIC == "mse":
                 loss += narrow(e0 * h0, BLOCK_M, BLOCK_N)
             else:
+                distance += outside * teacher_inverse
                 distance *= load_factor(factors_ptr, capacity, place, HALF, BLOCK_N)
                 if not WHOLE:
                     distance = tl.where(seen_columns(columns, *counted_columns(lows, highs, LISTS)), distance, 0.0)
