@@ -36,28 +36,14 @@ def make_device_plan(
     reduction: str,
 ) -> AimPlan:
     """As plan.make_plan; what is beyond the counts may be other numbers."""
-    device, (batch, teacher_length) = teacher_segments.device, teacher_segments.shape
-    lengths = teacher_length, student_segments.shape[1]
-    tensors = [torch.empty(x, dtype=y, device=device) for x, y in layout(batch, lengths, widths)]
-    plan = AimPlan(*tensors, widths, variant)
-    row_limit, tile_limit, long_limit = (x.shape[-1] for x in tensors[:3])
-    space, has_documents = max(lengths), teacher_documents is not None
-    steps = max(space, tile_limit).bit_length()
-    tokens = torch.empty(batch, 2, TOKEN_FIELDS.value, space, dtype=torch.int32, device=device)
-    segments = torch.empty(batch, 2, SEGMENT_FIELDS.value, row_limit, dtype=torch.int32, device=device)
-    flags = torch.empty(batch, FLAGS.value, dtype=torch.int32, device=device)
-    names = torch.empty(batch, 2, space + 1, dtype=torch.int64, device=device) if has_documents else None
+    lengths = teacher_segments.shape[1], student_segments.shape[1]
+    plan = empty_plan(len(teacher_segments), lengths, widths, variant, teacher_segments.device)
     documents = [x if x is None else x.contiguous() for x in (teacher_documents, student_documents)]
-    ids = teacher_segments.contiguous(), student_segments.contiguous()
-    blocks = triton.cdiv(row_limit, BLOCK)
-    tokens_kernel[batch, 2](
-        *ids, *documents, plan.teacher_segments, plan.student_segments, tokens, names, flags, *lengths, space,
-        DOCUMENTS=has_documents, BLOCK=LONG_BLOCK, **LAUNCH,
-    )  # fmt: skip
-    segments_kernel[blocks, batch, 2](
-        tokens, segments, *lengths, row_limit, space, steps, sliding_window or 0,
-        DOCUMENTS=has_documents, CAUSAL=causal, WINDOW=sliding_window is not None, BLOCK=BLOCK, **LAUNCH,
-    )  # fmt: skip
+    scratch = Scratch(plan, documents)
+    read_ids(plan, scratch, (teacher_segments, student_segments), causal=causal, sliding_window=sliding_window)
+    batch, _, row_limit = plan.rows.shape
+    tile_limit, long_limit, space, steps = plan.tiles.shape[-1], plan.long.shape[-1], scratch.space, scratch.steps
+    tokens, segments, blocks = scratch.tokens, scratch.segments, triton.cdiv(row_limit, BLOCK)
     shares_kernel[blocks, batch, 2](tokens, segments, *lengths, row_limit, space, BLOCK=BLOCK, **LAUNCH)
     tiles_kernel[batch,](
         tokens, segments, plan.tiles, plan.long, plan.counts, *lengths, row_limit, tile_limit, long_limit, space,
@@ -69,13 +55,59 @@ def make_device_plan(
     columns_kernel[triton.cdiv(tile_limit, BLOCK), batch](
         segments, plan.tiles, plan.counts, row_limit, tile_limit, steps, BLOCK=BLOCK, **LAUNCH
     )
-    if has_documents:
-        documents_kernel[batch,](
-            *documents, segments, names, plan.counts, flags, *lengths, row_limit, space, BLOCK=BLOCK, **LAUNCH
-        )
-    weights_kernel[1,](
-        plan.rows, segments, tokens, plan.counts, flags, plan.row_weights, plan.pair_weight, batch, *lengths,
-        row_limit, space, DOCUMENTS=has_documents, BY_DOCUMENT=reduction == "documents",
-        STAR=variant == "aim_star", CAUSAL=causal, BLOCK=LONG_BLOCK, **LAUNCH,
-    )  # fmt: skip
+    weigh(plan, scratch, causal=causal, reduction=reduction)
     return plan
+
+
+def empty_plan(batch: int, lengths, widths: tuple[int, int], variant: str, device) -> AimPlan:
+    tensors = (torch.empty(x, dtype=y, device=device) for x, y in layout(batch, lengths, widths))
+    return AimPlan(*tensors, widths, variant)
+
+
+class Scratch:
+    """What launches leave for those behind them."""
+
+    def __init__(self, plan: AimPlan, documents):
+        (batch, _, row_limit), device = plan.rows.shape, plan.rows.device
+        self.lengths = plan.teacher_segments.shape[1], plan.student_segments.shape[1]
+        self.documents, self.has_documents = documents, documents[0] is not None
+        self.space = max(self.lengths)
+        self.steps = max(self.space, plan.tiles.shape[-1]).bit_length()
+        integers = {"dtype": torch.int32, "device": device}
+        self.tokens = torch.empty(batch, 2, TOKEN_FIELDS.value, self.space, **integers)
+        self.segments = torch.empty(batch, 2, SEGMENT_FIELDS.value, row_limit, **integers)
+        self.flags = torch.empty(batch, FLAGS.value, **integers)
+        self.names = None
+        if self.has_documents:
+            self.names = torch.empty(batch, 2, self.space + 1, dtype=torch.int64, device=device)
+
+
+def read_ids(plan: AimPlan, scratch: Scratch, ids, *, causal: bool, sliding_window: int | None) -> None:
+    """The first two launches: all that is known of tokens and segments."""
+    batch, _, row_limit = plan.rows.shape
+    tokens_kernel[batch, 2](
+        *(x.contiguous() for x in ids), *scratch.documents, plan.teacher_segments, plan.student_segments,
+        scratch.tokens, scratch.names, scratch.flags, *scratch.lengths, scratch.space,
+        DOCUMENTS=scratch.has_documents, BLOCK=LONG_BLOCK, **LAUNCH,
+    )  # fmt: skip
+    segments_kernel[triton.cdiv(row_limit, BLOCK), batch, 2](
+        scratch.tokens, scratch.segments, *scratch.lengths, row_limit, scratch.space, scratch.steps,
+        sliding_window or 0, DOCUMENTS=scratch.has_documents, CAUSAL=causal, WINDOW=sliding_window is not None,
+        BLOCK=BLOCK, **LAUNCH,
+    )  # fmt: skip
+
+
+def weigh(plan: AimPlan, scratch: Scratch, *, causal: bool, reduction: str) -> None:
+    """The last ones: whether documents are the same on both sides, and the weights."""
+    batch, _, row_limit = plan.rows.shape
+    if scratch.has_documents:
+        documents_kernel[batch,](
+            *scratch.documents, scratch.segments, scratch.names, plan.counts, scratch.flags, *scratch.lengths,
+            row_limit, scratch.space, BLOCK=BLOCK, **LAUNCH,
+        )  # fmt: skip
+    weights_kernel[1,](
+        plan.rows, scratch.segments, scratch.tokens, plan.counts, scratch.flags, plan.row_weights, plan.pair_weight,
+        batch, *scratch.lengths, row_limit, scratch.space, DOCUMENTS=scratch.has_documents,
+        BY_DOCUMENT=reduction == "documents", STAR=plan.variant == "aim_star", CAUSAL=causal, BLOCK=LONG_BLOCK,
+        **LAUNCH,
+    )  # fmt: skip

@@ -71,6 +71,26 @@ def tiles_kernel(
     tl.store(counts_ptr + batch * COUNTS + 2, tl.minimum(long_count, long_limit))
 
 
+@triton.jit
+def seen_tiles(tiles_ptr, low, high, tile_limit, steps):
+    """(first tile of which a row sees a token of one side, where they stop, first one that it sees whole, where these
+    stop) of rows that see tokens from `low` to `high`; the side's first and last tokens of tiles are at tiles_ptr."""
+    some = search(tiles_ptr + tile_limit, low, tile_limit, steps, True)
+    stop = search(tiles_ptr, high, tile_limit, steps, False)
+    whole = search(tiles_ptr, low, tile_limit, steps, False)
+    return some, stop, whole, search(tiles_ptr + tile_limit, high, tile_limit, steps, True)
+
+
+@triton.jit
+def store_tiles(rows_ptr, teacher, student, used, stored, row_limit, tile_limit):
+    """Fields of rows from both sides' seen_tiles."""
+    low, high = tl.minimum(teacher[0], student[0]), tl.maximum(teacher[1], student[1])
+    tl.store(rows_ptr + 6 * row_limit, tl.where(used, low, tile_limit), mask=stored)
+    tl.store(rows_ptr + 7 * row_limit, tl.where(used, high, 0), mask=stored)
+    tl.store(rows_ptr + 10 * row_limit, tl.maximum(teacher[2], student[2]), mask=stored)
+    tl.store(rows_ptr + 11 * row_limit, tl.minimum(teacher[3], student[3]), mask=stored)
+
+
 @triton.jit(do_not_specialize=LENGTHS)
 def rows_kernel(
     segments_ptr, tiles_ptr, counts_ptr, rows_ptr, row_limit, tile_limit, steps,
@@ -90,10 +110,7 @@ def rows_kernel(
     tl.store(rows_ptr, tl.load(teacher_ptr + row_limit + numbers, mask=stored, other=0), mask=stored)
     tl.store(rows_ptr + 2 * row_limit, low, mask=stored)
     tl.store(rows_ptr + 3 * row_limit, high, mask=stored)
-    tile_low = search(tiles_ptr + tile_limit, low, tile_limit, steps, True)
-    tile_high = search(tiles_ptr, high, tile_limit, steps, False)
-    whole_low = search(tiles_ptr, low, tile_limit, steps, False)
-    whole_high = search(tiles_ptr + tile_limit, high, tile_limit, steps, True)
+    teacher_tiles = seen_tiles(tiles_ptr, low, high, tile_limit, steps)
     low = tl.load(student_ptr + 2 * row_limit + numbers, mask=stored, other=0)
     high = tl.load(student_ptr + 3 * row_limit + numbers, mask=stored, other=0)
     last = tl.load(student_ptr + row_limit + numbers, mask=stored, other=0)
@@ -101,21 +118,14 @@ def rows_kernel(
     tl.store(rows_ptr + 12 * row_limit, last, mask=stored)
     tl.store(rows_ptr + 4 * row_limit, low, mask=stored)
     tl.store(rows_ptr + 5 * row_limit, high, mask=stored)
-    tiles_ptr += 2 * tile_limit
-    tile_low = tl.minimum(tile_low, search(tiles_ptr + tile_limit, low, tile_limit, steps, True))
-    tile_high = tl.maximum(tile_high, search(tiles_ptr, high, tile_limit, steps, False))
-    whole_low = tl.maximum(whole_low, search(tiles_ptr, low, tile_limit, steps, False))
-    whole_high = tl.minimum(whole_high, search(tiles_ptr + tile_limit, high, tile_limit, steps, True))
-    tl.store(rows_ptr + 6 * row_limit, tl.where(used, tile_low, tile_limit), mask=stored)
-    tl.store(rows_ptr + 7 * row_limit, tl.where(used, tile_high, 0), mask=stored)
+    student_tiles = seen_tiles(tiles_ptr + 2 * tile_limit, low, high, tile_limit, steps)
+    store_tiles(rows_ptr, teacher_tiles, student_tiles, used, stored, row_limit, tile_limit)
     start = tl.load(student_ptr + 4 * row_limit + numbers, mask=stored, other=0)
     opener = search(student_ptr + 4 * row_limit, start, row_limit, steps, False)
     following = tl.minimum(search(student_ptr + 4 * row_limit, start, row_limit, steps, True), count)
     tl.store(student_ptr + 8 * row_limit + numbers, following, mask=stored)
     tl.store(rows_ptr + 8 * row_limit, opener, mask=stored)
     tl.store(rows_ptr + 9 * row_limit, numbers + 1 if CAUSAL else following, mask=stored)
-    tl.store(rows_ptr + 10 * row_limit, whole_low, mask=stored)
-    tl.store(rows_ptr + 11 * row_limit, whole_high, mask=stored)
 
 
 @triton.jit(do_not_specialize=LENGTHS)

@@ -1,10 +1,10 @@
 """Columns grouped by the shape of their segment: which token stands where, which rows see which columns.
 
-A column is a segment of at most 2 x 2 tokens, or a special token of the student (a key without a partner). Columns of
-one shape form a group, in order of the text, and groups begin at whole tiles. The rows that see a token, and the
-columns whose first (or second) token of one side a row sees, are intervals: the same ones for all tokens of a segment
-unless there is a sliding window. Tokens of other segments form rows of their own, for the kernels that ship. Made on
-the CPU, as in a data worker.
+A column is a segment that spans at most 2 x 2 tokens, or a special token of the student (a key without a partner).
+Columns of one shape form a group, in order of the text, and groups begin at whole tiles. The rows that see a token, and
+the columns whose first (or second) token of one side a row sees, are intervals: the same ones for all tokens of a
+segment unless there is a sliding window. Tokens of other segments form rows of their own, for the kernels that ship.
+Made on the CPU, as in a data worker; device_layout.py makes the same of ids on a GPU.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -35,8 +35,8 @@ class GroupedPlan:
     order: torch.Tensor  # int32 [B, C / TILE] tiles, those with most work first
     hidden: torch.Tensor  # int32 [B, m] pairs of a row in columns of which it sees no token
     others: AimPlan | None  # of all rows, and of the tokens of other segments, moved together; None: there is none
-    moved: tuple[torch.Tensor, torch.Tensor] | None  # int64 [B, most of them] which tokens these are, by side, or n
-    moved_counts: tuple[int, ...]  # of the student, by row
+    moved: tuple[torch.Tensor, torch.Tensor] | None  # int32 [B, most of them] which tokens these are, by side, or n
+    moved_counts: torch.Tensor | None  # int32 [B, 2] how many
     weighted: bool  # pairs of some rows count more than others'
 
     @property
@@ -48,7 +48,7 @@ class GroupedPlan:
         def on_device(x):
             if isinstance(x, tuple):
                 return tuple(map(on_device, x))
-            return x if x is None or isinstance(x, int) else x.to(device, non_blocking=non_blocking)
+            return x if x is None or isinstance(x, bool) else x.to(device, non_blocking=non_blocking)
 
         return GroupedPlan(*(on_device(getattr(self, x.name)) for x in fields(self)))
 
@@ -62,38 +62,41 @@ def grouped_plan(
     options = {"reduction": reduction, "sliding_window": sliding_window, "causal": causal}
     plan = aim_plan(*ids, teacher_documents=documents[0], student_documents=documents[1], **options)
     counts, rows = plan.counts[:, 0].tolist(), plan.rows.long()
-    sizes = [_sizes(x, rows.shape[2]) for x in ids]
-    small = (sizes[0] <= 2) & (sizes[1] <= 2)
-    capacity = (-(-student_segments.shape[1] // TILE) + len(SHAPES)) * TILE
+    firsts = [_firsts(x, rows.shape[2]) for x in ids]
+    small = (rows[:, 0] <= firsts[0] + 1) & (rows[:, 1] <= firsts[1] + 1)
+    capacity = capacity_of(student_segments.shape[1])
     kept = torch.zeros_like(ids[1]) if documents[1] is None else documents[1]
-    of_rows = *ids, kept, rows, counts, *sizes, small
+    of_rows = ids[1], kept, rows, counts, *firsts, small
     made = [_columns_of_row(*x, capacity, sliding_window is not None) for x in zip(*of_rows, strict=True)]
     tensors = (torch.stack(x).int() for x in zip(*made, strict=True))
     others = _others(plan, ids, documents, counts, ~small, metric)
     return GroupedPlan(plan, *tensors, *others, reduction == "documents")
 
 
-def _sizes(ids, most):
-    """Tokens of each segment, [B, m]."""
-    inside = ids >= 0
-    return torch.zeros(len(ids), most + 1, dtype=torch.long).scatter_add(1, ids.where(inside, most), inside.long())[
-        :, :most
-    ]
+def capacity_of(student_tokens: int) -> int:
+    """C: no more columns than tokens of the student, and an incomplete tile for each group."""
+    return (-(-student_tokens // TILE) + len(SHAPES)) * TILE
 
 
-def _columns_of_row(
-    teacher_ids, student_ids, documents, rows, count, teacher_sizes, student_sizes, small, capacity, apart
-):
+def _firsts(ids, most):
+    """First token of each segment, [B, m], the last one of the row where there is none."""
+    batch, length = ids.shape
+    places = torch.arange(length).expand(batch, length)
+    found = torch.full((batch, most + 1), length - 1)
+    return found.scatter_reduce(1, ids.where(ids >= 0, most), places, "amin")[:, :most]
+
+
+def _columns_of_row(ids, documents, rows, count, teacher_firsts, student_firsts, small, capacity, apart):
     segments = small[:count].nonzero()[:, 0]
-    tokens = torch.cat([_tokens(x, segments) for x in (teacher_ids, student_ids)])
-    shape = teacher_sizes[segments] - 1 + 2 * (student_sizes[segments] - 1)
-    # Special tokens of the student are columns of the first group, from the first row that sees them on.
-    special = ((student_ids < 0) & (documents >= 0)).nonzero()[:, 0]
-    seen_from, seen_to = _rows_that_see(special, rows, count, 1)
-    seen = seen_from < seen_to
-    alone = torch.full((4, int(seen.sum())), -1)
-    alone[0], alone[2] = -2 - rows[0, seen_from[seen]], special[seen]
-    tokens, shape = torch.cat([tokens, alone], 1), torch.cat([shape, torch.zeros_like(alone[0])])
+    firsts, lasts = torch.stack([teacher_firsts, student_firsts])[:, segments], rows[:2, segments]
+    seconds = torch.where(lasts > firsts, lasts, -1)
+    tokens = torch.stack([firsts, seconds], 1).flatten(0, 1)
+    shape = (seconds[0] >= 0).long() + 2 * (seconds[1] >= 0).long()
+    # Special tokens of the student are columns of the first group.
+    special = ((ids < 0) & (documents >= 0)).nonzero()[:, 0]
+    alone = torch.full((4, len(special)), -1)
+    alone[0], alone[2] = -2 - teacher_firsts[_nearest(ids, documents, count)[special]], special
+    tokens, shape = torch.cat([tokens, alone], 1), torch.cat([shape, torch.zeros_like(special)])
 
     placed = torch.full((12 if apart else 6, capacity), -1)
     tiles = torch.zeros(len(TILE_FIELDS), capacity // TILE, dtype=torch.long)
@@ -105,9 +108,6 @@ def _columns_of_row(
     for group in range(len(SHAPES)):
         own = tokens[:, shape == group]
         own = own[:, own[2].argsort()]
-        # The teacher's token of a special one is one that rows see with it, in order of the text.
-        place = own[0].where(own[0] >= 0, -2 - own[0]).cummax(0).values
-        own[0] = own[0].where(own[0] >= 0, -2 - place)
         seen = _rows_of_lists(own, rows, count) if apart else torch.stack(_rows_that_see(own[2], rows, count, 1))[None]
         placed[:, start : start + own.shape[1]] = torch.cat([own, seen.flatten(0, 1)])
         for place in range(0, own.shape[1], TILE):
@@ -140,14 +140,14 @@ def _rows_of_lists(tokens, rows, count):
     return torch.stack([torch.stack(_rows_that_see(x, rows, count, side)) for side, x in lists])
 
 
-def _tokens(ids, segments):
-    """Positions of the first and second token of some segments, [2, s], -1 where there is none."""
-    tokens = (ids >= 0).nonzero()[:, 0]
-    firsts = torch.searchsorted(ids[tokens].contiguous(), segments)
-    seconds = (firsts + 1).clamp(max=len(tokens) - 1)
-    return torch.stack([tokens[firsts], torch.where(ids[tokens[seconds]] == segments, tokens[seconds], -1)]).where(
-        torch.tensor([[True], [len(tokens) > 1]]), -1
-    )
+def _nearest(ids, documents, count):
+    """Of each token the segment that it is in or behind, or the first one of its document: a row that sees a special
+    token sees both sides of that."""
+    reached = ids.clamp(min=-1).cummax(0).values
+    places = torch.arange(len(ids))
+    starts = places.masked_fill(torch.diff(documents, prepend=documents[:1]) == 0, 0).cummax(0).values
+    opener = torch.where(starts > 0, reached[starts - 1], -1) + 1
+    return torch.maximum(reached, opener).clamp(max=max(count - 1, 0))
 
 
 def _tile(group, seen_from, seen_to):
@@ -158,10 +158,15 @@ def _tile(group, seen_from, seen_to):
     return torch.stack([torch.tensor(group), seen_from.min(), seen_to.max(), low, torch.maximum(low, high)])
 
 
+def widths_of_others(metric: str, lopsided: bool) -> tuple[int, int]:
+    """Most of these segments are long on the teacher's side."""
+    return (32, 16) if lopsided else (16, 16) if metric == "cosine" else (32, 32)
+
+
 def _others(plan, ids, documents, counts, large, metric):
     """Fields of GroupedPlan from `others` on."""
     if not any(bool(x[:count].any()) for x, count in zip(large, counts, strict=True)):
-        return None, None, ()
+        return None, None, None
     segments = [[], []]
     in_documents = [[], []]
     moved = [[], []]
@@ -177,18 +182,16 @@ def _others(plan, ids, documents, counts, large, metric):
             in_documents[side].append(torch.cat([document[places], torch.full((missing,), -1)]))
             moved[side].append(torch.cat([places, torch.full((missing,), len(own))]))
     segments, in_documents, moved = ([torch.stack(x) for x in y] for y in (segments, in_documents, moved))
-    found = [(x < y.shape[1]).sum(1).tolist() for x, y in zip(moved, ids, strict=True)]
-    # Most are long on the teacher's side.
-    narrow = (16, 16) if metric == "cosine" else (32, 32)
-    widths = (32, 16) if is_lopsided(*map(sum, found)) else narrow
+    found = torch.stack([(x < y.shape[1]).sum(1) for x, y in zip(moved, ids, strict=True)], 1).int()
+    lopsided = is_lopsided(*found.sum(0).tolist())
     options = dict(zip(("teacher_documents", "student_documents"), in_documents, strict=True))
-    made = aim_plan(*segments, widths=widths, **options)
+    made = aim_plan(*segments, widths=widths_of_others(metric, lopsided), **options)
     rows, tiles = _see_others(plan, made, moved, large)
     of_both = torch.cat([plan.counts[:, :1], made.counts[:, 1:]], 1)
     weights = {x: getattr(plan, x) for x in ("row_weights", "pair_weight")}
     rows[:, 12] = made.rows[:, 12]
     others = replace(made, rows=rows.int(), tiles=tiles.int(), counts=of_both, **weights)
-    return others, tuple(x[:, : max(y)] for x, y in zip(moved, found, strict=True)), tuple(found[1])
+    return others, tuple(x[:, :y].int() for x, y in zip(moved, found.amax(0).tolist(), strict=True)), found
 
 
 def _see_others(plan, made, moved, large):
