@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_checks import FLOAT32, exact
-from test_loss import inputs_for, rows, segment_ids
+from kernel_checks import FLOAT32, exact, record_launches
+from test_loss import gradients, inputs_for, rows, segment_ids
+
+from matt_fast.loss import aim_loss
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+from gpu_bench.grouped import device_layout
 from gpu_bench.grouped.layout import SHAPES, grouped_plan
 from gpu_bench.grouped.loss import Launch, Launches, value_and_gradients
 
@@ -66,12 +69,12 @@ def test_formulas_of_columns():
         assert (x - y).norm() <= 1e-12 * y.norm()
 
 
-def close(ids, documents, dtype, share=1, softcap=None, metric="mse", **options):
+def close(ids, documents, dtype, share=1, softcap=None, metric="mse", make_plan=grouped_plan, **options):
     teacher, student, *_ = inputs_for(*ids, dtype=dtype, dim=16)
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and metric == "mse":
         # Far from zero, where a key of zeros would outweigh all others.
         teacher[0][..., 0], teacher[1][..., 0] = 20, -20
-    plan = grouped_plan(*ids, *documents.values(), metric=metric, **options)
+    plan = make_plan(*ids, *documents.values(), metric=metric, **options)
     found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, share), softcap, metric)
     options = documents | options | {"softcap": softcap, "metric": metric}
     for x, y in zip(found, exact((teacher, student, *ids), options), strict=True):
@@ -81,10 +84,12 @@ def close(ids, documents, dtype, share=1, softcap=None, metric="mse", **options)
 
 
 @pytest.mark.usefixtures("poisoned", "device")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_small_segments(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "metric"), [(torch.float32, "mse"), (torch.bfloat16, "mse"), (torch.bfloat16, "cosine")]
+)
+def test_small_segments(dtype, metric):
     """A tile that rows see whole, and those that some see in part."""
-    plan = close(mixed(100), {}, dtype, share=1 + (dtype == torch.bfloat16))
+    plan = close(mixed(100), {}, dtype, share=1 + (dtype == torch.bfloat16), metric=metric)
     assert plan.others is None
     assert set(plan.tiles[0, 0].tolist()) == {-1, *range(len(SHAPES))}
 
@@ -107,6 +112,7 @@ def several_documents():
     [
         {"sliding_window": 6, "reduction": "documents"},
         {"causal": False, "reduction": "documents", "softcap": 2.0},
+        {"sliding_window": 6, "reduction": "documents", "metric": "cosine"},
     ],
     ids=str,
 )
@@ -123,3 +129,89 @@ def test_sides_that_rows_see_apart():
     seen = plan.tiles[0, 4] > plan.tiles[0, 3]
     assert seen.any()
     assert (~seen & (plan.tiles[0, 0] >= 0)).any()
+
+
+def nearly_equal(noise):
+    """Sides that differ by so much, on the same segments; one of the teacher's values is zero."""
+    generator = torch.Generator().manual_seed(3)
+    ids = rows(segment_ids(torch.randint(1, 3, (30,), generator=generator).tolist(), specials=[0]))
+    teacher, student, *_ = inputs_for(ids, ids, dtype=torch.float32, dim=16)
+    with torch.no_grad():
+        teacher[2][:, :, 5] = 0
+        student = [x + noise * (y - x) for x, y in zip(teacher, student, strict=True)]
+    return teacher, [x.requires_grad_() for x in student], ids
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+def test_cosine_of_nearly_equal_sides():
+    """No worse than the plain formula in the same dtype, and as good as nothing where there is no difference."""
+    teacher, student, ids = nearly_equal(1e-3)
+    plan = grouped_plan(ids, ids, metric="cosine")
+    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, 1), metric="cosine")
+    options = {"metric": "cosine", "backend": "eager"}
+    plain = gradients(aim_loss, (teacher, student, ids, ids), options)
+    for x, y, z in zip(found, exact((teacher, student, ids, ids), options), plain, strict=True):
+        assert (x - y).norm() <= max(2 * (z - y).norm(), 1e-6 * y.norm())
+    equal = value_and_gradients(teacher, teacher, plan, Launches(SMALL, SMALL, 1), metric="cosine")
+    assert equal[0] < 1e-9
+    assert all(x.abs().max() < 1e-7 for x in equal[1:])
+
+
+def same(found, wanted, count):
+    """Entries of the first `count` of the last dimension."""
+    return torch.equal(found[..., :count], wanted[..., :count])
+
+
+MADE = [x for x in range(12) if x not in (6, 7, 10, 11)]  # fields of rows that do not depend on tiles
+
+
+def assert_same_plan(found, wanted):
+    for name in ("columns", "starts", "tiles", "order", "hidden"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert torch.equal(found.plan.row_weights, wanted.plan.row_weights)
+    assert torch.allclose(found.plan.pair_weight, wanted.plan.pair_weight, rtol=1e-7)
+    assert torch.equal(found.others.counts, wanted.others.counts)
+    assert torch.equal(found.moved_counts, wanted.moved_counts)
+    for row, (count, tiles, long) in enumerate(wanted.others.counts.tolist()):
+        assert same(found.bounds[row], wanted.bounds[row], count)
+        assert same(found.plan.rows[row, MADE], wanted.plan.rows[row, MADE], count)
+        assert same(found.others.rows[row, :12], wanted.others.rows[row, :12], count)
+        segments = int(wanted.others.student_segments[row].max()) + 1
+        assert same(found.others.rows[row, 12], wanted.others.rows[row, 12], segments)
+        assert same(found.others.tiles[row], wanted.others.tiles[row], tiles)
+        assert same(found.others.long[row], wanted.others.long[row], long)
+        for x, y, most in zip(found.moved, wanted.moved, wanted.moved_counts[row].tolist(), strict=True):
+            assert same(x[row], y[row], most)
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+def test_the_same_plan_made_on_the_device(monkeypatch):
+    window = {"sliding_window": 6, "metric": "cosine", "reduction": "documents"}
+    cases = (mixed(90, largest=4), {}, {"causal": False}), (*several_documents(), window)
+    for ids, documents, options in cases:
+        wanted = grouped_plan(*ids, *documents.values(), **options)
+        monkeypatch.setattr(device_layout, "widths_of_others", lambda *_, widths=wanted.others.widths: widths)
+        assert_same_plan(device_layout.make_device_layout(*ids, *documents.values(), **options), wanted)
+
+
+@pytest.mark.usefixtures("poisoned", "device")
+def test_a_plan_made_on_the_device():
+    """Used: without synchronisation nothing is known of other segments, of which there is none here."""
+    ids = [rows(segment_ids(x, specials=[0])) for x in ([1, 2, 1, 2, 1] * 3, [1, 1, 2, 2, 1] * 3)]
+    assert grouped_plan(*ids).others is None
+    close(ids, {}, torch.float32, make_plan=device_layout.make_device_layout, metric="cosine")
+    broken = [x.clone() for x in ids]
+    broken[0][0, -1] = 2**20
+    teacher, student, *_ = inputs_for(*broken, dtype=torch.float32, dim=16)
+    plan = device_layout.make_device_layout(*broken)
+    assert value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, 1))[0].isnan()
+
+
+@pytest.mark.usefixtures("device")
+def test_launches_of_a_plan_made_on_the_device(monkeypatch):
+    names = record_launches(monkeypatch)
+    ids, documents = several_documents()
+    device_layout.make_device_layout(*ids)
+    assert len(names) == 9
+    device_layout.make_device_layout(*ids, *documents.values(), sliding_window=3)
+    assert len(names) == 9 + 10

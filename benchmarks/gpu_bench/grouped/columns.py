@@ -21,6 +21,8 @@ from gpu_bench.grouped.parts import (
     G00,
     G01,
     G11,
+    LOW00,
+    LOW10,
     M00,
     M01,
     M11,
@@ -87,9 +89,10 @@ def columns_of_shape(
     correction_ptr, key_gradient_ptr, value_gradient_ptr, tq_stride_h, tq_stride_n, sq_stride_h, sq_stride_n,
     tv_stride_n, sv_stride_n, place, row_low, row_high, whole_low, whole_high, first_head, each, softmax_size,
     row_limit, capacity, scale, softcap, key_factor, value_factor,
-    METRIC: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr,
-    WEIGHTED: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
+    METRIC: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr,
+    LISTS: tl.constexpr, SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr, KIND: tl.constexpr,
+    SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Stores dK and dV of one tile, whose segments have T x S tokens, for `each` query heads from `first_head` on."""
     columns = place + tl.arange(0, TILE)
@@ -255,6 +258,9 @@ def columns_of_shape(
         v0 = load_values(student_value_ptr, s0_at, paired, sv_stride_n, first, VALUE_DIM, BLOCK_V)
         left = load_values(teacher_value_ptr, t0_at, paired, tv_stride_n, first, VALUE_DIM, BLOCK_V)
         left -= c00 * v0
+        if METRIC == "cosine" and S == 1:
+            # f was written down for remainders orthogonal to the value: these are, whatever C is rounded to.
+            left -= load_factor(factors_ptr, capacity, columns, LOW00) * v0
         if S == 2:
             v1 = load_values(student_value_ptr, s1_at, s1_at >= 0, sv_stride_n, first, VALUE_DIM, BLOCK_V)
             left -= c01 * v1
@@ -265,6 +271,8 @@ def columns_of_shape(
         if T == 2:
             left = load_values(teacher_value_ptr, t1_at, t1_at >= 0, tv_stride_n, first, VALUE_DIM, BLOCK_V)
             left -= c10 * v0
+            if METRIC == "cosine" and S == 1:
+                left -= load_factor(factors_ptr, capacity, columns, LOW10) * v0
             if S == 2:
                 left -= c11 * v1
                 dv1 -= across_11 * left

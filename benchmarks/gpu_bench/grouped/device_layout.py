@@ -12,6 +12,8 @@ documents, weights as of the plan that ships
 Nobody knows on the host whether there are other segments: their kernels run, and end at once where there is none.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 from gpu_bench.grouped.layout import TILE, GroupedPlan, capacity_of, widths_of_others
@@ -32,6 +34,7 @@ def make_device_layout(
     documents = [x if x is None else x.contiguous() for x in (teacher_documents, student_documents)]
     plan = empty_plan(batch, lengths, (128, 128), "aim", device)
     others = empty_plan(batch, lengths, widths_of_others(metric, True), "aim", device)
+    others = replace(others, row_weights=plan.row_weights, pair_weight=plan.pair_weight)
     scratch, window = Scratch(others, documents), sliding_window is not None
     row_limit, tile_limit, capacity = plan.rows.shape[-1], others.tiles.shape[-1], capacity_of(lengths[1])
     steps = max(scratch.space, tile_limit, capacity).bit_length()

@@ -29,6 +29,13 @@ def inverse_of_two(g00, g01, g11):
 
 
 @triton.jit
+def with_rest(x, y):
+    """(x + y, what its rounding left), y the smaller one or x zero."""
+    total = x + y
+    return total, y - (total - x)
+
+
+@triton.jit
 def columns_kernel(
     teacher_key_ptr, student_key_ptr, teacher_value_ptr, student_value_ptr, columns_ptr, tiles_ptr,
     teacher_columns_ptr, student_columns_ptr, factors_ptr,
@@ -74,15 +81,18 @@ def columns_kernel(
         g00, g01, g11 = tl.sum(v0 * v0, 1), tl.sum(v0 * v1, 1), tl.sum(v1 * v1, 1)
         i00, i01, i11 = inverse_of_two(g00, g01, g11)
         c00, c01, c10, c11 = g00 * 0.0, g00 * 0.0, g00 * 0.0, g00 * 0.0
+        low00, low10 = c00, c10
         # Corrected by what is left: orthogonal to rounding.
         for _ in range(3):
             p0, p1 = tl.sum(r0 * v0, 1), tl.sum(r0 * v1, 1)
             d0, d1 = p0 * i00 + p1 * i01, p0 * i01 + p1 * i11
-            c00, c01 = c00 + d0, c01 + d1
+            c00, low00 = with_rest(c00, low00 + d0)
+            c01 += d1
             r0 = r0 - d0[:, None] * v0 - d1[:, None] * v1
             p0, p1 = tl.sum(r1 * v0, 1), tl.sum(r1 * v1, 1)
             d0, d1 = p0 * i00 + p1 * i01, p0 * i01 + p1 * i11
-            c10, c11 = c10 + d0, c11 + d1
+            c10, low10 = with_rest(c10, low10 + d0)
+            c11 += d1
             r1 = r1 - d0[:, None] * v0 - d1[:, None] * v1
         factors = factors_ptr + kv_index * FACTORS * capacity + columns
         tl.store(factors, g00)
@@ -96,10 +106,12 @@ def columns_kernel(
         tl.store(factors + 8 * capacity, tl.sum(r0 * r1, 1))
         tl.store(factors + 9 * capacity, tl.sum(r1 * r1, 1))
         tl.store(factors + 10 * capacity, tl.where(t0 >= 0, 0.5, 0.0))
+        tl.store(factors + 11 * capacity, low00)
+        tl.store(factors + 12 * capacity, low10)
 
 
 def make_columns(teacher, student, plan, config):
-    """(teacher keys [B, H_kv, 2, C, d], student keys, factors [B, H_kv, 11, C] float32); what no tile has is not
+    """(teacher keys [B, H_kv, 2, C, d], student keys, factors [B, H_kv, 13, C] float32); what no tile has is not
     written."""
     key, value = student[1:]
     batch, kv_heads, _, head_dim = key.shape

@@ -116,7 +116,9 @@ def _columns_of_row(ids, documents, rows, count, teacher_firsts, student_firsts,
         bounds += [start + x for y in ends for x in y]
         if apart:
             pairs = torch.nn.functional.pad((own[0] >= 0).long().cumsum(0), (1, 0))
-            low, high = (f(torch.stack(x), 0) for f, x in zip((torch.amin, torch.amax), zip(*ends, strict=True)))
+            low, high = (
+                f(torch.stack(x), 0) for f, x in zip((torch.amin, torch.amax), zip(*ends, strict=True), strict=True)
+            )
             hidden -= pairs[high] - pairs[low]
         starts.append(start)
         start += -(-own.shape[1] // TILE) * TILE

@@ -282,7 +282,9 @@ def order_tiles(tiles_ptr, order_ptr, tiles, limit, BLOCK: tl.constexpr):
     for first in range(0, limit, BLOCK):
         others = first + tl.arange(0, BLOCK)
         work = work_of(tiles_ptr, others, limit)
-        ahead = (work[None, :] > mine[:, None]) | ((work[None, :] == mine[:, None]) & (others[None, :] < tiles[:, None]))
+        ahead = (work[None, :] > mine[:, None]) | (
+            (work[None, :] == mine[:, None]) & (others[None, :] < tiles[:, None])
+        )
         rank += tl.sum((ahead & (others < limit)[None, :]).to(tl.int32), 1)
     tl.store(order_ptr + rank, tiles, mask=tiles < limit)
 

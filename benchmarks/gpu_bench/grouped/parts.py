@@ -6,11 +6,12 @@ from matt_kernels.attention import tanh
 
 # Rows of the factors of a column; teacher tokens before the student's: c01 is of the first teacher and the second
 # student token.
-FACTORS = tl.constexpr(11)
+FACTORS = tl.constexpr(13)
 G00, G01, G11 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 C00, C01, C10, C11 = tl.constexpr(3), tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 M00, M01, M11 = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9)
 HALF = tl.constexpr(10)  # 1 / 2, 0 where a column is no pair: twice a distance counts by it
+LOW00, LOW10 = tl.constexpr(11), tl.constexpr(12)  # what float32 has not of C00 and C10
 
 
 @triton.jit

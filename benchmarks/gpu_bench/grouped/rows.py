@@ -217,12 +217,13 @@ def add_group(
 def grouped_rows_kernel(
     teacher_query_ptr, student_query_ptr, teacher_columns_ptr, student_columns_ptr, factors_ptr, rows_ptr, counts_ptr,
     bounds_ptr, starts_ptr, row_weights_ptr, teacher_softmax_ptr, student_softmax_ptr, mean_key_ptr, loss_ptr,
-    correction_ptr, gradient_ptr, hidden_ptr, tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
-    heads, group, softmax_size, row_limit, capacity, student_length, scale, softcap,
-    gradient_scale,
+    correction_ptr, gradient_ptr, hidden_ptr,
+    tq_stride_b, tq_stride_h, tq_stride_n, sq_stride_b, sq_stride_h, sq_stride_n,
+    heads, group, softmax_size, row_limit, capacity, student_length, scale, softcap, gradient_scale,
     METRIC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr, PRECISION: tl.constexpr,
-    GROUPS: tl.constexpr, ADDED: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr, WEIGHTED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr, SCORE_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, GROUPS: tl.constexpr, ADDED: tl.constexpr, LISTS: tl.constexpr, SOFTCAP: tl.constexpr,
+    WEIGHTED: tl.constexpr,
 ):  # fmt: skip
     batch_head = tl.program_id(0).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
@@ -304,6 +305,6 @@ def grouped_rows(
         rows.shape[-1], plan.columns.shape[-1], length, *score_factors(options.scale, options.softcap), options.scale,
         METRIC=options.metric, BLOCK_M=launch.block_m, BLOCK_1=block_1, BLOCK_2=block_2, HEAD_DIM=head_dim,
         BLOCK_D=config.block_d, KIND=config.kind, SCORE_PRECISION=config.score_precision,
-        PRECISION=config.product_precision, GROUPS=groups, ADDED=plan.others is not None, LISTS=plan.lists, SOFTCAP=options.softcap is not None,
-        WEIGHTED=plan.weighted, num_warps=launch.warps, num_stages=launch.stages,
+        PRECISION=config.product_precision, GROUPS=groups, ADDED=plan.others is not None, LISTS=plan.lists,
+        SOFTCAP=options.softcap is not None, WEIGHTED=plan.weighted, num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
