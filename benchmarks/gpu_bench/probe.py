@@ -51,7 +51,7 @@ def forget_interpreter() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
 
 
-def compile_one(head_dim: int, kernel: str | None, shape, target: str) -> tuple[float, str | None]:
+def compile_one(head_dim: int, kernel: str | None, shape, target: str, metric: str = "mse") -> tuple[float, str | None]:
     """(seconds, error) of one candidate, or, where `kernel` is None, of a share of all kernels as they ship."""
     from unittest import mock
 
@@ -69,7 +69,7 @@ def compile_one(head_dim: int, kernel: str | None, shape, target: str) -> tuple[
         with mock.patch.object(configs, "choose_config", chosen):
             jobs = kernel_report.record_launches(kernel_report.Case("bfloat16", head_dim), target)
         if kernel is None:  # those of other tiles too, which the grouped prototype runs
-            jobs = [x for x in jobs if x.loss.startswith("mse")][shape::SHARES]
+            jobs = [x for x in jobs if x.loss.startswith(metric)][shape::SHARES]
         else:
             jobs = [x for x in jobs if x.loss == "mse" and x.kernel == KERNELS[kernel]]
         for job in jobs:
@@ -195,20 +195,13 @@ class Probe:
         return host_and_all_ms(self.make_plan, 5)
 
     def attention(self):
-        import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.nn.functional import scaled_dot_product_attention
+        from gpu_bench.steps import attention_step
+        from torch.nn.attention import SDPBackend
 
         found = {}
         backends = [SDPBackend.MATH] if DRY else [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
-        gradient = torch.randn_like(self.student[0])
         for backend in backends:
-
-            def attend(backend=backend):
-                with sdpa_kernel(backend):
-                    output = scaled_dot_product_attention(*self.student, is_causal=True, enable_gqa=True)
-                torch.autograd.grad(output, self.student, gradient)
-
+            attend = attention_step(backend, self.student)
             try:
                 found[backend.name] = {"ms": device_ms(attend), "graph ms": device_ms(graph_of(attend))}
             except RuntimeError as error:

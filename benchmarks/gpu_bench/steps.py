@@ -66,6 +66,18 @@ def compiled_step(shape: Shape, inputs):
     return step
 
 
+def attention_step(backend: SDPBackend, student):
+    """torch's attention of the student's q, k, v, causal, by one backend."""
+    gradient = torch.randn_like(student[0])
+
+    def step():
+        with sdpa_kernel(backend):
+            output = F.scaled_dot_product_attention(*student, is_causal=True, enable_gqa=True)
+        torch.autograd.grad(output, student, gradient)
+
+    return step
+
+
 def flash_step(shape: Shape, student):
     backend = SDPBackend.FLASH_ATTENTION if student[0].is_cuda else SDPBackend.MATH
     if shape.dtype == "fp32" and student[0].is_cuda:

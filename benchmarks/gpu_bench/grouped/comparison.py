@@ -1,5 +1,6 @@
 """The grouped kernels beside those that ship, on one GPU, for probe.py: time, results, launches."""
 
+import time
 from dataclasses import replace
 from unittest import mock
 
@@ -7,14 +8,14 @@ import matt_kernels
 import torch
 import triton
 from gpu_bench.grouped.layout import grouped_plan
-from gpu_bench.grouped.loss import Launch, Launches, value_and_gradients
+from gpu_bench.grouped.loss import Launch, Launches, launches_for, value_and_gradients
 from gpu_bench.inputs import Shape, make_inputs, segments_of
 from gpu_bench.steps import plan_of
 from matt_kernels import configs
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-# block_m, block_n, warps, stages; the first ones are the defaults.
+# block_m, block_n, warps, stages; the defaults are among the first two.
 ROWS = [(64, (64, 32), 4, 3), (64, (64, 32), 4, 2), (64, (64, 64), 4, 2), (128, (64, 32), 8, 2)]
 COLUMNS = [(64, (64, 32), 4, 3), (64, (64, 32), 4, 2), (64, (64, 64), 4, 2), (64, (32, 32), 4, 2)]
 SHARES = 1, 2, 4
@@ -25,11 +26,14 @@ def candidates() -> list[tuple[str, Launch]]:
     return [(kernel, Launch(*x)) for kernel, shapes in (("rows", ROWS), ("columns", COLUMNS)) for x in shapes]
 
 
-def compile_candidate(head_dim: int, length: int, heads: int, kv_heads: int, kernel: str, launch: Launch) -> None:
-    """Into Triton's cache, for sm_90; runs in a process of its own, without a GPU."""
+def compile_candidate(
+    head_dim: int, length: int, heads: int, kv_heads: int, kernel: str, launch: Launch | None, metric: str = "mse"
+) -> None:
+    """Into Triton's cache, for sm_90; runs in a process of its own, without a GPU. No launch: the default."""
     import kernel_report
 
-    launches, ids = [], segments_of(Shape(length, head_dim, heads, kv_heads, "bf16", "aim", "mse"), None)
+    launches, ids = [], segments_of(Shape(length, head_dim, heads, kv_heads, "bf16", "aim", metric), None)
+    default = launches_for(head_dim)
     sizes = heads, kv_heads, kv_heads
     meta = {"dtype": torch.bfloat16, "device": "meta"}
     sides = [[torch.empty(1, x, y.shape[1], head_dim, **meta) for x in sizes] for y in ids]
@@ -37,11 +41,12 @@ def compile_candidate(head_dim: int, length: int, heads: int, kv_heads: int, ker
         mock.patch.object(JITFunction, "run", lambda *x, grid, warmup, **y: launches.append((x, y))),
         mock.patch.object(configs, "target_of", return_value="cuda:90"),
     ):
-        value_and_gradients(*sides, grouped_plan(*ids).to("meta"), replace(Launches(), **{kernel: launch}))
+        changed = replace(default, **{kernel: launch or getattr(default, kernel)})
+        value_and_gradients(*sides, grouped_plan(*ids, metric=metric).to("meta"), changed, metric=metric)
     for (function, *arguments), constants in launches:
         if function.__name__ == f"grouped_{kernel}_kernel":
             case = kernel_report.Case("bfloat16", head_dim)
-            job = kernel_report.make_job(case, "sm_90", "mse", function, arguments, constants)
+            job = kernel_report.make_job(case, "sm_90", metric, function, arguments, constants)
             source = ASTSource(function, job.signature, job.constants, job.attributes)
             triton.compile(source, target=kernel_report.gpu_target("sm_90"), options=job.options)
 
@@ -57,10 +62,10 @@ class Printed(dict):
 def compare(shape: Shape, device: str, milliseconds, by_kernel, *, candidates: bool) -> dict:
     """Differences relative to what ships, of value, dQ, dK and dV, whether the same bits come again, and times; on a
     text of segments of at most 2 x 2 tokens, where `candidates` also picks the launches, and on all of it."""
-    found, best = Printed(), Launches()
+    found, best = Printed(), launches_for(shape.head_dim)
     for name, most in (("small segments", 2), ("whole text", None)):
         inputs = make_inputs(shape, None, device, most=most)
-        shipped, grouped = _steps(shape, inputs)
+        shipped, grouped = steps(shape, inputs)
         results = grouped(best)
         found[f"{name}: differences"] = [
             float((x - y).norm() / y.norm()) for x, y in zip(results, shipped(), strict=True)
@@ -68,34 +73,38 @@ def compare(shape: Shape, device: str, milliseconds, by_kernel, *, candidates: b
         found[f"{name}: same bits"] = all(torch.equal(x, y) for x, y in zip(results, grouped(best), strict=True))
         found[f"{name}: shipped"] = milliseconds(shipped)
         if candidates and most is not None:
-            best = _best(grouped, milliseconds, found)
+            best = best_launches(grouped, milliseconds, found, best)
         found[f"{name}: grouped"] = milliseconds(lambda step=grouped, best=best: step(best))
         found[f"{name}: kernels"] = by_kernel(lambda step=grouped, best=best: step(best))
     return found
 
 
-def _steps(shape: Shape, inputs):
+def steps(shape: Shape, inputs):
     """Loss and gradients, both ways, from plans made on the CPU."""
     teacher, student, *ids = inputs
     student = tuple(x.requires_grad_() for x in student)
     device = student[0].device
-    plan, columns = plan_of(shape, inputs, ids).to(device), grouped_plan(*ids).to(device)
+    plan = plan_of(shape, inputs, ids).to(device)
+    columns = grouped_plan(*ids, metric=shape.metric).to(device)
 
     def shipped():
-        loss = matt_kernels.aim_loss(teacher, student, plan=plan)
+        loss = matt_kernels.aim_loss(teacher, student, plan=plan, metric=shape.metric)
         return loss.detach(), *torch.autograd.grad(loss, student)
 
     @torch.no_grad()
-    def grouped(launches):
-        return value_and_gradients(teacher, student, columns, launches)
+    def grouped(launches=None):
+        return value_and_gradients(teacher, student, columns, launches, metric=shape.metric)
 
     return shipped, grouped
 
 
-def _best(step, milliseconds, found: dict) -> Launches:
+def best_launches(step, milliseconds, found: dict, best: Launches, deadline: float = float("inf")) -> Launches:
     """One kernel after the other; the time of each candidate goes into `found`."""
-    best, shortest = Launches(), float("inf")
+    shortest = float("inf")
     for change in [*({"share": x} for x in SHARES), *({kernel: launch} for kernel, launch in candidates())]:
+        if time.monotonic() > deadline:
+            found["not tried"] = "the minutes were over"
+            break
         launches = replace(best, **change)
         try:
             taken = milliseconds(lambda launches=launches: step(launches))

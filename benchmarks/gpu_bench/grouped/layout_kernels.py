@@ -243,11 +243,10 @@ def column_tiles_kernel(
         )
         inner, outer = low, high
         for NUMBER in tl.static_range(1, 4):
-            SIDE: tl.constexpr = NUMBER // 2
             tokens = tl.where(t1 >= 0, t1, teacher) if NUMBER == 1 else tl.where(s1 >= 0, s1, s0) if NUMBER == 3 else s0
             own_low, own_high = store_seeing_rows(
                 columns_ptr + (4 + 2 * NUMBER) * capacity, rows_ptr, tokens, used, count, row_limit, capacity, steps,
-                SIDE,
+                NUMBER // 2,
             )  # fmt: skip
             low, high = tl.minimum(low, own_low), tl.maximum(high, own_high)
             inner, outer = tl.maximum(inner, own_low), tl.minimum(outer, own_high)
@@ -289,76 +288,6 @@ def order_tiles(tiles_ptr, order_ptr, tiles, limit, BLOCK: tl.constexpr):
     tl.store(order_ptr + rank, tiles, mask=tiles < limit)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
-def bounds_kernel(
-    columns_ptr, starts_ptr, pairs_ptr, rows_ptr, counts_ptr, tiles_ptr, order_ptr, bounds_ptr, hidden_ptr, before_ptr,
-    teacher_moved_ptr, student_moved_ptr, others_ptr, others_rows_ptr, others_tiles_ptr, others_counts_ptr,
-    teacher_length, student_length, row_limit, tile_limit, capacity, steps,
-    LISTS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Columns, and tiles of other segments, that each row sees; behind these programs such that order the tiles."""
-    batch, blocks = tl.program_id(1).to(tl.int64), tl.cdiv(row_limit, BLOCK)
-    numbers = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
-    limit = capacity // TILE
-    tiles_ptr += batch * 5 * limit
-    if tl.program_id(0) >= blocks:
-        numbers = (tl.program_id(0) - blocks) * BLOCK + tl.arange(0, BLOCK)
-        order_tiles(tiles_ptr, order_ptr + batch * limit, numbers, limit, BLOCK)
-    else:
-        stored = numbers < row_limit
-        count = tl.load(counts_ptr + batch * COUNTS)
-        used = numbers < count
-        starts_ptr += batch * 8
-        columns_ptr += batch * (4 + 2 * LISTS) * capacity
-        bounds_ptr += batch * 8 * LISTS * row_limit + numbers
-        rows_ptr += batch * ROWS * row_limit + numbers
-        others_rows_ptr += batch * ROWS * row_limit + numbers
-        before_ptr += batch * (row_limit + 1)
-        pair_low = tl.load(rows_ptr + 8 * row_limit, mask=used, other=0)
-        pair_high = tl.load(rows_ptr + 9 * row_limit, mask=used, other=0)
-        others_low = tl.load(before_ptr + pair_low, mask=used, other=0)
-        others_high = tl.load(before_ptr + pair_high, mask=used, other=0)
-        hidden = pair_high - pair_low - (others_high - others_low)
-        for GROUP in tl.static_range(4):
-            start, size = tl.load(starts_ptr + GROUP), tl.load(starts_ptr + 4 + GROUP)
-            first, last = numbers * 0 + size, numbers * 0
-            for NUMBER in tl.static_range(LISTS):
-                own = columns_ptr + (4 + 2 * NUMBER) * capacity + start
-                low = search(own + capacity, numbers, size, steps, True)
-                high = search(own, numbers, size, steps, True)
-                first, last = tl.minimum(first, low), tl.maximum(last, high)
-                at = bounds_ptr + 2 * (GROUP * LISTS + NUMBER) * row_limit
-                tl.store(at, start + low, mask=stored)
-                tl.store(at + row_limit, start + high, mask=stored)
-            if LISTS == 4:
-                if GROUP == 0:
-                    pairs = pairs_ptr + batch * (capacity + 1)
-                    first, last = tl.load(pairs + first), tl.load(pairs + last)
-                hidden -= last - first
-        tl.store(hidden_ptr + batch * row_limit + numbers, tl.where(used & (LISTS == 4), hidden, 0), mask=stored)
-
-        others_ptr += batch * 2 * SEGMENT_FIELDS * row_limit + numbers
-        others_tiles_ptr += batch * TILES * tile_limit
-        tl.store(others_rows_ptr, tl.load(rows_ptr, mask=stored, other=0), mask=stored)
-        tl.store(others_rows_ptr + row_limit, tl.load(rows_ptr + row_limit, mask=stored, other=0), mask=stored)
-        moved_ptr = teacher_moved_ptr + batch * teacher_length
-        teacher_tiles = store_moved(
-            rows_ptr + 2 * row_limit, moved_ptr, others_rows_ptr + 2 * row_limit, others_ptr, others_tiles_ptr, used,
-            stored, teacher_length, row_limit, tile_limit, steps,
-        )  # fmt: skip
-        moved_ptr = student_moved_ptr + batch * student_length
-        student_tiles = store_moved(
-            rows_ptr + 4 * row_limit, moved_ptr, others_rows_ptr + 4 * row_limit,
-            others_ptr + SEGMENT_FIELDS * row_limit, others_tiles_ptr + 2 * tile_limit, used, stored, student_length,
-            row_limit, tile_limit, steps,
-        )  # fmt: skip
-        store_tiles(others_rows_ptr, teacher_tiles, student_tiles, used, stored, row_limit, tile_limit)
-        tl.store(others_rows_ptr + 8 * row_limit, others_low, mask=stored)
-        tl.store(others_rows_ptr + 9 * row_limit, others_high, mask=stored)
-        if tl.program_id(0) == 0:
-            tl.store(others_counts_ptr + batch * COUNTS, count)
-
-
 @triton.jit
 def store_moved(
     rows_ptr, moved_ptr, others_rows_ptr, others_ptr, tiles_ptr, used, stored, length, row_limit, tile_limit, steps
@@ -372,3 +301,87 @@ def store_moved(
     tl.store(others_ptr + 2 * row_limit, low, mask=stored)
     tl.store(others_ptr + 3 * row_limit, high, mask=stored)
     return seen_tiles(tiles_ptr, low, high, tile_limit, steps)
+
+
+@triton.jit
+def bound_rows(
+    columns_ptr, starts_ptr, pairs_ptr, rows_ptr, counts_ptr, bounds_ptr, hidden_ptr, before_ptr, teacher_moved_ptr,
+    student_moved_ptr, others_ptr, others_rows_ptr, others_tiles_ptr, others_counts_ptr, batch, numbers, teacher_length,
+    student_length, row_limit, tile_limit, capacity, steps,
+    LISTS: tl.constexpr,
+):  # fmt: skip
+    """Columns, and tiles of other segments, that each row sees."""
+    stored = numbers < row_limit
+    count = tl.load(counts_ptr + batch * COUNTS)
+    used = numbers < count
+    starts_ptr += batch * 8
+    columns_ptr += batch * (4 + 2 * LISTS) * capacity
+    bounds_ptr += batch * 8 * LISTS * row_limit + numbers
+    rows_ptr += batch * ROWS * row_limit + numbers
+    others_rows_ptr += batch * ROWS * row_limit + numbers
+    before_ptr += batch * (row_limit + 1)
+    pair_low = tl.load(rows_ptr + 8 * row_limit, mask=used, other=0)
+    pair_high = tl.load(rows_ptr + 9 * row_limit, mask=used, other=0)
+    others_low = tl.load(before_ptr + pair_low, mask=used, other=0)
+    others_high = tl.load(before_ptr + pair_high, mask=used, other=0)
+    hidden = pair_high - pair_low - (others_high - others_low)
+    for GROUP in tl.static_range(4):
+        start, size = tl.load(starts_ptr + GROUP), tl.load(starts_ptr + 4 + GROUP)
+        first, last = numbers * 0 + size, numbers * 0
+        for NUMBER in tl.static_range(LISTS):
+            own = columns_ptr + (4 + 2 * NUMBER) * capacity + start
+            low = search(own + capacity, numbers, size, steps, True)
+            high = search(own, numbers, size, steps, True)
+            first, last = tl.minimum(first, low), tl.maximum(last, high)
+            at = bounds_ptr + 2 * (GROUP * LISTS + NUMBER) * row_limit
+            tl.store(at, start + low, mask=stored)
+            tl.store(at + row_limit, start + high, mask=stored)
+        if LISTS == 4:
+            if GROUP == 0:
+                pairs = pairs_ptr + batch * (capacity + 1)
+                first, last = tl.load(pairs + first), tl.load(pairs + last)
+            hidden -= last - first
+    tl.store(hidden_ptr + batch * row_limit + numbers, tl.where(used & (LISTS == 4), hidden, 0), mask=stored)
+
+    others_ptr += batch * 2 * SEGMENT_FIELDS * row_limit + numbers
+    others_tiles_ptr += batch * TILES * tile_limit
+    tl.store(others_rows_ptr, tl.load(rows_ptr, mask=stored, other=0), mask=stored)
+    tl.store(others_rows_ptr + row_limit, tl.load(rows_ptr + row_limit, mask=stored, other=0), mask=stored)
+    moved_ptr = teacher_moved_ptr + batch * teacher_length
+    teacher_tiles = store_moved(
+        rows_ptr + 2 * row_limit, moved_ptr, others_rows_ptr + 2 * row_limit, others_ptr, others_tiles_ptr, used,
+        stored, teacher_length, row_limit, tile_limit, steps,
+    )  # fmt: skip
+    moved_ptr = student_moved_ptr + batch * student_length
+    student_tiles = store_moved(
+        rows_ptr + 4 * row_limit, moved_ptr, others_rows_ptr + 4 * row_limit,
+        others_ptr + SEGMENT_FIELDS * row_limit, others_tiles_ptr + 2 * tile_limit, used, stored, student_length,
+        row_limit, tile_limit, steps,
+    )  # fmt: skip
+    store_tiles(others_rows_ptr, teacher_tiles, student_tiles, used, stored, row_limit, tile_limit)
+    tl.store(others_rows_ptr + 8 * row_limit, others_low, mask=stored)
+    tl.store(others_rows_ptr + 9 * row_limit, others_high, mask=stored)
+    if tl.program_id(0) == 0:
+        tl.store(others_counts_ptr + batch * COUNTS, count)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def bounds_kernel(
+    columns_ptr, starts_ptr, pairs_ptr, rows_ptr, counts_ptr, tiles_ptr, order_ptr, bounds_ptr, hidden_ptr, before_ptr,
+    teacher_moved_ptr, student_moved_ptr, others_ptr, others_rows_ptr, others_tiles_ptr, others_counts_ptr,
+    teacher_length, student_length, row_limit, tile_limit, capacity, steps,
+    LISTS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """A program for each block of rows, and behind these some that order the tiles."""
+    batch, blocks = tl.program_id(1).to(tl.int64), tl.cdiv(row_limit, BLOCK)
+    limit = capacity // TILE
+    if tl.program_id(0) >= blocks:
+        tiles = (tl.program_id(0) - blocks) * BLOCK + tl.arange(0, BLOCK)
+        order_tiles(tiles_ptr + batch * 5 * limit, order_ptr + batch * limit, tiles, limit, BLOCK)
+    else:
+        bound_rows(
+            columns_ptr, starts_ptr, pairs_ptr, rows_ptr, counts_ptr, bounds_ptr, hidden_ptr, before_ptr,
+            teacher_moved_ptr, student_moved_ptr, others_ptr, others_rows_ptr, others_tiles_ptr, others_counts_ptr,
+            batch, tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), teacher_length, student_length, row_limit,
+            tile_limit, capacity, steps, LISTS,
+        )  # fmt: skip

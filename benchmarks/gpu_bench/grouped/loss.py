@@ -28,11 +28,19 @@ class Launches:
     share: int = 2  # programs that the query heads of a key head are divided among
 
 
+def launches_for(head_dim: int) -> Launches:
+    """At 128 two stages: of three, a multiprocessor of Hopper has shared memory for one program only."""
+    if head_dim <= 64:
+        return Launches()
+    return Launches(Launch(64, (64, 32), 4, 2), Launch(64, (64, 32), 4, 2))
+
+
 def value_and_gradients(
-    teacher, student, plan, launches: Launches = Launches(), softcap: float | None = None, metric: str = "mse"
+    teacher, student, plan, launches: Launches | None = None, softcap: float | None = None, metric: str = "mse"
 ):
     """(loss, dQ, dK, dV) of aim_loss, variant "aim", from (q, k, v) of both sides and a grouped_plan."""
     query, key, value = student
+    launches = launches or launches_for(query.shape[-1])
     scale = query.shape[-1] ** -0.5
     config = config_for(query, value, "aim", metric, softcap=softcap is not None)
     rows = *query.shape[:2], plan.plan.rows.shape[-1]
