@@ -16,12 +16,22 @@ def run(name: str, folder: Path, *arguments: str) -> str:
 
 
 def test_probe(tmp_path):
-    parts = "kernels", "host", "plan_on_the_device", "attention", "bits", "grouped"
+    parts = "kernels", "host", "plan_on_the_device", "attention", "bits"
     run("probe.py", tmp_path, "--parts", *parts)
     found = json.loads((tmp_path / "probe.json").read_text())
     assert [x.removeprefix("d=64 ").replace(" ", "_") for x in found] == list(parts)
-    assert max(found["d=64 grouped"]["whole text: differences"]) < 1e-2
     assert found["d=64 bits"] == {"runs that differ": 0, "finite": True}
+
+
+def test_decide(tmp_path):
+    run("decide.py", tmp_path)
+    found = json.loads((tmp_path / "decide.json").read_text())
+    assert {x.split()[0] for x in found} == {"errors", "ms", "shapes", "plans"}
+    for metric in ("mse", "cosine"):
+        errors, times = found[f"errors {metric} d=16 n=40"], found[f"ms {metric} d=16 n=40"]
+        assert errors["grouped passed"]
+        assert max(times["differences"]) < 1e-2
+        assert times["same bits"]
 
 
 def test_transfer(tmp_path):

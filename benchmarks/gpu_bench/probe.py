@@ -9,7 +9,6 @@ error, and the others go on. Candidates are compiled beside the GPU, in processe
 
 import argparse
 import contextlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -68,7 +67,7 @@ def compile_one(head_dim: int, kernel: str | None, shape, target: str, metric: s
     try:
         with mock.patch.object(configs, "choose_config", chosen):
             jobs = kernel_report.record_launches(kernel_report.Case("bfloat16", head_dim), target)
-        if kernel is None:  # those of other tiles too, which the grouped prototype runs
+        if kernel is None:  # those of other tiles too, which decide.py runs
             jobs = [x for x in jobs if x.loss.startswith(metric)][shape::SHARES]
         else:
             jobs = [x for x in jobs if x.loss == "mse" and x.kernel == KERNELS[kernel]]
@@ -250,21 +249,9 @@ class Probe:
         ops.TUNED[key] = best
         return found | {"best": {x: str(getattr(best, x)) for x in CANDIDATES}, "best ms": shortest}
 
-    def grouped(self):
-        """The prototype with columns grouped by the shape of their segment, beside what ships."""
-        from gpu_bench.grouped.comparison import compare
-        from gpu_bench.inputs import Shape
-
-        options = self.options
-        shape = Shape(options.length, self.head_dim, options.heads, options.kv_heads, "bf16", "aim", "mse")
-        if DRY:
-            return compare(shape, "cpu", lambda step: step() and None, lambda step: None, candidates=False)
-        candidates = time.monotonic() < options.deadline
-        return compare(shape, "cuda", lambda step: device_ms(graph_of(step)), by_kernel, candidates=candidates)
-
 
 # Times of the host come last: until then other processes compile, and take its cores.
-PARTS = ("compile", "kernels", "attention", "bits", "grouped", "shapes", "host", "plan_on_the_device")
+PARTS = ("compile", "kernels", "attention", "bits", "shapes", "host", "plan_on_the_device")
 
 
 def parse() -> argparse.Namespace:
@@ -292,12 +279,6 @@ def main() -> None:
         jobs += candidates[:1] if DRY else candidates
     target = "sm_90"
     waiting = {job: pool.apply_async(compile_one, (*job, target)) for job in jobs}
-    if "grouped" in options.parts and not DRY:
-        from gpu_bench.grouped import comparison
-
-        shape = options.length, options.heads, options.kv_heads
-        for head_dim, (kernel, launch) in itertools.product(options.head_dims, comparison.candidates()):
-            pool.apply_async(comparison.compile_candidate, (head_dim, *shape, kernel, launch))
     output = Path(os.environ.get("OUT", "."), "probe.json")
 
     @contextlib.contextmanager

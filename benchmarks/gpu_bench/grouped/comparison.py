@@ -1,4 +1,4 @@
-"""The grouped kernels beside those that ship, on one GPU, for probe.py: time, results, launches."""
+"""The grouped kernels beside those that ship, for decide.py: steps of both, and launches to try."""
 
 import time
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 import triton
 from gpu_bench.grouped.layout import grouped_plan
 from gpu_bench.grouped.loss import Launch, Launches, launches_for, value_and_gradients
-from gpu_bench.inputs import Shape, make_inputs, segments_of
+from gpu_bench.inputs import Shape, segments_of
 from gpu_bench.steps import plan_of
 from matt_kernels import configs
 from triton.compiler import ASTSource
@@ -57,26 +57,6 @@ class Printed(dict):
     def __setitem__(self, name, value) -> None:
         super().__setitem__(name, value)
         print(f"    {name}: {value}", flush=True)
-
-
-def compare(shape: Shape, device: str, milliseconds, by_kernel, *, candidates: bool) -> dict:
-    """Differences relative to what ships, of value, dQ, dK and dV, whether the same bits come again, and times; on a
-    text of segments of at most 2 x 2 tokens, where `candidates` also picks the launches, and on all of it."""
-    found, best = Printed(), launches_for(shape.head_dim)
-    for name, most in (("small segments", 2), ("whole text", None)):
-        inputs = make_inputs(shape, None, device, most=most)
-        shipped, grouped = steps(shape, inputs)
-        results = grouped(best)
-        found[f"{name}: differences"] = [
-            float((x - y).norm() / y.norm()) for x, y in zip(results, shipped(), strict=True)
-        ]
-        found[f"{name}: same bits"] = all(torch.equal(x, y) for x, y in zip(results, grouped(best), strict=True))
-        found[f"{name}: shipped"] = milliseconds(shipped)
-        if candidates and most is not None:
-            best = best_launches(grouped, milliseconds, found, best)
-        found[f"{name}: grouped"] = milliseconds(lambda step=grouped, best=best: step(best))
-        found[f"{name}: kernels"] = by_kernel(lambda step=grouped, best=best: step(best))
-    return found
 
 
 def steps(shape: Shape, inputs):
