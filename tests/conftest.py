@@ -1,23 +1,19 @@
 """What tests share: the kernels in Triton's interpreter where there is no GPU, and jobs that are ready to be done."""
 
-import functools
 import os
 from importlib.util import find_spec
 
 import pytest
+import quick
 import torch
-import typer.testing
-
-# CliRunner would build all commands anew for each one that it runs, which takes far longer than to refuse an argument.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names that nothing has are not looked up for half a minute
+quick.commands()
+quick.pictures()
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
     if find_spec("triton"):
-        from quick_interpreter import quicken
-
-        quicken()
+        quick.interpreter()
 
 
 @pytest.fixture(params=["llama"])
