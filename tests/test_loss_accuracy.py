@@ -54,7 +54,7 @@ def errors(dtype, noise, **options):
     seeds = MORE_SEEDS if unsteady else SEEDS
     squares = np.zeros((len(ENGINES), 4))
     for seed in range(seeds):
-        inputs = draw(dtype, noise, seed, heads=2, kv_heads=1)
+        inputs = draw(dtype, noise, seed)
         exact = results(torch.float64, "eager", *inputs, **options)
         for engine, backend in enumerate(ENGINES):
             found = results(dtype, backend, *inputs, **options)
