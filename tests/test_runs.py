@@ -240,6 +240,9 @@ def test_validation_keeps_the_best_rows(files, job):
 
 def test_epochs_are_passes_over_the_data(job):
     """Every chunk that the data has is trained on as often."""
+    few = job["output"].with_name("few.jsonl")
+    few.write_text("".join(job["data"].read_text().splitlines(keepends=True)[:9]))
+    job |= {"data": few, "checkpoint_every": 100}
     seen = transfer(**job | {"epochs": 1, "batch_size": 1}).progress
     twice = transfer(**job | {"output": job["output"].with_name("twice"), "epochs": 2, "batch_size": 1}).progress
     assert len(twice.losses) == 2 * len(seen.losses)

@@ -59,7 +59,8 @@ def tokens(
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
-            from matt_fast.show.opening import open_model, read_run, start_again
+            from matt_fast.initializers import initial_rows
+            from matt_fast.show.opening import open_model, read_run
             from matt_fast.show.tokens import add_neighbours, choose, new_tokens, read_provenance
             from matt_fast.show.tokens_page import tokens_page
 
@@ -76,7 +77,7 @@ def tokens(
             vocabulary = VocabularyPair(*sides, len(old))
             start, note = None, f"Rows as they began are not shown: {finished.named!r} cannot be made again here."
             if finished.init is not None:
-                made = start_again(original, vocabulary, finished.init, finished.seed)
+                made = initial_rows(original, vocabulary, finished.init, finished.seed)
                 start, note = getattr(made, table), f"Moved: how far from where {finished.init!r} put the row."
                 if start is None:
                     start = made.input
