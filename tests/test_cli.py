@@ -145,6 +145,8 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["evaluate", "--model=x/y", f"--data={chat}", "--text-field=chat"], 1, column),
         (["tokenizer", "report", "x/y", f"--by=chats={table}"], 1, "by chats: wanted a file or folder with .txt, .md"),
         (["apply", "--from=x/y", "--to=x/z", f"--eval-data={table}", "--output=x"], 1, "eval_data: wanted a file"),
+        (["apply", "--from=x/y", "--to=/x/z", "--output=x"], 1, "Error: to: wanted a file or folder that is there"),
+        (["transfer", *PATHS, "--map=x"], 1, "Error: map: wanted"),
         (["transfer", "--model=x"], 2, "Missing option"),
         (["prepare", *PATHS, "--executor=x"], 1, "executor: wanted one of local, slurm, ray, got 'x'"),
         (["prepare", *PATHS, "--executor-option=x"], 1, "executor_option: wanted NAME=VALUE"),

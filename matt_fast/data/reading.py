@@ -224,6 +224,14 @@ def _columns(raw: io.BufferedReader, file: Path, text_field: str) -> "tuple[pa.S
     return stream.schema, stream
 
 
+def check_text_file(file: Path, argument: str) -> None:
+    """Raise a FileNotFoundError or ValueError that names the argument unless there is such a file of texts."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{argument}: wanted a file that is there, got {str(file)!r}")
+    if format_of(file) is None:
+        raise ValueError(f"{argument}: wanted {', '.join(FORMATS)}, got {str(file)!r}")
+
+
 def check_plain_text(file: str | Path, argument: str) -> None:
     """Raise a FileNotFoundError or ValueError that names the argument unless there is such a file of plain text."""
     if not Path(file).exists():
