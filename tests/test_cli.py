@@ -155,6 +155,10 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
         (["compare-inits", *model, "--eval-data=x.txt", "--init=mean"], 1, "eval_data: wanted"),
         (["evaluate", "--model=x", "--data=x.txt"], 1, "data: wanted"),
+        (["evaluate", "--model=x", "--data=-"], 1, "data: wanted a file or folder that is there"),
+        (["transfer", *PATHS, "--eval-data="], 1, "eval_data: wanted a value, got an empty one"),
+        (["tokenizer", "report", "org/model", "--output", ""], 1, "output: wanted a value, got an empty one"),
+        (["push", "", "--to=me/new"], 1, "arguments: wanted a value, got an empty one"),
         (["evaluate", f"--model={chat}", "--prompts=x"], 1, "model: wanted a folder with config.json and weights, or"),
         (["plan", "--model=x/y", f"--tokenizer={chat}"], 1, "tokenizer: wanted a folder with tokenizer.json, that"),
         (

@@ -45,6 +45,11 @@ def test_folders_without_a_configuration(tmp_path):
     assert refusal(Teacher, tmp_path) == start + "nothing"
     (tmp_path / "model.safetensors").touch()
     assert refusal(Teacher, tmp_path) == start + "model.safetensors"
+    for inside in ("checkpoint-9", "snapshots/0ab1"):  # of a trainer, and in the hub's cache
+        (tmp_path / inside).mkdir(parents=True)
+        (tmp_path / inside / "config.json").touch()
+    places = [repr(str(tmp_path / inside)) for inside in ("checkpoint-9", "snapshots/0ab1")]
+    assert refusal(Teacher, tmp_path).endswith(f"; {', '.join(places)} have it")
     text = refusal(Teacher, tmp_path / "model.safetensors")
     assert text.startswith("model: wanted a folder with config.json and weights")
 

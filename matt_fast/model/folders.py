@@ -42,6 +42,7 @@ def check_model_place(model: str | Path, argument: str) -> None:
         )
     raise ValueError(
         f"{argument}: {_quoted(place)} could not be loaded as a model: wanted {CONFIG} in it, got {contents(place)}"
+        + _further_in(place, CONFIG)
     )
 
 
@@ -65,7 +66,7 @@ def check_tokenizer_place(tokenizer: str | Path, argument: str) -> None:
     if place.is_dir() and not any(any(place.glob(name)) for name in OF_TOKENIZER):
         raise ValueError(
             f"{argument}: {_quoted(place)} could not be loaded as a tokenizer: wanted tokenizer.json in it, got "
-            f"{contents(place)}"
+            f"{contents(place)}" + _further_in(place, "tokenizer.json")
         )
 
 
@@ -73,6 +74,13 @@ def contents(folder: Path) -> str:
     """The names of a folder's first files, for an error."""
     names = sorted(x.name for x in folder.iterdir())
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
+
+
+def _further_in(folder: Path, name: str) -> str:
+    """Where it is instead, for an error: folders of a trainer's checkpoints, or of the hub's cache."""
+    found = sorted(file for depth in ("*", "snapshots/*") for file in folder.glob(f"{depth}/{name}"))
+    places = ", ".join(_quoted(file.parent) for file in found[:3])
+    return f"; {places} {'has' if len(found) == 1 else 'have'} it" if found else ""
 
 
 def _adapter(place: Path) -> str:
