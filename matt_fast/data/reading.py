@@ -174,9 +174,8 @@ def read_texts(
                 f"{', '.join(COMPRESSIONS)} is unpacked"
             )
         if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError(
-                f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32, which iconv converts"
-            )
+            got = "what looks like UTF-16 or 32, which iconv converts"
+            raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got {got}")
         if kind == "text":
             pieces = rejoin(decoded(stream, file, argument), PIECE)
             yield next(pieces, "")
