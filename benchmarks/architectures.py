@@ -179,10 +179,8 @@ def save(name: str, folder: Path) -> bool:
     config = kind(**settings, **ids, **more, vocab_size=len(old))
     masked = kind in (transformers.ModernBertConfig, transformers.XLMRobertaConfig, transformers.BertConfig)
     torch.manual_seed(0)
-    auto = (
-        AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForMaskedLM if masked else AutoModelForCausalLM
-    )
-    model: PreTrainedModel = auto.from_config(config)
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    model: PreTrainedModel = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto).from_config(config)
     model.save_pretrained(folder / "model")
     return masked
 
