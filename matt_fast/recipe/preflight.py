@@ -28,6 +28,7 @@ from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
+from matt_fast.support.files import raise_if_full
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.training.options import HealingOptions
 
@@ -228,6 +229,7 @@ def _rehearse(what: str, work):
     try:
         return work()
     except Exception as error:  # of many kinds, and each would come after the training
+        raise_if_full(error, tempfile.gettempdir())
         raise ValueError(f"{what} cannot be saved and loaded again: {error}") from error
 
 
