@@ -14,7 +14,7 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 
 import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
-from matt_fast.cli.output import command_output, plain
+from matt_fast.cli.output import PACKAGE, command_output, plain
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
@@ -168,10 +168,12 @@ def test_what_libraries_say_cannot_reach_the_terminal_with_escape_codes():
     before = warnings.formatwarning, logging.getLogRecordFactory()
     with command_output(as_json=False, quiet=False):
         text = warnings.formatwarning(UserWarning(EVIL), UserWarning, "file.py", 1, "line")
+        ours = warnings.formatwarning(UserWarning(EVIL), UserWarning, str(PACKAGE / "data" / "rows.py"), 1)
         record = logging.getLogger("library").makeRecord(
             "library", logging.WARNING, "file.py", 1, "of %s", (EVIL,), None
         )
     assert f"UserWarning: {SHOWN}\n" in text
+    assert ours == f"Warning: {SHOWN}\n"
     assert record.getMessage() == f"of {SHOWN}"
     assert (warnings.formatwarning, logging.getLogRecordFactory()) == before
 

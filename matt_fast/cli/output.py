@@ -130,10 +130,18 @@ class _PrintableRecord(logging.LogRecord):
 
 @contextmanager
 def printable_messages() -> Iterator[None]:
-    """Warnings and log messages, those of libraries too, can have names of files and tokens: print them `printable`."""
+    """Warnings and log messages, those of libraries too, can have names of files and tokens: print them `printable`.
+
+    This package's own warnings are for whoever gave the command, and come without the place in its code.
+    """
     records, warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], filename: str, *more: Any, **others: Any) -> str:
+        ours = category is UserWarning and Path(filename).is_relative_to(PACKAGE)
+        return printable(f"Warning: {message}\n" if ours else warning(message, category, filename, *more, **others))
+
     logging.setLogRecordFactory(_PrintableRecord)
-    warnings.formatwarning = lambda *given, **more: printable(warning(*given, **more))
+    warnings.formatwarning = formatted
     try:
         yield
     finally:
