@@ -1,13 +1,12 @@
 """German text without a web download: HTML documentation from Debian packages, by apt-get."""
 
-import gzip
 import json
 import random
 import re
-import subprocess
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
+
+from debian_packages import files_of
 
 PACKAGES = [
     "debian-faq-de",
@@ -56,17 +55,12 @@ def german_text(folder: Path) -> tuple[Path, Path]:
     if all(path.exists() for path in paths):
         return paths
     texts = []
-    with tempfile.TemporaryDirectory() as temporary:
-        subprocess.run(["apt-get", "download", *PACKAGES], cwd=temporary, check=True)
-        for package in sorted(Path(temporary).glob("*.deb")):
-            subprocess.run(["dpkg", "-x", package, Path(temporary, package.name.split("_")[0])], check=True)
-        for file in sorted(Path(temporary).rglob("*.html*")):
-            if not file.is_file() or not GERMAN.search(str(file)):
-                continue
-            page = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-            text = plain(page.decode(errors="ignore"))
-            if len(text) > 500 and len(COMMON_WORDS.findall(text)) > len(text) / 200:
-                texts.append(text)
+    for file, page in files_of(PACKAGES, "*.html*"):
+        if not GERMAN.search(str(file)):
+            continue
+        text = plain(page)
+        if len(text) > 500 and len(COMMON_WORDS.findall(text)) > len(text) / 200:
+            texts.append(text)
     texts = list(dict.fromkeys(texts))
     random.Random(0).shuffle(texts)
     held_out = max(20, len(texts) // 25)

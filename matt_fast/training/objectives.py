@@ -19,7 +19,7 @@ from matt_fast.model.head import Head
 from matt_fast.training.continuations import continuation_kl
 from matt_fast.training.options import TrainingOptions
 
-INSIDE = 2.0  # weight of how tokens go on, beside how they begin: between what is best on two texts (docs/healing.md)
+INSIDE = 2.0  # weight of how tokens go on, beside how they begin: best between two texts (docs/healing-tried.md)
 
 
 @dataclass(frozen=True)

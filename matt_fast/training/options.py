@@ -41,7 +41,7 @@ HEALING = ("lora", "outer", "full")
 
 @dataclass(frozen=True)
 class HealingOptions:
-    """How layers are trained together with the rows. Objective and rates are those that did best (docs/healing.md).
+    """How layers are trained together with the rows. Objective and rates did best (docs/healing-tried.md).
 
     Attributes:
         method: "lora" (adapters of low rank beside all linear layers, by peft), "outer" (the first and last layers),
