@@ -277,9 +277,9 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # figures and words do not fit beside each other
     lines = run("tokens", done / "adapted", "--search=return", "--limit=2").stdout.splitlines()
     first = expected[0]
-    assert f"  id {first['id']}, seen {first['seen']}, norm {first['norm']:.3f}," in lines[1]
+    assert f"  id: {first['id']}; seen: {first['seen']}; norm: {first['norm']:.3f}" in lines[1]
     assert lines[0] == first["token"]
-    assert f"  nearest now: {first['after'][0][0]} {first['after'][0][1]:.2f}" in "\n".join(lines)
+    assert f"nearest now: {first['after'][0][0]} {first['after'][0][1]:.2f}" in "\n".join(lines)
 
 
 def test_tokens_are_escaped_in_the_page():

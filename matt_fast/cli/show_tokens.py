@@ -12,6 +12,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.model.folders import check_model_place
 from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
 from matt_fast.support.checks import MANY, check_choice, check_range
@@ -21,9 +22,6 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.show.tokens import TokenRow
 
 LINES = 20  # in the terminal, where no limit is given
-FIGURES = ("token", "id", "seen", "norm", "moved")
-WORDS = ("started as", "nearest at the start", "nearest now")
-WORDS_WIDTH = 40  # characters, to be read without trouble
 
 
 def tokens(
@@ -116,27 +114,16 @@ def _table(model, name: str):
 
 
 def _print_tokens(console: Console, shown: "list[TokenRow]") -> None:
-    """A line for each token, or a few where the terminal is too narrow for what stands behind the figures."""
-    figures, whole = Table(box=None, pad_edge=False), Table(box=None, pad_edge=False)
-    for table in (figures, whole):
-        for name in FIGURES:
-            table.add_column(name, justify="left" if name == "token" else "right", no_wrap=True)
-    for name in WORDS:
-        whole.add_column(name)
-    lines = []
+    table = Table(box=None, pad_edge=False)
+    for name in ("token", "id", "seen", "norm", "moved"):
+        table.add_column(name, justify="left" if name == "token" else "right", no_wrap=True)
+    for name in ("started as", "nearest at the start", "nearest now"):
+        table.add_column(name)
     for x in shown:
         moved = "" if x.moved is None else f"{x.moved:.3f}"
-        numbers = str(x.id), f"{x.seen:,}", f"{x.norm:.3f}", moved
+        figures = str(x.id), f"{x.seen:,}", f"{x.norm:.3f}", moved
         near = (" ".join(f"{token} {cosine:.2f}" for token, cosine in side) for side in (x.before, x.after))
         words = "│".join(x.pieces), *near
-        token = Text(x.token, "bold" if x.stands_out else "")
-        figures.add_row(token, *numbers)
-        whole.add_row(token, *numbers, *map(Text, words))
-        told = ", ".join(f"{name} {value}" for name, value in zip(FIGURES[1:], numbers, strict=True) if value)
-        below = (f"{name}: {value}" for name, value in zip(WORDS, words, strict=True) if value)
-        lines += [token, *(Text(f"  {line}") for line in (told, *below))]
-    if console.width - console.measure(figures).maximum < WORDS_WIDTH:
-        for line in lines:
-            console.print(line)
-    else:
-        console.print(whole)
+        style = "bold" if x.stands_out else ""
+        table.add_row(Text(x.token, style), *figures, *(Text(word) for word in words))
+    print_table(console, table)
