@@ -24,8 +24,9 @@ from matt_fast.support.version import own_version
 class _Commands(TyperGroup):
     def parse_args(self, context: typer.Context, words: list[str]) -> list[str]:
         """Refuse empty values, of shell variables that are not set: an empty path would be the folder one is in."""
+        looked_at = [] if context.resilient_parsing else words  # not while a shell completes them
         with clear_errors():
-            for before, word in zip(("", *words), words, strict=False):
+            for before, word in zip(("", *looked_at), looked_at, strict=False):
                 if word == "" or (word.startswith("--") and word.endswith("=")):
                     name = (word or before).strip("-=").replace("-", "_") if "--" in before + word else "arguments"
                     raise ValueError(f"{name}: wanted a value, got an empty one")
