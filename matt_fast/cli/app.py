@@ -1,5 +1,6 @@
 """The command line: `matt-fast transfer`, `doctor`, `plan` and the others, each in a file of its own."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ class _Commands(TyperGroup):
         looked_at = [] if context.resilient_parsing else words  # not while a shell completes them
         with clear_errors():
             for before, word in zip(("", *looked_at), looked_at, strict=False):
-                if word == "" or (word.startswith("--") and word.endswith("=")):
+                if re.fullmatch("(--[a-z-]+=)?", word):
                     name = (word or before).strip("-=").replace("-", "_") if "--" in before + word else "arguments"
                     raise ValueError(f"{name}: wanted a value, got an empty one")
         return super().parse_args(context, words)
