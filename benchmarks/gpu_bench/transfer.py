@@ -66,6 +66,8 @@ WAYS = {
     "mean, lora, alm": ("mean", LORA | {"objective": "alm"}),
     "mean, rows, ntp": ("mean", {"objective": "ntp", "lr": 3e-3}),
     "focus, full, ntp": ("focus", FULL | {"objective": "ntp"}),
+    "composed, lora, ntp": ("composed", LORA | {"objective": "ntp"}),
+    "composed, full, ntp": ("composed", FULL | {"objective": "ntp"}),
 }
 
 
