@@ -73,7 +73,8 @@ def save(folder, name, config):
         model = getattr(transformers, name)._from_config(config)
         model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    byte_level(TEXTS, 330, eos_token="</s>", bos_token="<s>").save_pretrained(folder / "tokenizer")
+    new = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}  # RoBERTa wants the same id for padding
+    byte_level(TEXTS, 330, **new).save_pretrained(folder / "tokenizer")
     (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
 

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.model.folders import check_model_place
 from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
 from matt_fast.support.checks import MANY, check_choice, check_range
@@ -126,4 +127,4 @@ def _print_tokens(console: Console, shown: "list[TokenRow]") -> None:
         words = "│".join(x.pieces), *near
         style = "bold" if x.stands_out else ""
         table.add_row(Text(x.token, style), *figures, *(Text(word) for word in words))
-    console.print(table)
+    print_table(console, table)
