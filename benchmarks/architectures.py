@@ -15,7 +15,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -77,6 +83,26 @@ MODELS = {
     "OPT": ("OPTConfig", HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     "GPT-2": ("GPT2Config", {"n_embd": 32, "n_layer": 4, "n_head": 4}),
     "XLM-RoBERTa": ("XLMRobertaConfig", HEADS),
+    "Mixtral": ("MixtralConfig", SIZES | EXPERTS),
+    "Qwen3-MoE": (
+        "Qwen3MoeConfig",
+        SIZES | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "Qwen3-Next": (
+        "Qwen3NextConfig",
+        SIZES
+        | {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        | {"shared_expert_intermediate_size": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+    ),
+    "StarCoder2": ("Starcoder2Config", SIZES | {"sliding_window": None}),
+    "StableLM": ("StableLmConfig", SIZES),
+    "EXAONE 4": ("Exaone4Config", SIZES | {"sliding_window": 16}),
+    "Apertus": ("ApertusConfig", SIZES),
+    "RecurrentGemma": ("RecurrentGemmaConfig", SIZES | {"lru_width": 32, "attention_window_size": 16}),
+    "RWKV": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 6, "context_length": 512}),
+    "BERT": ("BertConfig", HEADS),
+    "T5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
 }
 
 
@@ -151,9 +177,10 @@ def save(name: str, folder: Path) -> bool:
     ids = {f"{x}_id": getattr(old, f"{x}_id") for x in ("bos_token", "eos_token", "pad_token")}
     more = {"vocab_size_per_layer_input": len(old)} if kind is transformers.Gemma3nTextConfig else {}
     config = kind(**settings, **ids, **more, vocab_size=len(old))
-    masked = kind in (transformers.ModernBertConfig, transformers.XLMRobertaConfig)
+    masked = kind in (transformers.ModernBertConfig, transformers.XLMRobertaConfig, transformers.BertConfig)
     torch.manual_seed(0)
-    model: PreTrainedModel = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_config(config)
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    model: PreTrainedModel = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else auto).from_config(config)
     model.save_pretrained(folder / "model")
     return masked
 

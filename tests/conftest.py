@@ -1,13 +1,18 @@
 """What tests share: the kernels in Triton's interpreter where there is no GPU, and jobs that are ready to be done."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
+import quick
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names that nothing has are not looked up for half a minute
+quick.commands()
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
+    if find_spec("triton"):
+        quick.interpreter()
 
 
 @pytest.fixture(params=["llama"])

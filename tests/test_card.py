@@ -146,7 +146,7 @@ def test_the_command_gives_the_same_arguments(monkeypatch, tmp_path, several):
     monkeypatch.setattr(command, "_transfer", lambda arguments, *more: called.update(arguments))
     start = ["matt-fast", "transfer"]
     if several:
-        start = ["accelerate", "launch", "--num_processes", "2", "-m", "matt_fast", "transfer"]
+        start = ["torchrun", "--nproc_per_node", "2", "-m", "matt_fast", "transfer"]
     assert [first, *words][: len(start)] == start
     ran = CliRunner().invoke(app, ["transfer", *[first, *words][len(start) :]], catch_exceptions=False)
     assert ran.exit_code == 0, ran.output

@@ -73,7 +73,8 @@ def save(folder, name, config):
         model = getattr(transformers, name)._from_config(config)
         model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    byte_level(TEXTS, 330, eos_token="</s>", bos_token="<s>").save_pretrained(folder / "tokenizer")
+    new = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}  # RoBERTa wants the same id for padding
+    byte_level(TEXTS, 330, **new).save_pretrained(folder / "tokenizer")
     (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
 
@@ -90,11 +91,10 @@ def job(folder, objective="aim"):
     }
 
 
-@pytest.mark.parametrize("objective", ["aim", "token-distillation"])
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_class_is_kept_and_its_other_weights_bit_for_bit(tmp_path, name, objective):
+def test_the_class_is_kept_and_its_other_weights_bit_for_bit(tmp_path, name):
     folder = save(tmp_path, name, CLASSES[name][0])
-    transfer(**job(folder, objective))
+    transfer(**job(folder, "aim+token-distillation"))
     before, after = (load_file(folder / x / "model.safetensors") for x in ("teacher", "out"))
     assert before.keys() == after.keys()
     changed = {x for x in before if before[x].shape != after[x].shape or not torch.equal(before[x], after[x])}

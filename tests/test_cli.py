@@ -1,6 +1,7 @@
 """What the command line refuses before anything slow."""
 
 import inspect
+import json
 import subprocess
 import sys
 import typing
@@ -125,17 +126,22 @@ def test_an_output_with_something_in_it_is_refused(called, tmp_path):
 def test_arguments_are_checked_before_slow_imports(tmp_path):
     """In a process of its own, in which torch, transformers and datasets cannot be imported."""
     code = (
-        "import sys\n"
+        "import contextlib, io, json, sys\n"
         "slow = ('torch', 'transformers', 'datasets', 'accelerate', 'numpy', 'tokenizers')\n"
         "sys.modules |= dict.fromkeys(slow)\n"
         "from matt_fast.cli import app\n"
-        "app(sys.argv[1:])"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    said, status = io.StringIO(), None\n"
+        "    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):\n"
+        "        try: app(arguments)\n"
+        "        except SystemExit as end: status = end.code\n"
+        "    print(json.dumps([status, said.getvalue()]))\n"
     )
     model = ["--model=org/model", "--tokenizer=org/tokenizer"]
     for name in ("chat.jsonl", "table.tsv"):
         (tmp_path / name).write_text('{"messages": []}\n')
     chat, table, column = f"{tmp_path}/chat.jsonl", f"{tmp_path}/table.tsv", "text_field: wanted one of the columns"
-    for arguments, status, words in (
+    cases = (
         (["--help"], 0, "compare-inits"),
         (["--version"], 0, "matt-fast 0"),
         (["transfer", "--help"], 0, "While it runs"),
@@ -145,6 +151,8 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["evaluate", "--model=x/y", f"--data={chat}", "--text-field=chat"], 1, column),
         (["tokenizer", "report", "x/y", f"--by=chats={table}"], 1, "by chats: wanted a file or folder with .txt, .md"),
         (["apply", "--from=x/y", "--to=x/z", f"--eval-data={table}", "--output=x"], 1, "eval_data: wanted a file"),
+        (["apply", "--from=x/y", "--to=/x/z", "--output=x"], 1, "Error: to: wanted a file or folder that is there"),
+        (["transfer", *PATHS, "--map=x"], 1, "Error: map: wanted"),
         (["transfer", "--model=x"], 2, "Missing option"),
         (["prepare", *PATHS, "--executor=x"], 1, "executor: wanted one of local, slurm, ray, got 'x'"),
         (["prepare", *PATHS, "--executor-option=x"], 1, "executor_option: wanted NAME=VALUE"),
@@ -153,6 +161,10 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["plan", *model, "--batch=0"], 1, "batch: wanted at least 1"),
         (["compare-inits", *model, "--eval-data=x.txt", "--init=mean"], 1, "eval_data: wanted"),
         (["evaluate", "--model=x", "--data=x.txt"], 1, "data: wanted"),
+        (["evaluate", "--model=x", "--data=-"], 1, "data: wanted a file or folder that is there"),
+        (["transfer", *PATHS, "--eval-data="], 1, "eval_data: wanted a value, got an empty one"),
+        (["tokenizer", "report", "org/model", "--output", ""], 1, "output: wanted a value, got an empty one"),
+        (["push", "", "--to=me/new"], 1, "arguments: wanted a value, got an empty one"),
         (["evaluate", f"--model={chat}", "--prompts=x"], 1, "model: wanted a folder with config.json and weights, or"),
         (["plan", "--model=x/y", f"--tokenizer={chat}"], 1, "tokenizer: wanted a folder with tokenizer.json, that"),
         (
@@ -173,10 +185,13 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
         (["show", "tokens", f"{tmp_path}"], 1, "folder: wanted the output of a finished transfer"),
         (["tokenizer", "extend", "--model=x/y", "--output=x"], 1, "data: wanted text to learn tokens from, or words"),
         (["transfer", *PATHS, "--init=meann"], 1, "init: wanted mean, length-mean"),
-    ):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-        assert done.returncode == status, done.stderr
-        assert words in done.stdout + done.stderr
+    )
+    given = json.dumps([arguments for arguments, *_ in cases])
+    done = subprocess.run([sys.executable, "-c", code, given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for (arguments, status, words), line in zip(cases, done.stdout.splitlines(), strict=True):
+        ended, said = json.loads(line)
+        assert (ended, words in said) == (status, True), (arguments, said)
 
 
 def test_what_can_be_known_torch_free_is_what_the_rest_knows():

@@ -1,5 +1,6 @@
 """What the command line prints, and how it ends."""
 
+import io
 import json
 import logging
 import os
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import pytest
 from commands import PATHS, REQUIRED, WHERE, a_result, run, stub_all
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from safetensors import SafetensorError
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 
 import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
-from matt_fast.cli.output import command_output, plain
+from matt_fast.cli.output import PACKAGE, command_output, plain
+from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
@@ -168,12 +174,32 @@ def test_what_libraries_say_cannot_reach_the_terminal_with_escape_codes():
     before = warnings.formatwarning, logging.getLogRecordFactory()
     with command_output(as_json=False, quiet=False):
         text = warnings.formatwarning(UserWarning(EVIL), UserWarning, "file.py", 1, "line")
+        ours = warnings.formatwarning(UserWarning(EVIL), UserWarning, str(PACKAGE / "data" / "rows.py"), 1)
         record = logging.getLogger("library").makeRecord(
             "library", logging.WARNING, "file.py", 1, "of %s", (EVIL,), None
         )
     assert f"UserWarning: {SHOWN}\n" in text
+    assert ours == f"Warning: {SHOWN}\n"
     assert record.getMessage() == f"of {SHOWN}"
     assert (warnings.formatwarning, logging.getLogRecordFactory()) == before
+
+
+@pytest.mark.parametrize("width", [24, 31, 40, 80])
+def test_tables_are_never_cut(width):
+    """Every cell is there, whole and with its column's name, in a table or in lines below the row's name."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    table = Table(title="of a text")
+    table.add_column("")
+    for name in ("bits per byte", "times"):
+        table.add_column(name, no_wrap=True)
+    table.add_row(Text("[b]日本語"), "1.6523 (1.6 to 1.7)", "")
+    table.add_row("adapted", "1.6734 (1.6 to 1.8)", "1.013")
+    print_table(console, table)
+    text = console.export_text()
+    assert ("┃" in text) == (width >= 50)
+    for part in ("of a text", "[b]日本語", "1.6523 (1.6 to 1.7)", "adapted", "1.6734 (1.6 to 1.8)", "1.013", "times"):
+        assert part in " ".join(text.split())
+    assert max(map(cell_len, text.splitlines())) <= width
 
 
 @pytest.fixture(scope="module")

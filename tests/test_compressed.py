@@ -58,7 +58,7 @@ def test_every_format_in_every_compression(tmp_path, monkeypatch, ending):
     total = sum(file.stat().st_size for file in find_files(folder))
     assert seen[-1] == ("bytes", total, total)
     assert (found.documents, found.bytes) == (13, len("".join(expected).encode()))
-    assert found.skipped == {"files of another format": 2}
+    assert found.skipped == {f"files of another format ({ending})": 2}
     assert found.digest == digest_files(folder)
     file = find_files(folder)[0]
     assert digest_files(file) == digest_files(file.rename(folder / f"moved.JSONL{ending}")) != digest_files(folder)

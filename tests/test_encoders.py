@@ -25,7 +25,9 @@ from matt_fast.cli.app import app
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
+from matt_fast.model.packed import first_position
 from matt_fast.model.teacher import Teacher
+from matt_fast.tokenizers import train
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import losses
 from matt_fast.training.student import make_student
@@ -210,3 +212,21 @@ def test_objectives_of_decoders_are_refused(folder):
             folder / "output",
             training=TrainingOptions(objective="aim+ntp"),
         )
+
+
+@pytest.mark.parametrize("folder", ["xlm_roberta"], indirect=True)
+def test_positions_are_counted_from_the_same_padding(folder):
+    """RoBERTa and its kin begin behind the padding token's id: another id would shift all of them, untold."""
+    ids = torch.arange(5, 9)[None]
+    model = AutoModelForMaskedLM.from_pretrained(folder / "teacher").eval()
+    first = model.config.pad_token_id + 1
+    expected = model(ids, position_ids=torch.arange(first, first + 4)[None]).logits
+    assert torch.equal(model(ids).logits, expected)
+    assert first_position(model) == first
+    byte_level(TEXTS, 330, **({"pad_token": "<pad>"} | ROLES)).save_pretrained(folder / "other")
+    got = AutoTokenizer.from_pretrained(folder / "other").pad_token_id
+    places = (folder / x for x in ("teacher", "other", "corpus.jsonl", "output"))
+    with pytest.raises(ValueError, match=rf"tokenizer: wanted a padding token with the id {first - 1}, .* got {got}"):
+        transfer(*places, device="cpu", max_length=64)
+    train(folder / "trained", data=folder / "corpus.jsonl", size=320)
+    assert AutoTokenizer.from_pretrained(folder / "trained").pad_token_id == 1  # as these models have

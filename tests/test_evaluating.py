@@ -278,7 +278,8 @@ def test_speed_is_shown_and_in_json(models, monkeypatch):
         (["--model=x", "--data=org/a", "--data=b=org/b"], "data: wanted NAME=TEXT"),
         (["--model=x", "--model=x", "--data=org/a"], "model: wanted another model each time"),
         (["--model=x", "--model=y", "--data=org/a", "--tokenizer=org/t"], "tokenizer: wanted one model"),
-        (["--model=x", "--prompts=missing.txt"], "prompts: wanted a text file"),
+        (["--model=x", "--prompts=missing.txt"], "prompts: wanted a file that is there"),
+        (["--model=x", "--prompts=Makefile"], "prompts: wanted .txt, .md, .jsonl"),
         (["--model=x", "--tasks=everyday", "--speed"], "speed: wanted text (data)"),
         (["--model=x", "--data=org/a", "--limit=3"], "limit: wanted tasks with it"),
         (["--model=x", "--data=org/a", "--chat-template"], "chat_template: wanted tasks with it"),
@@ -291,6 +292,17 @@ def test_wrong_arguments_are_named(options, words):
     done = run(*options)
     assert done.exit_code == 1
     assert words in " ".join(done.stderr.split())
+
+
+def test_prompts_are_lines_or_rows(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr("matt_fast.recipe.evaluating.evaluate_models", lambda **x: given.append(x["prompts"]) or 1 / 0)
+    rows = [{"ask": "two\nlines"}, {"ask": None}, {"ask": " "}, {"ask": "ü"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "lines.txt").write_bytes("\ufeffone\r\n\r\nü".encode())
+    for name in ("rows.jsonl", "lines.txt"):
+        run("--model=x", f"--prompts={tmp_path / name}", "--text-field=ask")
+    assert given == [["two\nlines", "ü"], ["one", "ü"]]
 
 
 def test_what_tasks_need_is_named(models, monkeypatch):

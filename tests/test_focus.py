@@ -266,7 +266,7 @@ def test_same_vectors_as_deepfocus(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_needs_fasttext")
 def test_bad_options():
     tokenizer = new_tokenizer()
-    for name, least in (("dim", 8), ("epochs", 1), ("min_count", 1), ("threads", 1)):
+    for name, least in (("dim", 8), ("epochs", 1), ("min_count", 1)):
         with pytest.raises(ValueError, match=f"{name}: wanted at least {least}, got {least - 1}"):
             fasttext_vectors(TEXTS, tokenizer, **{name: least - 1})
     with pytest.raises(ValueError, match="texts: wanted a token with 10 occurrences"):

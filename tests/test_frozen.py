@@ -191,38 +191,41 @@ def measured_peak(step, mapped: int) -> int:
 def test_the_peak_of_a_process_falls(tmp_path):
     """Each in a process of its own: eight layers whose weights are 136 MiB, of which one at a time is there."""
     program = f"""
-import sys, psutil, torch
+import os, psutil, torch
 from matt_fast import TrainingOptions
 from matt_fast.model.capture import capture
 from matt_fast.training.frozen import load_frozen
 from matt_fast.model.teacher import Teacher
 from matt_fast.training.loop import freeze
-cpu = torch.device("cpu")
-options = TrainingOptions(checkpointing=True, offload=sys.argv[1] or None)
-source = Teacher({str(tmp_path / "teacher")!r})
-in_use = lambda *rest: found.append(psutil.Process().memory_info().rss)
-found = []
-in_use()
-model = load_frozen(source, torch.float32, None, options, cpu)
-freeze(model)
-for layer in model.model.layers:
-    layer.mlp.register_forward_hook(in_use)  # in the passes there and back
-for _ in range(2):
-    embedded = torch.zeros(1, 16, 512, requires_grad=True)
-    capture(model, hidden=7, inputs_embeds=embedded, checkpointing=True).hidden.sum().backward()
-print(max(found) - found[0], len(found))
+
+def look(offload):
+    options = TrainingOptions(checkpointing=True, offload=offload)
+    in_use = lambda *rest: found.append(psutil.Process().memory_info().rss)
+    found = []
+    in_use()
+    model = load_frozen(Teacher({str(tmp_path / "teacher")!r}), torch.float32, None, options, torch.device("cpu"))
+    freeze(model)
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(in_use)  # in the passes there and back
+    for _ in range(2):
+        embedded = torch.zeros(1, 16, 512, requires_grad=True)
+        capture(model, hidden=7, inputs_embeds=embedded, checkpointing=True).hidden.sum().backward()
+    print(max(found) - found[0], len(found), flush=True)
+
+for offload in (None, "disk"):
+    child = os.fork()  # with all that is imported
+    if not child:
+        look(offload)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
     config = LlamaConfig(hidden_size=512, intermediate_size=2176, num_hidden_layers=8, num_attention_heads=8)
     save_tiny_model(tmp_path / "teacher", config)
-    peaks = []
-    for offload in ("", "disk"):
-        command = [sys.executable, "-c", program, offload]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        assert done.returncode == 0, done.stderr
-        peak, samples = map(int, done.stdout.split()[-2:])
-        assert samples == 1 + 2 * 2 * 8
-        peaks.append(peak)
-    assert peaks[0] - peaks[1] > 0.5 * 136 * 2**20, peaks
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (whole, *counts), (spread, *others) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])
+    assert counts == others == [1 + 2 * 2 * 8]
+    assert whole - spread > 0.5 * 136 * 2**20, (whole, spread)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from tiny import TEXTS, new_tokenizer, save_tiny_model
 from matt_fast import TrainingOptions, transfer
 from matt_fast.recipe.isolated import transfer_apart
 
-SWEEP = """
+SCRIPT = """
 import sys
 import torch
-from matt_fast import TrainingOptions, sweep_layers
+from matt_fast import TrainingOptions
+from matt_fast.recipe.isolated import transfer_apart
 
 print("the script runs", flush=True)
 scale = 0.25
@@ -23,9 +24,10 @@ scale = 0.25
 def rows_alike(embeddings, rows, matches, subtokens):
     return scale * torch.ones(rows, embeddings.shape[1])
 
-model, tokenizer, data, held_out, output = sys.argv[1:]
-given = {"training": TrainingOptions(steps=1), "max_length": 48, "init": rows_alike, "depths": [2]}
-sweep_layers(model, tokenizer, data, output, held_out, **given)
+given = dict(zip(["model", "tokenizer", "data", "eval_data", "output"], sys.argv[1:]))
+given |= {"training": TrainingOptions(steps=1), "max_length": 48, "init": rows_alike, "n_layers": 2}
+found = transfer_apart(given, {}).evaluations
+print(*[found[name].bits_per_byte for name in ("initialised", "trained")])
 """
 
 ENDLESS = """
@@ -60,19 +62,19 @@ def command(text: str, arguments: dict) -> list[str]:
     return [sys.executable, str(script), *(str(arguments[name]) for name in ("model", "tokenizer", "data", "output"))]
 
 
-def test_a_script_that_sweeps_needs_no_guard(arguments):
+def test_a_script_needs_no_guard(arguments):
+    """Nor one that sweeps, which does this for each depth (test_sweep.py)."""
     held_out = arguments["data"].with_name("held-out.jsonl")
     held_out.write_text("".join(reversed(arguments["data"].read_text().splitlines(keepends=True))))
-    *given, output = command(SWEEP, arguments)
+    *given, output = command(SCRIPT, arguments)
     done = subprocess.run([*given, str(held_out), output], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the script runs") == 1
-    written = json.loads((arguments["output"] / "depths.json").read_text())
     arguments |= {"output": arguments["output"].with_name("alone"), "training": TrainingOptions(steps=1)}
     alike = lambda embeddings, rows, *given: torch.full((rows, embeddings.shape[1]), 0.25)  # noqa: E731
     alone = transfer(**arguments, eval_data=held_out, init=alike, n_layers=2).evaluations
-    assert written["initialised"] == pytest.approx(alone["initialised"].bits_per_byte, rel=1e-6)
-    assert written["depths"][0]["bits_per_byte"] == pytest.approx(alone["trained"].bits_per_byte, rel=1e-6)
+    wanted = [alone[name].bits_per_byte for name in ("initialised", "trained")]
+    assert list(map(float, done.stdout.splitlines()[-1].split())) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_the_process_ends_with_the_one_that_started_it(arguments):

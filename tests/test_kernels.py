@@ -92,7 +92,7 @@ def test_loops_without_masks(base, options, small_tiles):
     """Blocks of 16 that all rows see between blocks that some see, in documents that end inside a block."""
     segments = rows(segment_ids([1, 2] * 40)), rows(segment_ids([2, 1] * 40))
     documents = {f"{x}_documents": (y >= 35).long() for x, y in zip(("teacher", "student"), segments, strict=True)}
-    arguments = inputs_for(*segments, dtype=torch.float32, dim=16)
+    arguments = inputs_for(*segments, heads=1, dtype=torch.float32, dim=16)
     assert_close(arguments, base | documents | options)
 
 

@@ -206,11 +206,6 @@ else:
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
 
 
-def test_nothing_of_matt_fast_is_needed():
-    program = "import sys, matt_kernels; assert not {'matt_fast', 'transformers', 'datasets'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_plan_visits_every_token_once():
     """Tiles of a document are disjoint, in order, within the widths, and hold every token of it."""
     generator = np.random.default_rng(0)

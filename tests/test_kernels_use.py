@@ -45,22 +45,22 @@ def test_same_bits_twice(base, dtype, small_tiles):
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("needed", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 0, 0)])
 @pytest.mark.parametrize("base", GRID, ids=str)
-def test_only_what_is_needed(base, needed, small_tiles):
+def test_only_what_is_needed(base, small_tiles):
     arguments = inputs_for(*long_segments(), dtype=torch.float32, dim=16)
-    loss, *expected = found(arguments, base)
-    for x, wanted in zip(arguments[1], needed, strict=True):
-        x.requires_grad_(bool(wanted))
-    expected = [x for x, wanted in zip(expected, needed, strict=True) if wanted]
-    if not expected:
-        assert torch.equal(aim_loss(*arguments, **base, backend="triton"), loss)
-        return
-    results = found(arguments, base)
-    assert torch.equal(results[0], loss)
-    # a long segment's share of D is summed up in another order without dQ
-    for x, y in zip(results[1:], expected, strict=True):
-        assert (x - y).norm() <= 1e-6 * y.norm()
+    loss, *every = found(arguments, base)
+    for needed in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 0, 0)):
+        for x, wanted in zip(arguments[1], needed, strict=True):
+            x.requires_grad_(bool(wanted))
+        expected = [x for x, wanted in zip(every, needed, strict=True) if wanted]
+        if not expected:
+            assert torch.equal(aim_loss(*arguments, **base, backend="triton"), loss)
+            continue
+        results = found(arguments, base)
+        assert torch.equal(results[0], loss)
+        # a long segment's share of D is summed up in another order without dQ
+        for x, y in zip(results[1:], expected, strict=True):
+            assert (x - y).norm() <= 1e-6 * y.norm(), needed
 
 
 def test_scaled_no_grad_and_detached_teacher(small_tiles):
@@ -148,12 +148,15 @@ def test_a_plan_is_pinned_by_a_data_loader(monkeypatch):
 
 
 @pytest.mark.parametrize("base", GRID, ids=str)
-def test_memory_is_linear(base):
-    """The same bytes per token for twice the tokens, in all and for the largest buffer: nothing is n x n."""
-    heads, dim, peaks = 2, 16, []
-    lengths, single = [], []
+def test_memory_is_linear(base, monkeypatch):
+    """The same bytes per token for twice the tokens, in all and for the largest buffer: nothing is n x n.
+
+    Kernels are launched and do not run: what they write does not matter, and the interpreter would hold its arguments.
+    """
+    record_launches(monkeypatch)
+    peaks, single, lengths = [], [], []
     for length in (128, 256):
-        arguments = inputs_for(*text_like(length), heads=heads, dim=dim, dtype=torch.float32)
+        arguments = inputs_for(*text_like(length), heads=2, dim=16, dtype=torch.float32)
 
         def step(arguments=arguments):
             torch.autograd.grad(aim_loss(*arguments, **base, backend="triton"), arguments[1])
@@ -161,8 +164,7 @@ def test_memory_is_linear(base):
         peak, largest = allocations(step)
         peaks.append(peak)
         lengths.append(arguments[2].shape[1] + arguments[3].shape[1])
-        # per token: 3 gradients and dQ twice, 3 x 32 factors per key head, and integers of the plan
-        assert peak <= lengths[-1] * (heads * (5 * dim * 4 + 64) + 96 * 4 + 600)
+        assert peak <= 500 * lengths[-1]  # bytes per token: 3 gradients, what is kept for them, integers of the plan
         single.append(largest)
     assert peaks[1] / lengths[1] <= 1.05 * peaks[0] / lengths[0]
     assert single[1] / lengths[1] <= 1.05 * single[0] / lengths[0]
@@ -295,8 +297,8 @@ def test_opcheck(base, small_tiles):
             torch.library.opcheck(ops.aim_query_backward, arguments_of, test_utils=checks)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("base", GRID, ids=str)
+# Each pair of variant, metric and dynamic shapes.
+@pytest.mark.parametrize(("base", "dynamic"), list(zip(GRID, (False, True, True, False), strict=True)), ids=str)
 def test_compiles_without_a_graph_break(base, dynamic, small_tiles):
     arguments = inputs_for(*two_sides(), dtype=torch.float32, dim=16)
     torch.compiler.reset()

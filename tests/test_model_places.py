@@ -1,6 +1,7 @@
 """Folders that are not what they seem: said in one line, or loaded as what they are."""
 
 import json
+import os
 import re
 import warnings
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, CLIPConfig, GPT2Tokenizer, LlavaConfig, 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import initial_rows
 from matt_fast.model.checkpoint_files import check_savable, configured_dtype
+from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.tokenizer_files import first_difference, load_tokenizer
 from matt_fast.recipe.preflight import rehearse_saving
@@ -45,8 +47,21 @@ def test_folders_without_a_configuration(tmp_path):
     assert refusal(Teacher, tmp_path) == start + "nothing"
     (tmp_path / "model.safetensors").touch()
     assert refusal(Teacher, tmp_path) == start + "model.safetensors"
+    for inside in ("checkpoint-9", "snapshots/0ab1"):  # of a trainer, and in the hub's cache
+        (tmp_path / inside).mkdir(parents=True)
+        (tmp_path / inside / "config.json").touch()
+    places = [repr(str(tmp_path / inside)) for inside in ("checkpoint-9", "snapshots/0ab1")]
+    assert refusal(Teacher, tmp_path).endswith(f"; {', '.join(places)} have it")
     text = refusal(Teacher, tmp_path / "model.safetensors")
     assert text.startswith("model: wanted a folder with config.json and weights")
+
+
+def test_what_cannot_be_read_is_named(model, monkeypatch):
+    for closed in (model / "tokenizer.json", model):
+        monkeypatch.setattr(os, "access", lambda path, mode, closed=closed: path != closed)
+        expected = f"wanted what can be read, got {str(closed)!r}: permission denied"
+        for argument, check in (("model", check_model_place), ("tokenizer", check_tokenizer_place)):
+            assert refusal(check, model, argument, kind=PermissionError) == f"{argument}: {expected}"
 
 
 def test_the_argument_is_named_that_the_model_came_by(model, tmp_path):

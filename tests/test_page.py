@@ -90,6 +90,8 @@ def test_a_transfers_own_page_is_used(chromium, runs):
     new = {x["id"]: x for x in records if not x["start"].startswith(("copied", "no token"))}
     with opened(chromium, done / "report.html") as page:
         assert [x.get_attribute("id") for x in page.locator(".run > section").all()] == [f"{x}-1" for x in KEYS]
+        title, button = (page.locator(x).bounding_box() for x in ("h1", "#theme"))
+        assert title["x"] + title["width"] <= button["x"]  # a long name does not run under the button
         # the table begins with the tokens seen most often, and is sorted by a click and by the keyboard
         ids, seen = (list(map(int, column(page, i))) for i in (2, 5))
         order = sorted(new, key=lambda i: (-new[i]["seen"], i))

@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+import tempfile
 from collections import namedtuple
 
 import pytest
@@ -134,6 +135,17 @@ def edit(file, **changes):
 def test_a_rehearsal_of_what_can_be_saved(folder):
     before = {x.name: x.read_bytes() for x in folder.iterdir()}
     assert rehearse_saving(Teacher(folder), new_tokenizer()) == []
+
+    class Full(RuntimeError):
+        """As tokenizers says it."""
+
+    def save(*given, **more):
+        raise Full("No space left on device (os error 28)")
+
+    full = new_tokenizer()
+    full.save_pretrained = save
+    with pytest.raises(OSError, match=rf"No space left on device: '{tempfile.gettempdir()}'"):
+        rehearse_saving(Teacher(folder), full)
     assert {x.name: x.read_bytes() for x in folder.iterdir()} == before
 
 

@@ -116,36 +116,33 @@ def other_affixes():
     return tokenizer
 
 
-@pytest.mark.parametrize("change", ["text", "file", "field", "length", "rows", "vocabulary", "affixes"])
-def test_whatever_changes_the_chunks_makes_new_ones(tmp_path, corpus, change):
-    before = prepare_once(tmp_path / "cache", corpus, *SIDES, **READING)
+def test_whatever_changes_the_chunks_makes_new_ones(tmp_path, corpus):
+    cache, (teacher, student) = tmp_path / "cache", SIDES
+    before = prepare_once(cache, corpus, *SIDES, **READING)
     made = (before / "dataset_info.json").stat().st_mtime_ns
-    assert prepare_once(tmp_path / "cache", corpus, *SIDES, **READING) == before
+    assert prepare_once(cache, corpus, *SIDES, **READING) == before
     assert (before / "dataset_info.json").stat().st_mtime_ns == made
-    teacher, student = SIDES
-    source, reading = corpus, READING
-    if change == "text":
-        write(corpus, [text.replace("a", "b") for text in TEXTS])  # as many bytes as before
-    elif change == "file":
-        source = tmp_path / "folder"
-        source.mkdir()
-        write(source / "one.jsonl", TEXTS)
-        write(source / "two.jsonl", TEXTS)
-    elif change == "field":
-        reading = READING | {"text_field": "other"}
-    elif change == "length":
-        student = replace(student, max_length=47)
-    elif change == "rows":
-        teacher = replace(teacher, rows=300)
-    elif change == "vocabulary":
-        teacher = replace(teacher, tokenizer=byte_level(TEXTS, 269, bos_token="<bos>", eos_token="<eos>"))
-    else:
-        student = replace(student, tokenizer=other_affixes())
-    after = prepare_once(tmp_path / "cache", source, teacher, student, **reading)
-    assert after != before
-    got = in_order(after, [0, 0])
-    documents = read_documents(source, text_field=reading["text_field"])
-    assert sorted(got) == sorted(contents(make_chunks(documents, teacher, student, Counter())))
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "one.jsonl", TEXTS)
+    write(tmp_path / "folder" / "two.jsonl", TEXTS)
+    smaller = byte_level(TEXTS, 269, bos_token="<bos>", eos_token="<eos>")
+    seen = {before}
+
+    def check(source, teacher, student, reading=READING):
+        after = prepare_once(cache, source, teacher, student, **reading)
+        assert after not in seen
+        seen.add(after)
+        documents = read_documents(source, text_field=reading["text_field"])
+        assert sorted(in_order(after, [0, 0])) == sorted(contents(make_chunks(documents, teacher, student, Counter())))
+
+    check(tmp_path / "folder", *SIDES)
+    check(corpus, *SIDES, READING | {"text_field": "other"})
+    check(corpus, teacher, replace(student, max_length=47))
+    check(corpus, replace(teacher, rows=300), student)
+    check(corpus, replace(teacher, tokenizer=smaller), student)
+    check(corpus, teacher, replace(student, tokenizer=other_affixes()))
+    write(corpus, [text.replace("a", "b") for text in TEXTS])  # as many bytes as before
+    check(corpus, *SIDES)
 
 
 def test_using_a_tokenizer_does_not_change_the_key(tmp_path, corpus):

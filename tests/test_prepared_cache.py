@@ -59,21 +59,22 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("pattern", "damage"), DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_noticed_and_mended(tmp_path, corpus, pattern, damage):
+def test_damage_is_noticed_and_mended(tmp_path, corpus):
     said = []
     reading = READING | {"on_message": said.append}
     folder = prepare_once(tmp_path / "cache", corpus, *SIDES, **reading)
     before = chunks_of(folder)
     assert find_damage(folder) == said == []
-    file = next(folder.glob(pattern))
-    damage(file)
-    assert prepare_once(tmp_path / "cache", corpus, *SIDES, **reading) == folder
-    assert len(said) == 1
-    assert f"data_cache: {str(folder)!r} is damaged ({file.name} " in said[0]
-    assert find_damage(folder) == []
-    assert chunks_of(folder) == before
-    assert os.listdir(tmp_path / "cache") == [folder.name]
+    for name, (pattern, damage) in DAMAGES.items():
+        said.clear()
+        file = next(folder.glob(pattern))
+        damage(file)
+        assert prepare_once(tmp_path / "cache", corpus, *SIDES, **reading) == folder
+        assert len(said) == 1, name
+        assert f"data_cache: {str(folder)!r} is damaged ({file.name} " in said[0]
+        assert find_damage(folder) == [], name
+        assert chunks_of(folder) == before, name
+        assert os.listdir(tmp_path / "cache") == [folder.name]
 
 
 def test_other_text_of_the_same_size_and_time_is_noticed(tmp_path, corpus):

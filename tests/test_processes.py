@@ -20,15 +20,12 @@ from matt_fast.planning.simulation import Vocabulary
 from matt_fast.training import loop
 from matt_fast.training.sharding import check_sharding
 
-# accelerate's own launcher wants MPI for several processes without a GPU
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
 TINY = {"length": LENGTH, "batch_size": BATCH, "n_layers": LAYERS, "precision": "no", "device": "cpu"}
 
 
 def run_two(script: str, *arguments: str) -> None:
-    command = [*LAUNCH, str(Path(__file__).with_name(script)), *arguments]
+    folder = Path(__file__).parent
+    command = [sys.executable, str(folder / "pair.py"), str(folder / script), *arguments]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
 
 

@@ -148,5 +148,7 @@ def test_a_transfer_asks_at_its_end_or_not_at_all(monkeypatch, folder, tmp_path)
     assert "folder: wanted the output of a transfer with config.json" in nothing.stderr
     nothing = run(monkeypatch, Hub(), "push", folder, "--to", "me/new", "--yes", "--also", "weights")
     assert "also: wanted run, adapter, report.html, got 'weights'" in nothing.stderr
+    nothing = run(monkeypatch, Hub(), "push", folder, "--to", "a/b/c", "--yes")
+    assert "Error: to: wanted a name like OWNER/NAME, got 'a/b/c'" in nothing.stderr
     scoped = Hub("fineGrained", scoped=[SCOPE], there=[])
     assert run(monkeypatch, scoped, "push", folder, "--to", "me/old", "--yes").exit_code == 0

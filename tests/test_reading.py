@@ -1,11 +1,16 @@
 """Local data read to its end: what is wrong is named by file and line, what is right has the size that it has."""
 
 import bz2
+import errno
 import gzip
+import io
 import json
+import os
 import re
+import shutil
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -235,10 +240,12 @@ def test_what_is_passed_over_is_counted(tmp_path):
     (folder / "y" / "empty.txt").write_text("")
     (folder / "y" / "empty.jsonl").write_text("")
     (folder / "back").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.txt")
     found = check_readable(folder)
     assert found.skipped == {
         "hidden files": 4,
-        "files of another format": 3,
+        "files of another format (.gz, .tsv, none)": 3,
+        "pipes and devices": 1,
         "links to folders": 1,
         "documents without text": 5,
     }
@@ -298,6 +305,56 @@ def test_links_to_nothing_and_pointers_are_refused(tmp_path):
         (tmp_path / "c.md").write_bytes(packed)
         with pytest.raises(ValueError, match=rf"data: wanted text in .*c.md', got what {name} compressed; what has"):
             check_readable(tmp_path)
+
+
+def test_what_is_no_file_of_text_or_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(ValueError, match=r"data: wanted a file or folder, got .*pipe.txt', a pipe or device: text is"):
+        check_readable(tmp_path / "pipe.txt")
+    for column, wanted in (("text", "wanted one of the columns"), ("messages", "wanted a column of texts")):
+        for name in ("chat.jsonl", "chat.parquet"):
+            rows = [{"messages": [{"role": "user", "content": "x"}]}]
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / "chat.parquet")
+            (tmp_path / "chat.jsonl").write_text(json.dumps(rows[0]))
+            with pytest.raises(ValueError, match=rf"text_field: {wanted}.*{name}'.*; chats become texts by"):
+                check_texts("data", tmp_path / name, column)
+    for inside in ("closed", ".hidden"):
+        (tmp_path / "some" / inside).mkdir(parents=True)
+    (tmp_path / "some" / "a.txt").write_text("text")
+    closed, scan, opened = {".hidden"}, os.scandir, io.open
+
+    def refusing(real):
+        def call(path, *given, **more):
+            if Path(path).name in closed:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *given, **more)
+
+        return call
+
+    monkeypatch.setattr(os, "scandir", refusing(scan))  # whoever runs tests may be allowed everything
+    monkeypatch.setattr(io, "open", refusing(opened))
+    assert list(read_documents(tmp_path / "some")) == ["text"]
+    closed.add("closed")
+    with pytest.raises(PermissionError, match=r"data: wanted a folder that can be read, got .*closed': Permission"):
+        read_documents(tmp_path / "some")
+    closed.add("a.txt")
+    with pytest.raises(PermissionError, match=r"eval_data: wanted a file that can be read, got .*a.txt': Permission"):
+        check_texts("eval_data", tmp_path / "some" / "a.txt")
+
+
+def test_files_that_change_are_told(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    found = summary.LocalFiles(tmp_path)
+    assert found.changes() == []
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.txt").write_text("longer")
+    (tmp_path / "d.txt").write_text("d")
+    words = [("a", "is gone"), ("b", "has changed"), ("d", "is new")]
+    assert found.changes() == [f"{str(tmp_path / name) + '.txt'!r} {what}" for name, what in words]
+    assert summary.LocalFiles("org/dataset").changes() == summary.LocalFiles(None).changes() == []
+    shutil.rmtree(tmp_path)
+    assert len(found.changes()) == 3
 
 
 def test_columns_that_differ_between_files_are_named(tmp_path):

@@ -69,6 +69,21 @@ def test_signals_end_a_run_in_order():
             assert "was killed and is started again" in found["said"]
 
 
+def test_data_that_changes_under_a_run_is_told(job, tmp_path):
+    texts, said = tmp_path / "texts.jsonl", []
+    shutil.copy(job["data"], texts)
+
+    def on_step(progress):
+        if progress.step == 1:
+            with texts.open("a") as file:
+                file.write('{"text": "one more"}\n')
+
+    training = replace(OPTIONS, steps=2)
+    transfer(**job | {"data": texts, "training": training}, on_step=on_step, on_message=said.append)
+    (line,) = (line for line in said if line.startswith("Warning: the data changed"))
+    assert f"{str(texts)!r} has changed. The result is not that of the data as it was" in line
+
+
 def test_an_error_in_training_leaves_a_run_that_goes_on(job):
     expected = transfer(**job | {"output": job["output"].with_name("alone")})
     with pytest.raises(Stop) as stopped:
@@ -240,6 +255,9 @@ def test_validation_keeps_the_best_rows(files, job):
 
 def test_epochs_are_passes_over_the_data(job):
     """Every chunk that the data has is trained on as often."""
+    few = job["output"].with_name("few.jsonl")
+    few.write_text("".join(job["data"].read_text().splitlines(keepends=True)[:9]))
+    job |= {"data": few, "checkpoint_every": 100}
     seen = transfer(**job | {"epochs": 1, "batch_size": 1}).progress
     twice = transfer(**job | {"output": job["output"].with_name("twice"), "epochs": 2, "batch_size": 1}).progress
     assert len(twice.losses) == 2 * len(seen.losses)

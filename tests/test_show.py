@@ -232,7 +232,7 @@ def test_influence_is_that_of_attention_weights_and_values(done, sides, tmp_path
     assert list(machine["distance"]) == ["before"]
 
 
-def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path):
+def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path, monkeypatch):
     records = [json.loads(line) for line in (done / "adapted" / "token_provenance.jsonl").open()]
     tables = [AutoModelForCausalLM.from_pretrained(done / x).get_input_embeddings().weight.detach().double().numpy()
               for x in ("teacher", "adapted")]  # fmt: skip
@@ -274,6 +274,12 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path):
     page = Page((tmp_path / "tokens.html").read_text())
     assert page.elements["tr"] == 1 + 3
     assert page.elements["script"] == 1
+    monkeypatch.setenv("COLUMNS", "40")  # figures and words do not fit beside each other
+    lines = run("tokens", done / "adapted", "--search=return", "--limit=2").stdout.splitlines()
+    first = expected[0]
+    assert f"  id: {first['id']}; seen: {first['seen']}; norm: {first['norm']:.3f}" in lines[1]
+    assert lines[0] == first["token"]
+    assert f"nearest now: {first['after'][0][0]} {first['after'][0][1]:.2f}" in "\n".join(lines)
 
 
 def test_tokens_are_escaped_in_the_page():

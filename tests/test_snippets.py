@@ -120,7 +120,7 @@ def test_a_transfer_without_text_goes_on_to_the_same_bits(files, tmp_path):  # n
 def test_snippets_are_mixed_into_the_text(files, tmp_path):  # noqa: F811
     """With the text in which they occur two times or more, tokens need no snippets; the others come with it."""
     given = {name: value for name, value in files.items() if "eval" not in name}
-    given |= {"training": TrainingOptions(objective="aim", steps=1), "epochs": 1.0}
+    given |= {"training": TrainingOptions(objective="aim", steps=1), "epochs": 1.0, "checkpoint_every": 1000}
     without = transfer(**given, output=tmp_path / "without")
     given |= {"snippets": 2, "per_token": 1, "batch_size": 1}
     messages = []

@@ -1,6 +1,9 @@
 """Tiny models of every architecture, and MATT with data prepared from the texts of tiny."""
 
+import functools
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset
@@ -29,6 +32,7 @@ MODELS = {
     "qwen3": (Qwen3ForAIM, Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=False), False),
 }
 ROWS = 330
+DATA = {"dataset": Dataset.from_dict({"text": TEXTS}), "max_length": 40, "num_proc": 1}
 
 
 def save(folder: Path, kind: str, tokenizer, seed: int = 0) -> None:
@@ -43,11 +47,23 @@ def save(folder: Path, kind: str, tokenizer, seed: int = 0) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@functools.cache
+def made() -> TemporaryDirectory:
+    """The prepared data, which are the same for all models; gone with this process."""
+    folder = TemporaryDirectory()
+    _matt(dataset_output_dir=folder.name).prepare_dataset(**DATA)
+    return folder
+
+
+def _matt(**settings) -> MATT:
+    settings = {"max_steps": 3, "precision": "32", "lr": 1e-2, "num_workers": 0, **settings}
+    return MATT(MATTConfig(**settings), byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>"), new_tokenizer())
+
+
 def prepared(kind: str, **settings):
     """(matt with prepared data, class, folder) in the current folder."""
-    teacher = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
-    save(Path("teacher"), kind, teacher)
-    settings = {"max_steps": 3, "precision": "32", "lr": 1e-2, "num_workers": 0, **settings}
-    matt = MATT(MATTConfig(**settings), teacher, new_tokenizer())
-    matt.prepare_dataset(Dataset.from_dict({"text": TEXTS}), max_length=40, num_proc=1)
+    matt = _matt(**settings)
+    save(Path("teacher"), kind, matt.teacher_tokenizer)
+    shutil.copytree(made().name, matt.config.dataset_output_dir)
+    matt.prepare_dataset(**DATA)  # finds them
     return matt, MODELS[kind][0], "teacher"

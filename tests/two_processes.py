@@ -1,4 +1,4 @@
-"""Run by test_processes.py under torchrun: steps with whole and with spread layers, and what the processes send."""
+"""Run by test_processes.py in two processes: steps with whole and with spread layers, and what the processes send."""
 
 import itertools
 import json

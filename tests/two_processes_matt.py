@@ -1,4 +1,4 @@
-"""Run by test_matt.py under torchrun: a script for the reference library, in two processes."""
+"""Run by test_matt.py in two processes: a script for the reference library."""
 
 import sys
 from pathlib import Path

@@ -28,7 +28,7 @@ def apply(
     allow_pickle: o.AllowPickle = False,
 ) -> None:
     """Put the rows of a transfer into a sibling: a model of the same family, which gets the same tokenizer."""
-    with command_output(json, quiet, debug) as out:
+    with command_output(json, quiet, debug, {"transferred": "from", "sibling": "to"}) as out:
         check_range("eval_pieces", eval_pieces, 1, MANY)
         for name, value in (("transferred", transferred), ("sibling", sibling)):
             check_model_place(value, name)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from matt_fast.cli.output import say
 from matt_fast.cli.progress import GIB, ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
 
 if TYPE_CHECKING:  # these import torch
@@ -38,12 +39,12 @@ def print_result(console: Console, result: "TransferResult") -> None:
 
     table = Table(title="Tokenizer transfer", title_justify="left")
     table.add_column("")
-    table.add_column("bits per byte (95%)", justify="right")
+    table.add_column("bits per byte (95%)", justify="right", no_wrap=True)
     table.add_column("bytes per token", justify="right")
     for row in evaluation_rows(result):
         table.add_row(*(Text(printable(cell)) for cell in row))
     if table.row_count:
-        console.print(table)
+        print_table(console, table)
     progress, in_all = result.progress, sum(result.seconds.values())
     lines = [
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
@@ -127,7 +128,7 @@ def print_sweep(console: Console, outcome: "Sweep") -> None:
     for depth in outcome.depths:
         figures = f"{depth.bits_per_byte:.4f}", f"{depth.seconds:.0f}", f"{depth.memory / GIB:.2f}"
         table.add_row(str(depth.n_layers), *figures)
-    console.print(table)
+    print_table(console, table)
     original, initialised = f"{outcome.original:.4f}", f"{outcome.initialised:.4f}"
     say(console, f"bits per byte of the original model {original}, before training {initialised}")
 
@@ -197,7 +198,7 @@ def print_layouts(console: Console, found: "Plan", processes: int, vram: int | N
     for x in found.layouts:
         sent = (f"{size / (1 << 20):,.1f}" for size in (x.rows, x.layers))
         table.add_row(Text(LAYOUTS[x.name]), f"{x.step.peak / GIB:.2f}", *sent, f"{x.seconds:,.3f}")
-    console.print(table)
+    print_table(console, table)
     if vram is not None:
         best = found.layout(vram)
         say(console, "proposed       " + ("none: no layout fits" if best is None else LAYOUTS[best.name]))

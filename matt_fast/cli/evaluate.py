@@ -11,7 +11,7 @@ from matt_fast.cli.evaluation_display import print_measured
 from matt_fast.cli.output import command_output, plain, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.transfer import held_out_texts
-from matt_fast.data.reading import check_texts
+from matt_fast.data.reading import check_text_file, check_texts, format_of, read_texts
 from matt_fast.evaluation.tasks import TaskOptions, check_installed
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.arguments import PRECISIONS, check_device
@@ -58,7 +58,11 @@ def evaluate(
         Path | None, Option(help="Model folder whose README.md gets the table of tasks.", rich_help_panel=TASKS)
     ] = None,
     prompts: Annotated[
-        Path | None, Option(help="Text file with a prompt a line, which each model completes.", rich_help_panel=BESIDE)
+        Path | None,
+        Option(
+            help=f"File of prompts, which each model completes: {o.TEXTS}; of plain text one a line, else one a row.",
+            rich_help_panel=BESIDE,
+        ),
     ] = None,
     speed: Annotated[
         bool, Option("--speed", help="Time reading and writing of the first text.", rich_help_panel=BESIDE)
@@ -137,7 +141,7 @@ def evaluation_arguments(given: dict[str, Any]) -> dict[str, Any]:
         "models": _names(given["model"]),
         "texts": texts,
         "tasks": _task_options(given),
-        "prompts": () if given["prompts"] is None else _lines(given["prompts"]),
+        "prompts": () if given["prompts"] is None else _prompts(given["prompts"], given["text_field"]),
     }
 
 
@@ -176,20 +180,16 @@ def _names(models: list[str]) -> dict[str, str]:
     return {model: model for model in models}
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file that have text.
+def _prompts(file: Path, text_field: str) -> list[str]:
+    """Lines of a plain text, or rows of another file of texts, that have text.
 
     Raises:
-        ValueError: bytes that are not UTF-8, or no text.
+        ValueError: another format, no text, or what `read_texts` raises.
         OSError: the file cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts: wanted a text file with a prompt a line, got {str(path)!r}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts: wanted UTF-8 in {str(path)!r}, got {error}") from error
-    found = [line for line in lines if line.strip()]
+    check_text_file(file, "prompts")
+    texts = (text or "" for text in read_texts(file, text_field, "prompts"))
+    found = [x for x in ("".join(texts).splitlines() if format_of(file) == "text" else texts) if x.strip()]
     if not found:
-        raise ValueError(f"prompts: wanted a line with text in {str(path)!r}, got none")
+        raise ValueError(f"prompts: wanted a line or row with text in {str(file)!r}, got none")
     return found

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from matt_fast.cli.output import say
 from matt_fast.cli.progress import GIB
+from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
 
 if TYPE_CHECKING:  # these import torch
@@ -59,7 +60,7 @@ def _print_text(console: Console, text: str, scores: dict[str, "TextScore"]) -> 
         ratio = "" if score.ratio is None else f"{score.ratio:.4f}{in_words(score.ratio_interval)}"
         bits = f"{score.evaluation.bits_per_byte:.4f}{in_words(score.interval)}"
         _add(table, model, bits, *([ratio] if several else []), f"{score.evaluation.bytes_per_token:.3f}")
-    console.print(table)
+    print_table(console, table)
     scored = first.evaluation
     parts = [f"{scored.n_bytes:,} bytes, {scored.n_tokens:,} tokens"]
     if first.interval is not None:
@@ -85,7 +86,7 @@ def _print_task(console: Console, rows: list["TaskScore"]) -> None:
             cells += [score_in_words(difference, "+") if difference else ""] if first.differences else []
             cells += [share_in_words(row.recovered[model]) if model in row.recovered else ""] if first.recovered else []
             _add(table, *cells)
-    console.print(table)
+    print_table(console, table)
 
 
 def _print_speed(console: Console, found: dict[str, "Speed"]) -> None:
@@ -100,5 +101,5 @@ def _print_speed(console: Console, found: dict[str, "Speed"]) -> None:
         ratios = f"{middle(speed.reading_ratio)[0]:.3f}, {middle(speed.writing_ratio)[0]:.3f}"
         cache = "-" if speed.cache_bytes is None else f"{speed.cache_bytes / MIB:.2f} MiB"
         _add(table, model, reading, writing, ratios, f"{speed.embedding_bytes / GIB:.3f} GiB", cache)
-    console.print(table)
+    print_table(console, table)
     say(console, "Median of the rounds, and least to most; reading is prefill, writing is generation.", "dim")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -33,11 +34,12 @@ SILENT = {  # what libraries read when they are imported
 
 
 @contextmanager
-def clear_errors(debug: bool = False) -> Iterator[None]:
+def clear_errors(debug: bool = False, options: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Print any error as one message and end with status 1, or with 130 after Ctrl-C.
 
     Args:
         debug: print the traceback too.
+        options: argument -> option, of those that have another name at the command line than in Python.
     """
     try:
         yield
@@ -49,18 +51,24 @@ def clear_errors(debug: bool = False) -> Iterator[None]:
         of_all = getattr(error, "said_by_all", False)
         if of_all and os.environ.get("LOCAL_RANK", "0") != "0":  # the first process of this machine prints it
             raise typer.Exit(1) from error
-        parts = [str(error).strip(), *getattr(error, "__notes__", ())]
+        parts = [_by_option(str(error).strip(), options), *getattr(error, "__notes__", ())]
         if not (_tells_what_was_wanted(error) or of_all):
             parts[0] = f"{type(error).__name__}: {parts[0]}".removesuffix(": ")
             parts += [] if debug else ["--debug shows where it happened."]
         message = escape(printable("\n".join(parts)))
-        options = {"highlight": False, "emoji": False, "soft_wrap": True}
-        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", **options)
+        plain_text = {"highlight": False, "emoji": False, "soft_wrap": True}
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {message}", **plain_text)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         if str(error):
             print(printable(str(error)), file=sys.stderr, flush=True)
         raise typer.Exit(130) from error
+
+
+def _by_option(message: str, options: Mapping[str, str]) -> str:
+    """A message that begins with the name of an argument, with that of its option where they differ."""
+    name, colon, rest = message.partition(": ")
+    return f"{options[name]}: {rest}" if colon and name in options else message
 
 
 def _tells_what_was_wanted(error: Exception) -> bool:
@@ -93,16 +101,19 @@ class Output:
 
 
 @contextmanager
-def command_output(as_json: bool, quiet: bool, debug: bool = False) -> Iterator[Output]:
+def command_output(
+    as_json: bool, quiet: bool, debug: bool = False, options: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Output]:
     """A command's output, and clear errors while it works.
 
     Args:
         as_json: the result is one line of JSON on stdout, and everything else goes to stderr.
         quiet: nothing but errors and that line.
         debug: tracebacks of errors, too.
+        options: as `clear_errors`.
     """
     output = Output(as_json, quiet)
-    with clear_errors(debug), printable_messages(), ExitStack() as stack:
+    with clear_errors(debug, options), printable_messages(), ExitStack() as stack:
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
         if quiet:
@@ -119,10 +130,18 @@ class _PrintableRecord(logging.LogRecord):
 
 @contextmanager
 def printable_messages() -> Iterator[None]:
-    """Warnings and log messages, those of libraries too, can have names of files and tokens: print them `printable`."""
+    """Warnings and log messages, those of libraries too, can have names of files and tokens: print them `printable`.
+
+    This package's own warnings are for whoever gave the command, and come without the place in its code.
+    """
     records, warning = logging.getLogRecordFactory(), warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], filename: str, *more: Any, **others: Any) -> str:
+        ours = category is UserWarning and Path(filename).is_relative_to(PACKAGE)
+        return printable(f"Warning: {message}\n" if ours else warning(message, category, filename, *more, **others))
+
     logging.setLogRecordFactory(_PrintableRecord)
-    warnings.formatwarning = lambda *given, **more: printable(warning(*given, **more))
+    warnings.formatwarning = formatted
     try:
         yield
     finally:

@@ -33,23 +33,27 @@ def push(
         from matt_fast.recipe.push import files_to_push
 
         files_to_push(folder, also or ())
-        out.result(push_files(folder, check_push(to, public, yes), yes, out, also or ()))
+        out.result(push_files(folder, check_push(to, public, yes, "to"), yes, out, also or ()))
 
 
-def check_push(name: str | None, public: bool, yes: bool) -> "Target":
+def check_push(name: str | None, public: bool, yes: bool, argument: str = "push_to_hub") -> "Target":
     """The repository to push to, if there is someone to ask and the login may write there.
+
+    Args:
+        name, public, yes: options of the command.
+        argument: what errors call the name.
 
     Raises:
         ValueError, OSError: what `find_target` raises; no terminal to ask on, and no `yes`.
     """
     if name is None:
-        raise ValueError("public: wanted push_to_hub with it, got none")
+        raise ValueError(f"public: wanted {argument} with it, got none")
     from matt_fast.recipe.push import check_name, find_target
 
-    check_name(name)
+    check_name(name, argument)
     if not yes and not has_terminal():
         raise ValueError("yes: wanted --yes, as there is no terminal to ask on before the push")
-    return find_target(name, public)
+    return find_target(name, public, argument)
 
 
 def has_terminal() -> bool:

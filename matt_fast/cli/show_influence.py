@@ -101,8 +101,9 @@ def find(display: ProgressDisplay, text: str, places, layer: int | None, head: i
     """(the influence, names of both tokenizers, a note) of the original model, a new tokenizer and an adapted model."""
     display.on_stage("libraries")
     from matt_fast.alignment.vocabulary import VocabularyPair
+    from matt_fast.initializers import initial_rows
     from matt_fast.show.influence import find_influence
-    from matt_fast.show.opening import Finished, open_model, read_run, start_again
+    from matt_fast.show.opening import Finished, open_model, read_run
 
     model, tokenizer, adapted = places
     finished = Finished() if adapted is None else read_run(adapted)
@@ -114,7 +115,7 @@ def find(display: ProgressDisplay, text: str, places, layer: int | None, head: i
     layer = teacher.config.get_text_config(decoder=True).num_hidden_layers
     sides = source.load_tokenizer(), source.load_tokenizer(tokenizer or adapted)
     vocabulary = VocabularyPair(*sides, len(teacher.get_input_embeddings().weight))
-    start = start_again(teacher, vocabulary, init or finished.init or "mean", finished.seed)
+    start = initial_rows(teacher, vocabulary, init or finished.init or "mean", finished.seed)
     students = {"before": (source.trunk(teacher), start.input)}
     note = ""
     if adapted is not None:

@@ -10,6 +10,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.data.reading import check_texts
 from matt_fast.model.folders import check_model_place
 from matt_fast.support.checks import MANY, check_range
@@ -93,7 +94,7 @@ def _print_loss(console: Console, found: "LossBySegment") -> None:
         line(part.kind, part.segments, part.tokens, part.original, part.adapted)
     counts = (sum(getattr(x, name) for x in found.parts) for name in ("segments", "tokens"))
     line("all, bits per byte", *counts, found.original, found.adapted)
-    console.print(table)
+    print_table(console, table)
     if found.worst:
         say(console, "Where the result loses most, bits per byte of the text and how often:")
     for x in found.worst:

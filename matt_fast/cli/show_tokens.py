@@ -12,6 +12,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.model.folders import check_model_place
 from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
 from matt_fast.support.checks import MANY, check_choice, check_range
@@ -59,7 +60,8 @@ def tokens(
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
-            from matt_fast.show.opening import open_model, read_run, start_again
+            from matt_fast.initializers import initial_rows
+            from matt_fast.show.opening import open_model, read_run
             from matt_fast.show.tokens import add_neighbours, choose, new_tokens, read_provenance
             from matt_fast.show.tokens_page import tokens_page
 
@@ -76,7 +78,7 @@ def tokens(
             vocabulary = VocabularyPair(*sides, len(old))
             start, note = None, f"Rows as they began are not shown: {finished.named!r} cannot be made again here."
             if finished.init is not None:
-                made = start_again(original, vocabulary, finished.init, finished.seed)
+                made = initial_rows(original, vocabulary, finished.init, finished.seed)
                 start, note = getattr(made, table), f"Moved: how far from where {finished.init!r} put the row."
                 if start is None:
                     start = made.input
@@ -125,4 +127,4 @@ def _print_tokens(console: Console, shown: "list[TokenRow]") -> None:
         words = "│".join(x.pieces), *near
         style = "bold" if x.stands_out else ""
         table.add_row(Text(x.token, style), *figures, *(Text(word) for word in words))
-    console.print(table)
+    print_table(console, table)

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
+from matt_fast.cli.tables import print_table
 from matt_fast.data.reading import check_texts
 from matt_fast.model.folders import check_tokenizer_place
 from matt_fast.show.choices import check_output
@@ -105,7 +106,7 @@ def _print_report(console: Console, found: "Report") -> None:
             x = row.texts[text]
             figures = f"{x.tokens:,}", f"{x.bytes_per_token:.3f}", f"{x.characters_per_token:.3f}", f"{x.speedup:.2f}"
             table.add_row(*(Text(printable(word)) for word in (row.name, *figures)), f"{x.not_restored:,}")
-        console.print(table)
+        print_table(console, table)
         console.print()
     say(
         console,

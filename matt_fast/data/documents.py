@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, config, load_dataset
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from matt_fast.data.reading import check_first_rows, find_files, format_of, read_texts
@@ -50,6 +50,7 @@ def read_documents(
     Raises:
         ValueError: no readable file in the folder, an unknown format, no such column, or one that holds no texts. While
             iterating: what `read_texts` raises.
+        OSError: `datasets` cannot write its cache.
     """
     files = find_files(source)
     if files is None:
@@ -61,7 +62,13 @@ def read_documents(
         check_first_rows(files, text_field)
         given = {"files": [str(file) for file in files], "text_field": text_field}  # a list: files are shuffled too
         given |= {"most": None if seed is None else most}
-        dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=given)
+        try:
+            dataset = IterableDataset.from_generator(_rows, features=FEATURES, gen_kwargs=given)
+        except OSError as error:  # it makes a folder that it does not need
+            wanted = "a folder that can be written for the cache of datasets (set HF_HOME to one)"
+            raise type(error)(
+                f"data: wanted {wanted}, got {str(config.HF_DATASETS_CACHE)!r}: {error.strerror}"
+            ) from error
     buffer = min(SHUFFLED_PIECES, max(1, SHUFFLED_CHARACTERS // most))
     return Texts(dataset, str(source), None if files is None else tuple(files), seed, buffer)
 

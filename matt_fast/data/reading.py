@@ -33,6 +33,10 @@ ROWS_TOGETHER = 256  # of a parquet file
 LFS = b"version https://git-lfs.github.com/spec/"
 ARROW_FILE = b"ARROW1"  # of a file with an index; `datasets` writes streams, without one
 
+OTHER_FORMAT, ENDINGS = "files of another format", 5  # of which so many endings are named
+CHATS = ("messages", "conversations", "conversation")  # columns that have them by custom
+CHATS_PAGE = "docs/howto/instruct.md"
+
 Watch = Callable[[memoryview], None]
 
 
@@ -49,16 +53,22 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
     """The files of a local source, in the order in which they are read; None if nothing of that name is here.
 
     Raises:
-        ValueError: a folder without readable files, one with several splits of a dataset, or a file of another format.
-        FileNotFoundError: a link to nothing.
+        ValueError: a folder without readable files, one with several splits of a dataset, a file of another format, or
+            a pipe.
+        OSError: a link to nothing, or a folder inside that cannot be read.
     """
     path = Path(source)
     if not path.exists():
         return None
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(
+            f"{argument}: wanted a file or folder, got {str(source)!r}, a pipe or device: text is read several times, "
+            "so write it to a file first"
+        )
     if (path / SPLITS).is_file():
         found = ", ".join(repr(str(x.parent)) for x in sorted(path.glob("*/state.json")))
         raise ValueError(f"{argument}: wanted one split, got {str(source)!r}, which has several; give one of {found}")
-    files = [file for file, why in _listed(path) if why is None]
+    files = [file for file, why in _listed(path, argument) if why is None]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"{argument}: wanted a file, got the link {str(file)!r} to {os.readlink(file)!r}")
@@ -73,23 +83,49 @@ def find_files(source: str | Path, argument: str = "data") -> list[Path] | None:
 
 def passed_over(source: str | Path) -> Counter:
     """How many files of a folder are not read, by reason."""
-    return Counter(why for _, why in _listed(Path(source)) if why is not None)
+    reasons: Counter = Counter()
+    endings: Counter = Counter()
+    for file, why in _listed(Path(source)):
+        if why == OTHER_FORMAT:
+            endings[file.suffix.lower() or "none"] += 1
+        elif why is not None:
+            reasons[why] += 1
+    if endings:
+        shown = ", ".join(sorted(ending for ending, _ in endings.most_common(ENDINGS)))
+        reasons[f"{OTHER_FORMAT} ({shown}{' …' if len(endings) > ENDINGS else ''})"] = endings.total()
+    return reasons
 
 
-def _listed(path: Path) -> Iterator[tuple[Path, str | None]]:
+def _listed(path: Path, argument: str = "data") -> Iterator[tuple[Path, str | None]]:
     """A path, or the files in a folder in order; and why one is not read, None for one that is."""
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    for file in sorted(_inside(path, argument)) if path.is_dir() else [path]:
+        inside = file.relative_to(path).parts
         if file.is_dir() and file.is_symlink() and file != path:
             yield file, "links to folders"  # one could lead back here
-        if file.exists() and not file.is_file():
-            continue
-        inside = file.relative_to(path).parts
-        if any(part.startswith(".") for part in inside):
+        elif any(part.startswith(".") for part in inside):
             yield file, "hidden files"
+        elif file.exists() and not file.is_file():
+            yield file, "pipes and devices"
         elif file.name in DESCRIPTIONS and inside and any(file.parent.glob("*.arrow")):
             yield file, "descriptions of a dataset"
         else:
-            yield file, None if format_of(file) else "files of another format"
+            yield file, None if format_of(file) else OTHER_FORMAT
+
+
+def _inside(folder: Path, argument: str) -> Iterator[Path]:
+    """All that is in a folder and the folders in it, but for these folders themselves."""
+
+    def refuse(error: OSError) -> None:
+        if not any(part.startswith(".") for part in Path(error.filename).relative_to(folder).parts):
+            raise _unreadable(error, argument, "folder", error.filename) from error
+
+    for top, folders, files in os.walk(folder, onerror=refuse):
+        yield from (Path(top, name) for name in files)
+        yield from (path for path in (Path(top, name) for name in folders) if path.is_symlink())
+
+
+def _unreadable(error: OSError, argument: str, kind: str, path: str | Path) -> OSError:
+    return type(error)(f"{argument}: wanted a {kind} that can be read, got {str(path)!r}: {error.strerror}")
 
 
 def read_texts(
@@ -112,7 +148,11 @@ def read_texts(
         OSError: the file cannot be read.
     """
     kind = format_of(file)
-    with file.open("rb", buffering=BUFFER) as raw:
+    try:
+        opened = file.open("rb", buffering=BUFFER)
+    except OSError as error:
+        raise _unreadable(error, argument, "file", file) from error
+    with opened as raw:
         stream = raw if watch is None else io.BufferedReader(_Watched(raw, watch), BUFFER)
         if kind in COLUMNAR:
             if watch is not None:  # it is not read in order
@@ -134,7 +174,8 @@ def read_texts(
                 f"{', '.join(COMPRESSIONS)} is unpacked"
             )
         if b"\0" in start or start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got what looks like UTF-16 or 32")
+            got = "what looks like UTF-16 or 32, which iconv converts"
+            raise ValueError(f"{argument}: wanted UTF-8 in line 1 of {str(file)!r}, got {got}")
         if kind == "text":
             pieces = rejoin(decoded(stream, file, argument), PIECE)
             yield next(pieces, "")
@@ -165,19 +206,29 @@ def _text_of(row: object, text_field: str, place: str, argument: str) -> str | N
         got = repr(str(row)[:SHOWN]) if isinstance(row, str | int | float | None) else type(row).__name__
         raise ValueError(f"{argument}: wanted a row with columns in {place}, got {got}")
     if text_field not in row:
-        raise ValueError(f"text_field: wanted one of the columns {list(row)} of {place}, got {text_field!r}")
+        raise ValueError(
+            f"text_field: wanted one of the columns {list(row)} of {place}, got {text_field!r}{_of_chats(row)}"
+        )
     text = row[text_field]
     if text is None:
         return None
     if not isinstance(text, str):
         kind = type(text).__name__
-        raise ValueError(f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} in {place}")
+        raise ValueError(
+            f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} in {place}{_of_chats(row)}"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON can write half a character
         got = text[error.start].encode("ascii", "backslashreplace").decode()
         raise ValueError(f"{argument}: wanted whole characters in {place}, got {got}, half of one") from error
     return text
+
+
+def _of_chats(columns: Iterable[str]) -> str:
+    """What an error adds where a row is a chat."""
+    found = next((name for name in columns if name in CHATS), None)
+    return "" if found is None else f"; chats become texts by the tokenizer's apply_chat_template ({CHATS_PAGE})"
 
 
 def _column_texts(raw: io.BufferedReader, file: Path, text_field: str, argument: str) -> Iterator[str | None]:
@@ -191,11 +242,12 @@ def _column_texts(raw: io.BufferedReader, file: Path, text_field: str, argument:
         if text_field not in schema.names:
             raise ValueError(
                 f"text_field: wanted one of the columns {schema.names} of {str(file)!r}, got {text_field!r}"
+                + _of_chats(schema.names)
             )
         kind = schema.field(text_field).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-            place = f"in {str(file)!r}"
+            place = f"in {str(file)!r}{_of_chats(schema.names)}"
             raise ValueError(f"text_field: wanted a column of texts, got {text_field!r}, which holds {kind} {place}")
         for batch in batches:
             for value in batch.column(text_field):
@@ -222,6 +274,14 @@ def _columns(raw: io.BufferedReader, file: Path, text_field: str) -> "tuple[pa.S
         return arrow.schema, map(arrow.get_batch, range(arrow.num_record_batches))
     stream = pa.ipc.open_stream(raw)
     return stream.schema, stream
+
+
+def check_text_file(file: Path, argument: str) -> None:
+    """Raise a FileNotFoundError or ValueError that names the argument unless there is such a file of texts."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{argument}: wanted a file that is there, got {str(file)!r}")
+    if format_of(file) is None:
+        raise ValueError(f"{argument}: wanted {', '.join(FORMATS)}, got {str(file)!r}")
 
 
 def check_plain_text(file: str | Path, argument: str) -> None:

@@ -36,7 +36,10 @@ def decoded(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[st
 
 def _not_utf8(error: UnicodeDecodeError, line: int, file: Path, argument: str) -> ValueError:
     byte = f"0x{error.object[error.start]:02x}"
-    return ValueError(f"{argument}: wanted UTF-8 in line {line} of {str(file)!r}, got the byte {byte} ({error.reason})")
+    return ValueError(
+        f"{argument}: wanted UTF-8 in line {line} of {str(file)!r}, got the byte {byte} ({error.reason}); "
+        "iconv converts other encodings"
+    )
 
 
 def json_rows(stream: io.BufferedReader, file: Path, argument: str) -> Iterator[tuple[int, object]]:

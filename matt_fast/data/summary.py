@@ -104,6 +104,34 @@ def digest_files(source: str | Path) -> str | None:
     return _digest_of(source, digests)
 
 
+class LocalFiles:
+    """The files of a source as they are now, by size and time; those of the hub, and of no source, are none."""
+
+    def __init__(self, source: str | Path | None):
+        self.source, self.states = source, _states(source)
+
+    def changes(self) -> list[str]:
+        """What is different by now: "'a.txt' is gone", "'b.txt' has changed", "'c.txt' is new"."""
+        now = _states(self.source)
+        words = {
+            "is gone": self.states.keys() - now.keys(),
+            "has changed": {x for x in self.states.keys() & now.keys() if self.states[x] != now[x]},
+            "is new": now.keys() - self.states.keys(),
+        }
+        return [f"{str(file)!r} {word}" for word, files in words.items() for file in sorted(files)]
+
+
+def _states(source: str | Path | None) -> dict[Path, tuple[int, int]]:
+    states = {}
+    try:
+        for file in (None if source is None else find_files(source)) or ():
+            found = file.stat()
+            states[file] = found.st_size, found.st_mtime_ns
+    except (ValueError, OSError):  # nothing is there any longer, or not for now: what was not seen is gone
+        pass
+    return states
+
+
 def check_held_out(held_out: DataSummary, training: DataSummary, eval_data: str | Path, data: str | Path) -> str | None:
     """Compare held-out data with what is trained on.
 

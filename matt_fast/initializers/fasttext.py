@@ -46,7 +46,6 @@ def fasttext_vectors(
     epochs: int = 3,
     min_count: int = 10,
     seed: int = 0,
-    threads: int = 1,
 ) -> TokenVectors:
     """Train fastText on text tokenised with the new tokenizer: a vector for each token that occurs often enough.
 
@@ -58,18 +57,17 @@ def fasttext_vectors(
     A token with fewer than `min_count` occurrences gets no vector and is left to the caller. fastText would make one
     from character n-grams, in part random numbers that no training has touched.
 
-    With one thread, the same texts, options and build of fastText give the same vectors to the bit. With more the
-    threads race, and two runs differ; `ids` and `counts` stay the same.
+    The same texts, options and build of fastText give the same vectors to the bit: it is given one thread, since
+    several race.
 
     Args:
         texts: documents, in order; one line each for fastText.
         tokenizer: a fast tokenizer, the new one.
-        dim: of the vectors, at least 8. fastText reserves 2 million rows of it for n-grams (2.4 GB at 300); with one
-            thread it touches a tenth, and what training reaches.
+        dim: of the vectors, at least 8. fastText reserves 2 million rows of it for n-grams (2.4 GB at 300); it
+            touches a tenth, and what training reaches.
         epochs: passes over the text.
         min_count: occurrences that a token needs.
         seed: of fastText's random numbers.
-        threads: of fastText.
 
     Raises:
         ImportError: fastText is missing.
@@ -79,7 +77,7 @@ def fasttext_vectors(
     """
     bindings = _fasttext()
     check_fast(tokenizer, "tokenizer")
-    least = {"dim": (dim, MIN_DIM), "epochs": (epochs, 1), "min_count": (min_count, 1), "threads": (threads, 1)}
+    least = {"dim": (dim, MIN_DIM), "epochs": (epochs, 1), "min_count": (min_count, 1)}
     for name, (value, minimum) in least.items():
         if value < minimum:
             raise ValueError(f"{name}: wanted at least {minimum}, got {value}")
@@ -91,7 +89,7 @@ def fasttext_vectors(
             raise ValueError(
                 f"texts: wanted a token with {min_count} occurrences (min_count), got at most {counts.max()}"
             )
-        model = _train(bindings, file, dim, epochs, min_count, seed, threads)
+        model = _train(bindings, file, dim, epochs, min_count, seed)
     ids = [token_id for token_id in sorted(words) if counts[token_id] >= min_count]
     vectors = np.empty((len(ids), dim), np.float32)
     vector = bindings.Vector(dim)
@@ -114,7 +112,7 @@ def _fasttext():
     return fasttext_pybind
 
 
-def _train(bindings, file: Path, dim: int, epochs: int, min_count: int, seed: int, threads: int):
+def _train(bindings, file: Path, dim: int, epochs: int, min_count: int, seed: int):
     """A fastText model of the words in `file`."""
     arguments = bindings.args()
     chosen = {
@@ -128,7 +126,7 @@ def _train(bindings, file: Path, dim: int, epochs: int, min_count: int, seed: in
         "minCount": min_count,
         "bucket": BUCKETS,
         "seed": seed % (2**31 - 2) + 1,  # as what its generator reads 0, too
-        "thread": threads,
+        "thread": 1,
         "label": " ",  # no word can begin with it: the default would take a token "__label__" for a label
         "verbose": 0,
         "saveOutput": False,

@@ -16,6 +16,7 @@ import torch
 from matt_fast.loss.documents import Document, Side
 
 WIDTHS = (8, 12, 16, 32, 64)
+SAMPLE, HEAD_DIM = 64, 64  # segments that the choice of widths looks at, and the head dimension that it counts with
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def _columns(unit_starts, starts, tiles, width: int, total: int) -> np.ndarray:
     return columns
 
 
-def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tuple[int, int]:
+def _choose_widths(teacher, student) -> tuple[int, int]:
     """The widths with the least work by a rough count of nanoseconds per query row, on the first segments."""
-    teacher, student = teacher[: sample + 1], student[: sample + 1]
+    teacher, student = teacher[: SAMPLE + 1], student[: SAMPLE + 1]
     teacher_sizes, student_sizes = np.diff(teacher), np.diff(student)
     best = (float("inf"), (0, 0))
     for teacher_width, student_width in product(WIDTHS, WIDTHS):
@@ -109,7 +110,7 @@ def _choose_widths(teacher, student, sample: int = 64, head_dim: int = 64) -> tu
         both = teacher_width + student_width
         per_tile = teacher_width * 1.8 + student_width * 4.2
         per_tile += 0.022 * (teacher_width * both + 2 * student_width**2 + student_width * both)
-        per_long = 75 * long.sum() + 0.012 * head_dim * (teacher_sizes[long].sum() + 3 * student_sizes[long].sum())
+        per_long = 75 * long.sum() + 0.012 * HEAD_DIM * (teacher_sizes[long].sum() + 3 * student_sizes[long].sum())
         best = min(best, (tile_count * per_tile + per_long, (teacher_width, student_width)))
     return best[1]
 

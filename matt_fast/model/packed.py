@@ -56,13 +56,16 @@ def check_packed(model: nn.Module, documents: torch.Tensor, inputs: dict) -> Non
         raise ValueError(f"documents: wanted shape [B, n] = {tuple(shape)}, got {tuple(documents.shape)}")
 
 
+def first_position(model: nn.Module) -> int:
+    """What a model counts positions from: 0, or in RoBERTa and its kin the number behind the padding token's id."""
+    tables = (getattr(module, "position_embeddings", None) for module in model.modules())
+    found = (x.padding_idx for x in tables if isinstance(x, nn.Embedding) and x.padding_idx is not None)
+    return next(found, -1) + 1
+
+
 def restarted_positions(packing: Packing, model: nn.Module) -> torch.Tensor:
     """[B, n] int64: positions that start again at each document, at the number that `model` counts from."""
-    first = 0
-    for module in model.modules():
-        table = getattr(module, "position_embeddings", None)
-        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            first = table.padding_idx + 1  # RoBERTa and its kin
+    first = first_position(model)
     positions = torch.cat([torch.arange(first, first + length) for length in packing.lengths])
     return positions.view(packing.documents.shape)
 

@@ -23,7 +23,7 @@ def command_line(options: Mapping[str, Any], processes: int = 1) -> str:
         options: of `resolved_config`.
         processes: that trained together.
     """
-    words = [f"accelerate launch --num_processes {processes} -m matt_fast transfer"] if processes > 1 else []
+    words = [f"torchrun --nproc_per_node {processes} -m matt_fast transfer"] if processes > 1 else []
     words = words or ["matt-fast transfer"]
     healing = options.get("heal") is not None
     for name, value in options.items():

@@ -22,11 +22,13 @@ from matt_fast.evaluation.bits_per_byte import (
     specials_around,
 )
 from matt_fast.model.checkpoint_files import configured_dtype
+from matt_fast.model.packed import first_position
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
+from matt_fast.support.files import raise_if_full
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.training.options import HealingOptions
 
@@ -126,13 +128,19 @@ def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
     """Translate the token ids of the configurations, save them and load them again; returns what is dropped.
 
     Raises:
-        ValueError: they cannot be saved with the new ids, or not be loaded again.
+        ValueError: they cannot be saved with the new ids, or not be loaded again; or positions would begin elsewhere.
     """
     what = "model: its configuration with the new vocabulary"
+    first = first_position(teacher.outline(torch.float32))
     with tempfile.TemporaryDirectory(prefix="matt-fast-") as folder, only_errors():
         config = copy.deepcopy(teacher.config)
         messages = _rehearse(what, lambda: translate_ids(config, vocabulary))
         config.get_text_config(decoder=True).vocab_size = vocabulary.rows
+        if first and (padding := config.get_text_config(decoder=True).pad_token_id) != first - 1:
+            raise ValueError(
+                f"tokenizer: wanted a padding token with the id {first - 1}, as the model has, which counts positions "
+                f"from there; got {padding}"
+            )
         _rehearse(what, lambda: teacher.outline(torch.float32, config=config))
         _rehearse(what, lambda: config.save_pretrained(folder))
         _rehearse(what, lambda: AutoConfig.from_pretrained(folder, **teacher.options))
@@ -221,6 +229,7 @@ def _rehearse(what: str, work):
     try:
         return work()
     except Exception as error:  # of many kinds, and each would come after the training
+        raise_if_full(error, tempfile.gettempdir())
         raise ValueError(f"{what} cannot be saved and loaded again: {error}") from error
 
 

@@ -72,8 +72,13 @@ def files_to_push(folder: Path, also: Collection[str] = ()) -> list[tuple[str, i
     return found
 
 
-def find_target(name: str, public: bool) -> Target:
+def find_target(name: str, public: bool, argument: str) -> Target:
     """The repository of that name, after asking the hub whether this login may write there.
+
+    Args:
+        name: OWNER/NAME, or NAME for one of whoever is logged in.
+        public: whether everyone may see it.
+        argument: what errors call the name.
 
     Raises:
         ValueError: the name has another shape; there is no login, or one that may only read; or a public repository
@@ -83,52 +88,52 @@ def find_target(name: str, public: bool) -> Target:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    check_name(name)
+    check_name(name, argument)
     if get_token() is None:
-        raise ValueError(f"push_to_hub: wanted a token that may write to {name!r}, got none: {LOGIN}")
+        raise ValueError(f"{argument}: wanted a token that may write to {name!r}, got none: {LOGIN}")
     api = HfApi()
     try:
         about = api.whoami()
     except HfHubHTTPError as error:
         if getattr(error.response, "status_code", None) in (401, 403):
-            raise ValueError(f"push_to_hub: the hub does not take the token that is here: {LOGIN}") from error
-        raise OSError(f"push_to_hub: the hub did not say who is logged in: {_line(error)}") from error
+            raise ValueError(f"{argument}: the hub does not take the token that is here: {LOGIN}") from error
+        raise OSError(f"{argument}: the hub did not say who is logged in: {_line(error)}") from error
     except Exception as error:  # of many kinds, by the network
-        raise OSError(f"push_to_hub: the hub cannot be reached: {_line(error)}") from error
+        raise OSError(f"{argument}: the hub cannot be reached: {_line(error)}") from error
     name = name if "/" in name else f"{about['name']}/{name}"
-    _check_rights(about, name)
+    _check_rights(about, name, argument)
     try:
         info = api.repo_info(name, files_metadata=False)
     except RepositoryNotFoundError:
         return Target(name, public, None)
     if not info.private and not public:
-        raise ValueError(f"push_to_hub: {name!r} is there already, and everyone sees it: give --public to mean that")
+        raise ValueError(f"{argument}: {name!r} is there already, and everyone sees it: give --public to mean that")
     return Target(name, not info.private, [x.rfilename for x in info.siblings or ()])
 
 
-def check_name(name: str) -> None:
-    """Raise a ValueError unless a name has the shape OWNER/NAME or NAME."""
+def check_name(name: str, argument: str) -> None:
+    """Raise a ValueError that names the argument unless a name has the shape OWNER/NAME or NAME."""
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(name)
     except ValueError as error:
-        raise ValueError(f"push_to_hub: wanted a name like OWNER/NAME, got {name!r}: {_line(error)}") from error
+        raise ValueError(f"{argument}: wanted a name like OWNER/NAME, got {name!r}: {_line(error)}") from error
 
 
-def _check_rights(about: dict[str, Any], name: str) -> None:
+def _check_rights(about: dict[str, Any], name: str, argument: str) -> None:
     """Whether the login that `whoami` tells of may write to a repository."""
     owner = name.partition("/")[0]
     orgs = {x.get("name"): x for x in about.get("orgs", ())}
     if owner != about["name"] and owner not in orgs:
-        raise ValueError(f"push_to_hub: {about['name']!r} is logged in, who is no member of {owner!r}, got {name!r}")
+        raise ValueError(f"{argument}: {about['name']!r} is logged in, who is no member of {owner!r}, got {name!r}")
     if orgs.get(owner, {}).get("roleInOrg") == "read":
-        raise ValueError(f"push_to_hub: {about['name']!r} may only read in {owner!r}, got {name!r}")
+        raise ValueError(f"{argument}: {about['name']!r} may only read in {owner!r}, got {name!r}")
     token = about.get("auth", {}).get("accessToken", {})
     role = token.get("role")
     if role == "read" or (role == "fineGrained" and not _may_write(token.get("fineGrained", {}), owner, name)):
         shown = token.get("displayName", "")
-        raise ValueError(f"push_to_hub: the token {shown!r} may not write to {name!r}: make one that may, and {LOGIN}")
+        raise ValueError(f"{argument}: the token {shown!r} may not write to {name!r}: make one that may, and {LOGIN}")
 
 
 def _may_write(rights: dict[str, Any], owner: str, name: str) -> bool:

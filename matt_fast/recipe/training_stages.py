@@ -199,7 +199,7 @@ def _train(
     workers = default_workers(work.device) if job.data_workers is None else job.data_workers
     batches = stream.in_background(workers, pin_memory=work.device.type == "cuda")
     with watcher:
-        watcher.began(state, checkpoints, more)
+        watcher.began(state, checkpoints, more, job.data if data.prepared is None else None)
         given = {"causal": not work.teacher.masked, "watcher": watcher}
         train(*models, state, batches, work.n_layers, options, accelerator, watcher.on_step, **given)
     batches.close()

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.data.summary import LocalFiles
 from matt_fast.initializers import Rows
 from matt_fast.recipe import export
 from matt_fast.recipe.work import Work
@@ -22,6 +23,7 @@ from matt_fast.training.options import TrainingOptions
 
 USUAL = 600.0  # seconds between two checkpoints
 LAYERS = "layers."
+SHOWN = 3  # files that changed
 SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written
 
 
@@ -60,6 +62,7 @@ class RunWatcher(Watcher):
         self.limits: dict[str, float] = {}
         self.forgot: list[str] = []
         self.metrics: Metrics | None = None
+        self.files, self.epoch = LocalFiles(None), 0
 
     def __enter__(self) -> "RunWatcher":
         self.work.stop.patient = True
@@ -67,6 +70,8 @@ class RunWatcher(Watcher):
 
     def __exit__(self, kind, error, traceback) -> None:
         self.work.stop.patient = False
+        if error is None:
+            self._look_at_files()
         if self.metrics is not None:
             self.metrics.close()
         if isinstance(error, DivergedError) and self.work.is_main:
@@ -74,14 +79,18 @@ class RunWatcher(Watcher):
             self.checkpoints.remove_from(progress.step - progress.steps_far_off)
             self.work.run.update("state.json", status="diverged")
 
-    def began(self, state: TrainingState, checkpoints: Checkpoints, more: dict | None) -> None:
+    def began(
+        self, state: TrainingState, checkpoints: Checkpoints, more: dict | None, source: str | Path | None
+    ) -> None:
         """Training begins, or goes on, from this state.
 
         Args:
             state: see `TrainingState`.
             checkpoints: where they go.
             more: what `Checkpoints.read` gave; None in training that begins.
+            source: texts that are read while it trains, if any.
         """
+        self.files, self.epoch = LocalFiles(source if self.work.is_main else None), state.progress.epoch
         self.state, self.checkpoints = state, checkpoints
         more = more or {}
         self.curve, self.best_step = more.get("curve", []), more.get("best_step")
@@ -107,6 +116,19 @@ class RunWatcher(Watcher):
     def on_step(self, progress: Progress) -> None:
         self.metrics.log(progress, new_tokens_seen_share=progress.new_tokens_seen / self.trainable)
         self.work.listeners.on_step(progress)
+        if progress.epoch != self.epoch:
+            self.epoch = progress.epoch
+            self._look_at_files()
+
+    def _look_at_files(self) -> None:
+        """Say it where the data is no longer what the run began with: each pass reads what is there then."""
+        if changes := self.files.changes():
+            more = f" and {len(changes) - SHOWN:,} more" if len(changes) > SHOWN else ""
+            self.work.say(
+                f"Warning: the data changed while it was read: {', '.join(changes[:SHOWN])}{more}. The result is not "
+                "that of the data as it was, and a run that is stopped cannot go on until the files are as they were"
+            )
+            self.files = LocalFiles(None)
 
     def wishes(self, progress: Progress) -> tuple[bool, ...]:
         step, main = progress.step + 1, self.work.is_main

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 UNNAMED = "held-out text"  # the name of one that was given none
-STAGES = ("original", "initialised", "trained")
 STATES = {
     "finished": "finished",
     "diverged": "stopped, as its loss went far up",

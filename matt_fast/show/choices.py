@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from matt_fast.data.reading import FORMATS, format_of, read_texts
+from matt_fast.data.reading import check_text_file, format_of, read_texts
 from matt_fast.support.plots import PICTURES, figure_class
 
 ORDERS = ("moved", "seen", "norm", "outlier", "id")
@@ -49,10 +49,7 @@ def read_text(text: str | None, file: Path | None, most: int, text_field: str = 
         except UnicodeEncodeError as error:  # bytes of the command line that are not UTF-8
             raise ValueError("text: wanted UTF-8, got other bytes") from error
     else:
-        if not file.is_file():
-            raise FileNotFoundError(f"file: wanted a file that is there, got {str(file)!r}")
-        if format_of(file) is None:
-            raise ValueError(f"file: wanted {', '.join(FORMATS)}, got {str(file)!r}")
+        check_text_file(file, "file")
         parts, size = [], 0
         for part in read_texts(file, text_field, "file"):
             parts.append(part or "")

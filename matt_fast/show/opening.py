@@ -8,8 +8,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers import METHODS, Rows, initial_rows
+from matt_fast.initializers import METHODS
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 
@@ -79,8 +78,3 @@ def open_whole(place: str | Path, argument: str, **hub_options) -> tuple[Teacher
     if source.masked:
         raise ValueError(f"{argument}: wanted a causal language model, got the masked one {str(place)!r}")
     return source, source.load(torch.float32)
-
-
-def start_again(model: PreTrainedModel, vocabulary: VocabularyPair, init: str, seed: int) -> Rows:
-    """The rows that a transfer began with, by a method that needs no data."""
-    return initial_rows(model, vocabulary, init, seed)

@@ -56,11 +56,11 @@ def check_location(name: str, value: str | Path | None, suffixes: Collection[str
         suffixes: what only files end in, ".jsonl" for example.
     """
     text = str(value)
-    if value is None or "://" in text or Path(text).exists():
+    if value is None or "://" in text or (text and Path(text).exists()):
         return
     if (
         text.count("/") > 1
-        or text[:1] in ("", "/", ".", "~", "<")
+        or text[:1] in ("", "/", ".", "~", "<", "-")
         or text[-1:] == "/"
         or Path(text).suffix.lower() in suffixes
     ):

@@ -65,9 +65,14 @@ def _full_disk_named(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in FULL or f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise_if_full(error, path)
         raise
+
+
+def raise_if_full(error: Exception, path: str | Path) -> None:
+    """Raise an OSError that names the path in place of one, by Python or Rust, that says that the disk is full."""
+    if getattr(error, "errno", None) in FULL or f"os error {errno.ENOSPC}" in str(error):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def check_writable(argument: str, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Texts of any length in pieces and groups that take a bounded memory when they are tokenised."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TypeVar
 
@@ -52,26 +52,22 @@ def rejoin(blocks: Iterable[str], most: int = MAX_CHARACTERS) -> Iterator[str]:
         yield text
 
 
-def groups(
-    items: Iterable[T], together: int, text: Callable[[T], str] = lambda item: item, most: int = MAX_CHARACTERS
-) -> Iterator[list[T]]:
-    """Items whose texts are tokenised at a time: so many, and no more characters than memory should hold.
+def groups(texts: Iterable[str], together: int, most: int = MAX_CHARACTERS) -> Iterator[list[str]]:
+    """Texts that are tokenised at a time: so many, and no more characters than memory should hold.
 
     Args:
-        items: pieces, or what has one each.
-        together: items of a group, at most.
-        text: of an item.
+        texts: pieces.
+        together: texts of a group, at most.
         most: characters of a group of several.
     """
-    group: list[T] = []
+    group: list[str] = []
     characters = 0
-    for item in items:
-        length = len(text(item))
-        if group and characters + length > most:
+    for text in texts:
+        if group and characters + len(text) > most:
             yield group
             group, characters = [], 0
-        group.append(item)
-        characters += length
+        group.append(text)
+        characters += len(text)
         if len(group) == together:
             yield group
             group, characters = [], 0

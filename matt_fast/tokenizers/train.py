@@ -25,7 +25,8 @@ PATTERN = (
 # The same for a text whose spaces are written "▁".
 WORDS = r"▁?[\p{L}\p{M}]+|▁?\p{N}|▁?[^▁\s\p{L}\p{M}\p{N}]+|▁+(?=▁)|▁|\s+"
 LOW = 10.0  # how far the log-probability of a piece that is not in the text lies below the lowest of those that are
-ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+# The order, and so the ids, of RoBERTa and its kin, whose positions are counted from the padding token's id.
+ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def train(
