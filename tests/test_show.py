@@ -275,7 +275,7 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path, monkeypatch):
     assert page.elements["tr"] == 1 + 3
     assert page.elements["script"] == 1
     monkeypatch.setenv("COLUMNS", "40")  # figures and words do not fit beside each other
-    monkeypatch.setenv("TERM", "xterm")  # a dumb one has 80 for rich
+    monkeypatch.delenv("FORCE_COLOR", raising=False)  # libraries set it; a dumb terminal then has 80 for rich
     lines = run("tokens", done / "adapted", "--search=return", "--limit=2").stdout.splitlines()
     first = expected[0]
     assert f"  id: {first['id']}; seen: {first['seen']}; norm: {first['norm']:.3f}" in lines[1]
