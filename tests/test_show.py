@@ -22,6 +22,7 @@ from matt_fast import TrainingOptions, transfer
 from matt_fast.alignment.vocabulary import token_bytes
 from matt_fast.cli import app
 from matt_fast.cli.segments_display import print_segments
+from matt_fast.cli.show_tokens import print_tokens
 from matt_fast.show import segments_picture
 from matt_fast.show.pieces import find_segments
 from matt_fast.show.segments_page import segments_page
@@ -232,7 +233,7 @@ def test_influence_is_that_of_attention_weights_and_values(done, sides, tmp_path
     assert list(machine["distance"]) == ["before"]
 
 
-def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path, monkeypatch):
+def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path):
     records = [json.loads(line) for line in (done / "adapted" / "token_provenance.jsonl").open()]
     tables = [AutoModelForCausalLM.from_pretrained(done / x).get_input_embeddings().weight.detach().double().numpy()
               for x in ("teacher", "adapted")]  # fmt: skip
@@ -274,13 +275,19 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path, monkeypatch):
     page = Page((tmp_path / "tokens.html").read_text())
     assert page.elements["tr"] == 1 + 3
     assert page.elements["script"] == 1
-    monkeypatch.setenv("COLUMNS", "40")  # figures and words do not fit beside each other
-    monkeypatch.delenv("FORCE_COLOR", raising=False)  # libraries set it; a dumb terminal then has 80 for rich
-    lines = run("tokens", done / "adapted", "--search=return", "--limit=2").stdout.splitlines()
-    first = expected[0]
-    assert f"  id: {first['id']}; seen: {first['seen']}; norm: {first['norm']:.3f}" in lines[1]
-    assert lines[0] == first["token"]
-    assert f"nearest now: {first['after'][0][0]} {first['after'][0][1]:.2f}" in "\n".join(lines)
+
+
+def test_tokens_on_a_narrow_terminal():
+    """Figures and words do not fit beside each other: lines, nothing cut."""
+    rows = [TokenRow(i, f"token{i}", "mean", ("to", "ken"), True, 2, 1.25, 0.5, 9.0, (("near", 0.25),), (("now", 0.5),))
+            for i in (289, 290)]  # fmt: skip
+    console = Console(file=io.StringIO(), width=40, force_terminal=False, force_jupyter=False)
+    print_tokens(console, rows)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "token289"
+    assert lines[1].startswith("  id: 289; seen: 2; norm: 1.250")
+    assert "nearest now: now 0.50" in "\n".join(lines)
+    assert max(map(len, lines)) <= 40
 
 
 def test_tokens_are_escaped_in_the_page():

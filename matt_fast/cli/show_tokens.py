@@ -93,7 +93,7 @@ def tokens(
             if output is not None:
                 write_text(output, tokens_page(shown, len(everything), note))
         if output is None and not json:
-            _print_tokens(out.console, shown)
+            print_tokens(out.console, shown)
         starts = ", ".join(f"{count:,} {name}" for name, count in Counter(x.start for x in everything).most_common())
         unseen, strange = sum(not x.seen for x in everything), sum(x.stands_out for x in everything)
         say(
@@ -114,7 +114,7 @@ def _table(model, name: str):
     return module.weight.detach()
 
 
-def _print_tokens(console: Console, shown: "list[TokenRow]") -> None:
+def print_tokens(console: Console, shown: "list[TokenRow]") -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("token", "id", "seen", "norm", "moved"):
         table.add_column(name, justify="left" if name == "token" else "right", no_wrap=True)
