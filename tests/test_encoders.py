@@ -10,6 +10,8 @@ import torch
 from tiny import TEXTS, byte_level
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
     ModernBertConfig,
@@ -25,7 +27,7 @@ from matt_fast.cli.app import app
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
-from matt_fast.model.packed import first_position
+from matt_fast.model.packed import first_position, positions_padding
 from matt_fast.model.teacher import Teacher
 from matt_fast.tokenizers import train
 from matt_fast.training.loop import freeze
@@ -230,3 +232,17 @@ def test_positions_are_counted_from_the_same_padding(folder):
         transfer(*places, device="cpu", max_length=64)
     train(folder / "trained", data=folder / "corpus.jsonl", size=320)
     assert AutoTokenizer.from_pretrained(folder / "trained").pad_token_id == 1  # as these models have
+
+
+@pytest.mark.parametrize("kind", ["roberta", "ibert", "xglm", "mpnet", "bert", "opt"])
+def test_what_positions_depend_on_padding_is_known(kind):
+    """Where another id changes what the same weights make of the same vectors, and nowhere else."""
+    sizes = SIZES | {"vocab_size": 60, "max_position_embeddings": 40}
+    sizes |= {"xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 4}}.get(kind, {})
+    sizes |= {"opt": {"word_embed_proj_dim": 32}}.get(kind, {})
+    models = [AutoModel.from_config(AutoConfig.for_model(kind, **sizes, pad_token_id=pad)).eval() for pad in (1, 5)]
+    models[1].load_state_dict(dict(models[0].named_parameters()), strict=False)
+    vectors = torch.randn(1, 16, 32)
+    with torch.no_grad():
+        first, second = (model(inputs_embeds=vectors)[0] for model in models)
+    assert torch.equal(first, second) == (positions_padding(models[0]) == positions_padding(models[1]))

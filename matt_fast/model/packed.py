@@ -59,8 +59,13 @@ def check_packed(model: nn.Module, documents: torch.Tensor, inputs: dict) -> Non
 def first_position(model: nn.Module) -> int:
     """What a model counts positions from: 0, or in RoBERTa and its kin the number behind the padding token's id."""
     tables = (getattr(module, "position_embeddings", None) for module in model.modules())
-    found = (x.padding_idx for x in tables if isinstance(x, nn.Embedding) and x.padding_idx is not None)
-    return next(found, -1) + 1
+    return next((x.padding_idx for x in tables if getattr(x, "padding_idx", None) is not None), -1) + 1
+
+
+def positions_padding(model: nn.Module) -> set[int]:
+    """The padding token's id where tables of positions know it: in RoBERTa and its kin, I-BERT and XGLM."""
+    tables = (module for name, module in model.named_modules() if "position" in name.rpartition(".")[2])
+    return {x.padding_idx for x in tables if getattr(x, "padding_idx", None) is not None}
 
 
 def restarted_positions(packing: Packing, model: nn.Module) -> torch.Tensor:

@@ -22,7 +22,7 @@ from matt_fast.evaluation.bits_per_byte import (
     specials_around,
 )
 from matt_fast.model.checkpoint_files import configured_dtype
-from matt_fast.model.packed import first_position
+from matt_fast.model.packed import positions_padding
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.tokenizer_files import first_difference
 from matt_fast.recipe.export import repair_generation
@@ -131,17 +131,17 @@ def rehearse_ids(teacher: Teacher, vocabulary: VocabularyPair) -> list[str]:
         ValueError: they cannot be saved with the new ids, or not be loaded again; or positions would begin elsewhere.
     """
     what = "model: its configuration with the new vocabulary"
-    first = first_position(teacher.outline(torch.float32))
+    before = positions_padding(teacher.outline(torch.float32))
     with tempfile.TemporaryDirectory(prefix="matt-fast-") as folder, only_errors():
         config = copy.deepcopy(teacher.config)
         messages = _rehearse(what, lambda: translate_ids(config, vocabulary))
         config.get_text_config(decoder=True).vocab_size = vocabulary.rows
-        if first and (padding := config.get_text_config(decoder=True).pad_token_id) != first - 1:
+        made = _rehearse(what, lambda: teacher.outline(torch.float32, config=config))
+        if (after := positions_padding(made)) != before:
             raise ValueError(
-                f"tokenizer: wanted a padding token with the id {first - 1}, as the model has, which counts positions "
-                f"from there; got {padding}"
+                f"tokenizer: wanted a padding token with the id {', '.join(map(str, before))}, as the model has, whose "
+                f"positions depend on it; got {', '.join(map(str, after)) or 'none'}"
             )
-        _rehearse(what, lambda: teacher.outline(torch.float32, config=config))
         _rehearse(what, lambda: config.save_pretrained(folder))
         _rehearse(what, lambda: AutoConfig.from_pretrained(folder, **teacher.options))
         generation = _generation_config(teacher)

@@ -41,7 +41,8 @@ HEALING = ("lora", "outer", "full")
 
 @dataclass(frozen=True)
 class HealingOptions:
-    """How layers are trained together with the rows. Objective and rates did best (docs/healing-tried.md).
+    """How layers are trained together with the rows. The rates did best (docs/healing-tried.md), the objective keeps
+    most of what the model would say (docs/healing.md).
 
     Attributes:
         method: "lora" (adapters of low rank beside all linear layers, by peft), "outer" (the first and last layers),
