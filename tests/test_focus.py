@@ -1,7 +1,6 @@
 """FOCUS: sparsemax against its definition and against deepfocus, its memory, and fastText vectors of token ids."""
 
 import json
-import sys
 import types
 
 import numpy as np
@@ -273,12 +272,6 @@ def test_bad_options():
         fasttext_vectors([], tokenizer)
     with pytest.raises(TypeError, match="tokenizer: wanted a fast tokenizer"):
         fasttext_vectors(TEXTS, object())
-
-
-def test_missing_fasttext_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fasttext_pybind", None)
-    with pytest.raises(ImportError, match=r"need fastText .*pip install .*fasttext>="):
-        fasttext_vectors(TEXTS, new_tokenizer())
 
 
 @pytest.fixture(scope="module")

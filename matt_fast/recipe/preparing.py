@@ -39,6 +39,7 @@ from matt_fast.recipe.transfer import job_of
 from matt_fast.support.files import remove_parts, write_text
 from matt_fast.support.installing import install_line, packages_line
 from matt_fast.support.texts import bounded_pieces
+from matt_fast.support.threads import cores
 from matt_fast.support.workers import OrderedPool
 from matt_fast.training.options import TrainingOptions
 
@@ -139,7 +140,7 @@ def prepare(
         elif missing:
             remove_parts(output / SHARDS)
             local = make([step], tasks=shards, workers=1, logging_dir=str(output / LOGS))
-            _run_here(local, workers or _cores(), lambda done: on_progress("shards", len(there) + done, shards))
+            _run_here(local, workers or cores(), lambda done: on_progress("shards", len(there) + done, shards))
         return PrepareResult(output, shards, missing, step.finish())
 
 
@@ -281,10 +282,6 @@ def _absolute(place: str | Path | None) -> str | None:
     if place is None:
         return None
     return str(Path(place).absolute()) if Path(place).exists() else str(place)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executor(name: str, options: Mapping[str, Any]) -> Callable[..., "PipelineExecutor"]:
