@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from commands import run
 from tiny import TEXTS, byte_level
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -19,11 +20,9 @@ from transformers import (
     XLMRobertaConfig,
     pipeline,
 )
-from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, evaluate, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
-from matt_fast.cli.app import app
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
@@ -174,10 +173,10 @@ def test_the_whole_job(folder):
     assert [x.masked for x in result.evaluations.values()] == [True] * 3
     assert "by pseudo-likelihood" in (folder / "output" / "README.md").read_text()
     arguments = [f"--model={folder / 'output'}", f"--data={folder / 'corpus.jsonl'}", "--pieces=40"]
-    measured = CliRunner().invoke(app, ["evaluate", *arguments])
+    measured = run("evaluate", *arguments)
     assert f"{result.evaluations['trained'].bits_per_byte:.4f}" in measured.output
     assert result.completions == []
-    refused = CliRunner().invoke(app, ["evaluate", *arguments, "--speed"])
+    refused = run("evaluate", *arguments, "--speed")
     assert "speed: wanted causal language models" in " ".join(refused.output.split())
 
 

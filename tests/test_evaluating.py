@@ -5,18 +5,18 @@ import math
 import re
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-from matt_fast.cli import app
 from matt_fast.evaluation import tasks as task_module
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.evaluation.completions import complete, first_words
@@ -32,8 +32,7 @@ QUESTIONS = [json.loads(line) for line in (ROOT / "tests/tasks/everyday.jsonl").
 PROMPTS = ["def function_alpha(self", "日本 return"]
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+run = partial(commands.run, "evaluate")
 
 
 @pytest.fixture(scope="module")
