@@ -8,7 +8,7 @@ import torch
 import transformers
 from commands import run
 from safetensors.torch import load_file
-from tiny import TEXTS, byte_level
+from tiny import TEXTS, byte_level, jsonl
 from transformers import (
     BartConfig,
     BertConfig,
@@ -74,7 +74,7 @@ def save(folder, name, config):
     tokenizer.save_pretrained(folder / "teacher")
     new = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}  # RoBERTa wants the same id for padding
     byte_level(TEXTS, 330, **new).save_pretrained(folder / "tokenizer")
-    (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (folder / "data.jsonl").write_text(jsonl(TEXTS))
     return folder
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from commands import run
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -23,7 +23,7 @@ def sound(tmp_path_factory):
     save_tiny_model(folder / "model")
     roles = {"eos_token": "<eos>", "bos_token": "<bos>", "pad_token": "<pad>"}
     byte_level(TEXTS, 330, **roles).save_pretrained(folder / "tokenizer")
-    (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (folder / "data.jsonl").write_text(jsonl(TEXTS))
     (folder / "held-out.txt").write_text("Something else altogether, of which nothing is trained on. " * 3)
     return folder
 

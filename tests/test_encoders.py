@@ -1,6 +1,5 @@
 """Masked language models: no causal constraint in attention, loss or evaluation, and the whole job on tiny ones."""
 
-import json
 import math
 import sys
 from collections import Counter
@@ -8,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from commands import run
-from tiny import TEXTS, byte_level
+from tiny import TEXTS, byte_level, jsonl
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -61,7 +60,7 @@ def folder(tmp_path, request):
     model.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     tokenizer_of(330).save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (tmp_path / "corpus.jsonl").write_text(jsonl(TEXTS))
     return tmp_path
 
 

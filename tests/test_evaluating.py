@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from matt_fast.evaluation import tasks as task_module
@@ -40,7 +40,7 @@ def models(tmp_path_factory):
     """Three models: the original, one with other rows, and one with another tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     save_tiny_model(folder / "original")
-    (folder / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:5]))
+    (folder / "held-out.jsonl").write_text(jsonl(TEXTS[:5]))
     (folder / "short.txt").write_text((TEXTS[2] * 4)[:1010])
     (folder / "long.txt").write_text(TEXTS[2] * 8)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")

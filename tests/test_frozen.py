@@ -10,7 +10,7 @@ import commands
 import numpy as np
 import pytest
 import torch
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
@@ -106,7 +106,7 @@ def job(tmp_path):
     save_tiny_model(tmp_path / "teacher", CONFIGS["llama"])
     new_tokenizer().save_pretrained(tmp_path / "tokenizer")
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    corpus.write_text(jsonl(TEXTS))
     paths = {"model": tmp_path / "teacher", "tokenizer": tmp_path / "tokenizer", "data": corpus}
     return paths | {"max_length": 48, "batch_size": 2, "n_layers": 2, "precision": "no"}
 

@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 from commands import run
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoTokenizer
 
 from matt_fast.data.chunks import Side, make_chunks
@@ -38,7 +38,7 @@ def world(tmp_path_factory):
     save_tiny_model(folder / "MODEL")
     new_tokenizer().save_pretrained(folder / "NEW")
     texts = [*(f"{number} {text}" for number, text in enumerate(TEXTS)), "", " \n"]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "text.jsonl").write_text(jsonl(texts))
     make(folder, folder / "whole", workers=2)
     return folder
 

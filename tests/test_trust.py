@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import run
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoConfig, Gemma3Config
 
 from matt_fast.data import documents
@@ -35,7 +35,7 @@ class Payload:
 def paths(tmp_path):
     save_tiny_model(tmp_path / "model")
     new_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    rows = jsonl(TEXTS)
     (tmp_path / "data.jsonl").write_text(rows)
     (tmp_path / "held-out.jsonl").write_text(rows.replace("self", "that"))
     (tmp_path / "trace").mkdir()
