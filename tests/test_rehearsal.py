@@ -19,6 +19,7 @@ from matt_fast.data.epochs import count_batches
 from matt_fast.data.prepared import ShuffledChunks, left_out_of, numbers_of, open_chunks, prepare_once
 from matt_fast.data.rehearsal import Template, own_texts, template_of
 from matt_fast.recipe import stages
+from matt_fast.recipe.rehearsal import with_rehearsal
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<sys>be kind<end>{% endif %}"
@@ -111,12 +112,19 @@ def test_a_folder_is_read_so_often_as_it_is_given(tmp_path, teacher):
     given = [many, few, few, few]
     sizes = [len(open_chunks([x])) for x in folders]
     assert len(open_chunks(given)) == sum(sizes)
-    shuffled = ShuffledChunks(given, [0, 0], np.array([sizes[0] + 1, 3]))
+    first = [sizes[0] + 1, 3, sizes[0] + 1]
+    shuffled = ShuffledChunks(given, [0, 0], np.array(first))
     counts = Counter(shuffled.order.tolist())
-    assert shuffled.order[:2].tolist() == [sizes[0] + 1, 3]
+    assert shuffled.order[:3].tolist() == first
     assert {counts[i] for i in range(sizes[0])} == {1}
-    assert [counts[i] for i in range(sizes[0], sum(sizes))] == [3, 1, *[3] * (sizes[1] - 2)]  # one came first
+    assert {counts[i] for i in range(sizes[0], sum(sizes))} == {3}
     assert sorted(numbers_of(given).tolist()) == sorted([*range(sizes[0]), *3 * [*range(sizes[0], sum(sizes))]])
+    leading = np.array([*range(2, 2 + 4 * sizes[1]), sizes[0]])  # the last is one of the few
+    mixed = with_rehearsal(leading, tuple(given), 0).tolist()
+    assert mixed.count(sizes[0]) >= 1
+    assert sum(i >= sizes[0] for i in mixed) == sizes[1]
+    assert sorted(i for i in mixed if i < sizes[0]) == leading[:-1].tolist()
+    assert mixed != sorted(mixed)
     assert left_out_of(given) == {"documents without text": 1}
     assert count_batches(given, 2, 1, None) == (sizes[0] + 3 * sizes[1]) / 2
     limits = (64, 64)
@@ -133,7 +141,7 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
 
     monkeypatch.setattr(stages, "rehearsal_chunks", watched)
     given = {name: value for name, value in files.items() if "eval" not in name} | {"checkpoint_every": 2}
-    given |= {"rehearse": 3, "training": TrainingOptions(steps=0), "epochs": None, "max_length": 64}
+    given |= {"rehearse": 3, "per_token": 1, "training": TrainingOptions(steps=0), "epochs": None, "max_length": 64}
     given |= {"healing": HealingOptions("lora", steps=6, objective="ntp")}
     messages = []
     whole = transfer(**given, output=tmp_path / "whole", on_message=messages.append)

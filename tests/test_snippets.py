@@ -155,7 +155,7 @@ def test_what_is_refused(files, tmp_path):  # noqa: F811
     shutil.rmtree(given["output"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "masked", True)
-        with pytest.raises(ValueError, match="snippets: wanted a causal language model to write them, got the masked"):
+        with pytest.raises(ValueError, match="snippets: wanted a causal language model to write texts, got the masked"):
             transfer(**given | {"training": TrainingOptions(objective="aim"), "snippets": 1})
     del given["output"]
     found = {x.name: x.found for x in doctor(**given | {"data": None, "snippets": 3})}

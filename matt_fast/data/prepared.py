@@ -135,7 +135,8 @@ def left_out_of(folders: Sequence[Path | str]) -> Counter:
 class ShuffledChunks:
     """The chunks of `numbers_of` in an order drawn from `seed`: four bytes of memory for each.
 
-    `leading` has numbers of chunks that come before all others, in their own order.
+    `leading` has numbers of chunks that come before all others, in their own order; one that a pass reads several times
+    may be there so often.
     """
 
     def __init__(self, folders: Sequence[Path], seed: list[int], leading: NDArray[np.int64] | None = None):
@@ -143,8 +144,10 @@ class ShuffledChunks:
         self.order = numbers_of(folders)
         np.random.default_rng(seed).shuffle(self.order)
         if leading is not None:
-            others = self.order[~np.isin(self.order, leading)]
-            self.order = np.concatenate([leading.astype(np.uint32), others])
+            ahead = np.bincount(leading, minlength=len(self.data))
+            self.order = np.concatenate(
+                [leading.astype(np.uint32), self.order[_times_before(self.order) >= ahead[self.order]]]
+            )
 
     def __len__(self) -> int:
         return len(self.order)
@@ -154,6 +157,15 @@ class ShuffledChunks:
         for start in range(0, len(places), READ_TOGETHER):
             columns = self.data[self.order[places[start : start + READ_TOGETHER]]]
             yield from as_chunks(columns)
+
+
+def _times_before(numbers: NDArray) -> NDArray[np.int64]:
+    """How often each number is there before its place."""
+    order = np.argsort(numbers, kind="stable")
+    _, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    found = np.empty(len(numbers), np.int64)
+    found[order] = np.arange(len(numbers)) - np.repeat(first, counts)
+    return found
 
 
 def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **options) -> None:

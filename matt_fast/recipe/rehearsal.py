@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
 from matt_fast.data.prepared import open_chunks, prepare_once
@@ -53,6 +56,24 @@ def rehearsal_chunks(
     times = max(1, round(SHARE / (1 - SHARE) * others / count))
     work.say(f"rehearsal: {rehearsal_of(work.run).message()}")
     return (own,) * times
+
+
+def with_rehearsal(leading: NDArray[np.int64], folders: tuple[Path | str, ...], seed: int) -> NDArray[np.int64]:
+    """Chunks that are read first, in random order with a fifth of the teacher's own among them.
+
+    Args:
+        leading: numbers of chunks.
+        folders: of all chunks; the last is that of `rehearsal_chunks`.
+        seed: of the order.
+    """
+    generator, end = np.random.default_rng(seed), len(open_chunks(folders))
+    own = np.arange(end - len(open_chunks(folders[-1:])), end)
+    is_own = np.isin(leading, own)
+    others, chosen = leading[~is_own], leading[is_own]
+    passes = [chosen, generator.permutation(np.setdiff1d(own, chosen))]
+    passes += [generator.permutation(own) for _ in range(folders.count(folders[-1]) - 1)]
+    count = max(len(chosen), round(SHARE / (1 - SHARE) * len(others)))
+    return generator.permutation(np.concatenate([others, np.concatenate(passes)[:count]]))
 
 
 def rehearsal_of(run: Run) -> Rehearsal | None:
