@@ -71,7 +71,7 @@ def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
     def written(prompt, longest, *seed):
         numbers = np.random.default_rng([3, *seed]).random(longest)
         ids = drawn(
-            model, tokenizer(prompt, add_special_tokens=False)["input_ids"], numbers, usable, ends, 0, 1.0, None, 1.0
+            model, tokenizer(prompt, add_special_tokens=False)["input_ids"], numbers, usable, ends, 0, 1.0, None, 0.95
         )
         text, broken, _ = tokenizer.decode(ids).partition("\N{REPLACEMENT CHARACTER}")
         return text, len(ids) < longest and not broken

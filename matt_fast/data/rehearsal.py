@@ -73,8 +73,8 @@ def own_texts(
 ) -> list[str]:
     """Let a model write texts of its own: conversations where its tokenizer has a chat template.
 
-    Drawn at a temperature of 1, since a student that learns from the texts learns how sure the model is too; without the
-    unlikeliest 5%, in which a small model loses itself.
+    Drawn at a temperature of 1, since a student that learns from the texts learns how sure the model is too; without
+    the unlikeliest 5%, in which a small model loses itself.
 
     Args:
         model: a causal language model.
