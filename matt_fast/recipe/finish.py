@@ -42,8 +42,8 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResul
         run.write("result.json", summary)
         if result.progress.step:
             draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
-        run.finish()
         write_report(run.output, vocabulary, work.say)
+        run.finish()
     work.processes.wait()
     return result
 
@@ -72,6 +72,7 @@ def finished_result(work: Work) -> TransferResult:
     if values["snippets"] is not None:
         values["snippets"] = SnippetCounts(**values["snippets"])
     if work.is_main:
+        work.run.finish()  # a kill may have left a part of what is removed
         work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 

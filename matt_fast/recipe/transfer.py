@@ -1,5 +1,6 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from matt_fast.training.options import HealingOptions, TrainingOptions
 
 
 def to_stderr(message: str) -> None:
-    print(printable(message), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def transfer(
