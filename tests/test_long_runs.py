@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from killing import prepare as small_job
 import matt_fast.recipe.checks
 from matt_fast import HealingOptions, TrainingOptions, transfer
 from matt_fast.recipe import watching
+from matt_fast.recipe.export import unmoved
 from matt_fast.report.record import read_record
 from matt_fast.support import stopping
 from matt_fast.training.checkpoints import Checkpoints
@@ -188,11 +190,22 @@ def test_a_loss_that_rises_slowly_is_told():
     falling = list(np.linspace(4.0, 1.0, 5 * TOGETHER))
     assert rising(falling[:TOGETHER]) is rising(falling) is None
     assert rising([*falling, *[1.9] * TOGETHER]) is None
+    assert rising([1.0, *[3.5] * (TOGETHER - 1)]).endswith("steps up to 100 is 3.48 on average, and was 1 at the start")
     holes = [x if i % 3 else 0.0 for i, x in enumerate([*falling, *[3.0] * TOGETHER])]
     lowest = np.mean([x for x in holes[4 * TOGETHER : 5 * TOGETHER] if x])
     assert rising(holes) == (
         f"the loss of the last 100 steps up to 600 is 3 on average, and was {lowest:.3g} up to step 500"
     )
+
+
+@pytest.mark.parametrize(("dtype", "moved"), [(torch.bfloat16, 1), (torch.float32, 2)])
+def test_rows_that_move_less_than_the_stored_dtype_tells_are_counted(dtype, moved):
+    """Tokens 5 to 8 are new: one moves by 1%, one by a thousandth of that, one not at all, and one was never seen."""
+    start = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    now = start * torch.tensor([*[1.0] * 5, 1.01, 1.00001, 1.0, 1.0])[:, None]
+    tables = [SimpleNamespace(input=x, output=None) for x in (start, now.to(dtype))]
+    seen = torch.tensor([9] * 8 + [0])
+    assert unmoved(SimpleNamespace(new={5, 6, 7, 8}), *tables, seen, dtype) == (3 - moved, 3)
 
 
 def test_signals_of_terminals_and_schedulers_end_work_in_order_unless_they_are_ignored():

@@ -45,6 +45,7 @@ from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
 
+SHORT = 200  # characters of a held-out text
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
 Prints = dict[str, dict[str, str | None]]
@@ -232,6 +233,10 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
     for name, place in job.held_out.items():
         if warning := check_held_out(held_out[name], data, place, job.data):
             yield f"Warning: {warning}"
+    for name, found in held_out.items() if begins else ():
+        if found.characters < SHORT:
+            where = f"eval_data{'' if name == HELD_OUT else ' ' + name}: {found.characters:,} characters"
+            yield f"Warning: {where} are too few to measure on: chance decides on its bits per byte"
     read = (("data", job.data, data), *(("eval_data", job.held_out[name], x) for name, x in held_out.items()))
     for argument, place, found in read if begins else ():
         formats = Counter(ending_of(file) for file in find_files(place) or ())
