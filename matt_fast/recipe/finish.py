@@ -85,6 +85,10 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
     healed = None
     if work.job.healing is not None:
         healed = json.loads((run.path("healed") / NUMBERS).read_text(encoding="utf-8"))
+    seconds = run.read("state.json").get("seconds", {})
+    for stage, found in (("training", numbers), ("healing", healed)):
+        if stage in seconds:  # of the process that ended it; those that were stopped in it count too
+            seconds[stage] = max(seconds[stage], found["progress"]["seconds"])
     seen = seen_in(work)
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
     return TransferResult(
@@ -101,7 +105,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         completions=read_completions(run),
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
-        seconds=run.read("state.json").get("seconds", {}),
+        seconds=seconds,
         training_memory=max(x["training_memory"] for x in (numbers, healed) if x),
         peak_memory=max(
             peak_memory(work.device),

@@ -212,8 +212,8 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     if same > of * UNMOVED:
         told = f"less than {str(dtype).removeprefix('torch.')} can tell, which the model is stored in"
         work.say(
-            f"Warning: training moved the rows of {same:,} of the {of:,} new tokens that it saw by {told}; a higher lr or "
-            "more steps would"
+            f"Warning: training moved the rows of {same:,} of the {of:,} new tokens that it saw by {told}; a higher "
+            "lr or more steps would"
         )
     seen = seen.tolist()
     lengths = export.row_lengths(vocabulary, start.input, rows.input)
