@@ -19,6 +19,7 @@ from killing import digests
 from killing import prepare as small_job
 
 import matt_fast.recipe.checks
+import matt_fast.recipe.finish
 from matt_fast import HealingOptions, TrainingOptions, transfer
 from matt_fast.recipe import watching
 from matt_fast.recipe.export import unmoved
@@ -157,6 +158,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(job, monkeypatch):
 
 
 def test_what_killed_writes_left_is_removed(job):
+    job |= {"validate_every": None, "eval_data": None}
     with pytest.raises(Stop):
         transfer(**job, on_step=stop_at(5))
     left = [job["output"] / "run" / x / ".part-step-000000007" for x in ("best", "healing/checkpoints", "healing/best")]
@@ -167,13 +169,24 @@ def test_what_killed_writes_left_is_removed(job):
     assert not any(x.exists() for x in left[:3])
 
 
-def test_other_libraries_than_the_run_began_with_are_told(job, monkeypatch):
-    with pytest.raises(Stop):
-        transfer(**job, on_step=stop_at(5))
+def test_a_run_that_is_killed_as_it_writes_its_page_writes_it_when_it_goes_on_with_other_libraries(job, monkeypatch):
+    def killed(*given):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(matt_fast.recipe.finish, "write_report", killed)
+        with pytest.raises(Stop):
+            transfer(**job | {"validate_every": None, "eval_data": None})
+    state = job["output"] / "run" / "state.json"
+    known = json.loads(state.read_text())
+    known["seconds"]["training"] = 0.0  # as of a process that began behind the last step
+    state.write_text(json.dumps(known))
     said = []
     now = matt_fast.recipe.checks.libraries() | {"torch": "9.9"}
     monkeypatch.setattr(matt_fast.recipe.checks, "libraries", lambda: now)
-    transfer(**job, resume=True, on_message=said.append)
+    result = transfer(**job | {"validate_every": None, "eval_data": None}, resume=True, on_message=said.append)
+    assert (job["output"] / "report.html").exists()
+    assert result.seconds["training"] == result.progress.seconds > 0
     (line,) = (line for line in said if "the run began with" in line)
     assert f"torch {torch.__version__}, now 9.9: the result may have other bits" in line
 
@@ -220,6 +233,21 @@ def test_signals_of_terminals_and_schedulers_end_work_in_order_unless_they_are_i
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_comes_twice_is_one_until_a_person_presses_again(monkeypatch):
+    """Of a job that is cancelled torchrun and its workers get SIGTERM, and torchrun passes it on."""
+    with stopping.stopping() as stop:
+        stop.patient = True
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.requested == signal.SIGTERM
+        monkeypatch.setattr(stopping, "AGAIN", 0.0)
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # the scheduler's last word: the checkpoint is being written
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_work_goes_on_where_nobody_reads_what_it_says(capfd):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from matt_fast.support.printable import printable
 
 # Of a terminal that is closed, and of schedulers before the time is up (sbatch --signal); not on Windows.
 WARNINGS = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
+AGAIN = 2.0  # seconds from which on a further Ctrl-C is a person's, who does not want to wait
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *WARNINGS)
 
 
@@ -24,14 +26,15 @@ class Stopping:
 
     Attributes:
         requested: the signal that came; None so far.
-        patient: whether the work ends by itself soon once `requested` is set. Where it does not, and at the second
-            signal, the work is left at once by an exception, see `leave`.
+        patient: whether the work ends by itself soon once `requested` is set. Where it does not, and at a second
+            Ctrl-C, the work is left at once by an exception, see `leave`.
         breaks_off: whether `check` leaves such patient work by a `BrokenOffError`, once a signal came.
         how_to_go_on: what is printed then.
     """
 
     def __init__(self):
         self.requested: int | None = None
+        self._since = 0.0
         self.patient = self.breaks_off = False
         self.how_to_go_on: Callable[[], str] = str
 
@@ -52,9 +55,13 @@ class Stopping:
             self.leave()
 
     def receive(self, number: int, frame: object = None) -> None:
-        again = self.requested is not None
-        self.requested = number
-        if again or not self.patient:
+        """Note a signal, or act on it. One may come several times: shells, torchrun and Slurm pass on what all got."""
+        if self.requested is None:
+            self.requested, self._since = number, time.monotonic()
+            if not self.patient:
+                self.leave()
+        elif number == signal.SIGINT and time.monotonic() - self._since > AGAIN:
+            self.requested = number
             self.leave()
 
 
