@@ -243,9 +243,7 @@ def test_a_signal_that_comes_twice_is_one_until_a_person_presses_again(monkeypat
             os.kill(os.getpid(), number)
         assert stop.requested == signal.SIGTERM
         monkeypatch.setattr(stopping, "AGAIN", 0.0)
-        os.kill(
-            os.getpid(), signal.SIGTERM
-        )  # the scheduler's last word: the checkpoint is being written
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's last word: the checkpoint is being written
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
