@@ -120,7 +120,7 @@ class ProgressDisplay:
         parts = [] if task is None else [amount(task)]
         if steps is not None:
             parts.append(self.figures)
-        if current is not task and not current.finished:
+        if current not in (None, task) and not current.finished:
             parts.append(amount(current))
         parts.append(f"{duration(time.monotonic() - self.since)} so far")
         left = None if task is None else self.left(task)

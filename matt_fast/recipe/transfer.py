@@ -82,8 +82,9 @@ def transfer(
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
         data: text to train on, see `read_documents`; may be None with `snippets` or `prepared`.
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
-        resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
-            steps, and for trackers and intervals. "auto": go on where there is a run, begin where there is none.
+        resume: go on with the run in `output`. The other arguments must be those that it began with, but for trackers,
+            intervals, and steps: more, or as many as are done, which ends training there. "auto": go on where there is
+            a run, begin where there is none.
         teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
             alm, boundary-kl, segment-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
@@ -139,7 +140,7 @@ def transfer(
         FloatingPointError: the loss became NaN or infinite, or went up far above its start; the last good checkpoint
             is kept.
         OtherProcessError: (a RuntimeError) another process of several ended with an error, which it tells.
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; in training behind a checkpoint.
+        KeyboardInterrupt, SystemExit: Ctrl-C; SIGTERM, SIGHUP or SIGUSR1. In training behind a checkpoint.
     """
     given = locals()
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")
