@@ -170,21 +170,26 @@ def test_what_killed_writes_left_is_removed(job):
 
 
 def test_a_run_that_is_killed_as_it_writes_its_page_writes_it_when_it_goes_on_with_other_libraries(job, monkeypatch):
+    short, said = job["output"].with_name("short.txt"), []
+    short.write_text("alpha return")
+
     def killed(*given):
         raise Stop
 
     with monkeypatch.context() as patched:
         patched.setattr(matt_fast.recipe.finish, "write_report", killed)
         with pytest.raises(Stop):
-            transfer(**job | {"validate_every": None, "eval_data": None})
+            transfer(**job | {"validate_every": None, "eval_data": short}, on_message=said.append)
+    few = "Warning: eval_data: 12 characters are too few to measure on: chance decides on its bits per byte"
+    assert said.count(few) == 1
     state = job["output"] / "run" / "state.json"
     known = json.loads(state.read_text())
     known["seconds"]["training"] = 0.0  # as of a process that began behind the last step
     state.write_text(json.dumps(known))
-    said = []
     now = matt_fast.recipe.checks.libraries() | {"torch": "9.9"}
     monkeypatch.setattr(matt_fast.recipe.checks, "libraries", lambda: now)
-    result = transfer(**job | {"validate_every": None, "eval_data": None}, resume=True, on_message=said.append)
+    result = transfer(**job | {"validate_every": None, "eval_data": short}, resume=True, on_message=said.append)
+    assert said.count(few) == 1
     assert (job["output"] / "report.html").exists()
     assert result.seconds["training"] == result.progress.seconds > 0
     (line,) = (line for line in said if "the run began with" in line)

@@ -45,7 +45,7 @@ from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
 
-SHORT = 200  # characters of a held-out text
+SHORT = 100  # characters of a held-out text
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
 Prints = dict[str, dict[str, str | None]]
