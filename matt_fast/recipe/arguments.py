@@ -17,6 +17,7 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable
+from matt_fast.training.trackers import TRACKERS
 
 MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
@@ -24,7 +25,6 @@ SHARDS = 100_000  # at most: names count so far
 WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
-TRACKERS = ("tensorboard", "wandb", "trackio")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")  # what the hub knows
 PLACES = {  # of arguments that may be folders or names of the hub
     "model": check_model_place,

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
-from matt_fast.initializers import InitReport, Outlier, Rows
+from matt_fast.initializers import InitReport, Rows
 from matt_fast.recipe.base_card import read_base
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.completing import read_completions
@@ -63,8 +63,7 @@ def finished_result(work: Work) -> TransferResult:
         )
     values = work.run.read("result.json")
     values["output"] = work.run.output
-    values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
-    values["report"] = InitReport(**values["report"] | {"made": frozenset()})
+    values["report"] = InitReport.of_json(values["report"])
     values["progress"] = Progress(**values["progress"])
     values |= _evaluations(work, values.pop("evaluations"))
     if values["healing"] is not None:

@@ -1,15 +1,19 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.initializers import Method
 from matt_fast.recipe import stages
 from matt_fast.recipe.finish import finish, finished_result
+from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.run import Resume
@@ -18,6 +22,21 @@ from matt_fast.recipe.work import Listeners
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
+
+
+def job_of(given: Mapping[str, Any]) -> Job:
+    """The job of some arguments of `transfer`, the others as they are by default.
+
+    Raises:
+        TypeError: an argument that `transfer` does not have.
+        ValueError, OSError: what `Job` raises.
+    """
+    arguments = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
+    if unknown := sorted(given.keys() - arguments.keys()):
+        raise TypeError(f"{', '.join(unknown)}: wanted arguments of transfer, got others")
+    arguments |= given
+    arguments["training"] = arguments["training"] or TrainingOptions()
+    return Job(**{x.name: arguments[x.name] for x in fields(Job)})
 
 
 def to_stderr(message: str) -> None:

@@ -13,7 +13,7 @@ from matt_fast.data.snippets import NEW
 from matt_fast.data.summary import DataSummary, check_held_out
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.recipe.checks import look_at_data
-from matt_fast.recipe.doctor.finding import Said, look, ok, share
+from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.subject import Subject
@@ -24,26 +24,15 @@ COPIED = 0.5  # of a piece's characters: then it counts as copied
 MOST_PADDING, MOST_PASSES, MOST_LONGER = 0.3, 20, 0.01
 
 
-class _Enough(Exception):
-    """The time for reading is over."""
-
-
 def readable(subject: Subject) -> Iterator[Said]:
     """All of it, if that takes no longer than some seconds; else its beginning."""
-    end, state, tell = time.monotonic() + SECONDS, [0, None], subject.tell
-
-    def watch(what: str, done: int, total: int | None) -> None:
-        state[:] = done, total
-        tell(what, done, total)
-        if time.monotonic() > end and done != total:
-            raise _Enough
-
-    subject.tell = watch
+    tell = subject.tell
+    subject.tell = read = ForSeconds(SECONDS, tell)
     try:
         lines = list(look_at_data(subject))
-    except _Enough:
+    except Enough:
         yield ok(
-            f"{state[0]:,} of {state[1]:,} bytes were read in {SECONDS:.0f} s without a fault; a transfer reads all"
+            f"{read.done:,} of {read.total:,} bytes were read in {SECONDS:.0f} s without a fault; a transfer reads all"
         )
         return
     finally:
