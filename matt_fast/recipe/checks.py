@@ -64,7 +64,10 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     known = run.read("run.json")
     if known:
         if known["version"] != own_version():
-            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {own_version()}")
+            was = known["version"]
+            raise ValueError(
+                f"resume: the run began with matt-fast {was}, this is {own_version()}; go on with that one"
+            )
         done = {name: run.steps_behind(*places) for name, places in TRAININGS.items()}
         found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged", done)
         if found:
