@@ -41,6 +41,7 @@ def print_result(console: Console, result: "TransferResult") -> None:
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
         *(f"start     {line}" for line in report_lines(result.report)),
         *([f"snippets  {result.snippets.message()}"] if result.snippets is not None else []),
+        *([f"rehearsal {result.rehearsal.message()}"] if result.rehearsal is not None else []),
         f"training  {training_line(progress)}",
         *([f"          {line}"] if (line := validation_line(result)) else []),
         *_healing_lines(result.healing),

@@ -69,7 +69,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "omp_k"):
+    counts = ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "rehearse")
+    for name in (*counts, "omp_k"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)
@@ -154,7 +155,7 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
                 f"{str(given['prepared'])!r}, which has no {MANIFEST}"
             )
     else:
-        for name in ("epochs", "per_token", "snippets"):
+        for name in ("epochs", "per_token", "snippets", "rehearse"):
             if name in given:
                 raise ValueError(
                     f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"

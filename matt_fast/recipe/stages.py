@@ -21,6 +21,7 @@ from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
 from matt_fast.recipe.job import HELD_OUT
+from matt_fast.recipe.rehearsal import rehearsal_chunks, with_rehearsal
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
 from matt_fast.recipe.subject import load_vocabulary
@@ -117,11 +118,14 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
             folders = (prepare_once(cache, job.data, *sides, **given),)
     if job.snippets is not None:
         folders += snippet_chunks(work, pair, vocabulary.new, folders, sides)
+    if job.rehearse is not None:
+        folders += rehearsal_chunks(work, pair, folders, sides)
     data = TrainingData(sides, folders)
     if job.per_token is not None:
         found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
         work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
-        data = replace(data, leading=found.chunks)
+        leading = found.chunks if job.rehearse is None else with_rehearsal(found.chunks, data.prepared, job.seed)
+        data = replace(data, leading=leading)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
         batches = count_batches(data.prepared, job.batch_size, processes, limits)

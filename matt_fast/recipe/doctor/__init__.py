@@ -34,6 +34,7 @@ OWN = (
     ("data", "segments", of_data.segments),
     ("data", "chunks", of_data.rows),
     ("data", "snippets", of_data.snippets),
+    ("data", "rehearsal", of_data.rehearsal),
     ("data", "held-out text", of_data.held_out),
     ("run", "packages", of_machine.packages),
     ("run", "start of rows", of_machine.start_of_rows),

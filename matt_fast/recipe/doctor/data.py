@@ -9,11 +9,12 @@ import numpy as np
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
+from matt_fast.data.rehearsal import ANSWER, QUESTION, template_of
 from matt_fast.data.snippets import NEW
 from matt_fast.data.summary import DataSummary, check_held_out
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.recipe.checks import look_at_data
-from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, look, ok, share
+from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, fail, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.subject import Subject
@@ -118,6 +119,20 @@ def snippets(subject: Subject) -> Iterator[Said]:
         f"{share(int((missing > 0).sum()), len(counts))} new tokens come fewer than {job.snippets} times in {where}: "
         f"the teacher writes {missing.sum():,} snippets for them, of up to {NEW} tokens, {NEW * missing.sum():,} in all"
     )
+
+
+def rehearsal(subject: Subject) -> Iterator[Said]:
+    """What the teacher has to write of its own, and whether it can."""
+    count = subject.job.rehearse
+    if count is None:
+        return
+    try:
+        what = "texts" if template_of(subject.sides[0].tokenizer) is None else "conversations"
+    except ValueError as error:
+        yield fail(str(error))
+        return
+    longest = QUESTION + ANSWER
+    yield ok(f"the teacher writes {count:,} {what} of its own, of up to {longest} tokens, {longest * count:,} in all")
 
 
 def held_out(subject: Subject) -> Iterator[Said]:
