@@ -19,6 +19,7 @@ from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.recipe.doctor.tokenizers import next_added
 from matt_fast.tokenizers import check, extend, merge, prune, train
 from matt_fast.tokenizers.source import read_source
+from matt_fast.tokenizers.symbols import Symbols, count_words
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
 UKRAINIAN = [
@@ -225,6 +226,17 @@ def test_no_new_token_has_a_whole_character_and_a_part(start, tmp_path):
         assert content.decode(errors="ignore").strip() == ""  # bytes of one character alone, a space in front at most
     assert {"日", "한"} <= {x.decode().strip() for x in contents if is_text(x)}
     assert max(map(len, result.added)) > 2  # and characters are put together
+
+
+def test_words_that_occur_once_are_not_all_dropped(monkeypatch):
+    """As in a language without spaces, where few pre-tokens come again."""
+    monkeypatch.setattr("matt_fast.tokenizers.symbols.MOST_WORDS", 100)
+    source = read_source(byte_level(TEXTS, 280, eos_token="<eos>"))
+    once = [" " + "".join(chr(97 + (i * k) % 26) for k in (1, 3, 5, 7, 11)) + chr(97 + i // 26) for i in range(600)]
+    words, _ = count_words(Symbols(source), [" twice twice" * 3, *once])
+    assert 50 <= len(words) <= 100
+    assert max(words.values()) == 6
+    assert words.total() <= 6 + len(once)
 
 
 def test_each_merge_is_of_a_most_frequent_pair(tmp_path):

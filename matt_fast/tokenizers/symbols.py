@@ -167,7 +167,8 @@ def character_class(character: str) -> int:
 def count_words(symbols: Symbols, texts: Iterable[str]) -> tuple[Counter, Counter]:
     """(pre-token of two symbols or more -> times, character that the vocabulary lacks -> times).
 
-    Of more than 2 million different pre-tokens the rarest are dropped.
+    Of more than 2 million different pre-tokens the rarest are dropped, down to a million. In a language without spaces
+    most occur once.
     """
     words, characters = Counter(), Counter()
     for group in groups(filter(None, bounded_pieces(texts)), TOGETHER):
@@ -177,9 +178,18 @@ def count_words(symbols: Symbols, texts: Iterable[str]) -> tuple[Counter, Counte
             codes, times = np.unique(missing, return_counts=True)
             characters.update(dict(zip(map(chr, codes), times.tolist(), strict=True)))
         while len(words) > MOST_WORDS:
-            least = sorted(words.values())[len(words) - MOST_WORDS // 2]
-            words = Counter({word: times for word, times in words.items() if times > least})
+            words = Counter(dict(_most_frequent(words, MOST_WORDS // 2)))
     return words, characters
+
+
+def _most_frequent(words: Counter, most: int) -> Iterator[tuple[str, int]]:
+    """So many words; of those that are as frequent as the last the earliest."""
+    least = sorted(words.values())[len(words) - most]
+    room = most - sum(times > least for times in words.values())
+    for word, times in words.items():
+        room -= times == least
+        if times > least or (times == least and room >= 0):
+            yield word, times
 
 
 def learn(
