@@ -100,11 +100,8 @@ def rows(subject: Subject) -> Iterator[Said]:
     teacher, student = lengths.mean(0)
     line = f"chunks have {student:,.0f} of {job.max_length:,} tokens on average"
     if teacher > MUCH_LONGER * student and 2 * teacher > job.max_length:
-        yield look(
-            f"{line}, since the model's tokenizer has {teacher:,.0f} there",
-            "a step learns from so many fewer tokens: take more steps, or a larger --max-length",
-        )
-    elif padding > MOST_PADDING and not job.training.packing:
+        line += f", since the model's tokenizer has {teacher:,.0f} there (a larger --max-length makes them longer)"
+    if padding > MOST_PADDING and not job.training.packing:
         yield look(
             f"{line}, and {padding:.0%} of the rows is padding", "--packing fills rows, where the layers allow it"
         )
