@@ -1,6 +1,7 @@
 # ruff: noqa: RUF001 - look-alike characters are data
 """Tokenizers that are extended, merged, pruned and trained, against what a plain reading of their merges says."""
 
+import io
 import json
 import sys
 import unicodedata
@@ -8,6 +9,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 from tiny import TEXTS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
 from matt_fast.cli import app
+from matt_fast.cli.tokenizer import print_new_tokenizer
 from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.recipe.doctor.tokenizers import next_added
 from matt_fast.tokenizers import check, extend, merge, prune, train
@@ -195,6 +198,10 @@ def test_words_with_vowel_signs_become_tokens(base, tmp_path):
     assert set(words) | {" " + x for x in words} <= set(result.added)
     assert not set(words) & set(told.added)
     assert result.cut_at_marks == 0
+    said = [io.StringIO(), io.StringIO()]
+    for file, one in zip(said, (told, result), strict=True):
+        print_new_tokenizer(Console(file=file, width=200), one)
+    assert ["--join-marks" in x.getvalue() for x in said] == [True, False]
     assert result.bytes_per_token > 1.5 * told.bytes_per_token
     for plain in (*TEXTS, *UKRAINIAN, "it's  12,345\n\n  x = y_1"):  # no marks, none of the new tokens
         assert made(plain)["input_ids"] == base()(plain)["input_ids"]
