@@ -233,6 +233,10 @@ def test_no_new_token_has_a_whole_character_and_a_part(start, tmp_path):
         assert content.decode(errors="ignore").strip() == ""  # bytes of one character alone, a space in front at most
     assert {"日", "한"} <= {x.decode().strip() for x in contents if is_text(x)}
     assert max(map(len, result.added)) > 2  # and characters are put together
+    extend(base, tmp_path / "words", words=["安定版", "언어"])
+    contents = [token.bytes for i, token in token_bytes(load_tokenizer(tmp_path / "words")).items() if i >= len(base)]
+    assert {"安定版".encode(), " 언어".encode()} <= set(contents)
+    assert not any(x.decode(errors="ignore").strip() for x in contents if not is_text(x))
 
 
 def test_words_that_occur_once_are_not_all_dropped(monkeypatch):

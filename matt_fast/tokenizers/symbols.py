@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 from matt_fast.alignment.vocabulary import BYTE_OF, BYTE_TOKEN
 from matt_fast.support.texts import bounded_pieces, groups
 from matt_fast.tokenizers.source import Source
+from matt_fast.tokenizers.spelling import bytes_of, splits_character
 
 UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 FIRST = 0x20000  # the character of token 0: from here on none is white space
@@ -212,7 +213,7 @@ def learn(
     characters = _covering(missing, wanted // 2)
     room = wanted - len(characters)
     entries, merges = _merged(symbols, words, room, characters, max_characters)
-    if not symbols.inside_words and any(map(_splits_character, entries)):
+    if not symbols.inside_words and any(map(splits_character, entries)):
         entries, merges = _merged_by_character(symbols, words, room, entries, max_characters)
     return characters + entries, merges
 
@@ -260,19 +261,8 @@ def _merged_by_character(
 
 def _whole_characters(entry: str) -> set[str]:
     """The characters of which a byte-level entry has all bytes, the first with the space in front of it."""
-    text = _bytes(entry).decode(errors="ignore")
+    text = bytes_of(entry).decode(errors="ignore")
     return {text[:2], *text[2:]} if text[:1] == " " else set(text)
-
-
-def _splits_character(entry: str) -> bool:
-    """Whether a byte-level entry has a whole character and a part of another."""
-    content = _bytes(entry)
-    text = content.decode(errors="ignore")
-    return bool(text.strip()) and text.encode() != content
-
-
-def _bytes(entry: str) -> bytes:
-    return bytes(BYTE_OF.get(x, 0) for x in entry)
 
 
 def _covering(missing: Counter, most: int) -> list[str]:
