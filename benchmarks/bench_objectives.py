@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from matt_fast import TrainingOptions
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.chunks import Side
+from matt_fast.data.chunks import sides_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.evaluation.bits_per_byte import evaluate
@@ -80,11 +80,7 @@ def run(
     model = model if with_head else model.get_decoder()
     freeze(model)
     student = make_student(model, vocabulary, start, freeze_shared=True, objectives=(objective,))
-    sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, LENGTH),
-        Side("student", vocabulary.student, vocabulary.rows, LENGTH),
-    )
-    batches = AlignedBatches(corpus, *sides, batch_size=BATCH, seed=seed).in_background()
+    batches = AlignedBatches(corpus, *sides_of(vocabulary, LENGTH), batch_size=BATCH, seed=seed).in_background()
     begin = time.process_time()
 
     class Options(TrainingOptions):

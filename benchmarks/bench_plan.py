@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, GPT
 from matt_fast import TrainingOptions
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.batches import Batch, collate
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.packing import Chunk
 from matt_fast.initializers import initial_rows
@@ -103,10 +103,7 @@ def full_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: i
 
 
 def real_batch(vocabulary: VocabularyPair, length: int, batch_size: int, seed: int) -> Batch:
-    sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, length),
-        Side("student", vocabulary.student, vocabulary.rows, length),
-    )
+    sides = sides_of(vocabulary, length)
     chunks = make_chunks(read_documents(code_text.write_corpus()[0], seed=seed), *sides, Counter())
     long = (x for x in chunks if max(len(x.teacher_ids), len(x.student_ids)) > length - 16)
     return collate([[next(long)] for _ in range(batch_size)], Counter())

@@ -35,7 +35,7 @@ from torch import nn
 from matt_fast import TrainingOptions, aim_loss
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.batches import Batch, collate
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.data.documents import read_documents
 from matt_fast.initializers import initial_rows
 from matt_fast.model.capture import capture
@@ -57,10 +57,7 @@ GIB = 1 << 30
 
 def text_batch(vocabulary: VocabularyPair, length: int) -> Batch:
     text = "\n".join(read_documents(code_text.write_corpus()[0]))[: 16 * length]
-    sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, length),
-        Side("student", vocabulary.student, vocabulary.rows, length),
-    )
+    sides = sides_of(vocabulary, length)
     return collate([[next(make_chunks([text], *sides, Counter()))]], Counter())
 
 

@@ -28,8 +28,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import matt_fast
 from matt_fast import tokenizers
-from matt_fast.cli.display import ProgressDisplay, print_result
+from matt_fast.cli.display import print_result
 from matt_fast.cli.evaluation_display import print_completion
+from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tokenizer import print_new_tokenizer
 from matt_fast.evaluation.speed import measure_speed, passages
 from matt_fast.model.teacher import only_errors

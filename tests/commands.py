@@ -16,8 +16,8 @@ from matt_fast.training.loop import Progress
 PATHS = ["--model=org/model", "--tokenizer=org/tokenizer", "--data=org/data", "--output=new-folder"]
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+def run(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
 def message(result):
@@ -77,18 +77,12 @@ def stub_all(monkeypatch, error):
 def without_work(monkeypatch):
     """Put a function that does nothing in place of `transfer`; returns the list of its calls' arguments."""
     calls = []
-    original = matt_fast.recipe.transfer.transfer
-    names = ("resume", "device", "epochs", "checkpoint_every", "validate_every", "patience", "track")
 
     def transfer(**arguments):
         calls.append(arguments)
         arguments["on_stage"]("training")
         return a_result(arguments["output"])
 
-    signature = inspect.signature(original)
-    known = {name: signature.parameters[name] for name in signature.parameters if name != "on_initialise"}
-    for name in (*names, "on_progress", "on_message"):
-        known[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
-    transfer.__signature__ = inspect.Signature(known.values())
+    transfer.__signature__ = inspect.signature(matt_fast.recipe.transfer.transfer)
     monkeypatch.setattr(matt_fast.recipe.transfer, "transfer", transfer)
     return calls

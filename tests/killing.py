@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import psutil
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
 from matt_fast import TrainingOptions
 from matt_fast.recipe.transfer import transfer
@@ -56,7 +56,7 @@ def prepare(folder: Path) -> dict:
     save_tiny_model(folder / "teacher")
     new_tokenizer().save_pretrained(folder / "tokenizer")
     for name, texts in (("corpus", TEXTS * 3), ("held-out", [text[::-1] for text in TEXTS])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        (folder / f"{name}.jsonl").write_text(jsonl(texts))
     return {
         "model": folder / "teacher",
         "tokenizer": folder / "tokenizer",

@@ -1,8 +1,6 @@
 """A small transfer, and texts that it is measured on."""
 
-import json
-
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
 from matt_fast import TrainingOptions
 
@@ -10,14 +8,14 @@ from matt_fast import TrainingOptions
 def held_out(arguments):
     """A file of the same texts, which is not the file that is trained on."""
     path = arguments["data"].with_name("held-out.jsonl")
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[::-1]))
+    path.write_text(jsonl(TEXTS[::-1]))
     return path
 
 
 def small_job(folder):
     """(arguments of a small transfer, the tokenizer of its model), with what it needs in a folder."""
     corpus = folder / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    corpus.write_text(jsonl(TEXTS))
     teacher_tokenizer = save_tiny_model(folder / "teacher")
     new_tokenizer().save_pretrained(folder / "tokenizer")
     return {

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from typer.testing import CliRunner
 
 from matt_fast import HealingOptions, TrainingOptions, TransferResult, transfer
-from matt_fast.cli import app
 from matt_fast.cli import transfer as command
 from matt_fast.evaluation import Evaluation
 from matt_fast.initializers import InitReport
@@ -148,7 +147,7 @@ def test_the_command_gives_the_same_arguments(monkeypatch, tmp_path, several):
     if several:
         start = ["torchrun", "--nproc_per_node", "2", "-m", "matt_fast", "transfer"]
     assert [first, *words][: len(start)] == start
-    ran = CliRunner().invoke(app, ["transfer", *[first, *words][len(start) :]], catch_exceptions=False)
+    ran = run("transfer", *[first, *words][len(start) :], catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     expected = usual | given | {"output": Path("out"), "resume": False}
     wanted = {name: x for name, x in expected.items() if not name.startswith("on_")}

@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 import transformers
+from commands import run
 from safetensors.torch import load_file
-from tiny import TEXTS, byte_level
+from tiny import TEXTS, byte_level, jsonl
 from transformers import (
     BartConfig,
     BertConfig,
@@ -25,10 +26,8 @@ from transformers import (
     RobertaConfig,
     T5Config,
 )
-from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, transfer
-from matt_fast.cli.app import app
 from matt_fast.model.capture import capture
 from matt_fast.model.classes import model_class
 from matt_fast.model.tables import check_tables
@@ -75,7 +74,7 @@ def save(folder, name, config):
     tokenizer.save_pretrained(folder / "teacher")
     new = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}  # RoBERTa wants the same id for padding
     byte_level(TEXTS, 330, **new).save_pretrained(folder / "tokenizer")
-    (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (folder / "data.jsonl").write_text(jsonl(TEXTS))
     return folder
 
 
@@ -141,7 +140,7 @@ def test_what_wants_a_language_model_says_so(tmp_path):
         with pytest.raises(ValueError, match=r"wants a language model, but .* is a BertForSequenceClassification"):
             transfer(**arguments, **more)
     assert not (folder / "out").exists()
-    failed = CliRunner().invoke(app, ["evaluate", f"--model={folder / 'teacher'}", f"--data={folder / 'data.jsonl'}"])
+    failed = run("evaluate", f"--model={folder / 'teacher'}", f"--data={folder / 'data.jsonl'}")
     assert failed.exit_code == 1
     assert "evaluate wants a language model" in " ".join(failed.output.split())
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from safetensors import SafetensorError
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
 import matt_fast.recipe.transfer
 from matt_fast import TrainingOptions, TransferResult
@@ -207,7 +207,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
     save_tiny_model(path / "teacher")
     new_tokenizer().save_pretrained(path / "tokenizer")
-    (path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (path / "text.jsonl").write_text(jsonl(TEXTS))
     return path
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
-from tiny import TEXTS, byte_level, new_tokenizer
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer
 
 from matt_fast.data import chunks, documents
 from matt_fast.data.background import default_workers
@@ -49,7 +49,7 @@ def take(batches, count=COUNT) -> list:
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
     texts = [*TEXTS, "", " \n", "once", *(text[::-1] for text in TEXTS)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text(jsonl(texts))
     return path
 
 
@@ -135,7 +135,7 @@ def test_a_long_document_does_not_fill_a_batch(tmp_path):
     """Pieces of long documents are shuffled like documents, and their chunks too; nothing is lost or comes twice."""
     path = tmp_path / "corpus.jsonl"
     texts = [f"{sign} word {number}\n" * 700 for number, sign in enumerate("abcdefgh")]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    path.write_text(jsonl(texts))
     given = stream(path, batch_size=4)
     batches = list(itertools.takewhile(lambda batch: batch.position.epoch == 0, given))
     rows = [STUDENT.decode(row.tolist()) for batch in batches for row in batch.student_ids]

@@ -17,7 +17,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -74,7 +74,7 @@ ALL = [block for blocks in BLOCKS.values() for block in blocks if block.language
 def world(tmp_path_factory) -> Path:
     """A folder with what pages name: in texts/ the files that the program wants to see, in all/ models too."""
     folder = tmp_path_factory.mktemp("world")
-    ours = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    ours = jsonl(TEXTS)
     others = "".join(json.dumps({"text": f"Other text, number {i}, to be held out."}) + "\n" for i in range(20))
     for name, content in {
         "corpus.jsonl": ours,

@@ -5,15 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import run
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
 from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.reachable import unreachable
-from matt_fast.cli import app
 from matt_fast.recipe.doctor import FAIL, LOOK, OK
 from matt_fast.recipe.doctor import data as of_data
 from matt_fast.recipe.doctor import tokenizers as of_tokenizers
@@ -27,7 +26,7 @@ def sound(tmp_path_factory):
     save_tiny_model(folder / "model")
     roles = {"eos_token": "<eos>", "bos_token": "<bos>", "pad_token": "<pad>"}
     byte_level(TEXTS, 330, **roles).save_pretrained(folder / "tokenizer")
-    (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (folder / "data.jsonl").write_text(jsonl(TEXTS))
     (folder / "held-out.txt").write_text("Something else altogether, of which nothing is trained on. " * 3)
     return folder
 
@@ -202,12 +201,12 @@ def test_copies_are_found_in_stretches_however_lines_are_broken():
 
 def test_the_command_tells_by_its_status(job, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in job.items() if name != "training"]
-    done = CliRunner().invoke(app, ["doctor", *options, "--json", "--steps=10"])
+    done = run("doctor", *options, "--json", "--steps=10")
     assert done.exit_code == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["will_fail"] is False
     assert set(result["findings"][0]) == {"area", "name", "verdict", "found", "advice"}
-    done = CliRunner().invoke(app, ["doctor", *options, "--max-length=4096"])
+    done = run("doctor", *options, "--max-length=4096")
     assert done.exit_code == 1
     assert "will fail" in done.stdout
-    assert CliRunner().invoke(app, ["doctor", *options, "--batch-size=0"]).exit_code == 1
+    assert run("doctor", *options, "--batch-size=0").exit_code == 1

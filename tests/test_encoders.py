@@ -1,13 +1,13 @@
 """Masked language models: no causal constraint in attention, loss or evaluation, and the whole job on tiny ones."""
 
-import json
 import math
 import sys
 from collections import Counter
 
 import pytest
 import torch
-from tiny import TEXTS, byte_level
+from commands import run
+from tiny import TEXTS, byte_level, jsonl
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoConfig,
@@ -19,11 +19,9 @@ from transformers import (
     XLMRobertaConfig,
     pipeline,
 )
-from typer.testing import CliRunner
 
 from matt_fast import TrainingOptions, evaluate, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
-from matt_fast.cli.app import app
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.initializers import initial_rows
@@ -62,7 +60,7 @@ def folder(tmp_path, request):
     model.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     tokenizer_of(330).save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (tmp_path / "corpus.jsonl").write_text(jsonl(TEXTS))
     return tmp_path
 
 
@@ -174,10 +172,10 @@ def test_the_whole_job(folder):
     assert [x.masked for x in result.evaluations.values()] == [True] * 3
     assert "by pseudo-likelihood" in (folder / "output" / "README.md").read_text()
     arguments = [f"--model={folder / 'output'}", f"--data={folder / 'corpus.jsonl'}", "--pieces=40"]
-    measured = CliRunner().invoke(app, ["evaluate", *arguments])
+    measured = run("evaluate", *arguments)
     assert f"{result.evaluations['trained'].bits_per_byte:.4f}" in measured.output
     assert result.completions == []
-    refused = CliRunner().invoke(app, ["evaluate", *arguments, "--speed"])
+    refused = run("evaluate", *arguments, "--speed")
     assert "speed: wanted causal language models" in " ".join(refused.output.split())
 
 

@@ -5,18 +5,18 @@ import math
 import re
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
-from matt_fast.cli import app
 from matt_fast.evaluation import tasks as task_module
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.evaluation.completions import complete, first_words
@@ -32,8 +32,7 @@ QUESTIONS = [json.loads(line) for line in (ROOT / "tests/tasks/everyday.jsonl").
 PROMPTS = ["def function_alpha(self", "日本 return"]
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+run = partial(commands.run, "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def models(tmp_path_factory):
     """Three models: the original, one with other rows, and one with another tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     save_tiny_model(folder / "original")
-    (folder / "held-out.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:5]))
+    (folder / "held-out.jsonl").write_text(jsonl(TEXTS[:5]))
     (folder / "short.txt").write_text((TEXTS[2] * 4)[:1010])
     (folder / "long.txt").write_text(TEXTS[2] * 8)
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")

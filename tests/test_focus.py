@@ -1,7 +1,5 @@
 """FOCUS: sparsemax against its definition and against deepfocus, its memory, and fastText vectors of token ids."""
 
-import json
-import sys
 import types
 
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loss import allocations
-from tiny import TEXTS, byte_level, new_tokenizer
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -255,7 +253,7 @@ def test_same_vectors_as_deepfocus(tmp_path, monkeypatch):
     monkeypatch.setattr(theirs, "CACHE_DIR", tmp_path / "cache")
     tokenizer = new_tokenizer()
     file = tmp_path / "text.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    file.write_text(jsonl(TEXTS))
     model = theirs.train_fasttext(str(file), tokenizer, epochs=3, dim=8, min_count=2, processes=1)
     found = fasttext_vectors(TEXTS, tokenizer, epochs=3, dim=8, min_count=2)
     words = tokenizer.convert_ids_to_tokens(found.ids.tolist())
@@ -273,12 +271,6 @@ def test_bad_options():
         fasttext_vectors([], tokenizer)
     with pytest.raises(TypeError, match="tokenizer: wanted a fast tokenizer"):
         fasttext_vectors(TEXTS, object())
-
-
-def test_missing_fasttext_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fasttext_pybind", None)
-    with pytest.raises(ImportError, match=r"need fastText .*pip install .*fasttext>="):
-        fasttext_vectors(TEXTS, new_tokenizer())
 
 
 @pytest.fixture(scope="module")

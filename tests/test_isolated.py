@@ -1,13 +1,12 @@
 """Transfers in processes of their own: scripts without a guard, processes that are killed, what cannot be pickled."""
 
-import json
 import subprocess
 import sys
 
 import psutil
 import pytest
 import torch
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
 from matt_fast import TrainingOptions, transfer
 from matt_fast.recipe.isolated import transfer_apart
@@ -50,7 +49,7 @@ def arguments(tmp_path):
     save_tiny_model(tmp_path / "teacher")
     new_tokenizer().save_pretrained(tmp_path / "tokenizer")
     data = tmp_path / "corpus.jsonl"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    data.write_text(jsonl(TEXTS))
     paths = {"model": tmp_path / "teacher", "tokenizer": tmp_path / "tokenizer", "data": data}
     return {**paths, "output": tmp_path / "output", "max_length": 48}
 

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 
 import pytest
 from browser import browser
+from commands import run
 from playwright.sync_api import expect
 from tiny import TEXTS, byte_level, save_tiny_model
-from typer.testing import CliRunner
 
 from matt_fast import HealingOptions, TrainingOptions, transfer
 from matt_fast.alignment.vocabulary import Token
-from matt_fast.cli import app
 from matt_fast.report.charts import ticks
 from matt_fast.report.comparison import names_of
 from matt_fast.report.page import Shown, report_page
@@ -81,7 +80,7 @@ def column(page, number):
 
 
 def report(*words):
-    return CliRunner().invoke(app, ["report", *map(str, words)], catch_exceptions=False)
+    return run("report", *words, catch_exceptions=False)
 
 
 def test_a_transfers_own_page_is_used(chromium, runs):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from commands import run
 from test_capture import CONFIGS, SIZES
 from test_loss import allocations
 from tiny import new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, ModernBertConfig
-from typer.testing import CliRunner
 
 from matt_fast import HealingOptions, TrainingOptions, plan
-from matt_fast.cli.app import app
 from matt_fast.data.batches import collate
 from matt_fast.data.packing import Chunk
 from matt_fast.model.capture import capture
@@ -314,10 +313,10 @@ def test_largest(most):
 def test_command(folders):
     model, tokenizer = folders
     arguments = ["--model", model, "--tokenizer", tokenizer, "--device", "cpu", "--teraflops", "2"]
-    result = CliRunner().invoke(app, ["plan", *arguments, "--vram", str((1 << 19) / GIB)])
+    result = run("plan", *arguments, "--vram", (1 << 19) / GIB)
     assert result.exit_code == 0, result.output
     for word in ("frozen weights", "modelled time", "longest", "largest batch", "--checkpointing"):
         assert word in result.output
-    result = CliRunner().invoke(app, ["plan", *arguments[:-1], "0"])
+    result = run("plan", *arguments[:-1], "0")
     assert result.exit_code == 1
     assert "teraflops: wanted a number above 0" in result.output

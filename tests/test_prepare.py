@@ -13,11 +13,10 @@ import dill
 import fsspec
 import numpy as np
 import pytest
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from commands import run
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
-from matt_fast.cli import app
 from matt_fast.data.chunks import Side, make_chunks
 from matt_fast.data.documents import read_documents
 from matt_fast.data.prepared import open_chunks
@@ -39,7 +38,7 @@ def world(tmp_path_factory):
     save_tiny_model(folder / "MODEL")
     new_tokenizer().save_pretrained(folder / "NEW")
     texts = [*(f"{number} {text}" for number, text in enumerate(TEXTS)), "", " \n"]
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "text.jsonl").write_text(jsonl(texts))
     make(folder, folder / "whole", workers=2)
     return folder
 
@@ -282,13 +281,13 @@ def test_a_slurm_cluster_gets_a_job_for_the_shards_and_one_for_the_manifest(worl
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     paths = [f"--model={world / 'MODEL'}", f"--tokenizer={world / 'NEW'}", f"--data={world / 'text.jsonl'}"]
     paths += [f"--output={tmp_path / 'out'}", "--max-length=48", "--shards=3", "--workers=2"]
-    refused = CliRunner().invoke(app, ["prepare", *paths, *SLURM[:2]])
+    refused = run("prepare", *paths, *SLURM[:2])
     assert "executor_options: wanted time for SlurmPipelineExecutor, got none" in refused.output
-    refused = CliRunner().invoke(app, ["prepare", *paths, *SLURM, "--executor-option=tasks=4"])
+    refused = run("prepare", *paths, *SLURM, "--executor-option=tasks=4")
     assert "executor_options: wanted options of SlurmPipelineExecutor (time, partition, cpus_per_task" in refused.output
     assert not (tmp_path / "out").exists()
     more = ['--executor-option=sbatch_args={"account": "me"}', "--executor-option=mem_per_cpu_gb=4", "--json"]
-    done = CliRunner().invoke(app, ["prepare", *paths, *SLURM, *more])
+    done = run("prepare", *paths, *SLURM, *more)
     assert json.loads(done.stdout) == {"output": str(tmp_path / "out"), "shards": 3, "submitted": True}
     shards, _, last, _ = (path.read_text() for path in sorted(jobs.iterdir()))
     for line in ("partition=cpu", "time=1:00:00", "account=me", "mem-per-cpu=4G", "array=0-2%2"):

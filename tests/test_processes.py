@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from two_processes import BATCH, CASES, LAYERS, LENGTH, VOCABULARIES, trained
 
 from matt_fast import HealingOptions, TrainingOptions, plan, transfer
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sharded")
     save_tiny_model(place / "teacher")
     new_tokenizer().save_pretrained(place / "new")
-    (place / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (place / "corpus.jsonl").write_text(jsonl(TEXTS))
     (place / "held.txt").write_text("def function_omega(self, value=77):\n    return self.omega - value\n")
     return place
 

@@ -2,12 +2,11 @@
 
 from types import SimpleNamespace
 
+import commands
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
-from typer.testing import CliRunner
 
-from matt_fast.cli import app
 from matt_fast.cli import push as command
 from matt_fast.cli import transfer as transferring
 from matt_fast.recipe.push import LEFT_OUT, files_to_push
@@ -70,7 +69,7 @@ def run(monkeypatch, hub, *words, token="hf_x", terminal=False, answer=""):
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
     monkeypatch.setattr(command, "has_terminal", lambda: terminal)
-    return CliRunner().invoke(app, [str(x) for x in words], input=answer)
+    return commands.run(*words, input=answer)
 
 
 def test_the_model_goes_up_and_nothing_else(monkeypatch, folder):

@@ -391,8 +391,15 @@ def test_pairs_of_texts(tmp_path):
     )
     long = "wort " * 40_000  # more than the csv module reads in a column
     assert read_pairs(tsv) == read_pairs(lines) == PAIRS
-    tsv.write_text(f"{long}\tlong\n")
-    assert read_pairs(tsv) == [(long, "long")]
+    tsv.write_text(f'{long}\tlong\nsay "no\tsag "nein\n')
+    assert read_pairs(str(tsv)) == [(long, "long"), ('say "no', 'sag "nein')]
+    tsv.write_text(" \tb\n")
+    with pytest.raises(ValueError, match="parallel: wanted a pair with text on both sides, got none"):
+        read_pairs(tsv)
+    for name in ("a.csv", "nothing.tsv"):
+        (tmp_path / "a.csv").write_text("a,b")
+        with pytest.raises(ValueError, match=rf"parallel: wanted a \.tsv or \.jsonl file .*, got '.*{name}'"):
+            read_pairs(tmp_path / name)
 
 
 @pytest.mark.parametrize(("row", "message"), [*BAD_PAIRS.items(), *BAD_JSON_PAIRS.items()], ids=range(8))

@@ -36,15 +36,6 @@ def test_packing_fills_the_rows_and_says_so(job):
     assert shares["--packing"] < shares["--no-packing"] / 2
 
 
-def test_the_command_line_names_what_is_wrong(job):
-    arguments, _ = job
-    paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer", "data")]
-    failed = run("transfer", *paths, f"--output={arguments['model']}")
-    assert failed.exit_code == 1
-    assert "output: wanted a new or empty folder" in " ".join(failed.output.split())
-    assert "Traceback" not in failed.output
-
-
 def test_initialisers_side_by_side(job):
     arguments, _ = job
     paths = [f"--{name}={arguments[name]}" for name in ("model", "tokenizer")]

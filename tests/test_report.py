@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
+from commands import run
 from tiny import TEXTS, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
-from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.cli.app import app
 from matt_fast.cli.display import OUTLIERS, report_lines
 from matt_fast.initializers import INITS, METHODS, initial_rows
 from matt_fast.initializers.choices import FROM_DONOR, PIECES
@@ -160,7 +159,3 @@ def test_a_missing_package_is_named_on_the_command_line(folder, monkeypatch, ini
         assert "Traceback" not in failed.output
         assert isinstance(failed.exception, SystemExit)
     assert not (folder / init).exists()
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, arguments)

@@ -27,7 +27,7 @@ def teacher(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(folder).eval(), VocabularyPair(tokenizer, new_tokenizer(), 275)
 
 
-def drawn(model, prompt, numbers, usable, ends, shortest):
+def drawn(model, prompt, numbers, usable, ends, shortest, temperature=0.8, top_k=100, top_p=0.95):
     """The specification: no cache, no batch, no padding."""
     ids = list(prompt)
     for step, number in enumerate(numbers):
@@ -36,9 +36,9 @@ def drawn(model, prompt, numbers, usable, ends, shortest):
         scores[~usable] = -torch.inf
         if step < shortest:
             scores[list(ends)] = -torch.inf
-        shares, order = (scores / sampling.TEMPERATURE).sort(descending=True, stable=True)
-        shares, order = shares[: sampling.TOP_K].softmax(0).numpy(), order[: sampling.TOP_K].tolist()
-        kept = 1 + int(np.searchsorted(np.cumsum(shares), sampling.TOP_P))
+        shares, order = (scores / temperature).sort(descending=True, stable=True)
+        shares, order = shares[:top_k].softmax(0).numpy(), order[:top_k].tolist()
+        kept = min(len(shares), 1 + int(np.searchsorted(np.cumsum(shares), top_p)))
         sums = np.cumsum(shares[:kept])
         token = order[int(np.searchsorted(sums, number * sums[-1], side="right"))]
         if token in ends:
@@ -155,7 +155,7 @@ def test_what_is_refused(files, tmp_path):  # noqa: F811
     shutil.rmtree(given["output"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "masked", True)
-        with pytest.raises(ValueError, match="snippets: wanted a causal language model to write them, got the masked"):
+        with pytest.raises(ValueError, match="snippets: wanted a causal language model to write texts, got the masked"):
             transfer(**given | {"training": TrainingOptions(objective="aim"), "snippets": 1})
     del given["output"]
     found = {x.name: x.found for x in doctor(**given | {"data": None, "snippets": 3})}

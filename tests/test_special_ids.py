@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TEXTS, byte_level, new_tokenizer
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -173,7 +173,7 @@ def with_images(tmp_path_factory):
         Gemma3ImageProcessorPil(size={"height": 28, "width": 28}), tokenizer, image_seq_length=4
     )
     processor.save_pretrained(folder / "teacher")
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (folder / "corpus.jsonl").write_text(jsonl(TEXTS))
     return folder
 
 

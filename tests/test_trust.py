@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoConfig, Gemma3Config
-from typer.testing import CliRunner
 
-from matt_fast.cli import app
 from matt_fast.data import documents
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.trust import check_implementations
@@ -36,7 +35,7 @@ class Payload:
 def paths(tmp_path):
     save_tiny_model(tmp_path / "model")
     new_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    rows = jsonl(TEXTS)
     (tmp_path / "data.jsonl").write_text(rows)
     (tmp_path / "held-out.jsonl").write_text(rows.replace("self", "that"))
     (tmp_path / "trace").mkdir()
@@ -98,10 +97,6 @@ def command(name: str, paths: Path) -> list[str]:
     }[name]
 
 
-def run(arguments: list[str]):
-    return CliRunner().invoke(app, arguments)
-
-
 def traces(paths: Path) -> list[str]:
     return [x.name for x in (paths / "trace").iterdir()]
 
@@ -111,7 +106,7 @@ def traces(paths: Path) -> list[str]:
 def test_weights_in_a_pickle_are_not_read(paths, name, way):
     folder = donor(paths) if name in ("donor", "ready rows") else paths / "model"
     in_pickle(folder, paths / "trace" / way, way)
-    done = run(command(name, paths))
+    done = run(*command(name, paths))
     assert done.exit_code == 1
     assert way == "disguise" or ".bin" in done.stderr
     assert way == "disguise" or "safetensors" in done.stderr
@@ -135,7 +130,7 @@ def test_no_option_takes_a_pickle(paths, option, suffix):
     else:
         file.write_bytes(pickle.dumps(payload))
     extra = {"parallel": ["--init=transtokenizers"], "donor": ["--init=omp"]}.get(option, [])
-    done = run(["transfer", *transfer_options(paths), *extra, f"--{option}={file}"])
+    done = run("transfer", *transfer_options(paths), *extra, f"--{option}={file}")
     assert done.exit_code == 1
     assert traces(paths) == []
 
@@ -192,7 +187,7 @@ def test_code_of_a_repository_does_not_run(paths, name, keep_type):
     folder = paths / ("tokenizer" if name == "tokenizer" else "model")
     folder = donor(paths) if name in ("donor", "ready rows") else folder
     code_of(folder, paths / "trace" / "code", keep_type)
-    done = run(command("transfer" if name == "tokenizer" else name, paths))
+    done = run(*command("transfer" if name == "tokenizer" else name, paths))
     if not keep_type and name != "tokenizer":
         assert done.exit_code == 1
         assert "trust_remote_code" in done.stderr
@@ -201,7 +196,7 @@ def test_code_of_a_repository_does_not_run(paths, name, keep_type):
 
 def test_code_of_a_repository_runs_where_it_may(paths):
     code_of(paths / "model", paths / "trace" / "code", keep_type=False)
-    run([*command("plan", paths), "--trust-remote-code"])
+    run(*command("plan", paths), "--trust-remote-code")
     assert traces(paths) == ["code"]
 
 
@@ -239,7 +234,7 @@ def test_kernels_that_a_configuration_names_are_not_fetched(paths, monkeypatch, 
         monkeypatch.setattr(hub_kernels, function, lambda *a, **o: fetched.append(a))
     folder = donor(paths) if name in ("donor", "ready rows") else paths / "model"
     change(folder / "config.json", **entry)
-    done = run(command(name, paths))
+    done = run(*command(name, paths))
     if "_attn_implementation_internal" not in entry:  # which transformers leaves out
         assert done.exit_code == 1
         assert "trust_remote_code" in done.stderr
@@ -305,12 +300,12 @@ def test_every_way_to_load_a_model_looks_at_its_values(paths):
         weights["model.embed_tokens.weight"][row] = math.nan
         save_file(weights, file, {"format": "pt"})
     for name in ("evaluate", "compare-inits"):
-        done = run(command(name, paths))
+        done = run(*command(name, paths))
         assert (done.exit_code, "NaN or infinite values" in done.stderr) == (1, True), name
         assert "model.embed_tokens.weight (32 values, the first in row 7)" in done.stderr
     save_tiny_model(paths / "model")
     for name, wanted in (("donor", "donor: wanted numbers in "), ("ready rows", "rows: wanted input rows that are")):
-        done = run(command(name, paths))
+        done = run(*command(name, paths))
         assert done.exit_code == 1
         assert wanted in done.stderr
         assert not (paths / "output").exists()

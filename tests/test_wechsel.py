@@ -1,7 +1,5 @@
 """WECHSEL: words, dictionary, rotation and mixtures against plain loops, scipy and a small world in two languages."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -176,9 +174,3 @@ def test_rows_of_a_model(tmp_path, init):
     argument, what = ("texts", "text to count") if init == "tokalign" else ("parallel", "pairs of texts")
     with pytest.raises(ValueError, match=f"{argument}: wanted {what} .* for init '{init}', got none"):
         initial_rows(teacher, vocabulary, init, seed=0)
-
-
-def test_missing_fasttext_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fasttext_pybind", None)
-    with pytest.raises(ImportError, match=r"need fastText .*pip install .*fasttext>="):
-        train_word_vectors(["a a a a a"])

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from matt_fast import TrainingOptions, transfer
@@ -169,7 +169,7 @@ def test_experts_that_transformers_joins(tmp_path):
 @pytest.fixture
 def job(tmp_path):
     save_tiny_model(tmp_path / "teacher")
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    (tmp_path / "data.jsonl").write_text(jsonl(TEXTS))
     return {
         "model": tmp_path / "teacher",
         "tokenizer": new_tokenizer(),

@@ -1,14 +1,11 @@
 """Parallel text, its alignment against the formulas in plain loops, and trans-tokenization."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from scipy.special import digamma
 from translations import WORDS, sentences, student_id, two_vocabularies
 
-from matt_fast.data.parallel import read_pairs
 from matt_fast.initializers import word_alignment
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.word_alignment import align, encode
@@ -95,39 +92,6 @@ def test_encoding_leaves_out_special_tokens():
     assert vocabulary.student.decode(found) == "ein Haus"
     assert len(nothing) == 0
     assert encode(vocabulary.student, [], kept) == []
-
-
-def test_read_pairs(tmp_path):
-    expected = [("a b", "x"), ('say "no', 'sag "nein'), ("日本", "Japan\u2028x")]
-    (tmp_path / "a.tsv").write_text(
-        'a b\tx\n\nsay "no\tsag "nein\nempty\t \n\tempty\n日本\tJapan\u2028x\n', encoding="utf-8"
-    )
-    rows = [*expected, ("", "empty"), ("empty", " ")]
-    lines = [json.dumps({"source": source, "target": target, "id": 1}) for source, target in rows]
-    (tmp_path / "a.jsonl").write_text("\n\n".join(lines), encoding="utf-8")
-    assert read_pairs(tmp_path / "a.tsv") == expected
-    assert read_pairs(str(tmp_path / "a.jsonl")) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.csv", "a,b", "parallel: wanted a .tsv or .jsonl file of pairs of texts, got '.*a.csv'"),
-        ("a.tsv", "a\tb\nc\n", "parallel: wanted two columns in line 2 of '.*a.tsv', got"),
-        ("a.tsv", "a\tb\tc\n", "parallel: wanted two columns in line 1"),
-        ("a.tsv", " \tb\n", "parallel: wanted a pair with text on both sides, got none"),
-        ("a.jsonl", '{"source": "a"}\n', 'parallel: wanted texts "source" and "target" in line 1'),
-        ("a.jsonl", '{"source": "a", "target": 3}\n', 'parallel: wanted texts "source" and "target" in line 1'),
-        ("a.jsonl", "[1]\n", 'parallel: wanted texts "source" and "target" in line 1'),
-        ("a.jsonl", "{\n", 'parallel: wanted texts "source" and "target" in line 1'),
-    ],
-)
-def test_bad_files(tmp_path, name, content, words):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=words):
-        read_pairs(tmp_path / name)
-    with pytest.raises(ValueError, match=r"parallel: wanted a \.tsv or \.jsonl file"):
-        read_pairs(tmp_path / "nothing.tsv")
 
 
 def test_transtokenizers_mix_what_translates():

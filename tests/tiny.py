@@ -1,5 +1,6 @@
 """A tiny random-weight decoder with a byte-level tokenizer, saved as a folder, and texts to go with it."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,6 +11,11 @@ TEXTS = [
     f"def function_{name}(self, value={number}):\n    return self.{name} + value * {number}\n" * repeat
     for number, (name, repeat) in enumerate([("alpha", 3), ("beta", 1), ("gamma", 8), ("déjà", 5), ("日本", 4)] * 4)
 ]
+
+
+def jsonl(texts) -> str:
+    """A corpus: one object a line, its text under "text"."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
 def byte_level(texts: list[str], vocab_size: int, **roles: str) -> PreTrainedTokenizerFast:

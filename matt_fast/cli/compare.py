@@ -11,7 +11,7 @@ from matt_fast.cli.display import print_initialised, print_initialised_head
 from matt_fast.cli.output import command_output, plain
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.support.checks import MANY, check_range
+from matt_fast.support.checks import MANY, check_parent, check_range
 from matt_fast.support.files import write_text
 from matt_fast.training.options import TrainingOptions
 
@@ -57,8 +57,7 @@ def compare_inits(
             arguments["probe"] = options
         for name in init:
             check_arguments({x: y for x, y in arguments.items() if x != "probe"} | {"init": name})
-        if output is not None and not output.absolute().parent.is_dir():
-            raise FileNotFoundError(f"output: wanted a file in a folder that is there, got {str(output)!r}")
+        check_parent("output", output)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.recipe.comparison import compare_initializers

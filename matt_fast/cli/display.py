@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from matt_fast.cli.output import say
-from matt_fast.cli.progress import GIB, ProgressDisplay
+from matt_fast.cli.progress import GIB
 from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
 
@@ -20,15 +20,6 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.recipe.result import Healing, TransferResult
     from matt_fast.recipe.sweep import Sweep
     from matt_fast.training.loop import Progress
-
-__all__ = [
-    "ProgressDisplay",
-    "print_findings",
-    "print_plan",
-    "print_result",
-    "print_sweep",
-    "report_lines",
-]
 
 OUTLIERS = 5  # printed at most
 
@@ -50,6 +41,7 @@ def print_result(console: Console, result: "TransferResult") -> None:
         f"tokens    {result.shared:,} shared, {result.new:,} new; trained {result.seen:,} of {result.trainable:,} rows",
         *(f"start     {line}" for line in report_lines(result.report)),
         *([f"snippets  {result.snippets.message()}"] if result.snippets is not None else []),
+        *([f"rehearsal {result.rehearsal.message()}"] if result.rehearsal is not None else []),
         f"training  {training_line(progress)}",
         *([f"          {line}"] if (line := validation_line(result)) else []),
         *_healing_lines(result.healing),

@@ -15,7 +15,7 @@ from matt_fast.data.reading import check_text_file, check_texts, format_of, read
 from matt_fast.evaluation.tasks import TaskOptions, check_installed
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.arguments import PRECISIONS, check_device
-from matt_fast.support.checks import MANY, ROWS, check_choice, check_range
+from matt_fast.support.checks import MANY, ROWS, check_choice, check_parent, check_range
 from matt_fast.support.files import write_text
 
 TEXT, TASKS, BESIDE = "Bits per byte", "Tasks (lm-evaluation-harness)", "Completions and speed"
@@ -134,8 +134,7 @@ def evaluation_arguments(given: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("speed: wanted text (data) to read and write, got none")
     if not (texts or given["tasks"] or given["prompts"]):
         raise ValueError("data, tasks, prompts: wanted at least one of them, got none")
-    if given["output"] is not None and not given["output"].absolute().parent.is_dir():
-        raise FileNotFoundError(f"output: wanted a file in a folder that is there, got {str(given['output'])!r}")
+    check_parent("output", given["output"])
     shared = ("tokenizer", "pieces", "piece_bytes", "speed", "precision", "split", "text_field", "device")
     return {name: given[name] for name in (*shared, "trust_remote_code", "allow_pickle")} | {
         "models": _names(given["model"]),

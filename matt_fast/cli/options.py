@@ -211,6 +211,14 @@ Snippets = Annotated[
         rich_help_panel=DATA,
     ),
 ]
+Rehearse = Annotated[
+    int | None,
+    Option(
+        help="Let the teacher write so many texts of its own, a chat model: conversations. A fifth of what is read are "
+        "these, so that the model does not forget how it wrote.",
+        rich_help_panel=DATA,
+    ),
+]
 DataCache = Annotated[
     Path | None,
     Option(help="Folder to prepare data in before training, and to find it again.", rich_help_panel=DATA),

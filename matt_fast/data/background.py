@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from matt_fast.data.batches import Batch
+from matt_fast.support.threads import cores
 from matt_fast.support.workers import Ahead, OrderedPool, ProcessDiedError
 
 if TYPE_CHECKING:
@@ -32,8 +33,7 @@ def default_workers(device: torch.device) -> int:
     """
     if device.type == "cpu":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - OTHERS))
+    return max(1, min(MOST_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - OTHERS))
 
 
 def made_ahead(stream: "AlignedBatches", workers: int, *, pin_memory: bool) -> Iterator[Batch]:

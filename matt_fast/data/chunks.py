@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.segments import SPECIAL, align_segments_batch
-from matt_fast.alignment.vocabulary import special_affixes
+from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
 from matt_fast.data.packing import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
@@ -27,6 +27,14 @@ class Side:
     tokenizer: PreTrainedTokenizerBase
     rows: int  # of the embedding: no id may reach it
     max_length: int  # tokens of a chunk, special ones included
+
+
+def sides_of(vocabulary: VocabularyPair, max_length: int) -> tuple[Side, Side]:
+    """The teacher's and the student's side, with chunks of so many tokens at most."""
+    return (
+        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
+        Side("student", vocabulary.student, vocabulary.rows, max_length),
+    )
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> list:

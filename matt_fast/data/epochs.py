@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pyarrow.compute import list_value_length
 
 from matt_fast.data.packing import pack
-from matt_fast.data.prepared import open_chunks
+from matt_fast.data.prepared import numbers_of, open_chunks
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ def count_batches(folders: Sequence[Path], batch_size: int, processes: int, limi
         limits: teacher and student tokens of a row, with packing; it then depends a little on the order of a pass, and
             the order on disk is counted. None without.
     """
-    chunks = open_chunks(folders).data
+    numbers = numbers_of(folders)
     if limits is None:
-        rows = len(chunks)
+        rows = len(numbers)
     else:
+        chunks = open_chunks(folders).data
         sides = [list_value_length(chunks.column(f"{side}_ids")).to_numpy() for side in ("teacher", "student")]
-        rows = sum(1 for _ in pack(map(_Lengths, np.stack(sides, 1).astype(np.int64)), limits))
+        rows = sum(1 for _ in pack(map(_Lengths, np.stack(sides, 1).astype(np.int64)[numbers]), limits))
     return rows / processes / batch_size

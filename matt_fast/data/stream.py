@@ -80,8 +80,9 @@ class AlignedBatches(IterableDataset):
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
-        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more; or the URL of one
-            folder of shards, which are then read as streams. Made on the fly if None.
+        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more, which a pass reads
+            so often as they are given; or the URL of one folder of shards, which are then read as streams. Made on the
+            fly if None.
         leading: numbers of prepared chunks that come first in the first pass, see `cover`.
         teacher, student: the two sides.
         batch_size: rows per batch.

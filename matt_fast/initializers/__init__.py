@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from matt_fast.initializers.heuristics import Method as Method
     from matt_fast.initializers.heuristics import initialize as initialize
     from matt_fast.initializers.report import InitReport as InitReport
-    from matt_fast.initializers.report import Outlier as Outlier
     from matt_fast.initializers.rows import (
         Rows as Rows,
     )
@@ -31,7 +30,6 @@ _WHERE = {
     "METHODS": "matt_fast.initializers.choices",
     "InitReport": "matt_fast.initializers.report",
     "Method": "matt_fast.initializers.heuristics",
-    "Outlier": "matt_fast.initializers.report",
     "Rows": "matt_fast.initializers.rows",
     "check_init_head": "matt_fast.initializers.rows",
     "initial_rows": "matt_fast.initializers.rows",

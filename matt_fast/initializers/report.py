@@ -1,7 +1,8 @@
 """What an initialiser did: how many rows came from where, and which tokens stand out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,12 @@ class InitReport:
     unseen: int | None = None
     outliers: tuple[Outlier, ...] = ()
     made: frozenset[int] = frozenset()
+
+    @classmethod
+    def of_json(cls, values: Mapping[str, Any]) -> "InitReport":
+        """The report whose fields JSON gave back, with lists for tuples and sets."""
+        outliers = tuple(Outlier(**x) for x in values["outliers"])
+        return cls(**{**values, "outliers": outliers, "made": frozenset(values["made"])})
 
 
 def init_report(

@@ -2,11 +2,9 @@
 
 import torch
 
-from matt_fast.model import head as output_side
+from matt_fast.alignment.next_token import LEFT_OUT
 from matt_fast.model.embeddings import BatchRows
-from matt_fast.model.head import Head, head_logits
-
-LEFT_OUT = -1  # the class of tokens that are not compared
+from matt_fast.model.head import Gradients, Head, chunks, head_logits, scaled_gradients, slope
 
 
 def token_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor, rows: BatchRows) -> torch.Tensor:
@@ -54,7 +52,7 @@ def chosen_logits(
 def log_normalizers(head: Head, hidden: torch.Tensor) -> torch.Tensor:
     """[N]: the logarithm of the sum of all tokens' exponentiated logits, given the head's input ([N, hidden])."""
     found = [hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))]
-    found += [_logits(head, hidden[part]).logsumexp(-1) for part in _chunks(len(hidden), len(head.weight))]
+    found += [_logits(head, hidden[part]).logsumexp(-1) for part in chunks(len(hidden), len(head.weight))]
     return torch.cat(found)
 
 
@@ -86,39 +84,9 @@ def class_divergence(
     return _ClassDivergence.apply(hidden, rows.trainable, rows.ids[rows.positions], head, classes, *sides)
 
 
-def _chunks(count: int, rows: int) -> list[slice]:
-    """Tokens whose logits are made at a time."""
-    size = max(1, output_side.LOGITS_AT_ONCE // rows)
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
 def _logits(head: Head, hidden: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
     logits = head_logits(hidden, head.weight, head.bias, head.scale, head.softcap)
     return logits if classes is None else logits.masked_fill_(classes == LEFT_OUT, -torch.inf)
-
-
-def _slope(head: Head, logits: torch.Tensor) -> torch.Tensor | float:
-    """The derivative of logits by what the head's product gives."""
-    if head.softcap is None:
-        return head.scale
-    return (logits / head.softcap).square_().neg_().add_(1).nan_to_num_(neginf=0.0).mul_(head.scale)
-
-
-class _Gradients:
-    """Gradients of `hidden` and of trained rows, gathered chunk by chunk from those of logits."""
-
-    def __init__(self, ctx, hidden: torch.Tensor, trained: torch.Tensor, trained_ids: torch.Tensor, head: Head):
-        self.source, self.trained_ids, self.head = hidden, trained_ids, head
-        self.hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        self.rows = torch.zeros_like(trained) if ctx.needs_input_grad[1] else None
-
-    def add(self, part: slice, gradient: torch.Tensor) -> None:
-        """Take the gradient ([n, rows of the head]) of what the head's product gave for a chunk."""
-        gradient = gradient.to(self.head.weight.dtype)
-        if self.hidden is not None:
-            self.hidden[part] = gradient @ self.head.weight
-        if self.rows is not None:
-            self.rows += (gradient[:, self.trained_ids].T @ self.source[part]).to(self.rows.dtype)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -127,7 +95,7 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx.save_for_backward(hidden, trained, trained_ids, targets)
         ctx.head = head
         found = [hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))]
-        for part in _chunks(len(hidden), len(head.weight)):
+        for part in chunks(len(hidden), len(head.weight)):
             logits = _logits(head, hidden[part])
             found.append(logits.gather(1, targets[part, None])[:, 0] - logits.logsumexp(-1))
         return torch.cat(found)
@@ -136,13 +104,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, weights):
         hidden, trained, trained_ids, targets = ctx.saved_tensors
-        gradients = _Gradients(ctx, hidden, trained, trained_ids, ctx.head)
-        for part in _chunks(len(hidden), len(ctx.head.weight)):
+        gradients = Gradients(ctx, hidden, trained, trained_ids, ctx.head)
+        for part in chunks(len(hidden), len(ctx.head.weight)):
             logits = _logits(ctx.head, hidden[part])
-            slope = _slope(ctx.head, logits)
+            by_product = slope(ctx.head, logits)
             gradient = logits.softmax(-1).neg_()
             gradient.scatter_add_(1, targets[part, None], torch.ones_like(gradient[:, :1]))
-            gradients.add(part, gradient.mul_(weights[part, None]).mul_(slope))
+            gradients.add(part, gradient.mul_(weights[part, None]).mul_(by_product))
         return gradients.hidden, gradients.rows, None, None, None
 
 
@@ -154,7 +122,7 @@ class _Products(torch.autograd.Function):
         ctx.save_for_backward(left, right, i, j)
         dtype = torch.promote_types(left.dtype, torch.float32)
         found = [left.new_empty(0, dtype=dtype)]
-        for part in _chunks(len(i), left.shape[1]):
+        for part in chunks(len(i), left.shape[1]):
             found.append((left[i[part]].to(dtype) * right[j[part]]).sum(-1))
         return torch.cat(found)
 
@@ -167,7 +135,7 @@ class _Products(torch.autograd.Function):
         for number, (own, at, other, of_other) in enumerate(sides):
             if ctx.needs_input_grad[number]:
                 gradient = own.new_zeros(own.shape, dtype=weights.dtype)
-                for part in _chunks(len(at), own.shape[1]):
+                for part in chunks(len(at), own.shape[1]):
                     gradient.index_add_(0, at[part], weights[part, None] * other[of_other[part]])
                 gradients[number] = gradient.to(own.dtype)
         return tuple(gradients)
@@ -178,27 +146,26 @@ class _ClassDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, trained, trained_ids, head, classes, target, target_hidden, target_classes, n_classes):
-        gradients = _Gradients(ctx, hidden, trained, trained_ids, head)
+        gradients = Gradients(ctx, hidden, trained, trained_ids, head)
         count = max(1, len(hidden))
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for part in _chunks(len(hidden), max(len(head.weight), len(target.weight))):
+        for part in chunks(len(hidden), max(len(head.weight), len(target.weight))):
             wanted = _logits(target, target_hidden[part], target_classes).softmax(-1)
             wanted = _by_class(wanted, target_classes, n_classes)
             logits = _logits(head, hidden[part], classes)
-            slope = _slope(head, logits)
+            by_product = slope(head, logits, count)
             given = logits.softmax(-1)
             found = _by_class(given, classes, n_classes).clamp_min_(torch.finfo(given.dtype).tiny)
             loss += (torch.xlogy(wanted, wanted) - torch.xlogy(wanted, found)).sum()
             surplus = 1 - wanted.div_(found)
-            gradients.add(part, given.mul_(surplus[:, classes.clamp_min(0)]).mul_(slope).div_(count))
+            gradients.add(part, given.mul_(surplus[:, classes.clamp_min(0)]).mul_(by_product))
         ctx.save_for_backward(gradients.hidden, gradients.rows)
         return loss / count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
-        hidden, rows = (None if x is None else x * loss_gradient.to(x.dtype) for x in ctx.saved_tensors)
-        return hidden, rows, *[None] * 7
+        return *scaled_gradients(ctx, loss_gradient), *[None] * 7
 
 
 def _by_class(probabilities: torch.Tensor, classes: torch.Tensor, n_classes: int) -> torch.Tensor:

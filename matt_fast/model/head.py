@@ -48,17 +48,7 @@ class Head:
         head must have (see `update`); the rows of tokens that do not occur in the step get none. Without targets it is
         0, with gradients of 0.
         """
-        return _ChunkedCrossEntropy.apply(
-            hidden,
-            self.weight,
-            self.bias,
-            rows.trainable,
-            rows.ids[rows.positions],
-            targets,
-            self.scale,
-            self.softcap,
-            _liger_loss_and_gradient if self.fused else _loss_and_gradient,
-        )
+        return _ChunkedCrossEntropy.apply(hidden, rows.trainable, rows.ids[rows.positions], self, targets)
 
 
 def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
@@ -116,36 +106,68 @@ def _liger_loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tup
     return loss, gradient.detach()
 
 
+def chunks(count: int, rows: int) -> list[slice]:
+    """Tokens whose logits, so many of each, are made at a time."""
+    size = max(1, LOGITS_AT_ONCE // rows)
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def slope(head: Head, logits: torch.Tensor, count: int = 1) -> torch.Tensor | float:
+    """The derivative of logits by what the head's product gives, over `count`."""
+    factor = head.scale / count
+    if head.softcap is None:
+        return factor
+    return (logits / head.softcap).square_().neg_().add_(1).nan_to_num_(neginf=0.0).mul_(factor)
+
+
+class Gradients:
+    """Gradients of `hidden` and of trained rows, gathered chunk by chunk from those of logits.
+
+    Args:
+        ctx: of an autograd function whose first two inputs are `hidden` and `trained`.
+        hidden, trained: [N, hidden], [r, hidden].
+        trained_ids: [r] int64, which of the head's rows are trained.
+        head: that made the logits.
+    """
+
+    def __init__(self, ctx, hidden: torch.Tensor, trained: torch.Tensor, trained_ids: torch.Tensor, head: Head):
+        self.source, self.trained_ids, self.head = hidden, trained_ids, head
+        self.hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        self.rows = torch.zeros_like(trained) if ctx.needs_input_grad[1] else None
+
+    def add(self, part: slice, gradient: torch.Tensor) -> None:
+        """Take the gradient ([n, rows of the head]) of what the head's product gave for a chunk."""
+        gradient = gradient.to(self.head.weight.dtype)
+        if self.hidden is not None:
+            self.hidden[part] = gradient @ self.head.weight
+        if self.rows is not None:
+            self.rows += (gradient[:, self.trained_ids].T @ self.source[part]).to(self.rows.dtype)
+
+
+def scaled_gradients(ctx, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """What forward saved of `Gradients`, times the gradient of a loss."""
+    return tuple(None if x is None else x * loss_gradient.to(x.dtype) for x in ctx.saved_tensors)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Forward makes the gradients too, a chunk of tokens at a time; backward multiplies them by the loss's own."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, trained, trained_ids, targets, scale, softcap, loss_and_gradient):
+    def forward(ctx, hidden, trained, trained_ids, head, targets):
+        gradients = Gradients(ctx, hidden, trained, trained_ids, head)
+        loss_and_gradient = _liger_loss_and_gradient if head.fused else _loss_and_gradient
         count = max(1, len(hidden))  # where there is nothing to predict the mean is 0, not 0/0
-        chunk = max(1, min(count, LOGITS_AT_ONCE // len(weight)))
-        needs_hidden, needs_rows = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
-        row_gradient = torch.zeros_like(trained) if needs_rows else None
-        for start in range(0, len(hidden), chunk):
-            part, target = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = head_logits(part, weight, bias, scale, softcap)
-            slope = scale / count
-            if softcap is not None:
-                slope = (logits / softcap).square_().neg_().add_(1).mul_(slope)
-            part_loss, gradient = loss_and_gradient(logits, target)
+        for part in chunks(len(hidden), len(head.weight)):
+            logits = head_logits(hidden[part], head.weight, head.bias, head.scale, head.softcap)
+            by_product = slope(head, logits, count)
+            part_loss, gradient = loss_and_gradient(logits, targets[part])
             loss += part_loss
-            # From here on: the loss's gradient with respect to the head's output.
-            gradient = gradient.mul_(slope).to(weight.dtype)
-            if needs_hidden:
-                hidden_gradient[start : start + chunk] = gradient @ weight
-            if needs_rows:
-                row_gradient += (gradient[:, trained_ids].T @ part).to(row_gradient.dtype)
-        ctx.save_for_backward(hidden_gradient, row_gradient)
+            gradients.add(part, gradient.mul_(by_product))
+        ctx.save_for_backward(gradients.hidden, gradients.rows)
         return loss / count
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, loss_gradient):
-        hidden, rows = (None if x is None else x * loss_gradient.to(x.dtype) for x in ctx.saved_tensors)
-        return hidden, None, None, rows, None, None, None, None, None
+        return *scaled_gradients(ctx, loss_gradient), None, None, None

@@ -20,9 +20,12 @@ def continuations(
     ends: Sequence[int] = (),
     *,
     shortest: int = 0,
+    temperature: float = TEMPERATURE,
+    top_k: int | None = TOP_K,
+    top_p: float = TOP_P,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
-    """Continue each prompt by sampling, with temperature 0.8 among the 100 likeliest tokens and the first 95% of these.
+    """Continue each prompt by sampling.
 
     A row's tokens are decided by its prompt and its numbers; the rows beside it change no more than the last bits of
     the model's scores.
@@ -34,6 +37,9 @@ def continuations(
         usable: [rows] bool, the ids that may be drawn.
         ends: ids that end a continuation, and are no part of it.
         shortest: tokens before one of `ends` may come.
+        temperature: the scores are divided by it.
+        top_k: the likeliest tokens that may be drawn; all if None.
+        top_p: of these so many as come to this share, likeliest first; 1 takes all.
         on_progress: called with the prompts done and n.
 
     Returns:
@@ -64,7 +70,8 @@ def continuations(
             for row, i in enumerate(rows):
                 ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask[row, width - len(prompts[i]) :] = 1
-            draw = _Draw(torch.from_numpy(numbers[rows]).float().to(model.device), width, usable.to(model.device))
+            drawn = torch.from_numpy(numbers[rows]).float().to(model.device)
+            draw = _Draw(drawn, width, usable.to(model.device), temperature, top_k, top_p)
             generated = model.generate(
                 ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -83,15 +90,25 @@ def continuations(
 class _Draw(LogitsProcessor):
     """Leaves the one token of each row that its number of this step falls on, likeliest tokens first."""
 
-    def __init__(self, numbers: torch.Tensor, width: int, usable: torch.Tensor):
+    def __init__(
+        self,
+        numbers: torch.Tensor,
+        width: int,
+        usable: torch.Tensor,
+        temperature: float,
+        top_k: int | None,
+        top_p: float,
+    ):
         self.numbers, self.width, self.usable = numbers, width, usable
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         numbers = self.numbers[:, input_ids.shape[1] - self.width, None]
         usable = torch.nn.functional.pad(self.usable, (0, scores.shape[1] - len(self.usable)))
-        likeliest, ids = scores.masked_fill(~usable, -torch.inf).topk(min(TOP_K, scores.shape[1]))
-        shares = (likeliest.float() / TEMPERATURE).softmax(-1)
+        most = scores.shape[1] if self.top_k is None else min(self.top_k, scores.shape[1])
+        likeliest, ids = scores.masked_fill(~usable, -torch.inf).topk(most)
+        shares = (likeliest.float() / self.temperature).softmax(-1)
         sums = shares.cumsum(-1)
-        kept = ((sums - shares) < TOP_P).sum(-1, keepdim=True)
+        kept = ((sums - shares) < self.top_p).sum(-1, keepdim=True)
         place = torch.searchsorted(sums, numbers * sums.gather(-1, kept - 1), right=True).clamp(max=kept - 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, ids.gather(-1, place), 0.0)

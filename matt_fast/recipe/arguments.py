@@ -17,6 +17,7 @@ from matt_fast.recipe.run import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable
+from matt_fast.training.trackers import TRACKERS
 
 MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
@@ -24,7 +25,6 @@ SHARDS = 100_000  # at most: names count so far
 WORKERS = 256
 COMPLETIONS = 1000
 PRECISIONS = ("auto", "no", "bf16")
-TRACKERS = ("tensorboard", "wandb", "trackio")
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")  # what the hub knows
 PLACES = {  # of arguments that may be folders or names of the hub
     "model": check_model_place,
@@ -69,7 +69,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "omp_k"):
+    counts = ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "rehearse")
+    for name in (*counts, "omp_k"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)
@@ -154,7 +155,7 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
                 f"{str(given['prepared'])!r}, which has no {MANIFEST}"
             )
     else:
-        for name in ("epochs", "per_token", "snippets"):
+        for name in ("epochs", "per_token", "snippets", "rehearse"):
             if name in given:
                 raise ValueError(
                     f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"

@@ -125,6 +125,7 @@ def model_card(
         f"- {training_line(progress)}.",
         *([f"- The text was {code(source)}."] if _trained(result) and options["data"] is not None else []),
         *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
+        *([f"- Rehearsal: {result.rehearsal.message()}."] if result.rehearsal is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
         f"- The target layer was layer {result.n_layers} (counted from 1).",
     ]

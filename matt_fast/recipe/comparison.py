@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.batches import Batch
-from matt_fast.data.chunks import Side
+from matt_fast.data.chunks import sides_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.stream import AlignedBatches
@@ -146,11 +146,7 @@ def compare_initializers(
 
 def _batches(data: str | Path, vocabulary: VocabularyPair, max_length: int, **options) -> Iterator[Batch]:
     """The batches that a transfer would train on."""
-    sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, max_length),
-        Side("student", vocabulary.student, vocabulary.rows, max_length),
-    )
-    return AlignedBatches(data, *sides, **options).in_background()
+    return AlignedBatches(data, *sides_of(vocabulary, max_length), **options).in_background()
 
 
 def _train(

@@ -5,12 +5,13 @@ from dataclasses import asdict, fields
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
-from matt_fast.initializers import InitReport, Outlier, Rows
+from matt_fast.initializers import InitReport, Rows
 from matt_fast.recipe.base_card import read_base
 from matt_fast.recipe.card import model_card
 from matt_fast.recipe.completing import read_completions
 from matt_fast.recipe.config import resolved_config
-from matt_fast.recipe.result import Healing, SnippetCounts, TransferResult
+from matt_fast.recipe.rehearsal import rehearsal_of
+from matt_fast.recipe.result import Healing, Rehearsal, SnippetCounts, TransferResult
 from matt_fast.recipe.snippets import snippet_counts
 from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
@@ -38,6 +39,7 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResul
         del summary["other_texts"]  # they are among them
         summary["healing"] = None if result.healing is None else asdict(result.healing)
         summary["snippets"] = None if result.snippets is None else asdict(result.snippets)
+        summary["rehearsal"] = None if result.rehearsal is None else asdict(result.rehearsal)
         summary["report"] |= {"made": []}  # token_provenance.jsonl has them
         run.write("result.json", summary)
         if result.progress.step:
@@ -63,14 +65,15 @@ def finished_result(work: Work) -> TransferResult:
         )
     values = work.run.read("result.json")
     values["output"] = work.run.output
-    values["report"]["outliers"] = tuple(Outlier(**x) for x in values["report"]["outliers"])
-    values["report"] = InitReport(**values["report"] | {"made": frozenset()})
+    values["report"] = InitReport.of_json(values["report"])
     values["progress"] = Progress(**values["progress"])
     values |= _evaluations(work, values.pop("evaluations"))
     if values["healing"] is not None:
         values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
     if values["snippets"] is not None:
         values["snippets"] = SnippetCounts(**values["snippets"])
+    if values.get("rehearsal") is not None:
+        values["rehearsal"] = Rehearsal(**values["rehearsal"])
     if work.is_main:
         work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
@@ -108,6 +111,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         ),
         healing=None if healed is None else _healing(work, healed),
         snippets=snippet_counts(run),
+        rehearsal=rehearsal_of(run),
     )
 
 

@@ -69,6 +69,7 @@ class Job:
     text_field: str
     per_token: int | None
     snippets: int | None
+    rehearse: int | None
     data_cache: str | Path | None
     prepared: str | Path | None
     data_workers: int | None
@@ -101,7 +102,8 @@ class Job:
     @property
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
-        return any(x is not None for x in (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets))
+        reasons = (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets, self.rehearse)
+        return any(x is not None for x in reasons)
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -132,10 +134,11 @@ class Job:
                     f"{argument}: ntp, alm, boundary-kl, segment-kl and boundary-head want a causal language model, "
                     f"but {str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
                 )
-        if self.snippets is not None and teacher.masked:
-            raise ValueError(
-                f"snippets: wanted a causal language model to write them, got the masked one {str(self.model)!r}"
-            )
+        for name in ("snippets", "rehearse"):
+            if getattr(self, name) is not None and teacher.masked:
+                raise ValueError(
+                    f"{name}: wanted a causal language model to write texts, got the masked one {str(self.model)!r}"
+                )
         if self.healing is not None:
             self._check_healing(teacher.depth)
         wishes = {
@@ -144,6 +147,7 @@ class Job:
             f"init {self.init_name!r} with init_head {self.init_head!r}": needs_whole_model(self.init, self.init_head),
             "eval_data": self.eval_data is not None,
             "snippets": self.snippets is not None,
+            "rehearse": self.rehearse is not None,
         }
         for what in (what for what, wished in wishes.items() if wished):
             teacher.check_language_model(what)

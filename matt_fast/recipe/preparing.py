@@ -33,13 +33,13 @@ from matt_fast.data.shards import (
 from matt_fast.data.stream import PIECE_CHARACTERS
 from matt_fast.data.summary import digest_files, hub_revision
 from matt_fast.recipe.arguments import check_prepare
-from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import locked
 from matt_fast.recipe.subject import Subject
-from matt_fast.recipe.transfer import transfer
+from matt_fast.recipe.transfer import job_of
 from matt_fast.support.files import remove_parts, write_text
 from matt_fast.support.installing import install_line, packages_line
 from matt_fast.support.texts import bounded_pieces
+from matt_fast.support.threads import cores
 from matt_fast.support.workers import OrderedPool
 from matt_fast.training.options import TrainingOptions
 
@@ -140,7 +140,7 @@ def prepare(
         elif missing:
             remove_parts(output / SHARDS)
             local = make([step], tasks=shards, workers=1, logging_dir=str(output / LOGS))
-            _run_here(local, workers or _cores(), lambda done: on_progress("shards", len(there) + done, shards))
+            _run_here(local, workers or cores(), lambda done: on_progress("shards", len(there) + done, shards))
         return PrepareResult(output, shards, missing, step.finish())
 
 
@@ -258,10 +258,7 @@ def _sides(given: str) -> tuple[Side, Side]:
     """The two sides for arguments of `prepare`, as JSON; loaded once in a process."""
     values = json.loads(given)
     training = TrainingOptions() if values["teacher"] is None else TrainingOptions(objective="alm")
-    arguments = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
-    arguments |= values | {"training": training, "output": None}
-    job = Job(**{name: x for name, x in arguments.items() if name in Job.__dataclass_fields__})
-    return Subject(job, None).sides
+    return Subject(job_of(values | {"training": training}), None).sides
 
 
 def _documents(given: dict[str, Any]) -> Texts:
@@ -285,10 +282,6 @@ def _absolute(place: str | Path | None) -> str | None:
     if place is None:
         return None
     return str(Path(place).absolute()) if Path(place).exists() else str(place)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _executor(name: str, options: Mapping[str, Any]) -> Callable[..., "PipelineExecutor"]:

@@ -59,6 +59,25 @@ class SnippetCounts:
         )
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the teacher wrote of its own.
+
+    Attributes:
+        texts, characters: of it.
+    """
+
+    texts: int
+    characters: int
+
+    def message(self) -> str:
+        """What a person should know, in one line."""
+        return (
+            f"a fifth of what is read are {self.texts:,} texts, {self.characters:,} characters, that the teacher wrote "
+            "of its own"
+        )
+
+
 @dataclass
 class TransferResult:
     """What a transfer did.
@@ -83,6 +102,7 @@ class TransferResult:
         best_step: the one of them whose rows became the result; None without validation.
         healing: of rows and layers together; None where there was none.
         snippets: that the teacher wrote; None where none were asked for.
+        rehearsal: what the teacher wrote of its own; None where it was not asked to.
     """
 
     output: Path
@@ -103,6 +123,7 @@ class TransferResult:
     healing: Healing | None = None
     other_texts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     snippets: SnippetCounts | None = None
+    rehearsal: Rehearsal | None = None
     completions: list[dict[str, str]] = field(default_factory=list)
 
     @property

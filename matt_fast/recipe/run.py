@@ -7,6 +7,7 @@
     evaluations.json, completions.json, metrics.jsonl, result.json
     rows/          where rows start
     snippets/      what the teacher wrote around new tokens
+    rehearsal/     what it wrote of its own
     checkpoints/   of the training
     best/          the rows that validation found best so far
     trained/       the rows behind training

@@ -78,11 +78,7 @@ def _write(
     job = work.job
     wanted = {i: job.snippets - count for i, count in in_text.items() if count < job.snippets}
     given = {"texts": work.texts() or (), "on_progress": lambda done, total: work.tell("snippets", done, total)}
-    if work.other is not None:
-        model = work.other.load(work.dtype).to(work.device)
-    else:
-        model = work.trunk() if work.with_head else work.frozen(None)
-        model = model if work.placed else model.to(work.device)
+    model = work.whole() if work.other is None else work.other.load(work.dtype).to(work.device)
     made = make_snippets(model, pair, wanted, job.seed, **given)
     documents = list(as_documents(made.kept, job.max_length - sum(map(len, special_affixes(pair.teacher))), job.seed))
     texts = [BETWEEN.join(x.text for x in document) for document in documents]

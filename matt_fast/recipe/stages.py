@@ -3,24 +3,25 @@
 import json
 import shutil
 import warnings
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.chunks import Side
+from matt_fast.data.chunks import Side, sides_of
 from matt_fast.data.coverage import cover
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.shards import MadeOf, Shards, is_url
-from matt_fast.initializers import InitReport, Outlier, Rows, initial_rows, needs_whole_model
+from matt_fast.initializers import InitReport, Rows, initial_rows, needs_whole_model
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
 from matt_fast.recipe.job import HELD_OUT
+from matt_fast.recipe.rehearsal import rehearsal_chunks, with_rehearsal
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
 from matt_fast.recipe.subject import load_vocabulary
@@ -63,10 +64,7 @@ def initialise(work: Work, vocabulary: VocabularyPair) -> Rows:
     init, init_head = (job.init, job.init_head) if vocabulary.new else ("mean", "same")  # a method would make no row
 
     def make(part: Path) -> None:
-        model = work.trunk()
-        if needs_whole_model(init, init_head):
-            model = model if work.with_head else work.frozen(None)
-            model = model if work.placed else model.to(work.device)
+        model = work.whole() if needs_whole_model(init, init_head) else work.trunk()
         given = {
             "texts": work.texts(),
             "donor": job.donor,
@@ -104,10 +102,7 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     """The data, its chunks on disk where they are made before training, and the steps to take."""
     job, options, processes = work.job, work.job.training, work.accelerator.num_processes
     pair = teacher_vocabulary(work, vocabulary)
-    sides = (
-        Side("teacher", pair.teacher, pair.teacher_rows, job.max_length),
-        Side("student", vocabulary.student, vocabulary.rows, job.max_length),
-    )
+    sides = sides_of(pair, job.max_length)
     if nothing_to_train(work, vocabulary) or not job.prepares_data:
         return TrainingData(sides), options
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
@@ -122,11 +117,14 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
             folders = (prepare_once(cache, job.data, *sides, **given),)
     if job.snippets is not None:
         folders += snippet_chunks(work, pair, vocabulary.new, folders, sides)
+    if job.rehearse is not None:
+        folders += rehearsal_chunks(work, pair, folders, sides)
     data = TrainingData(sides, folders)
     if job.per_token is not None:
         found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
         work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
-        data = replace(data, leading=found.chunks)
+        leading = found.chunks if job.rehearse is None else with_rehearsal(found.chunks, data.prepared, job.seed)
+        data = replace(data, leading=leading)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
         batches = count_batches(data.prepared, job.batch_size, processes, limits)
@@ -222,15 +220,8 @@ def save_rows(folder: Path, rows: Rows) -> None:
 def load_rows(folder: Path) -> Rows:
     """What `save_rows` wrote."""
     tensors = load_file(folder / ROWS)
-    return Rows(**{name: tensors.get(name) for name in ("input", "output", "output_bias")}, report=load_report(folder))
-
-
-def load_report(folder: Path) -> InitReport:
-    """The report that `save_rows` wrote."""
-    values = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    values["outliers"] = tuple(Outlier(**x) for x in values["outliers"])
-    values["made"] = frozenset(values["made"])
-    return InitReport(**{x.name: values[x.name] for x in fields(InitReport)})
+    report = InitReport.of_json(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    return Rows(**{name: tensors.get(name) for name in ("input", "output", "output_bias")}, report=report)
 
 
 def _warn_of_untrained_rows(start: Rows, work: Work) -> None:

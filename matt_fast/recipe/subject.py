@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.mapping import map_tokens, own_rows
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.data.chunks import Side
+from matt_fast.data.chunks import Side, sides_of
 from matt_fast.data.summary import DataSummary, check_readable
 from matt_fast.model.checkpoint_files import check_pointers, check_weights
 from matt_fast.model.positions import position_limit
@@ -101,12 +102,11 @@ class Subject:
     @property
     def sides(self) -> tuple[Side, Side]:
         """The teacher's and the student's."""
-        vocabulary, length = self.vocabulary, self.job.max_length
-        teacher, rows = vocabulary.teacher, vocabulary.teacher_rows
+        teacher, student = sides_of(self.vocabulary, self.job.max_length)
         if self.other is not None:
-            teacher = self.other.load_tokenizer()
             rows = len(self.other.outline(torch.float32).get_input_embeddings().weight)
-        return Side("teacher", teacher, rows, length), Side("student", vocabulary.student, vocabulary.rows, length)
+            teacher = replace(teacher, tokenizer=self.other.load_tokenizer(), rows=rows)
+        return teacher, student
 
     @property
     def trainable(self) -> int:

@@ -36,7 +36,8 @@ class TrainingData:
 
     Attributes:
         sides: the teacher's and the student's.
-        prepared: folders of chunks that are made before training; None where they are made on the way.
+        prepared: folders of chunks that are made before training, one so often as a pass reads it; None where they are
+            made on the way.
         leading: numbers of those that come first; None without.
     """
 

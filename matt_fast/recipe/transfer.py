@@ -1,14 +1,18 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.initializers import Method
 from matt_fast.recipe import stages
 from matt_fast.recipe.finish import finish, finished_result
+from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.run import Resume
@@ -17,6 +21,21 @@ from matt_fast.recipe.work import Listeners
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
+
+
+def job_of(given: Mapping[str, Any]) -> Job:
+    """The job of some arguments of `transfer`, the others as they are by default.
+
+    Raises:
+        TypeError: an argument that `transfer` does not have.
+        ValueError, OSError: what `Job` raises.
+    """
+    arguments = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
+    if unknown := sorted(given.keys() - arguments.keys()):
+        raise TypeError(f"{', '.join(unknown)}: wanted arguments of transfer, got others")
+    arguments |= given
+    arguments["training"] = arguments["training"] or TrainingOptions()
+    return Job(**{x.name: arguments[x.name] for x in fields(Job)})
 
 
 def to_stderr(message: str) -> None:
@@ -50,6 +69,7 @@ def transfer(
     text_field: str = "text",
     per_token: int | None = None,
     snippets: int | None = None,
+    rehearse: int | None = None,
     data_cache: str | Path | None = None,
     prepared: str | Path | None = None,
     data_workers: int | None = None,
@@ -106,6 +126,8 @@ def transfer(
             is prepared before training.
         snippets: let the teacher write short texts around the new tokens that come fewer times in the data, so that
             each comes so often, see `make_snippets`; they are mixed into the data, which is prepared before training.
+        rehearse: texts that the teacher writes of its own, see `own_texts`: conversations, if it is a chat model. They
+            are a fifth of the chunks of a pass over the data, which is prepared before training.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
         prepared: folder, or URL that fsspec knows, of chunks that `matt-fast prepare` made for these tokenizers and

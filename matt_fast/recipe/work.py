@@ -158,6 +158,11 @@ class Work:
             self._loaded = self.frozen(None if self.with_head else self.n_layers)
         return self._loaded
 
+    def whole(self) -> PreTrainedModel:
+        """The frozen model at its full depth with its head, where it runs."""
+        model = self.trunk() if self.with_head else self.frozen(None)
+        return model if self.placed else model.to(self.device)
+
     def texts(self) -> Iterable[str] | None:
         """The documents of the data; None where there is no text."""
         job = self.job

@@ -1,12 +1,12 @@
 """The trained rows of `MATT` on disk."""
 
-import os
 from pathlib import Path
 
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from matt_fast.reference.config import MATTConfig
+from matt_fast.support.files import whole_file
 from matt_fast.training.loop import Progress
 from matt_fast.training.objectives import Student
 
@@ -32,9 +32,8 @@ class Checkpoints:
             names.append(self.folder / f"step{progress.step}_loss{progress.loss:.4g}.safetensors")
             self.kept.append((progress.loss, names[-1]))
         for name in names:
-            temporary = name.with_name(f".{name.name}")
-            save_file(tensors, temporary)
-            os.replace(temporary, name)
+            with whole_file(name) as part:
+                save_file(tensors, part)
         while 0 < self.keep < len(self.kept):
             worst = max(self.kept)
             worst[1].unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import check_constant, check_fast, match_tokens, token_bytes, vocabulary_rows
-from matt_fast.cli.display import ProgressDisplay
+from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.data.chunks import Side
 from matt_fast.data.documents import check_text_column
 from matt_fast.data.prepared import HIGHEST_IDS, data_key, find_damage, prepare

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matt_fast.data.reading import check_text_file, format_of, read_texts
+from matt_fast.support.checks import check_parent
 from matt_fast.support.plots import PICTURES, figure_class
 
 ORDERS = ("moved", "seen", "norm", "outlier", "id")
@@ -22,8 +23,7 @@ def check_output(output: Path | None, endings: tuple[str, ...]) -> None:
         return
     if output.suffix.lower() not in endings or output.is_dir():
         raise ValueError(f"output: wanted a file that ends in {', '.join(endings)}, got {str(output)!r}")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"output: wanted a file in a folder that is there, got {str(output)!r}")
+    check_parent("output", output)
     if output.suffix.lower() in PICTURES:
         figure_class()
 

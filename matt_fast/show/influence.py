@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import Token, VocabularyPair, show_token
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.loss.documents import Document, find_documents
 from matt_fast.loss.eager import segment_states
 from matt_fast.model.capture import AttentionInputs, capture_attention
@@ -71,11 +71,7 @@ def find_influence(
     Raises:
         ValueError: no such layer or head, no text, or attention that the AIM loss does not describe.
     """
-    sides = (
-        Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, MAX_TOKENS),
-        Side("student", vocabulary.student, vocabulary.rows, MAX_TOKENS),
-    )
-    chunks = list(make_chunks([text], *sides, Counter()))
+    chunks = list(make_chunks([text], *sides_of(vocabulary, MAX_TOKENS), Counter()))
     if not chunks:
         raise ValueError(f"text: wanted text with segments, got {text[:40]!r}")
     first = chunks[0]

@@ -79,6 +79,12 @@ def check_outside(name: str, path: str | Path, source_name: str, source: str | P
         raise ValueError(f"{name}: wanted a folder outside of {source_name}, {str(source)!r}, got {str(path)!r}")
 
 
+def check_parent(name: str, file: Path | None) -> None:
+    """Raise a FileNotFoundError that names the argument unless the folder of a file that is to be written is there."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{name}: wanted a file in a folder that is there, got {str(file)!r}")
+
+
 def check_new_folder(name: str, path: str | Path) -> None:
     """Raise an OSError that names the argument unless `path` is an empty folder, or none yet, that can be written.
 

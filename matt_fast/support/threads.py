@@ -1,6 +1,11 @@
-"""How threads that wait for each other do so."""
+"""How many cores this process has, and how threads that wait for each other do so."""
 
 import os
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def wait_passively() -> None:

@@ -4,13 +4,12 @@ Embeddings and the output head stay as they are in any case; `TrainingOptions` s
 """
 
 import logging
-import os
-import shutil
 import tempfile
+import weakref
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -19,12 +18,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
 from matt_fast.support.installing import install_line
+from matt_fast.support.temporary import work_folder
 from matt_fast.training.options import TrainingOptions
 from matt_fast.training.sharding import check_sharding
 
 BLOCK = 64  # weights that share a scale in 4 bits
 GATHERED = {"cuda": 2, "cpu": 3}  # layers that are whole at once where they are spread; gloo has a buffer of its own
-OFFLOAD = "matt-fast-offload-"  # folders of weights beside the model's own files; the owner's process follows
 
 
 def check_frozen(source: Teacher, options: TrainingOptions, device: torch.device, processes: int | None = None) -> None:
@@ -70,20 +69,12 @@ def load_frozen(
         return keep_gradients(source.load(dtype, n_layers, quantization_config=config, device_map={"": str(device)}))
     if options.offload is not None:
         places = _places(source.outline(dtype, n_layers), str(device), options.offload)
-        _remove_stale()
-        folder = tempfile.TemporaryDirectory(prefix=f"{OFFLOAD}{os.getpid()}-")  # empty but for converted weights
-        model = source.load(dtype, n_layers, device_map=places, offload_folder=folder.name)
-        decoder_layers(model).offload_folder = folder  # removed with them
+        stack = ExitStack()
+        folder = stack.enter_context(work_folder(Path(tempfile.gettempdir())))  # empty but for converted weights
+        model = source.load(dtype, n_layers, device_map=places, offload_folder=str(folder))
+        weakref.finalize(decoder_layers(model), stack.close)
         return model
     return source.load(dtype, n_layers)
-
-
-def _remove_stale() -> None:
-    """Remove what killed processes left of converted weights."""
-    for path in Path(tempfile.gettempdir()).glob(f"{OFFLOAD}*"):
-        owner = path.name.removeprefix(OFFLOAD).split("-")[0]
-        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def keep_gradients(model: PreTrainedModel) -> PreTrainedModel:

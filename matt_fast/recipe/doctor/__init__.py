@@ -1,6 +1,5 @@
 """Everything that can be told of a transfer without training: the same checks that it makes, and more, all of them."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -12,11 +11,9 @@ from matt_fast.recipe.doctor import machine as of_machine
 from matt_fast.recipe.doctor import model as of_model
 from matt_fast.recipe.doctor import tokenizers as of_tokenizers
 from matt_fast.recipe.doctor.finding import FAIL, LOOK, OK, Finding, Said
-from matt_fast.recipe.job import Job
 from matt_fast.recipe.run import Run
 from matt_fast.recipe.subject import NotLookedAt, Subject
-from matt_fast.recipe.transfer import transfer
-from matt_fast.training.options import TrainingOptions
+from matt_fast.recipe.transfer import job_of
 
 __all__ = ["FAIL", "LOOK", "OK", "Finding", "doctor"]
 
@@ -37,6 +34,7 @@ OWN = (
     ("data", "segments", of_data.segments),
     ("data", "chunks", of_data.rows),
     ("data", "snippets", of_data.snippets),
+    ("data", "rehearsal", of_data.rehearsal),
     ("data", "held-out text", of_data.held_out),
     ("run", "packages", of_machine.packages),
     ("run", "start of rows", of_machine.start_of_rows),
@@ -78,15 +76,9 @@ def doctor(
     Raises:
         TypeError, ValueError, OSError: an argument that no transfer takes, whatever the model.
     """
-    arguments = {"model": model, "tokenizer": tokenizer, "data": data, **options}
-    known = {name: x.default for name, x in inspect.signature(transfer).parameters.items()}
-    if unknown := sorted(arguments.keys() - known.keys()):
-        raise TypeError(f"{', '.join(unknown)}: wanted arguments of transfer, got others")
-    arguments = known | arguments
-    arguments["training"] = arguments["training"] or TrainingOptions()
-    job = Job(**{name: x for name, x in arguments.items() if name in Job.__dataclass_fields__})
+    job = job_of({"model": model, "tokenizer": tokenizer, "data": data, **options})
     if output is not None:
-        Run(output).check_free(bool(arguments["resume"]))
+        Run(output).check_free(bool(options.get("resume")))
     subject = Subject(job, output, on_progress)
     findings: list[Finding] = []
     missing: set[str] = set()

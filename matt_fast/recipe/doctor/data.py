@@ -9,11 +9,12 @@ import numpy as np
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
+from matt_fast.data.rehearsal import ANSWER, QUESTION, template_of
 from matt_fast.data.snippets import NEW
 from matt_fast.data.summary import DataSummary, check_held_out
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
 from matt_fast.recipe.checks import look_at_data
-from matt_fast.recipe.doctor.finding import Said, look, ok, share
+from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, fail, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
 from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.subject import Subject
@@ -25,26 +26,15 @@ MUCH_LONGER = 2  # times as many tokens as the student's
 MOST_PADDING, MOST_PASSES, MOST_LONGER = 0.3, 20, 0.01
 
 
-class _Enough(Exception):
-    """The time for reading is over."""
-
-
 def readable(subject: Subject) -> Iterator[Said]:
     """All of it, if that takes no longer than some seconds; else its beginning."""
-    end, state, tell = time.monotonic() + SECONDS, [0, None], subject.tell
-
-    def watch(what: str, done: int, total: int | None) -> None:
-        state[:] = done, total
-        tell(what, done, total)
-        if time.monotonic() > end and done != total:
-            raise _Enough
-
-    subject.tell = watch
+    tell = subject.tell
+    subject.tell = read = ForSeconds(SECONDS, tell)
     try:
         lines = list(look_at_data(subject))
-    except _Enough:
+    except Enough:
         yield ok(
-            f"{state[0]:,} of {state[1]:,} bytes were read in {SECONDS:.0f} s without a fault; a transfer reads all"
+            f"{read.done:,} of {read.total:,} bytes were read in {SECONDS:.0f} s without a fault; a transfer reads all"
         )
         return
     finally:
@@ -133,6 +123,20 @@ def snippets(subject: Subject) -> Iterator[Said]:
         f"{share(int((missing > 0).sum()), len(counts))} new tokens come fewer than {job.snippets} times in {where}: "
         f"the teacher writes {missing.sum():,} snippets for them, of up to {NEW} tokens, {NEW * missing.sum():,} in all"
     )
+
+
+def rehearsal(subject: Subject) -> Iterator[Said]:
+    """What the teacher has to write of its own, and whether it can."""
+    count = subject.job.rehearse
+    if count is None:
+        return
+    try:
+        what = "texts" if template_of(subject.sides[0].tokenizer) is None else "conversations"
+    except ValueError as error:
+        yield fail(str(error))
+        return
+    longest = QUESTION + ANSWER
+    yield ok(f"the teacher writes {count:,} {what} of its own, of up to {longest} tokens, {longest * count:,} in all")
 
 
 def held_out(subject: Subject) -> Iterator[Said]:

@@ -1,5 +1,7 @@
 """What a check found, in one line."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +32,28 @@ class Finding:
     verdict: str
     found: str
     advice: str = ""
+
+
+class Enough(Exception):
+    """The time for reading is over."""
+
+
+class ForSeconds:
+    """Tells how far reading is, as `Subject.tell` does, and ends it by `Enough` when so many seconds are over.
+
+    Attributes:
+        done, total: what was told last.
+    """
+
+    def __init__(self, seconds: float, tell: Callable[[str, int, int | None], None]):
+        self.end, self.tell = time.monotonic() + seconds, tell
+        self.done, self.total = 0, None
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        self.done, self.total = done, total
+        self.tell(what, done, total)
+        if time.monotonic() > self.end and done != total:
+            raise Enough
 
 
 def ok(found: str) -> Said:

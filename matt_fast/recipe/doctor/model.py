@@ -1,20 +1,15 @@
 """What there is to know of a model before its weights are used."""
 
-import time
 from collections.abc import Iterator
 
 import torch
 
 from matt_fast.model.checkpoint_files import configured_dtype, source_files
 from matt_fast.model.weight_values import check_values
-from matt_fast.recipe.doctor.finding import Said, look, ok
+from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, look, ok
 from matt_fast.recipe.subject import Subject
 
 SECONDS = 6.0  # spent on reading weights
-
-
-class _Enough(Exception):
-    """The time for reading is over."""
 
 
 def kind(subject: Subject) -> Iterator[Said]:
@@ -66,20 +61,14 @@ def padding(subject: Subject) -> Iterator[Said]:
 
 def values(subject: Subject) -> Iterator[Said]:
     """Whether they are finite, as far as they can be read in some seconds."""
-    end, size, done = time.monotonic() + SECONDS, sum(x.stat().st_size for x in source_files(subject.teacher)), [0, 0]
-
-    def watch(what: str, number: int, total: int) -> None:
-        done[:] = number, total
-        subject.tell(what, number, total)
-        if time.monotonic() > end:
-            raise _Enough
-
+    size = sum(x.stat().st_size for x in source_files(subject.teacher))
+    read = ForSeconds(SECONDS, subject.tell)
     try:
-        check_values(subject.teacher, subject.unused, watch)
-    except _Enough:
+        check_values(subject.teacher, subject.unused, read)
+    except Enough:
         yield ok(
-            f"{done[0]:,} of {done[1]:,} tensors were read in {SECONDS:.0f} s, all finite; a transfer reads all "
+            f"{read.done:,} of {read.total:,} tensors were read in {SECONDS:.0f} s, all finite; a transfer reads all "
             f"{size / 1e9:,.1f} GB"
         )
     else:
-        yield ok(f"all {done[1]:,} tensors are finite ({size / 1e9:,.2f} GB read)")
+        yield ok(f"all {read.total:,} tensors are finite ({size / 1e9:,.2f} GB read)")

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from matt_fast.data.chunks import Side, make_chunks
+from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.data.compressed import compression_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files, format_of
@@ -92,11 +92,7 @@ class Sample:
 
     @cached_property
     def segments(self) -> Segments:
-        job, vocabulary = self.subject.job, self.subject.vocabulary
-        sides = (
-            Side("teacher", vocabulary.teacher, vocabulary.teacher_rows, job.max_length),
-            Side("student", vocabulary.student, vocabulary.rows, job.max_length),
-        )
+        sides = sides_of(self.subject.vocabulary, self.subject.job.max_length)
         lengths, sizes, ids, skipped = [], [], [], Counter()
         for chunk in make_chunks(self.texts, *sides, skipped):
             lengths.append(chunk.lengths)

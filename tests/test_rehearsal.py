@@ -1,0 +1,183 @@
+"""Texts that the teacher writes of its own: what a template gives, what is drawn, and a transfer that reads them."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from test_runs import Stop, files, stop_at  # noqa: F401, a fixture
+from test_snippets import drawn
+from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
+from matt_fast.alignment.vocabulary import Token, VocabularyPair
+from matt_fast.data import rehearsal
+from matt_fast.data.chunks import sides_of
+from matt_fast.data.epochs import count_batches
+from matt_fast.data.prepared import ShuffledChunks, left_out_of, numbers_of, open_chunks, prepare_once
+from matt_fast.data.rehearsal import Template, own_texts, template_of
+from matt_fast.recipe import stages
+from matt_fast.recipe.rehearsal import with_rehearsal
+
+CHATML = (
+    "{% if messages[0].role != 'system' %}<sys>be kind<end>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A tiny model, and its vocabulary beside a larger one."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tokenizer = save_tiny_model(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), VocabularyPair(tokenizer, new_tokenizer(), 275)
+
+
+def test_what_is_around_a_question_and_an_answer():
+    tokenizer = byte_level(TEXTS, 270, eos_token="<end>")
+    assert template_of(tokenizer) is None
+    tokenizer.chat_template = CHATML
+    assert template_of(tokenizer) == Template("<sys>be kind<end><user>", "<end>\n<assistant><think>", "<end>\n")
+    tokenizer.chat_template = CHATML.partition("{% if add")[0]  # no generation prompt
+    assert template_of(tokenizer) == Template("<sys>be kind<end><user>", "<end>\n<assistant>", "<end>\n")
+    for template, message in (
+        ("{{ raise_exception('only systems') }}", "wanted a chat template that takes .* only systems"),
+        ("{{ messages[0].content }}", "shows a question and an answer once each"),
+        ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "once each"),
+    ):
+        tokenizer.chat_template = template
+        with pytest.raises(ValueError, match=f"rehearse: .*{message}"):
+            template_of(tokenizer)
+    bare = byte_level(TEXTS, 270)
+    with pytest.raises(ValueError, match="a chat template, or with a token that begins or ends a text, got neither"):
+        template_of(bare)
+
+
+def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
+    """Against the specification without cache, batch and padding: a question, then its answer."""
+    model, pair = teacher
+    tokenizer = pair.teacher
+    monkeypatch.setattr(rehearsal, "QUESTION", 5)
+    monkeypatch.setattr(rehearsal, "ANSWER", 7)
+    special = dict.fromkeys(range(60, 100), Token("special", b"x"))  # likely enough to come
+    monkeypatch.setattr(pair, "teacher_tokens", pair.teacher_tokens | special)
+    texts = own_texts(model, pair, 40, 3)
+    usable = torch.arange(275) < 270
+    ends = [0, 1, 2, *special]
+
+    def written(prompt, longest, *seed):
+        numbers = np.random.default_rng([3, *seed]).random(longest)
+        ids = drawn(
+            model, tokenizer(prompt, add_special_tokens=False)["input_ids"], numbers, usable, ends, 0, 1.0, None, 1.0
+        )
+        text, broken, _ = tokenizer.decode(ids).partition("\N{REPLACEMENT CHARACTER}")
+        return text, len(ids) < longest and not broken
+
+    expected, ended = [], 0
+    for i in range(40):
+        question = next((q for n in range(4) if (q := written("<bos>", 5, i, n)[0].strip())), None)
+        if question is None:
+            continue
+        asked = f"<bos>{question}<eos><bos>"
+        answer, whole = written(asked, 7, i, 4)
+        if answer.strip():
+            expected.append(asked + (answer.rstrip() + "<eos>" if whole else answer))
+            ended += whole
+    assert texts == expected
+    assert 0 < ended < len(texts), "one that was cut off does not end as if it were whole"
+    some = own_texts(model, pair, 4, 3)
+    assert some == texts[: len(some)], "a text does not depend on those beside it"
+    assert some != own_texts(model, pair, 4, 4)
+
+
+def test_a_model_without_template_writes_from_the_beginning(teacher, monkeypatch):
+    model, pair = teacher
+    monkeypatch.setattr(pair.teacher, "chat_template", None)
+    numbers = np.random.default_rng([5, 0, 0]).random(rehearsal.QUESTION + rehearsal.ANSWER)
+    ids = drawn(model, [pair.teacher.bos_token_id], numbers, torch.arange(275) < 270, [0, 1, 2], 0, 1.0, None, 1.0)
+    (text,) = own_texts(model, pair, 1, 5)
+    assert text == pair.teacher.decode(ids).partition("\N{REPLACEMENT CHARACTER}")[0]
+
+
+def test_a_folder_is_read_so_often_as_it_is_given(tmp_path, teacher):
+    _, pair = teacher
+    sides = sides_of(pair, 32)
+    folders = []
+    for name, texts in (("many", [*TEXTS, ""]), ("few", TEXTS[:2])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"text": x}) + "\n" for x in texts))
+        folders.append(prepare_once(tmp_path / "cache", path, *sides, split="train", text_field="text"))
+    many, few = folders
+    given = [many, few, few, few]
+    sizes = [len(open_chunks([x])) for x in folders]
+    assert len(open_chunks(given)) == sum(sizes)
+    first = [sizes[0] + 1, 3, sizes[0] + 1]
+    shuffled = ShuffledChunks(given, [0, 0], np.array(first))
+    counts = Counter(shuffled.order.tolist())
+    assert shuffled.order[:3].tolist() == first
+    assert {counts[i] for i in range(sizes[0])} == {1}
+    assert {counts[i] for i in range(sizes[0], sum(sizes))} == {3}
+    assert sorted(numbers_of(given).tolist()) == sorted([*range(sizes[0]), *3 * [*range(sizes[0], sum(sizes))]])
+    leading = np.array([*range(2, 2 + 4 * sizes[1]), sizes[0]])  # the last is one of the few
+    mixed = with_rehearsal(leading, tuple(given), 0).tolist()
+    assert mixed.count(sizes[0]) >= 1
+    assert sum(i >= sizes[0] for i in mixed) == sizes[1]
+    assert sorted(i for i in mixed if i < sizes[0]) == leading[:-1].tolist()
+    assert mixed != sorted(mixed)
+    assert left_out_of(given) == {"documents without text": 1}
+    assert count_batches(given, 2, 1, None) == (sizes[0] + 3 * sizes[1]) / 2
+    limits = (64, 64)
+    assert count_batches(given, 2, 1, limits) > count_batches([many, few], 2, 1, limits)
+
+
+def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # noqa: F811
+    sizes, make = [], stages.rehearsal_chunks
+
+    def watched(work, pair, folders, sides):
+        own = make(work, pair, folders, sides)
+        sizes.append((len(open_chunks(folders)), len(open_chunks(own)), len(own)))
+        return own
+
+    monkeypatch.setattr(stages, "rehearsal_chunks", watched)
+    given = {name: value for name, value in files.items() if "eval" not in name} | {"checkpoint_every": 2}
+    given |= {"rehearse": 3, "per_token": 1, "training": TrainingOptions(steps=0), "epochs": None, "max_length": 64}
+    given |= {"healing": HealingOptions("lora", steps=6, objective="ntp")}
+    messages = []
+    whole = transfer(**given, output=tmp_path / "whole", on_message=messages.append)
+    run = tmp_path / "whole" / "run"
+    rows = [json.loads(line)["text"] for line in (run / "rehearsal" / "texts.jsonl").open()]
+    assert (whole.rehearsal.texts, whole.rehearsal.characters) == (len(rows), sum(map(len, rows)))
+    assert 0 < len(rows) <= 3
+    assert all(row.startswith("<bos>") and "<eos>" in row for row in rows)
+    (line,) = [x for x in messages if x.startswith("rehearsal: ")]
+    assert line.removeprefix("rehearsal: ") in (tmp_path / "whole" / "README.md").read_text()
+    others, own, times = sizes.pop()
+    assert times > 1
+    assert abs(own * times / (own * times + others) - 0.2) < own / others, "a fifth of the rows, as nearly as may be"
+    with pytest.raises(Stop):
+        transfer(**given, output=tmp_path / "parts", on_step=stop_at(3))
+    again = transfer(**given, output=tmp_path / "parts", resume=True)
+    assert (again.healing.progress.losses, again.rehearsal) == (whole.healing.progress.losses, whole.rehearsal)
+    parts, alone = (tmp_path / name / "model.safetensors" for name in ("parts", "whole"))
+    assert parts.read_bytes() == alone.read_bytes()
+    assert transfer(**given, output=tmp_path / "parts", resume=True).rehearsal == whole.rehearsal
+    with pytest.raises(ValueError, match="is finished and cannot go on with rehearse: was 3, now 6"):
+        transfer(**given | {"rehearse": 6}, output=tmp_path / "parts", resume=True)
+
+
+def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811
+    given = {name: value for name, value in files.items() if "eval" not in name} | {"output": tmp_path / "x"}
+    for changed, message in (
+        ({"rehearse": 0}, "rehearse: wanted at least 1, got 0"),
+        ({"rehearse": 1, "data": None}, "data: wanted text to train on, got none"),
+        ({"rehearse": 1, "data": None, "prepared": "s3://x/y"}, "rehearse: wanted prepared chunks in a local folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            transfer(**given | changed)
+    assert not (tmp_path / "x").exists()
+    places = {name: given[name] for name in ("model", "tokenizer", "data")}
+    (line,) = [x.found for x in doctor(**places, rehearse=30) if x.name == "rehearsal"]
+    assert line == "the teacher writes 30 conversations of its own, of up to 208 tokens, 6,240 in all"
