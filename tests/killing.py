@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import psutil
 from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
-from matt_fast import TrainingOptions
+from matt_fast import HealingOptions, TrainingOptions
 from matt_fast.recipe.transfer import transfer
 
 STEPS = 24
@@ -48,6 +48,11 @@ CASES = {
     },
     "accumulation, epochs": {"training": TrainingOptions(accumulation=2, **TRAINING), "epochs": 3},
     "dense moments": {"training": TrainingOptions(moments="dense", **TRAINING)},
+    "healing, validated": {
+        "training": TrainingOptions(objective="ntp", **TRAINING),
+        "healing": HealingOptions("lora", steps=STEPS, rank=2),
+        "validate_every": 5,
+    },
 }
 
 

@@ -177,14 +177,14 @@ class Cases:
         other = command(self.arguments, output.with_name("elsewhere"))
         return self.two(words, other, log) | {"there": output.exists()}
 
-    def full_disk(self) -> dict:
-        """The main process cannot write its first checkpoint."""
+    def broken_disk(self) -> dict:
+        """The main process cannot write its first checkpoint; where a disk is full it would try again."""
         output, words, log = self.place("disk")
 
         def trouble():
             def write(*given, **more):
                 if os.environ["RANK"] == "0":
-                    raise OSError(errno.ENOSPC, "No space left on device", "state.safetensors")
+                    raise OSError(errno.EIO, "Input/output error", "state.safetensors")
 
             Checkpoints.write = write
 

@@ -133,6 +133,12 @@ def test_steps_with_nothing_to_predict_are_no_start(losses, worse):
     assert result.worse_than_start == worse
 
 
+def test_a_result_that_gives_nan_is_worse():
+    first = next(iter(a_result("x").evaluations.values()))
+    stages = {"initialised": first, "trained": replace(first, bits_per_byte=float("nan"))}
+    assert replace(a_result("x"), evaluations=stages).worse_than_start.startswith("bits per byte nan after training")
+
+
 def test_paths_are_printed_as_they_are(called):
     done = run("transfer", *PATHS[:3], "--output=a[/b]y :smile: [bold]")
     assert "Written: a[/b]y :smile: [bold]\n" in done.stdout

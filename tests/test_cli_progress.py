@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -165,3 +166,21 @@ def test_a_forked_child_prints_without_the_bar(terminal, capfd):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_time_left_counts_validations_and_a_line_in_one_says_the_step(log, monkeypatch):
+    display = ProgressDisplay(log, 100)
+    now = [0.0]
+    monkeypatch.setattr(display.bar, "get_time", lambda: now[0])
+    display.on_stage("training")
+    display.on_progress("steps", 40, 100)
+    for number in (50, 60):  # 10 s for ten steps, and then 20 s for a validation
+        now[0] += 10
+        display.on_step(step(number))
+        display.on_progress("pieces", 1, 4)
+        assert re.match(rf"training: step {number} of 100, loss .* in use, 1 of 4 pieces, ", display.line())
+        now[0] += 20
+        display.on_progress("pieces", 4, 4)
+        display.on_progress("steps", number, 100)
+    assert "pieces" not in display.line()
+    assert display.line().endswith("2:00 left")

@@ -120,6 +120,8 @@ def test_bytes_are_those_of_a_result_and_its_checkpoints(tmp_path, tied, dtype):
     tables = 1 if tied else 2
     expected = result + tables * 32 * 4 * (3 * 3 * 4000 + 2 * 5000)
     assert expected < estimate < 1.15 * expected
+    best = estimate_bytes(Teacher(tmp_path / "model"), 5000, 4000, validates=True) - estimate
+    assert 3 * tables * 4000 * 32 * 4 < best < 5 * tables * 4000 * 32 * 4
 
 
 @pytest.fixture

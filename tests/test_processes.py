@@ -2,13 +2,16 @@
 spread over them; what is sent, and what is refused."""
 
 import json
+import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 from two_processes import BATCH, CASES, LAYERS, LENGTH, VOCABULARIES, trained
@@ -17,6 +20,7 @@ from matt_fast import HealingOptions, TrainingOptions, plan, transfer
 from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan_step
 from matt_fast.planning.simulation import Vocabulary
+from matt_fast.recipe.processes import Processes
 from matt_fast.training import loop
 from matt_fast.training.sharding import check_sharding
 
@@ -125,6 +129,27 @@ def test_a_transfer_says_what_it_wants(folder, tmp_path, monkeypatch):
 def test_kernels_inside_distributed_data_parallel():
     """Gradients are the mean of those of both processes' batches."""
     run_two("two_processes_kernels.py")
+
+
+def test_what_all_have_read_does_not_stay_in_memory():
+    """The curve of all validations so far is told behind each of them."""
+    store, curve = dist.HashStore(), []
+
+    def work(index: int) -> list:
+        processes = Processes.__new__(Processes)
+        given = {"count": 2, "index": index, "_store": store, "_waits": 0, "_values": 0, "_inside": False}
+        vars(processes).update(given, _next_look=math.inf)
+        found = []
+        for number in range(40):
+            curve.extend([number] if index == 0 else [])
+            found.append(processes.of_main(curve if index == 0 else None))
+            processes.wait()
+        return found
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(work, range(2))
+    assert first == second == [list(range(number + 1)) for number in range(40)]
+    assert store.num_keys() <= 4
 
 
 def test_processes_meet_once_for_many_small_tensors(monkeypatch):

@@ -71,7 +71,7 @@ def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
     def written(prompt, longest, *seed):
         numbers = np.random.default_rng([3, *seed]).random(longest)
         ids = drawn(
-            model, tokenizer(prompt, add_special_tokens=False)["input_ids"], numbers, usable, ends, 0, 1.0, None, 1.0
+            model, tokenizer(prompt, add_special_tokens=False)["input_ids"], numbers, usable, ends, 0, 1.0, None, 0.95
         )
         text, broken, _ = tokenizer.decode(ids).partition("\N{REPLACEMENT CHARACTER}")
         return text, len(ids) < longest and not broken
@@ -97,7 +97,7 @@ def test_a_model_without_template_writes_from_the_beginning(teacher, monkeypatch
     model, pair = teacher
     monkeypatch.setattr(pair.teacher, "chat_template", None)
     numbers = np.random.default_rng([5, 0, 0]).random(rehearsal.QUESTION + rehearsal.ANSWER)
-    ids = drawn(model, [pair.teacher.bos_token_id], numbers, torch.arange(275) < 270, [0, 1, 2], 0, 1.0, None, 1.0)
+    ids = drawn(model, [pair.teacher.bos_token_id], numbers, torch.arange(275) < 270, [0, 1, 2], 0, 1.0, None, 0.95)
     (text,) = own_texts(model, pair, 1, 5)
     assert text == pair.teacher.decode(ids).partition("\N{REPLACEMENT CHARACTER}")[0]
 

@@ -10,7 +10,7 @@ import pytest
 from matt_fast.recipe.processes import timeout
 from matt_fast.support import files
 
-CASES = ("left_alone", "lost", "other_files", "full_disk")
+CASES = ("left_alone", "lost", "other_files", "broken_disk")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def test_other_files_on_a_machine_are_named_on_each_before_anything_is_written(f
     assert "another tokenizer file tokenizer.json for process 1" in first
 
 
-def test_a_full_disk_of_the_main_process_ends_all_and_leaves_nothing_half_written(found):
-    case = found["full_disk"]
+def test_a_broken_disk_of_the_main_process_ends_all_and_leaves_nothing_half_written(found):
+    case = found["broken_disk"]
     assert (case["status"], case["left"], case["run"]) == ([1, 1], [], True)
     main, other = case["words"]
-    assert main.startswith("Error: [Errno 28] No space left on device: 'state.safetensors'\nTo go on from there: ")
+    assert main.startswith("Error: [Errno 5] Input/output error: 'state.safetensors'\nTo go on from there: ")
     assert "Error: process 0 on " in other
-    assert "No space left on device" in other
+    assert "Input/output error" in other
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "nan", "inf"])

@@ -131,7 +131,7 @@ def test_what_a_run_does_not_go_on_with(job, tmp_path):
         transfer(**job)
     for change, message in (
         ({"training": replace(OPTIONS, lr=1e-3)}, "lr: was 0.01, now 0.001"),
-        ({"training": replace(OPTIONS, steps=9)}, "steps: was 10, now 9"),
+        ({"training": replace(OPTIONS, steps=3)}, "steps: was 10, now 3, but 4 are done"),
         ({"max_length": 47, "seed": 3}, "max_length: was 48, now 47; seed: was 0, now 3"),
         ({"init": "zero"}, "init: was 'mean', now 'zero'"),
     ):

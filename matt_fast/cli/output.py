@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from matt_fast.cli.lasting import lasting_output
 from matt_fast.support.printable import printable
 
 LONG = ("losses", "made", "pieces")  # a value for each step, token or piece; they are in files of the output
@@ -102,7 +103,12 @@ class Output:
 
 @contextmanager
 def command_output(
-    as_json: bool, quiet: bool, debug: bool = False, options: Mapping[str, str] = MappingProxyType({})
+    as_json: bool,
+    quiet: bool,
+    debug: bool = False,
+    options: Mapping[str, str] = MappingProxyType({}),
+    *,
+    lasting: bool = False,
 ) -> Iterator[Output]:
     """A command's output, and clear errors while it works.
 
@@ -111,9 +117,14 @@ def command_output(
         quiet: nothing but errors and that line.
         debug: tracebacks of errors, too.
         options: as `clear_errors`.
+        lasting: the work is worth more than its output, see `lasting_output`.
     """
-    output = Output(as_json, quiet)
-    with clear_errors(debug, options), printable_messages(), ExitStack() as stack:
+    with ExitStack() as stack:
+        if lasting:
+            stack.enter_context(lasting_output())
+        output = Output(as_json, quiet)
+        stack.enter_context(clear_errors(debug, options))
+        stack.enter_context(printable_messages())
         if as_json:
             stack.enter_context(redirect_stdout(sys.stderr))
         if quiet:

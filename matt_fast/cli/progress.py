@@ -46,6 +46,8 @@ class ProgressDisplay:
         self.tasks: dict[str, TaskID] = {}
         self.current: TaskID | None = None
         self.figures = ""
+        # steps and their times: behind which this process began, and the last one
+        self._first = self._last = (0, 0.0)
         self.live = console.is_interactive or console.is_jupyter
         self._due = 0.0  # when the next line is
         self._ended = threading.Event()
@@ -87,7 +89,11 @@ class ProgressDisplay:
         """So many of something ("rows", "pieces", "bytes") are done in this stage; None if their number is unknown."""
         if what == "steps":
             self.steps = total or self.steps
+        begins = what == "steps" and what not in self.tasks
         task = self._task(what, total)
+        if what == "steps":
+            self._last = (done, self.bar.get_time())
+            self._first = self._last if begins else self._first
         if done < self._state(task).completed:  # begun anew
             self.bar.remove_task(self.tasks.pop(what))
             task = self._task(what, total)
@@ -109,15 +115,28 @@ class ProgressDisplay:
 
     def line(self) -> str:
         """Where the work is, in one line."""
-        task = self._state(self.current)
+        current, steps = self._state(self.current), self._state(self.tasks.get("steps"))
+        task = steps or current  # in the middle of the steps the model may be measured
         parts = [] if task is None else [amount(task)]
-        if task is not None and task.description == "steps":
+        if steps is not None:
             parts.append(self.figures)
+        if current not in (None, task) and not current.finished:
+            parts.append(amount(current))
         parts.append(f"{duration(time.monotonic() - self.since)} so far")
-        left = None if task is None else task.time_remaining
+        left = None if task is None else self.left(task)
         if left is not None and not task.finished:
             parts.append(f"{duration(left)} left")
         return f"{self.stage}: {', '.join(part for part in parts if part)}"
+
+    def left(self, task: Task) -> float | None:
+        """Seconds that a task still takes; None where that is not known.
+
+        Of steps by all that this process did: validations and checkpoints come between them, now and then.
+        """
+        if task.description != "steps":
+            return task.time_remaining
+        (first, began), (last, now) = self._first, self._last
+        return (task.total - last) / (last - first) * (now - began) if last > first and task.total else None
 
     def _task(self, what: str, total: int | None) -> TaskID:
         if what not in self.tasks:
@@ -154,7 +173,7 @@ class _Bars(Progress):
 
     def __init__(self, display: ProgressDisplay):
         self.display = display
-        columns = (_Column(lambda task: display.stage), BarColumn(24), _Column(amount), _Column(_clock))
+        columns = (_Column(lambda task: display.stage), BarColumn(24), _Column(amount), _Column(self._clock))
         super().__init__(*columns, console=display.console, speed_estimate_period=WINDOW, transient=True)
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -165,6 +184,10 @@ class _Bars(Progress):
         yield self.make_tasks_table(tasks)
         if display.figures:
             yield Text(display.figures, "dim")
+
+    def _clock(self, task: Task) -> str:
+        so_far, left = f"{duration(task.elapsed or 0)} so far", self.display.left(task)
+        return so_far if left is None else f"{so_far}, {duration(left)} left"
 
 
 class _Column(ProgressColumn):
@@ -194,11 +217,6 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _clock(task: Task) -> str:
-    so_far = f"{duration(task.elapsed or 0)} so far"
-    return so_far if task.time_remaining is None else f"{so_far}, {duration(task.time_remaining)} left"
 
 
 def _memory_in_use() -> int:

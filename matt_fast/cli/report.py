@@ -9,6 +9,7 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.report.record import read_record
+from matt_fast.report.sentences import progress_line
 from matt_fast.report.words import NAME
 from matt_fast.show.choices import PAGES, check_output, read_text
 from matt_fast.support.files import write_text
@@ -61,6 +62,10 @@ def report(
         for folder, parts in missing.items():
             for part, why in parts.items():
                 say(out.console, f"{folder}: {part} not shown, {why}")
+        for record in records:
+            if record.at_work is not None:
+                where = progress_line(record) or "before training"
+                say(out.console, f"{record.folder}: at work ({record.at_work}): {where}")
         say(out.console, f"Written: {output}")
         out.result({"output": str(output), "runs": {str(x.folder): x.status for x in records}, "missing": missing})
 

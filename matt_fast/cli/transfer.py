@@ -115,7 +115,7 @@ def transfer(
     given = dict(locals())
     del given["context"]
     typed = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
-    with command_output(json, quiet, debug) as out:
+    with command_output(json, quiet, debug, lasting=True) as out:
         if recipe is not None:
             say(out.console, f"recipe {recipe}: {as_options(RECIPES[recipe])}", "dim")
         arguments = transfer_arguments(given, typed)

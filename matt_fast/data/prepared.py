@@ -4,12 +4,23 @@ import hashlib
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    Value,
+    are_progress_bars_disabled,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
 from datasets import Sequence as SequenceFeature
 from numpy.typing import NDArray
 from pyarrow.compute import list_flatten
@@ -159,6 +170,19 @@ class ShuffledChunks:
             yield from as_chunks(columns)
 
 
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """Progress bars of `datasets` where a terminal shows them; in a file each state is a line."""
+    hidden = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()
+
+
 def _times_before(numbers: NDArray) -> NDArray[np.int64]:
     """How often each number is there before its place."""
     order = np.argsort(numbers, kind="stable")
@@ -173,7 +197,7 @@ def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **opti
 
     The processes that work on it end with this one.
     """
-    with work_folder(folder.parent) as temporary, forks_die_with_us():
+    with work_folder(folder.parent) as temporary, forks_die_with_us(), _bars_on_terminals():
         counts = temporary / "skipped.jsonl"
         counts.touch()
         options["fn_kwargs"] |= {"counts": str(counts), "parent": os.getpid()}

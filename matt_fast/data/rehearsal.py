@@ -16,7 +16,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.model.sampling import continuations
 
 QUESTION, ANSWER = 48, 160  # tokens, at most
-AS_IT_IS = {"temperature": 1.0, "top_k": None, "top_p": 1.0}  # a sharper one would be learned
+SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": 0.95}  # what is sharper would be learned too
 ROUNDS = 4  # of questions: one that says nothing is drawn again
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 USER, ASSISTANT = "USER\u2063SPEAKS", "ASSISTANT\u2063SPEAKS"  # stand for what is said; in no template
@@ -73,7 +73,8 @@ def own_texts(
 ) -> list[str]:
     """Let a model write texts of its own: conversations where its tokenizer has a chat template.
 
-    Drawn from its probabilities as they are: so what a student learns from the texts is these, on average.
+    Drawn at a temperature of 1, since a student that learns from the texts learns how sure the model is too; without
+    the unlikeliest 5%, in which a small model loses itself.
 
     Args:
         model: a causal language model.
@@ -125,7 +126,7 @@ class _Writer:
         if not prompts:
             return {}
         draws = np.stack([np.random.default_rng([self.seed, i, number]).random(longest) for i in prompts])
-        given = {"ends": self.ends, "on_progress": self.on_progress, **AS_IT_IS}
+        given = {"ends": self.ends, "on_progress": self.on_progress, **SAMPLING}
         found = continuations(self.model, list(prompts.values()), draws, self.usable, **given)
         written = {}
         for i, ids in zip(prompts, found, strict=True):

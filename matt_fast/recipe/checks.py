@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.export import lost_chat_template
-from matt_fast.recipe.job import HELD_OUT, Job, changes
+from matt_fast.recipe.job import HELD_OUT, STEPS, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
     check_pieces,
@@ -37,6 +37,8 @@ from matt_fast.recipe.preflight import (
     rehearse_saving,
     size_in_words,
 )
+from matt_fast.recipe.run import TRAININGS
+from matt_fast.recipe.same import libraries
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
@@ -44,6 +46,7 @@ from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
 
+SHORT = 100  # characters of a held-out text
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
 
 Prints = dict[str, dict[str, str | None]]
@@ -62,8 +65,12 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     known = run.read("run.json")
     if known:
         if known["version"] != own_version():
-            raise ValueError(f"resume: the run began with matt-fast {known['version']}, this is {own_version()}")
-        found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged")
+            was = known["version"]
+            raise ValueError(
+                f"resume: the run began with matt-fast {was}, this is {own_version()}; go on with that one"
+            )
+        done = {name: run.steps_behind(*places) for name, places in TRAININGS.items()}
+        found = changes(known["settings"], json.loads(json.dumps(settings)), run.status == "diverged", done)
         if found:
             raise ValueError(f"resume: wanted what the run in {str(run.output)!r} began with, got " + "; ".join(found))
     subject = Subject(job, run.output, work.tell, teacher=work.teacher, vocabulary=vocabulary)
@@ -76,9 +83,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         template_of(subject.sides[0].tokenizer)
     if known:
         _check_prepared(subject)
-        was = known["settings"]["processes"]
-        if settings["processes"] != was:
-            work.say(f"processes: {was} before, {settings['processes']} from here on, with batch_size rows each.")
+        for line in _told_of_changes(known, settings, done):
+            work.say(line)
     for message in look_at_data(subject, begins=not known):
         work.say(message)
     prints = _fingerprints(work, vocabulary, subject.data, subject.held_out)
@@ -86,9 +92,32 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         check_unchanged(known["fingerprints"], prints)
     else:
         check_values(work.teacher, subject.unused, work.tell)
-    run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))))
+    run.begin(settings, prints, dump_config(resolved_config(job.arguments(run.output))), libraries())
     if not known:
         write_text(run.path("sample.txt"), _sample(job))
+
+
+def _told_of_changes(known: dict, settings: dict, done: Mapping[str, float]) -> Iterator[str]:
+    """What a person should know of that is no longer as it was, and may be so.
+
+    Args:
+        known: run.json.
+        settings: of the call that goes on.
+        done: steps that are behind.
+    """
+    before = known["settings"]
+    if settings["processes"] != before["processes"]:
+        was, now = before["processes"], settings["processes"]
+        yield f"processes: {was} before, {now} from here on, with batch_size rows each."
+    for name in STEPS:
+        old, new, behind = before.get(name), settings.get(name), done[name]
+        if old != new and behind:
+            plan = "the learning rate rises and falls by the new number"
+            yield f"{name}: {old:,} before, {new:,} from here on, of which {behind:,} are done; {plan}."
+    now = libraries()
+    was = known.get("libraries", now)
+    if others := [f"{x} {was.get(x)}, now {now[x]}" for x in now if now[x] != was.get(x)]:
+        yield f"Warning: the run began with {'; '.join(others)}: the result may have other bits than without a stop"
 
 
 class Check(NamedTuple):
@@ -177,7 +206,9 @@ def _look_at_disk(subject: Subject) -> Iterable[str]:
 
 
 def _needed(subject: Subject) -> int:
-    return estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, subject.job.healing)
+    job = subject.job
+    options = {"healing": job.healing, "validates": job.validate_every is not None}
+    return estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, **options)
 
 
 CHECKS = (
@@ -209,6 +240,10 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
     for name, place in job.held_out.items():
         if warning := check_held_out(held_out[name], data, place, job.data):
             yield f"Warning: {warning}"
+    for name, found in held_out.items() if begins else ():
+        if found.characters < SHORT:
+            where = f"eval_data{'' if name == HELD_OUT else ' ' + name}: {found.characters:,} characters"
+            yield f"Warning: {where} are too few to measure on: chance decides on its bits per byte"
     read = (("data", job.data, data), *(("eval_data", job.held_out[name], x) for name, x in held_out.items()))
     for argument, place, found in read if begins else ():
         formats = Counter(ending_of(file) for file in find_files(place) or ())

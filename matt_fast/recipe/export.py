@@ -114,6 +114,26 @@ def row_lengths(vocabulary: VocabularyPair, start: torch.Tensor, rows: torch.Ten
     return {i: tuple(float(f"{x:.4g}") for x in pair) for i, pair in zip(ids.tolist(), lengths, strict=True)}
 
 
+def unmoved(
+    vocabulary: VocabularyPair, start: Rows, rows: Rows, seen: torch.Tensor, dtype: torch.dtype
+) -> tuple[int, int]:
+    """How many of the new tokens that training saw have rows that moved by less than a dtype tells; how many it saw.
+
+    Args:
+        vocabulary: the two vocabularies.
+        start, rows: whole tables, where they began and as they are now.
+        seen: [student rows] int64, how often training saw each id.
+        dtype: that the model is stored in, to which a number is rounded by half of its eps at most.
+    """
+    ids = torch.tensor(sorted(i for i in vocabulary.new if seen[i]), dtype=torch.int64)
+    same = torch.ones(len(ids), dtype=torch.bool)
+    for before, now in ((start.input, rows.input), (start.output, rows.output)):
+        if before is not None and now is not None:
+            before, now = before[ids].cpu().float(), now[ids].cpu().float()
+            same &= ((now - before).abs() <= torch.finfo(dtype).eps / 2 * before.abs()).all(1)
+    return int(same.sum()), len(ids)
+
+
 def write_provenance(
     path: Path,
     vocabulary: VocabularyPair,

@@ -44,8 +44,8 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResul
         run.write("result.json", summary)
         if result.progress.step:
             draw_curves(run.path("metrics.jsonl"), run.path("curves.png"), work.say)
-        run.finish()
         write_report(run.output, vocabulary, work.say)
+        run.finish()
     work.processes.wait()
     return result
 
@@ -75,6 +75,7 @@ def finished_result(work: Work) -> TransferResult:
     if values.get("rehearsal") is not None:
         values["rehearsal"] = Rehearsal(**values["rehearsal"])
     if work.is_main:
+        work.run.finish()  # a kill may have left a part of what is removed
         work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
@@ -87,6 +88,10 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
     healed = None
     if work.job.healing is not None:
         healed = json.loads((run.path("healed") / NUMBERS).read_text(encoding="utf-8"))
+    seconds = run.read("state.json").get("seconds", {})
+    for stage, found in (("training", numbers), ("healing", healed)):
+        if stage in seconds:  # of the process that ended it; those that were stopped in it count too
+            seconds[stage] = max(seconds[stage], found["progress"]["seconds"])
     seen = seen_in(work)
     trainable = [i for i in range(vocabulary.rows) if not (work.job.freeze_shared and i in vocabulary.matches)]
     return TransferResult(
@@ -103,7 +108,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         completions=read_completions(run),
         validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
-        seconds=run.read("state.json").get("seconds", {}),
+        seconds=seconds,
         training_memory=max(x["training_memory"] for x in (numbers, healed) if x),
         peak_memory=max(
             peak_memory(work.device),

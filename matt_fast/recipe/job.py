@@ -1,8 +1,10 @@
 """What a transfer is to do: its arguments, checked, and what of them may change when it goes on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,8 +21,9 @@ from matt_fast.training.options import (
     split_objectives,
 )
 
-# Of what decides the result these may be others when a run goes on; steps and epochs only more of them.
-MAY_CHANGE = ("steps", "epochs", "validate_every", "patience", "processes", "shard")
+# Of what decides the result these may be others when a run goes on; steps not fewer than are done, epochs only more.
+STEPS = ("steps", "heal_steps")
+MAY_CHANGE = (*STEPS, "epochs", "validate_every", "patience", "processes", "shard")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (
@@ -226,12 +229,13 @@ class Job:
         return {"output": output} | {x.name: getattr(self, x.name) for x in fields(self)}
 
 
-def changes(before: dict, now: dict, diverged: bool) -> list[str]:
+def changes(before: dict, now: dict, diverged: bool, done: Mapping[str, float] = MappingProxyType({})) -> list[str]:
     """What of the settings is not as it was and may not change, a line each.
 
     Args:
         before, now: `Job.settings` of the run, and of the call that is to go on with it.
         diverged: whether the run stopped because its loss went up; another learning rate is what it needs then.
+        done: steps of each of STEPS that are behind; infinitely many where that training is over.
     """
     found = []
     batches, was = (x.get("processes", 1) * x.get("accumulation", 1) for x in (now, before))  # of an update
@@ -241,7 +245,13 @@ def changes(before: dict, now: dict, diverged: bool) -> list[str]:
         old, new = before.get(name), now.get(name)
         if name == "accumulation" and batches == was:
             continue
-        fewer = name in ("steps", "epochs") and None not in (old, new) and new < old
+        behind = done.get("steps" if name == "epochs" else name, 0)
+        if old != new and behind == math.inf:
+            found.append(f"{name}: was {old!r}, now {new!r}, but that training is over")
+            continue
+        if name in STEPS and old != new and None not in (old, new) and new < behind:
+            found.append(f"{name}: was {old!r}, now {new!r}, but {behind} are done")
+        fewer = name == "epochs" and None not in (old, new) and new < old
         if old != new and (fewer or name not in MAY_CHANGE) and not (diverged and name in RATES):
             found.append(f"{name}: was {old!r}, now {new!r}")
     return found

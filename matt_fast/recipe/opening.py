@@ -9,10 +9,11 @@ from typing import Any
 from matt_fast.recipe.arguments import check_arguments, check_output_apart
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
-from matt_fast.recipe.run import Resume, Run, reserved, this_process
+from matt_fast.recipe.run import Resume, Run, reserved
 from matt_fast.recipe.same import same_everywhere
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
 from matt_fast.support.files import LATE
+from matt_fast.support.locks import this_process
 from matt_fast.support.stopping import stopping
 from matt_fast.training.trackers import accelerator_options
 

@@ -51,7 +51,9 @@ def check_room(output: str | Path, needed: int) -> None:
         )
 
 
-def estimate_bytes(teacher: Teacher, rows: int, trainable: int, healing: HealingOptions | None = None) -> int:
+def estimate_bytes(
+    teacher: Teacher, rows: int, trainable: int, healing: HealingOptions | None = None, *, validates: bool = False
+) -> int:
     """Bytes on the disk that a transfer takes at most: the result, checkpoints, the rows as they start and end.
 
     Args:
@@ -59,6 +61,7 @@ def estimate_bytes(teacher: Teacher, rows: int, trainable: int, healing: Healing
         rows: of the new vocabulary.
         trainable: rows that are trained, in each table.
         healing: of layers, with checkpoints of their own.
+        validates: whether the best weights are kept, too.
     """
     dtype = configured_dtype(teacher) or torch.float32
     outline = teacher.outline(dtype)
@@ -67,13 +70,12 @@ def estimate_bytes(teacher: Teacher, rows: int, trainable: int, healing: Healing
     widths = sum(table.shape[1] for table in tables)
     others = sum(x.numel() for x in outline.parameters()) - sum(table.numel() for table in tables)
     result = (others + rows * widths) * dtype.itemsize
-    checkpoints = (CHECKPOINTS_KEPT + 1) * CHECKPOINT_TABLES * trainable * widths * 4  # one more while it is written
+    copies = (CHECKPOINTS_KEPT + 1) * CHECKPOINT_TABLES  # one checkpoint more while it is written
+    copies += CHECKPOINTS_KEPT + 2 if validates else 0  # the best of each checkpoint and now, and one that is written
+    checkpoints = copies * trainable * widths * 4
     if healing is not None:
         share = min(1.0, {"lora": LORA, "outer": 2 * healing.outer_layers / teacher.depth, "full": 1.0}[healing.method])
-        layers = (
-            (CHECKPOINTS_KEPT + 2) * CHECKPOINT_TABLES * share * others * 4
-        )  # the best ones or the last beside them
-        checkpoints += layers + checkpoints
+        checkpoints += (copies + 1) * share * others * 4 + checkpoints  # and the layers behind it
     return round(MARGIN * (result + checkpoints + 2 * rows * widths * 4))
 
 

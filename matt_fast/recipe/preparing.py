@@ -33,11 +33,11 @@ from matt_fast.data.shards import (
 from matt_fast.data.stream import PIECE_CHARACTERS
 from matt_fast.data.summary import digest_files, hub_revision
 from matt_fast.recipe.arguments import check_prepare
-from matt_fast.recipe.run import locked
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.transfer import job_of
 from matt_fast.support.files import remove_parts, write_text
 from matt_fast.support.installing import install_line, packages_line
+from matt_fast.support.locks import locked
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.support.threads import cores
 from matt_fast.support.workers import OrderedPool

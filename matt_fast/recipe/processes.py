@@ -123,6 +123,8 @@ class Processes:
             if self._store.get(f"{key}/over").decode() != ALL:
                 self._hear(self._store)
                 raise OtherProcessError(self._told())
+            before = f"wait/{self._waits - 1}"
+            self._forget(before, f"{before}/over")
         self._inside = False
 
     def of_main(self, value: Any) -> Any:
@@ -135,7 +137,13 @@ class Processes:
             if self.index == 0:
                 self._store.set(key, json.dumps(value))
             self.wait()
+            self._forget(f"value/{self._values - 1}")
             return json.loads(self._store.get(key))
+
+    def _forget(self, *keys: str) -> None:
+        """Take what all have read out of the store, which is in the main process's memory: runs are long."""
+        for key in keys if self.index == 0 else ():
+            self._store.delete_key(key)
 
     @contextmanager
     def first(self, here: bool) -> Iterator[None]:

@@ -132,7 +132,8 @@ class TransferResult:
         before, after = (self.evaluations.get(name) for name in ("initialised", "trained"))
         if before is not None and after is not None:
             now, then = (round(x.bits_per_byte, DIGITS) for x in (after, before))
-            return f"bits per byte {now:.{DIGITS}f} after training, {then:.{DIGITS}f} before" if now > then else None
+            worse = not now <= then  # it may be NaN
+            return f"bits per byte {now:.{DIGITS}f} after training, {then:.{DIGITS}f} before" if worse else None
         losses = [loss for loss in self.progress.losses if loss > 0]  # 0 where a batch had nothing to predict
         few = max(1, len(losses) // 10)
         first, last = (sum(part) / len(part) for part in (losses[:few], losses[-few:])) if losses else (0.0, 0.0)

@@ -1,7 +1,7 @@
 """A run on disk: the folder `run` in the output, which one process at a time works in, and what lies there.
 
     run.yaml       the resolved configuration; `--config run.yaml` makes the run again
-    run.json       version, settings and fingerprints, by which a call that goes on is compared
+    run.json       version, settings, fingerprints and libraries, by which a call that goes on is compared
     state.json     status, seconds of each stage
     sample.txt     a part of a text, for pictures
     evaluations.json, completions.json, metrics.jsonl, result.json
@@ -18,22 +18,23 @@
 Each is whole or not there. What a finished run does not need any more is removed.
 """
 
-import fcntl
 import json
-import os
+import math
 import shlex
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from matt_fast.support.files import check_writable, remove_parts, write_text
+from matt_fast.support.locks import locked
 from matt_fast.support.version import own_version
 
 Resume = bool | Literal["auto"]  # "auto": go on where there is a run, begin where there is none
 
+TRAININGS = {"steps": ("trained", "."), "heal_steps": ("healed", "healing")}  # option: what it ends with, checkpoints
+WRITTEN_OFTEN = ("checkpoints", "best", "healing", "healing/checkpoints", "healing/best")  # while it trains
 HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
 
 
@@ -90,15 +91,27 @@ class Run:
 
     @property
     def how_to_go_on(self) -> str:
+        if self.status == "diverged":
+            command = f"matt-fast transfer --resume {shlex.quote(str(self.output))}"
+            healing = self.path("trained").exists()
+            rate, steps = ("--heal-lr", "--heal-steps") if healing else ("--lr", "--steps")
+            done = self.steps_behind(*TRAININGS["heal_steps" if healing else "steps"])
+            enough = f", or, to take what was trained so far, {command} {steps} {done}" if done else ""
+            return f"To go on from there: {command} {rate} LOWER{enough}"
         if self.has_something:
             return f"To go on from there: matt-fast transfer --resume {shlex.quote(str(self.output))}"
         return "Nothing was made yet: give the same command again."
 
-    def begin(self, settings: dict, fingerprints: dict, configuration: str) -> None:
+    def begin(self, settings: dict, fingerprints: dict, configuration: str, libraries: dict) -> None:
         """Write what the run is, before its first stage."""
         write_text(self.path("run.yaml"), configuration)
-        about = {"version": own_version(), "settings": settings, "fingerprints": fingerprints}
+        about = {"version": own_version(), "settings": settings, "fingerprints": fingerprints, "libraries": libraries}
         self.write("run.json", about)
+
+    def steps_behind(self, over: str, place: str) -> float:
+        """The last step of a training that has a checkpoint in `place`; infinity where the folder `over` is there."""
+        numbers = [int(x.name.removeprefix("step-")) for x in self.path(place).glob("checkpoints/step-*")]
+        return math.inf if self.path(over).exists() else max(numbers, default=0)
 
     def finish(self) -> None:
         """Remove what only going on would need."""
@@ -142,7 +155,7 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
     run.folder.mkdir(parents=True, exist_ok=True)
     with locked(run.path("lock")):
         run.check_free(resume)
-        for folder in (run.output, run.folder, run.path("checkpoints")):
+        for folder in (run.output, run.folder, *map(run.path, WRITTEN_OFTEN)):
             remove_parts(folder)
         try:
             yield run
@@ -151,23 +164,3 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
                 shutil.rmtree(run.folder, ignore_errors=True)
                 if not was_there and not any(run.output.iterdir()):
                     run.output.rmdir()
-
-
-def this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends, and that its children do not have."""
-    with path.open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise FileExistsError(f"output: {str(path.parent.parent)!r} is being written by {owner}") from error
-        file.truncate(0)
-        file.write(f"{this_process()}\n")
-        file.flush()
-        yield

@@ -25,8 +25,7 @@ def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
     Raises:
         OSError, ValueError: a file cannot be read.
     """
-    found = {"python": platform.python_version(), "matt-fast": own_version(), "code of matt-fast": _code()}
-    found |= {library: version(library) for library in LIBRARIES}
+    found = {"matt-fast": own_version(), "code of matt-fast": _code(), **libraries()}
     settings = job.settings() | {"resume": resume}
     found |= {f"setting {name}": json.dumps(value, default=str) for name, value in settings.items()}
     for argument in ("model", "teacher", "tokenizer", "donor", "init", "parallel"):
@@ -43,6 +42,11 @@ def same_everywhere(job: Job, resume: Resume) -> dict[str, str]:
             name = file.relative_to(place).as_posix() if file != Path(place) else ending_of(file)
             found[f"{argument} file {name}"] = _ends(file)
     return found
+
+
+def libraries() -> dict[str, str]:
+    """Name -> version of what decides on the bits of a result beside this package."""
+    return {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES}
 
 
 def _code() -> str:

@@ -41,6 +41,7 @@ from matt_fast.training.options import TrainingOptions
 from matt_fast.training.student import frozen_rows
 
 REPORT = "report.json"
+UNMOVED = 0.5  # of the new tokens that training saw
 
 
 def read_vocabulary(work: Work) -> VocabularyPair:
@@ -203,7 +204,16 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
         shutil.copytree(work.run.path("healed") / ADAPTER, folder / ADAPTER)
-    path, seen = folder / "token_provenance.jsonl", seen_in(work).tolist()
+    path, seen = folder / "token_provenance.jsonl", seen_in(work)
+    dtype = stored_dtype(work.teacher)
+    same, of = export.unmoved(vocabulary, start, rows, seen, dtype)
+    if same > of * UNMOVED:
+        told = f"less than {str(dtype).removeprefix('torch.')} can tell, which the model is stored in"
+        work.say(
+            f"Warning: training moved the rows of {same:,} of the {of:,} new tokens that it saw by {told}; a higher "
+            "lr or more steps would"
+        )
+    seen = seen.tolist()
     lengths = export.row_lengths(vocabulary, start.input, rows.input)
     export.write_provenance(path, vocabulary, job.init_name, start.report, is_trainable, seen, lengths)
 

@@ -15,13 +15,14 @@ from matt_fast.data.background import default_workers
 from matt_fast.data.chunks import Side
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import Rows
+from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.watching import LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import Progress, TrainingState, freeze, train
+from matt_fast.training.loop import DivergedError, Progress, TrainingState, freeze, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
 from matt_fast.training.student import frozen_rows, make_student, make_target
@@ -200,9 +201,11 @@ def _train(
     workers = default_workers(work.device) if job.data_workers is None else job.data_workers
     batches = stream.in_background(workers, pin_memory=work.device.type == "cuda")
     with watcher:
-        watcher.began(state, checkpoints, more, job.data if data.prepared is None else None)
-        given = {"causal": not work.teacher.masked, "watcher": watcher}
-        train(*models, state, batches, work.n_layers, options, accelerator, watcher.on_step, **given)
+        if watcher.began(state, checkpoints, more, job.data if data.prepared is None else None):
+            given = {"causal": not work.teacher.masked, "watcher": watcher}
+            train(*models, state, batches, work.n_layers, options, accelerator, watcher.on_step, **given)
+        if watcher.best_step is None:
+            _check_last_step(state, stored_dtype(work.teacher))
     batches.close()
     seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
     numbers = {
@@ -226,6 +229,17 @@ def _train(
             state.layers.save(part)
 
     work.once(into, make)
+
+
+def _check_last_step(state: TrainingState, dtype: torch.dtype) -> None:
+    """Raise a DivergedError where the last update, which no loss tells of, made what the model cannot store."""
+    trained = [x.trainable for x in state.student.tables]
+    trained += [] if state.layers is None else list(state.layers.masters.values())
+    if not all(bool(x.to(dtype).isfinite().all()) for x in trained):
+        raise DivergedError(
+            f"the last step, {state.progress.step}, made numbers that are not finite in "
+            f"{str(dtype).removeprefix('torch.')}, which the model is stored in; a lower lr may help"
+        )
 
 
 def _save_trained(folder: Path, tensors: dict[str, torch.Tensor], seen: torch.Tensor, numbers: dict) -> None:

@@ -1,5 +1,6 @@
 """The whole job: from a model and a tokenizer to a folder that loads and generates (paper §3.5)."""
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,8 @@ def job_of(given: Mapping[str, Any]) -> Job:
 
 
 def to_stderr(message: str) -> None:
-    print(printable(message), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(printable(message), file=sys.stderr, flush=True)
 
 
 def transfer(
@@ -100,8 +102,9 @@ def transfer(
         tokenizer: folder or hub name of the new tokenizer, or a fast tokenizer.
         data: text to train on, see `read_documents`; may be None with `snippets` or `prepared`.
         output: folder to write; it must be new or empty. Of work that failed before a stage was done nothing is left.
-        resume: go on with the run in `output`. The other arguments must be those that it began with, but for more
-            steps, and for trackers and intervals. "auto": go on where there is a run, begin where there is none.
+        resume: go on with the run in `output`. The other arguments must be those that it began with, but for trackers,
+            intervals, and steps: more, or as many as are done, which ends training there. "auto": go on where there is
+            a run, begin where there is none.
         teacher: another model to learn from, with a tokenizer of its own: a larger one, say. The objectives are then
             alm, boundary-kl, segment-kl and ntp, which compare what both models predict. `model` itself if None.
         init: how new rows start: a method's name, a function, or ready embeddings; see `initial_rows`.
@@ -159,7 +162,7 @@ def transfer(
         FloatingPointError: the loss became NaN or infinite, or went up far above its start; the last good checkpoint
             is kept.
         OtherProcessError: (a RuntimeError) another process of several ended with an error, which it tells.
-        KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM; in training behind a checkpoint.
+        KeyboardInterrupt, SystemExit: Ctrl-C; SIGTERM, SIGHUP or SIGUSR1. In training behind a checkpoint.
     """
     given = locals()
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")

@@ -15,8 +15,10 @@ from matt_fast.initializers import Rows
 from matt_fast.recipe import export
 from matt_fast.recipe.work import Work
 from matt_fast.support.every import Every
-from matt_fast.support.files import seconds_to_write, whole_file
+from matt_fast.support.files import FULL, seconds_to_write, whole_file
+from matt_fast.support.stopping import BrokenOffError
 from matt_fast.training.checkpoints import Checkpoints
+from matt_fast.training.course import TOGETHER, rising
 from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
 from matt_fast.training.metrics import Metrics
 from matt_fast.training.options import TrainingOptions
@@ -24,6 +26,7 @@ from matt_fast.training.options import TrainingOptions
 USUAL = 600.0  # seconds between two checkpoints
 LAYERS = "layers."
 SHOWN = 3  # files that changed
+UNWRITTEN = 3  # checkpoints in a row for which the disk has no room, until the run ends: little is lost then
 SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written
 
 
@@ -60,6 +63,9 @@ class RunWatcher(Watcher):
         self.curve: list[list[float]] = []
         self.best_step: int | None = None
         self.limits: dict[str, float] = {}
+        self.unwritten = 0
+        self.pending = False  # the validation behind the present step, which a signal left no time for
+        self.warned = False
         self.forgot: list[str] = []
         self.metrics: Metrics | None = None
         self.files, self.epoch = LocalFiles(None), 0
@@ -81,8 +87,8 @@ class RunWatcher(Watcher):
 
     def began(
         self, state: TrainingState, checkpoints: Checkpoints, more: dict | None, source: str | Path | None
-    ) -> None:
-        """Training begins, or goes on, from this state.
+    ) -> bool:
+        """Training begins, or goes on, from this state; whether there is more to do.
 
         Args:
             state: see `TrainingState`.
@@ -112,10 +118,19 @@ class RunWatcher(Watcher):
             self.work.say(f"Goes on behind step {state.progress.step}.")
         if self.work.is_main:
             self.work.run.update("state.json", status="running", steps=self.options.steps, step=state.progress.step)
+        go_on = True
+        if more.get("pending") and self.validates:
+            go_on = self._validate(state)
+            if self.pending:
+                self.work.stop.leave()
+        return go_on
 
     def on_step(self, progress: Progress) -> None:
         self.metrics.log(progress, new_tokens_seen_share=progress.new_tokens_seen / self.trainable)
         self.work.listeners.on_step(progress)
+        if progress.step % TOGETHER == 0 and not self.warned and (line := rising(progress.losses)) is not None:
+            self.warned = True
+            self.work.say(f"Warning: {line}; a lower lr may help")
         if progress.epoch != self.epoch:
             self.epoch = progress.epoch
             self._look_at_files()
@@ -138,43 +153,74 @@ class RunWatcher(Watcher):
 
     def after_step(self, state: TrainingState, granted: tuple[bool, ...]) -> bool:
         stop, save, validate = granted
-        go_on = self._validate(state) if validate else True
+        go_on = True
+        if validate and stop:
+            self.pending = True  # first of all the checkpoint: whoever stops a run waits for seconds
+        elif validate:
+            go_on = self._validate(state)
+            stop = self.pending
         if (stop or save) and not state.progress.steps_far_off:
-            self._save(state)
+            self._save(state, stop)
         if stop:
             if self.work.stop.requested is None:  # another process got the signal
                 self.work.stop.requested = signal.SIGTERM
             self.work.stop.leave()
         return go_on
 
-    def _save(self, state: TrainingState) -> None:
+    def _save(self, state: TrainingState, stop: bool) -> None:
         begin = time.perf_counter()
-        self.checkpoints.write(state, self.work.accelerator, {"curve": self.curve, "best_step": self.best_step})
+        self._write(state, stop)
         if self.work.is_main:
-            self.work.run.update("state.json", step=state.progress.step)
-            for old in (self.place / "best").glob("step-*"):
-                if self.best_step is None or old != self._best(self.best_step):
-                    old.unlink()  # no checkpoint that would be gone on from needs it
+            self._remove_old_best()
         self.work.processes.wait()  # longer than a collective may take, where the disk is slow
         if self.cheap:
             self.save_every.seconds = max(USUAL, (time.perf_counter() - begin) / SHARE)
         self.save_every.restart()
 
+    def _write(self, state: TrainingState, stop: bool) -> None:
+        """Write a checkpoint. Where the disk is full and nobody stops the run, it is told, at first."""
+        step = state.progress.step
+        try:
+            more = {"curve": self.curve, "best_step": self.best_step, "pending": self.pending}
+            self.checkpoints.write(state, self.work.accelerator, more)
+            if self.work.is_main:
+                self.work.run.update("state.json", step=step)
+        except OSError as error:
+            self.unwritten += 1
+            if stop or error.errno not in FULL or self.unwritten == UNWRITTEN:
+                raise
+            self.work.listeners.on_message(
+                f"Warning: {error}: there is no checkpoint behind step {step}. Training goes on, and the next one is "
+                f"written when it is due; it ends where {UNWRITTEN} in a row cannot be"
+            )
+        else:
+            self.unwritten = 0
+
+    def _remove_old_best(self) -> None:
+        """Leave what is the best now, and what was when a checkpoint was written that may be gone on from."""
+        steps = {self.best_step, *(more.get("best_step") for more in self.checkpoints.notes())} - {None}
+        for old in (self.place / "best").glob("step-*"):
+            if old not in map(self._best, steps):
+                old.unlink()
+
     def _validate(self, state: TrainingState) -> bool:
-        """Measure the rows as they stand; whether training goes on."""
+        """Measure the rows as they stand, unless a signal comes meanwhile; whether training goes on."""
         step, patience = state.progress.step, self.work.job.patience
         if self.work.is_main:
-            best = min((bits for _, bits in self.curve), default=math.inf)
-            bits, *others = self._bits(state)
-            self.curve.append([step, bits])
-            self.metrics.log_validation(step, bits, dict(zip(self.limits, others, strict=True)))
-            self.forgot = [name for name, x in zip(self.limits, others, strict=True) if x > self.limits[name]]
-            if bits < best and not self.forgot:
-                self._keep(state, step)
-            self.work.tell("steps", step, self.options.steps)
-        told = self.work.processes.of_main([self.curve, self.best_step, self.forgot])
-        self.curve, self.best_step, self.forgot = told
+            self.work.stop.breaks_off = True
+            try:
+                bits = self._bits(state)
+            except BrokenOffError:
+                self.pending = True
+            else:
+                self._judge(state, *bits)
+            finally:
+                self.work.stop.breaks_off = False
+        told = self.work.processes.of_main([self.curve, self.best_step, self.forgot, self.pending])
+        self.curve, self.best_step, self.forgot, self.pending = told
         self.validate_every.restart()
+        if self.pending:
+            return True
         if self.forgot:
             kept = "the start of this stage" if self.best_step == 0 else f"step {self.best_step}"
             self.work.say(
@@ -188,6 +234,16 @@ class RunWatcher(Watcher):
             return False
         return True
 
+    def _judge(self, state: TrainingState, bits: float, *others: float) -> None:
+        """Write down what was measured, and keep the weights where they are the best so far; in the main process."""
+        step, best = state.progress.step, min((bits for _, bits in self.curve), default=math.inf)
+        self.curve.append([step, bits])
+        self.metrics.log_validation(step, bits, dict(zip(self.limits, others, strict=True)))
+        self.forgot = [name for name, x in zip(self.limits, others, strict=True) if x > self.limits[name]]
+        if bits < best and not self.forgot:
+            self._keep(state, step)
+        self.work.listeners.on_progress("steps", step, self.options.steps)
+
     def _keep(self, state: TrainingState, step: int) -> None:
         """Keep what is trained as it stands: the best so far."""
         self.best_step = step
@@ -198,6 +254,7 @@ class RunWatcher(Watcher):
         self._best(step).parent.mkdir(exist_ok=True, parents=True)
         with whole_file(self._best(step)) as part:
             save_file(tensors, part)
+        self._remove_old_best()
 
     def _limits(self) -> dict[str, float]:
         """The bits per byte that each further text may have at most: a share above the original or the start."""

@@ -1,6 +1,8 @@
 """What the folder of a transfer tells, whether its run is finished or not. Imports nothing slow."""
 
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,11 @@ from typing import Any
 
 import yaml
 
+from matt_fast.support.locks import at_work
+
 UNNAMED = "held-out text"  # the name of one that was given none
+ENOUGH = 1 << 16  # bytes of the end of a file of metrics that have a line of a step
+STEP = re.compile(rb'\{"step": \d+, "loss": .*\}\n')
 STATES = {
     "finished": "finished",
     "diverged": "stopped, as its loss went far up",
@@ -48,11 +54,12 @@ class Record:
     Attributes:
         folder: the output.
         status: "finished", "running" (or stopped) or "diverged".
+        at_work: who works on it now; None where nobody does.
         version: of matt-fast.
         options: of the run, by the names of the command line.
         configuration: the same as the text of run.yaml.
         processes: that trained together.
-        step: the last step of the present training that is on disk; None where the run does not say.
+        step, steps: of the present training, the last one that is on disk, and all; None where the run does not say.
         seconds: of each stage.
         messages: what the run told.
         evaluations: text -> stage -> figures, as far as they were measured.
@@ -63,11 +70,13 @@ class Record:
 
     folder: Path
     status: str
+    at_work: str | None
     version: str
     options: Mapping[str, Any]
     configuration: str
     processes: int
     step: int | None
+    steps: int | None
     seconds: Mapping[str, float]
     messages: Sequence[str]
     evaluations: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -80,6 +89,17 @@ class Record:
         return self.status == "finished"
 
     @property
+    def last_line(self) -> Mapping[str, Any]:
+        """The last line of a step that the present training wrote; {} where there is none."""
+        for phase in reversed(self.phases):
+            if phase.metrics.is_file():
+                with phase.metrics.open("rb") as file:
+                    file.seek(max(0, file.seek(0, os.SEEK_END) - ENOUGH))
+                    lines = [x for x in file.read().splitlines(keepends=True) if STEP.match(x)]
+                return json.loads(lines[-1]) if lines else {}
+        return {}
+
+    @property
     def has_model(self) -> bool:
         """Whether the adapted model lies in the folder."""
         return (self.folder / "config.json").is_file()
@@ -90,8 +110,12 @@ class Record:
         return list(self.result.get("completions") or ())
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path, *, ends: bool = False) -> Record:
     """What a transfer left in its output folder.
+
+    Args:
+        folder: the output.
+        ends: the run's own process asks, at its end: all that will be there is.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -112,15 +136,17 @@ def read_record(folder: Path) -> Record:
         for stage, texts in figures.items():
             for text, values in texts.items():
                 evaluations[text][stage] = {**values, "bits_per_byte": float(values["bits_per_byte"])}
-        status = state.get("status", "running")
+        status = "finished" if ends else state.get("status", "running")
         return Record(
             folder=folder,
             status=status if status in STATES else "running",
+            at_work=None if status == "finished" else at_work(run / "lock"),
             version=str(about["version"]),
             options=dict(options),
             configuration=configuration,
             processes=int(settings.get("processes", 1)),
             step=state.get("step"),
+            steps=state.get("steps"),
             seconds=dict(result.get("seconds") or state.get("seconds", {})),
             messages=list(state.get("messages", ())),
             evaluations=evaluations,

@@ -26,13 +26,33 @@ def status_line(record: Record) -> str:
     if record.finished:
         return ""
     phases = [x for x in record.phases if x.metrics.is_file()]
-    at = f" at step {record.step:,} of {phases[-1].steps:,}" if phases and record.step is not None else ""
+    if record.at_work is not None:
+        where = progress_line(record) or "before training"
+        return (
+            f'<p class="notice"><strong>This run is at work</strong> ({escape(record.at_work)}): {escape(where)}. '
+            "What it made so far is shown.</p>"
+        )
+    at = (
+        f" at step {record.step:,} of {record.steps or phases[-1].steps:,}"
+        if phases and record.step is not None
+        else ""
+    )
     what = phases[-1].title.lower() if phases else "before training"
     go_on = f"matt-fast transfer --resume {shlex.quote(str(record.folder))}"
     return (
         f'<p class="notice"><strong>This run is {STATES[record.status]}</strong> ({what}{at}, by its last checkpoint). '
         f"What it left so far is shown. To go on: {named(go_on)}</p>"
     )
+
+
+def progress_line(record: Record) -> str:
+    """How far the present training is by its last line of metrics, and how long the rest takes at that speed."""
+    phases, line = [x for x in record.phases if x.metrics.is_file()], record.last_line
+    if not phases or not line:
+        return ""
+    step, steps, loss = line["step"], record.steps or phases[-1].steps, line["loss"]
+    left = duration(line["seconds"] / step * (steps - step))
+    return f"{phases[-1].title.lower()}, step {step:,} of {steps:,}, loss {loss:.4g}; {left} left at its speed so far"
 
 
 def what_was_done(record: Record) -> list[str]:

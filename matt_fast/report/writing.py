@@ -27,7 +27,7 @@ def write_report(output: Path, vocabulary: VocabularyPair, on_message: Callable[
         on_message: told why there is no page.
     """
     try:
-        record = read_record(output)
+        record = read_record(output, ends=True)
         missing = {"influence": f"as it runs the models: matt-fast report {output.name} adds it"}
         sides = vocabulary.teacher, vocabulary.student
         shown = Shown(

@@ -15,6 +15,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from matt_fast.support.stopping import WARNINGS
+
 POLL = 0.5  # seconds between two looks at who the parent is
 AHEAD = 2  # items under way for each worker
 
@@ -27,7 +29,8 @@ def die_with_parent(parent_pid: int) -> None:
     """Let this worker end when its parent has ended, SIGKILL included, and when it gets SIGTERM.
 
     A thread looks twice a second who the parent is. SIGTERM ends the worker at once, whatever handler it has from its
-    parent; SIGINT, which a terminal sends to workers too, is left to the parent. Call it in the worker's main thread;
+    parent; SIGINT and others that a terminal or a scheduler sends to workers too are left to the parent. Call it in the
+    worker's main thread;
     further calls, and a call in the parent itself, do nothing.
 
     Args:
@@ -38,7 +41,8 @@ def die_with_parent(parent_pid: int) -> None:
         return
     _watching = os.getpid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *WARNINGS):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(parent_pid,), name="die-with-parent", daemon=True).start()
 
 

@@ -1,5 +1,6 @@
 """Training on disk: everything that the next step depends on, so that a run goes on as if it had not stopped."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict
@@ -75,6 +76,14 @@ class Checkpoints:
     def steps(self) -> list[Path]:
         """The checkpoints that are there whole, the oldest first."""
         return sorted(self.folder.glob("step-*"))
+
+    def notes(self) -> list[dict]:
+        """What `write` was given as `more` by each that can be read."""
+        found = []
+        for folder in self.steps():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found.append(json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["more"])
+        return found
 
     def remove_from(self, step: int) -> None:
         """Remove the checkpoints behind this step and later ones."""

@@ -1,0 +1,286 @@
+"""What goes wrong only in long runs: what piles up, disks that fill, signals at bad moments, plans that change."""
+
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from killing import digests
+from killing import prepare as small_job
+
+import matt_fast.recipe.checks
+import matt_fast.recipe.finish
+from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast.recipe import watching
+from matt_fast.recipe.export import unmoved
+from matt_fast.report.record import read_record
+from matt_fast.support import stopping
+from matt_fast.training.checkpoints import Checkpoints
+from matt_fast.training.course import TOGETHER, rising
+
+OPTIONS = TrainingOptions(objective="ntp", steps=8, lr=1e-2)
+
+
+class Stop(Exception):
+    """What a test throws into a run."""
+
+
+def stop_at(step: int, then=lambda: None):
+    def on_step(progress):
+        if progress.step == step:
+            then()
+            raise Stop
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return small_job(tmp_path_factory.mktemp("files")) | {"training": OPTIONS, "data_workers": 0, "completions": 0}
+
+
+@pytest.fixture
+def job(files, tmp_path):
+    """Arguments of a small transfer that is validated behind every step, with a checkpoint behind every fourth."""
+    return files | {"output": tmp_path / "output", "validate_every": 1}  # a checkpoint behind every fourth step
+
+
+@pytest.fixture(scope="module")
+def alone(files, tmp_path_factory):
+    """The output of such a transfer that nothing happened to."""
+    output = tmp_path_factory.mktemp("alone") / "output"
+    transfer(**files | {"output": output, "validate_every": 1})
+    return output
+
+
+def best_of(output: Path) -> list[str]:
+    return sorted(x.name for x in (output / "run" / "best").iterdir())
+
+
+def test_the_best_weights_do_not_pile_up_and_each_checkpoint_keeps_its_own(job, alone, monkeypatch):
+    bits = iter([9.0, 8.0, 7.0, 6.0, 5.0, 4.5, 4.0, 3.0])  # each validation is the best so far
+    most = []
+
+    def measured(watcher, state):
+        most.append(len(best_of(job["output"])) if state.progress.step > 1 else 0)
+        return [next(bits)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(watching.RunWatcher, "_bits", measured)
+        with pytest.raises(Stop):
+            transfer(**job | {"checkpoint_every": 3}, on_step=stop_at(8))
+    assert best_of(job["output"]) == [f"step-{step:09}.safetensors" for step in (3, 6, 7)]
+    assert max(most) == 2
+    (job["output"] / "run" / "checkpoints" / "step-000000006" / "state.safetensors").write_bytes(b"torn")
+    result = transfer(**job, resume=True)  # goes on behind step 3, whose best rows are there
+    assert result.best_step == 3
+
+
+def test_a_signal_breaks_a_validation_off_and_it_is_made_when_the_run_goes_on(job, alone):
+    """Whoever stops a run waits for seconds, and a validation may take minutes."""
+    pieces, said = [], []
+
+    def on_progress(what, done, total):
+        if what == "pieces" and (job["output"] / "run" / "metrics.jsonl").exists():
+            pieces.append(done)
+            if len(pieces) in (5, 6):  # of the third validation; then of the one that is made at first
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            transfer(**job | {"checkpoint_every": 100}, resume="auto", on_progress=on_progress)
+        assert stopped.value.code == 143
+        (state,) = (job["output"] / "run" / "checkpoints").glob("*/state.json")
+        more = json.loads(state.read_text())["more"]
+        assert (state.parent.name, len(more["curve"]), more["pending"]) == ("step-000000003", 2, True)
+    assert len(pieces) == 6
+    result = transfer(**job | {"checkpoint_every": 100}, resume=True, on_message=said.append)
+    assert "Goes on behind step 3." in said
+    expected = json.loads((alone / "run" / "result.json").read_text())
+    assert [list(x) for x in result.validation] == expected["validation"]
+    assert digests(job["output"]) == digests(alone)
+
+
+def test_the_number_of_steps_can_change_until_that_training_is_over(job):
+    plain = job | {"validate_every": None, "eval_data": None, "checkpoint_every": 2}
+    healing = HealingOptions("lora", steps=4, rank=2)
+    with pytest.raises(Stop):
+        transfer(**plain | {"healing": healing}, on_step=stop_at(5))
+    said = []
+    ends = plain | {"healing": healing, "training": replace(OPTIONS, steps=4), "on_message": said.append}
+    steps = []
+
+    def on_step(progress):
+        steps.append(progress.step)
+        if steps == [1, 2, 3]:
+            raise Stop
+
+    with pytest.raises(Stop):
+        transfer(**ends, resume=True, on_step=on_step)  # no step of rows: what is trained is enough
+    plan = "the learning rate rises and falls by the new number."
+    assert f"steps: 8 before, 4 from here on, of which 4 are done; {plan}" in said
+    for change, message in (
+        ({"training": replace(OPTIONS, steps=9)}, "steps: was 4, now 9, but that training is over"),
+        ({"healing": replace(healing, steps=1)}, "heal_steps: was 4, now 1, but 2 are done"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            transfer(**ends | change, resume=True)
+    done = transfer(**ends | {"healing": replace(healing, steps=3)}, resume=True)
+    assert (len(done.progress.losses), len(done.healing.progress.losses)) == (4, 3)
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(job, monkeypatch):
+    write, full, said = Checkpoints.write, [2, 4, 6], []
+
+    def write_or_not(self, state, *more):
+        if state.progress.step in full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, state, *more)
+
+    monkeypatch.setattr(Checkpoints, "write", write_or_not)
+    plain = job | {"validate_every": None, "eval_data": None, "checkpoint_every": 2, "on_message": said.append}
+    with pytest.raises(OSError, match="No space left"):  # three times in a row
+        transfer(**plain)
+    full.remove(4)
+    assert transfer(**plain, resume=True).progress.step == 8
+    told = [line.partition(" behind step ")[2][0] for line in said if "there is no checkpoint" in line]
+    assert told == ["2", "4", "2", "6"]
+
+
+def test_what_killed_writes_left_is_removed(job):
+    job |= {"validate_every": None, "eval_data": None}
+    with pytest.raises(Stop):
+        transfer(**job, on_step=stop_at(5))
+    left = [job["output"] / "run" / x / ".part-step-000000007" for x in ("best", "healing/checkpoints", "healing/best")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    transfer(**job, resume=True, on_step=lambda progress: left.append(Path(str(left[0].exists()))))
+    assert left[3:] == [Path("False")] * 4
+    assert not any(x.exists() for x in left[:3])
+
+
+def test_a_run_that_is_killed_as_it_writes_its_page_writes_it_when_it_goes_on_with_other_libraries(job, monkeypatch):
+    short, said = job["output"].with_name("short.txt"), []
+    short.write_text("alpha return")
+
+    def killed(*given):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(matt_fast.recipe.finish, "write_report", killed)
+        with pytest.raises(Stop):
+            transfer(**job | {"validate_every": None, "eval_data": short}, on_message=said.append)
+    few = "Warning: eval_data: 12 characters are too few to measure on: chance decides on its bits per byte"
+    assert said.count(few) == 1
+    state = job["output"] / "run" / "state.json"
+    known = json.loads(state.read_text())
+    known["seconds"]["training"] = 0.0  # as of a process that began behind the last step
+    state.write_text(json.dumps(known))
+    now = matt_fast.recipe.checks.libraries() | {"torch": "9.9"}
+    monkeypatch.setattr(matt_fast.recipe.checks, "libraries", lambda: now)
+    result = transfer(**job | {"validate_every": None, "eval_data": short}, resume=True, on_message=said.append)
+    assert said.count(few) == 1
+    assert (job["output"] / "report.html").exists()
+    assert result.seconds["training"] == result.progress.seconds > 0
+    (line,) = (line for line in said if "the run began with" in line)
+    assert f"torch {torch.__version__}, now 9.9: the result may have other bits" in line
+
+
+def test_a_last_step_that_no_loss_tells_of_is_looked_at(job):
+    """The loss of each step is of the rows before it."""
+    options = replace(OPTIONS, objective="token-distillation", steps=1, lr=3e38, max_grad_norm=None, decay_steps=0)
+    plain = job | {"validate_every": None, "eval_data": None}
+    with pytest.raises(FloatingPointError, match="the last step, 1, made numbers that are not finite in float32"):
+        transfer(**plain | {"training": replace(options, lr=1e39), "resume": False})
+
+
+def test_a_loss_that_rises_slowly_is_told():
+    falling = list(np.linspace(4.0, 1.0, 5 * TOGETHER))
+    assert rising(falling[:TOGETHER]) is rising(falling) is None
+    assert rising([*falling, *[1.9] * TOGETHER]) is None
+    assert rising([1.0, *[3.5] * (TOGETHER - 1)]).endswith("steps up to 100 is 3.48 on average, and was 1 at the start")
+    holes = [x if i % 3 else 0.0 for i, x in enumerate([*falling, *[3.0] * TOGETHER])]
+    lowest = np.mean([x for x in holes[4 * TOGETHER : 5 * TOGETHER] if x])
+    assert rising(holes) == (
+        f"the loss of the last 100 steps up to 600 is 3 on average, and was {lowest:.3g} up to step 500"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "moved"), [(torch.bfloat16, 1), (torch.float32, 2)])
+def test_rows_that_move_less_than_the_stored_dtype_tells_are_counted(dtype, moved):
+    """Tokens 5 to 8 are new: one moves by 1%, one by a thousandth of that, one not at all, and one was never seen."""
+    start = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    now = start * torch.tensor([*[1.0] * 5, 1.01, 1.00001, 1.0, 1.0])[:, None]
+    tables = [SimpleNamespace(input=x, output=None) for x in (start, now.to(dtype))]
+    seen = torch.tensor([9] * 8 + [0])
+    assert unmoved(SimpleNamespace(new={5, 6, 7, 8}), *tables, seen, dtype) == (3 - moved, 3)
+
+
+def test_signals_of_terminals_and_schedulers_end_work_in_order_unless_they_are_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stopping.stopping():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        assert left.value.code == 128 + signal.SIGUSR1
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_that_comes_twice_is_one_until_a_person_presses_again(monkeypatch):
+    """Of a job that is cancelled torchrun and its workers get SIGTERM, and torchrun passes it on."""
+    with stopping.stopping() as stop:
+        stop.patient = True
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.requested == signal.SIGTERM
+        monkeypatch.setattr(stopping, "AGAIN", 0.0)
+        os.kill(os.getpid(), signal.SIGTERM)  # the scheduler's last word: the checkpoint is being written
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_work_goes_on_where_nobody_reads_what_it_says(capfd):
+    code = (
+        "import sys\nfrom matt_fast.cli.lasting import lasting_output\nwith lasting_output():\n"
+        "    for number in range(3):\n        print('line', number, flush=True)\nprint('done', file=sys.stderr)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=True)
+    os.close(writer)
+    assert done.stderr == "stdout cannot be written any more (Broken pipe); the work goes on.\ndone\n"
+
+
+def test_who_is_at_work_on_a_run_is_seen_from_outside(job):
+    code = (
+        "import sys; from pathlib import Path; from matt_fast.report.record import read_record\n"
+        "from matt_fast.report.sentences import progress_line, status_line\nrecord = read_record(Path(sys.argv[1]))\n"
+        "print(record.at_work, progress_line(record), 'is at work' in status_line(record), sep='|')"
+    )
+    seen = []
+
+    def look(progress):
+        if progress.step == 5:
+            command = [sys.executable, "-c", code, str(job["output"])]
+            seen.extend(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("|"))
+
+    transfer(**job | {"validate_every": None, "eval_data": None}, on_step=look)
+    who, where, told = seen
+    assert who == f"process {os.getpid()} on {socket.gethostname()}"
+    assert re.fullmatch(r"rows alone, step 5 of 8, loss [\d.]+; \d+ s left at its speed so far", where)
+    assert told == "True"
+    assert read_record(job["output"]).at_work is None
