@@ -1,6 +1,6 @@
 """Other languages: what new tokens save and what the model makes of them, for languages that differ in kind.
 
-    .venv/bin/python benchmarks/bench_languages.py [--languages es,ru] [--add 1000] [--steps 50] [--objective ntp]
+    .venv/bin/python benchmarks/bench_languages.py [--languages es,ru] [--add 1000] [--steps 50] [--objective segment-kl]
         [--control] [--pieces 6]
 
 SmolLM2-135M-Instruct; texts: `language_text`. Each is what a user would do: `tokenizer extend`, then `transfer --recipe
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--languages", default=",".join(LANGUAGES))
     parser.add_argument("--add", type=int, default=1000)
-    parser.add_argument("--objective", default="segment-kl")
+    parser.add_argument("--objective", default="ntp")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--control", action="store_true")
     parser.add_argument("--pieces", type=int, default=6)
