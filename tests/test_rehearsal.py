@@ -204,6 +204,7 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
     assert line.removeprefix("rehearsal: ") in (tmp_path / "whole" / "README.md").read_text()
     others, own, times = sizes.pop()
     assert times > 1
+    assert whole.rehearsal.share == own * times / (own * times + others)
     assert abs(own * times / (own * times + others) - 0.2) < own / others, "a fifth of the rows, as nearly as may be"
     with pytest.raises(Stop):
         transfer(**given, output=tmp_path / "parts", on_step=stop_at(3))
@@ -227,5 +228,6 @@ def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811
             transfer(**given | changed)
     assert not (tmp_path / "x").exists()
     places = {name: given[name] for name in ("model", "tokenizer", "data")}
-    (line,) = [x.found for x in doctor(**places, rehearse=30) if x.name == "rehearsal"]
+    line, lacking = [x.found for x in doctor(**places, rehearse=30) if x.name == "rehearsal"]
+    assert lacking == "rehearse: the new tokenizer lacks '<bos>', '<eos>' of the chat template, and reads them as text"
     assert line == "the teacher writes 30 conversations of its own, of up to 208 tokens, 6,240 in all"
