@@ -1,7 +1,9 @@
 """What doctor finds: nothing in a sound transfer, all that is wrong in an unsound one, in the words of transfer."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commands import run
 from safetensors.torch import load_file, save_file
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.reachable import unreachable
 from matt_fast.recipe.doctor import FAIL, LOOK, OK
+from matt_fast.recipe.doctor import data as of_data
 from matt_fast.recipe.doctor import tokenizers as of_tokenizers
 from matt_fast.recipe.doctor.data import STRIDE, WINDOW, find_copies
 from matt_fast.recipe.doctor.finding import share
@@ -168,6 +171,18 @@ def test_tokens_that_no_text_gives():
     pieces = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -1.0), ("ab", -3.0), ("ba", -1.5)], unk_id=0))
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     assert unreachable(PreTrainedTokenizerFast(tokenizer_object=pieces)) == [3]  # two letters score better
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "told"), [(250, 60, True), (250, 200, False), (100, 20, False), (250, 125, False)]
+)
+def test_rows_that_the_old_tokenizer_keeps_short(teacher, student, told):
+    """As with a language that it spells in bytes; not where documents are short, or both are alike."""
+    sample = SimpleNamespace(segments=SimpleNamespace(lengths=np.array([[teacher, student]] * 8)), share=None)
+    job = SimpleNamespace(batch_size=4, max_length=256, epochs=None, training=TrainingOptions())
+    (said,) = of_data.rows(SimpleNamespace(job=job, once=lambda name, read: sample))
+    assert f"chunks have {student} of 256 tokens" in said.found
+    assert ("since the model's tokenizer has 250 there" in said.found) == told
 
 
 def test_copies_are_found_in_stretches_however_lines_are_broken():

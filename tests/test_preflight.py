@@ -293,6 +293,8 @@ def test_lengths_are_held_against_the_limit():
         check_pieces([text], tokenizers, 50, masked=True, max_pieces=1)
     with pytest.raises(ValueError, match="eval_data: wanted text to score, got none"):
         check_pieces([None, " \n"], tokenizers, 50, **options)
+    with pytest.raises(ValueError, match="eval_data 'fr': wanted text to score, got none"):
+        check_pieces([], tokenizers, 50, argument="eval_data 'fr'", **options)
     assert preflight.PIECE_BYTES == 2048
 
 

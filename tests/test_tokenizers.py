@@ -1,12 +1,15 @@
 # ruff: noqa: RUF001 - look-alike characters are data
 """Tokenizers that are extended, merged, pruned and trained, against what a plain reading of their merges says."""
 
+import io
 import json
 import sys
+import unicodedata
 from collections import Counter
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 from tiny import TEXTS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -14,16 +17,19 @@ from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
 from matt_fast.cli import app
+from matt_fast.cli.tokenizer import print_new_tokenizer
 from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.recipe.doctor.tokenizers import next_added
 from matt_fast.tokenizers import check, extend, merge, prune, train
 from matt_fast.tokenizers.source import read_source
+from matt_fast.tokenizers.symbols import Symbols, count_words
 
 TEMPLATE = "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}<eos>{% endfor %}"
 UKRAINIAN = [
     "Перекладач текстів перекладає тексти, а тексти перекладені. Її їжак їсть їжу; 12 їжаків, 345 їжаків.\n" * 3,
     "The translator translates the texts  and the texts are translated.\n\n    def їжак(x):\n        return x\n",
 ]
+LETTERS = [f"{x} " * 9 for x in sorted({x for text in UKRAINIAN for x in text if not x.isascii()})]
 MESSAGES = [{"role": "user", "content": "Привіт,  їжаче!\n"}, {"role": "assistant", "content": "def f(): 12"}]
 
 
@@ -169,14 +175,89 @@ def test_sentencepiece_stays_inside_words_and_gets_characters(data, tmp_path):
         assert not set("0123456789") & set(entry)  # the base has each alone
 
 
+def like_split() -> PreTrainedTokenizerFast:
+    """Byte-level, cut by a pattern of its own, as Llama 3."""
+    content = json.loads(byte_level(TEXTS, 280, eos_token="<eos>").backend_tokenizer.to_str())
+    pattern = r"(?i:'s)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] |= {"use_regex": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<eos>")
+
+
+@pytest.mark.parametrize("base", [lambda: byte_level(TEXTS, 280, eos_token="<eos>"), like_split])
+def test_words_with_vowel_signs_become_tokens(base, tmp_path):
+    words = ["हिन्दी", "में", "किताबें", "पढ़ना", "ភាសាខ្មែរ", "ที่นี่"]
+    text = "".join(f"{a} {b}, {a}\n" for a in words for b in words)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    told = extend(base(), tmp_path / "cut", data=tmp_path / "text.txt", add=400)
+    letters = [unicodedata.category(x)[0] for x in text if unicodedata.category(x)[0] in "LM"]
+    assert told.cut_at_marks == pytest.approx(letters.count("M") / len(letters))
+    result = extend(base(), tmp_path / "made", data=tmp_path / "text.txt", add=400, join_marks=True)
+    made = load_tokenizer(tmp_path / "made")
+    assert set(words) | {" " + x for x in words} <= set(result.added)
+    assert not set(words) & set(told.added)
+    assert result.cut_at_marks == 0
+    said = [io.StringIO(), io.StringIO()]
+    for file, one in zip(said, (told, result), strict=True):
+        print_new_tokenizer(Console(file=file, width=200), one)
+    assert ["--join-marks" in x.getvalue() for x in said] == [True, False]
+    assert result.bytes_per_token > 1.5 * told.bytes_per_token
+    for plain in (*TEXTS, *UKRAINIAN, "it's  12,345\n\n  x = y_1"):  # no marks, none of the new tokens
+        assert made(plain)["input_ids"] == base()(plain)["input_ids"]
+    old, new = (x.backend_tokenizer for x in (base(), made))
+    by_id = {i: entry for entry, i in made.get_vocab().items()}
+    spelled = [x.id for i in new.encode(text).ids for x in old.model.tokenize(by_id[i])]
+    assert spelled == old.encode(text).ids
+
+
+def test_marks_that_cannot_be_joined_are_refused(tmp_path):
+    content = json.loads(byte_level(TEXTS, 280, eos_token="<eos>").backend_tokenizer.to_str())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    base = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<eos>")
+    with pytest.raises(ValueError, match="join_marks: wanted a pre-tokenizer with a pattern of letters"):
+        extend(base, tmp_path / "made", words=["x"], join_marks=True)
+
+
+@pytest.mark.parametrize("start", [280, 320])
+def test_no_new_token_has_a_whole_character_and_a_part(start, tmp_path):
+    text = "".join(f"{a}{b}は{a}、{b}가 {a}의 {b}đ{a}ộ{b}ớn" for a in "日本語漢字体" for b in "한국말글이다")
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    base = byte_level([*TEXTS, text], start, eos_token="<eos>")
+    result = extend(base, tmp_path / "made", data=tmp_path / "text.txt", add=150)
+    made = load_tokenizer(tmp_path / "made")
+    contents = [token.bytes for i, token in token_bytes(made).items() if i >= len(base)]
+    parts = [x for x in contents if not is_text(x)]
+    assert 0 < len(parts) < len(contents) == len(result.added)
+    for content in parts:
+        assert content.decode(errors="ignore").strip() == ""  # bytes of one character alone, a space in front at most
+    assert {"日", "한"} <= {x.decode().strip() for x in contents if is_text(x)}
+    assert max(map(len, result.added)) > 2  # and characters are put together
+    extend(base, tmp_path / "words", words=["安定版", "언어"])
+    contents = [token.bytes for i, token in token_bytes(load_tokenizer(tmp_path / "words")).items() if i >= len(base)]
+    assert {"安定版".encode(), " 언어".encode()} <= set(contents)
+    assert not any(x.decode(errors="ignore").strip() for x in contents if not is_text(x))
+
+
+def test_words_that_occur_once_are_not_all_dropped(monkeypatch):
+    """As in a language without spaces, where few pre-tokens come again."""
+    monkeypatch.setattr("matt_fast.tokenizers.symbols.MOST_WORDS", 100)
+    source = read_source(byte_level(TEXTS, 280, eos_token="<eos>"))
+    once = [" " + "".join(chr(97 + (i * k) % 26) for k in (1, 3, 5, 7, 11)) + chr(97 + i // 26) for i in range(600)]
+    words, _ = count_words(Symbols(source), [" twice twice" * 3, *once])
+    assert 50 <= len(words) <= 100
+    assert max(words.values()) == 6
+    assert words.total() <= 6 + len(once)
+
+
 def test_each_merge_is_of_a_most_frequent_pair(tmp_path):
-    """Counted anew in the whole text behind each merge."""
-    base, file = byte_level(TEXTS, 280, eos_token="<eos>"), tmp_path / "text.txt"
+    """Counted anew in the whole text behind each merge. The base has a token for each character."""
+    base, file = byte_level([*TEXTS, *LETTERS], 420, eos_token="<eos>"), tmp_path / "text.txt"
     file.write_text("".join(UKRAINIAN), encoding="utf-8")
-    extend(base, tmp_path / "made", data=file, add=60)
+    extend(base, tmp_path / "made", data=file, add=40)
     content = json.loads(load_tokenizer(tmp_path / "made").backend_tokenizer.to_str())
     merges = content["model"]["merges"][len(json.loads(base.backend_tokenizer.to_str())["model"]["merges"]) :]
-    assert len(merges) == 60
+    assert len(merges) == 40
     encoding = base.backend_tokenizer.encode("".join(UKRAINIAN), add_special_tokens=False)
     words: list[list[str]] = []
     for i, token in enumerate(encoding.tokens):
@@ -200,8 +281,9 @@ def test_each_merge_is_of_a_most_frequent_pair(tmp_path):
 
 @pytest.mark.parametrize("name", BASES)
 def test_merged_with_another(name, data, tmp_path):
-    base = BASES[name]()
-    train(tmp_path / "other", data=data, size=420)
+    base, file = BASES[name](), tmp_path / "text.txt"
+    file.write_text("".join(UKRAINIAN) + "日旦旧旨早" * 4, encoding="utf-8")  # all begin with the same two bytes
+    train(tmp_path / "other", data=file, size=420)
     other = load_tokenizer(tmp_path / "other")
     result = merge(base, other, tmp_path / "made")
     made = load_tokenizer(tmp_path / "made")

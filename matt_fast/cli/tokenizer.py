@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matt_fast.tokenizers.result import NewTokenizer
 
 SHOWN = 12  # tokens
+MANY_MARKS = 0.01  # a share of letters that is worth a line
 
 tokenizer = typer.Typer(
     no_args_is_help=True, help="Make a tokenizer for `transfer`: extend, train, merge, prune; and judge it: report."
@@ -38,6 +39,9 @@ Data = Annotated[str, Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub 
 Output = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 MaxTokenLength = Annotated[
     int | None, Option(help="Characters of a learned token; 16 for SentencePiece, else no limit, by default.")
+]
+JoinMarks = Annotated[
+    bool, Option("--join-marks", help="Keep vowel signs with their letters, where words are cut at them (Hindi, Thai).")
 ]
 OUTSIDE = ("json", "quiet", "debug")
 
@@ -50,6 +54,7 @@ def extend(
     add: Annotated[int, Option(help="New tokens to learn, at most.")] = 5000,
     words: Annotated[Path | None, Option(help="Text file, a word a line: each becomes a token.")] = None,
     max_token_length: MaxTokenLength = None,
+    join_marks: JoinMarks = False,
     split: o.Split = "train",
     text_field: o.TextField = "text",
     json: o.Json = False,
@@ -88,6 +93,7 @@ def merge(
     model: Base,
     other: Annotated[str, Option(help="Tokenizer or model whose tokens are appended.")],
     output: Output,
+    join_marks: JoinMarks = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
     debug: o.Debug = False,
@@ -163,6 +169,9 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     if result.bytes_per_token is not None:
         before = "" if result.bytes_per_token_before is None else f" ({result.bytes_per_token_before:.2f} before)"
         say(console, f"bytes per token  {result.bytes_per_token:.2f}{before}")
+    if result.cut_at_marks > MANY_MARKS:
+        what = "of the letters are signs at which the base cuts words; with --join-marks it does not"
+        say(console, f"cut at marks     {result.cut_at_marks:.0%} {what}")
 
 
 def _some(tokens: list[str]) -> str:

@@ -189,10 +189,11 @@ def _look_at_lengths(subject: Subject) -> Iterable[str]:
     if subject.other is not None:
         check_weights(subject.other)
         check_max_length(job.max_length, position_limit(subject.other.trunk(subject.other.outline(torch.float32))))
-    for place in job.held_out.values():
+    masked, tokenizers = subject.teacher.masked, (vocabulary.teacher, vocabulary.student)
+    for name, place in job.held_out.items():
         documents = read_documents(place, split=job.split, text_field=job.text_field)
-        masked, tokenizers = subject.teacher.masked, (vocabulary.teacher, vocabulary.student)
-        check_pieces(documents, tokenizers, limit, masked=masked, max_pieces=job.eval_pieces)
+        argument = "eval_data" if name == HELD_OUT else f"eval_data {name!r}"
+        check_pieces(documents, tokenizers, limit, masked=masked, max_pieces=job.eval_pieces, argument=argument)
     return ()
 
 

@@ -208,6 +208,7 @@ def check_pieces(
     *,
     masked: bool,
     max_pieces: int | None,
+    argument: str = "eval_data",
 ) -> None:
     """Read the pieces of text that `evaluate` will score, and look whether the model has positions for their tokens.
 
@@ -218,13 +219,13 @@ def check_pieces(
     size = MASKED_PIECE_BYTES if masked else PIECE_BYTES
     pieces = list(itertools.islice(cut_pieces(held_out, size), max_pieces))
     if not pieces:
-        raise ValueError("eval_data: wanted text to score, got none")
+        raise ValueError(f"{argument}: wanted text to score, got none")
     for tokenizer in tokenizers:
         check_scorable(tokenizer, masked)
         around = specials_around(tokenizer, masked)
         for piece in pieces:
             tokens = around + len(tokenizer(piece, add_special_tokens=False)["input_ids"])
-            check_positions(piece, tokens, limit, "eval_data")
+            check_positions(piece, tokens, limit, argument)
 
 
 def _rehearse(what: str, work):

@@ -53,8 +53,8 @@ def segments_figure(found: Segments) -> "Figure":
         shown = " ".join(sorted(missing)[:8])
         raise ValueError(
             f"output: wanted fonts that can draw {shown} ({len(missing)} characters of the text that none here can; "
-            "fonts-noto-cjk, for example, has Chinese, Japanese and Korean); or write .html, which the browser's "
-            "fonts draw"
+            "fonts-noto-core, for example, has most scripts, fonts-noto-cjk Chinese, Japanese and Korean); or write "
+            ".html, which the browser's fonts draw"
         )
     figure = figure_of(figsize=(WIDTH / 72, 1), dpi=DPI)
     measure = _measure(figure, families)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import check_plain_text, read_texts
 from matt_fast.support.checks import MANY, check_new_folder, check_range
+from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
 from matt_fast.tokenizers.result import NewTokenizer, bytes_per_token, texts_of
@@ -26,6 +27,7 @@ def extend(
     add: int = 5000,
     words: str | Path | Sequence[str] | None = None,
     max_token_length: int | None = None,
+    join_marks: bool = False,
     split: str = "train",
     text_field: str = "text",
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -35,8 +37,8 @@ def extend(
 
     Its ids, merges, pre-tokenizer, normaliser, special and added tokens and chat template stay. New tokens have the
     ids behind all of these; each is made of two tokens by a merge that ranks behind the old ones, or is a character
-    that a byte fallback spelled. So a text has the base's tokens, or new ones that stand for several of them each. All
-    this is checked (`check`) before the folder is there.
+    that a byte fallback spelled. So a text has the base's tokens, or new ones that stand for several of them each. What
+    is learned is whole characters, or a part of one. All this is checked (`check`) before the folder is there.
 
     Args:
         model: folder or hub name of a model or tokenizer, or a fast tokenizer.
@@ -47,6 +49,8 @@ def extend(
             with a space is taken as it is, any other with a space in front too, as words stand in texts.
         max_token_length: characters of a learned token, "▁" and each byte of a byte-level vocabulary is one; 16 for a
             SentencePiece vocabulary, as long as may be for others, if None.
+        join_marks: let vowel signs and accents (Unicode's marks) stay with their letters, where the pre-tokenizer cuts
+            words at them, as GPT-2's does with Hindi, Khmer and Thai. Texts keep the base's tokens.
         split, text_field: of the data.
         on_stage: called with the name of each stage of the work.
         **options: for loading the tokenizer.
@@ -56,7 +60,8 @@ def extend(
 
     Raises:
         TypeError: it is not a fast tokenizer.
-        ValueError: it has no merges to go on with, no words and no data were given, or they cannot be read.
+        ValueError: it has no merges to go on with, no words and no data were given, or they cannot be read; or marks
+            cannot be joined.
         FileExistsError: the folder has something in it.
     """
     check_new_folder("output", output)
@@ -65,14 +70,15 @@ def extend(
     if data is None and words is None:
         raise ValueError("data: wanted text to learn tokens from, or words, got neither")
     on_stage("tokenizer")
-    base = made = read_source(model, **options)
+    base = read_source(model, **options)
     check_extensible(base)
+    made = marks.join_marks(base) if join_marks else base
     left_out: Mapping[str, str] = {}
     texts: list[str] = []
     if words is not None:
         on_stage("words")
         listed = read_words(words) if isinstance(words, str | Path) else list(words)
-        made, left_out = add_words(base, listed)
+        made, left_out = add_words(made, listed)
         texts = listed[: 1 << 12]
     if data is not None:
         on_stage("data")
@@ -99,6 +105,7 @@ def write_extended(
         left_out=dict(left_out),
         bytes_per_token=bytes_per_token(made, texts),
         bytes_per_token_before=bytes_per_token(base, texts),
+        cut_at_marks=marks.cut_at_marks(made, texts),
     )
 
 

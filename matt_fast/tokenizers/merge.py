@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import token_bytes
 from matt_fast.support.checks import check_new_folder
+from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.extend import check_extensible, write_extended
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
 from matt_fast.tokenizers.result import NewTokenizer
@@ -21,6 +22,7 @@ def merge(
     other: Place,
     output: str | Path,
     *,
+    join_marks: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
     **options,
 ) -> NewTokenizer:
@@ -34,6 +36,7 @@ def merge(
         model: folder or hub name of a model or tokenizer, or a fast tokenizer: the base.
         other: the one whose tokens are taken, of any kind.
         output: folder to write; new or empty.
+        join_marks: as in `extend`.
         on_stage: called with the name of each stage of the work.
         **options: for loading both.
 
@@ -42,17 +45,18 @@ def merge(
 
     Raises:
         TypeError: one is not a fast tokenizer.
-        ValueError: the base has no merges, or the other has nothing that it lacks.
+        ValueError: the base has no merges, the other has nothing that it lacks, or marks cannot be joined.
         FileExistsError: the folder has something in it.
     """
     check_new_folder("output", output)
     on_stage("tokenizers")
     base, theirs = read_source(model, **options), read_source(other, "other", **options)
     check_extensible(base)
+    start = marks.join_marks(base) if join_marks else base
     have = {token.bytes for token in token_bytes(base.tokenizer).values() if token.kind != "special"}
     in_order = (token for _, token in sorted(token_bytes(theirs.tokenizer).items()))  # that of merges
     lacking = dict.fromkeys(token.bytes for token in in_order if token.kind == "text" and token.bytes not in have)
-    spelling, merging, left_out = Spelling(base), Merging(base), {}
+    spelling, merging, left_out = Spelling(start), Merging(start), {}
     spelled = {content: spelling.of_bytes(content) for content in lacking if content}
     wanted = {entry for entry in spelled.values() if entry is not None}
     for content, entry in spelled.items():
@@ -64,5 +68,5 @@ def merge(
     if not merging.added:
         raise ValueError(f"other: wanted a tokenizer with tokens that {str(model)!r} lacks, got none in {str(other)!r}")
     on_stage("checks")
-    made = append_tokens(base, merging.added, merging.merges)
+    made = append_tokens(start, merging.added, merging.merges)
     return write_extended(base, made, [], output, left_out)

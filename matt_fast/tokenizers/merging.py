@@ -4,8 +4,10 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 from matt_fast.tokenizers.source import Source
+from matt_fast.tokenizers.spelling import splits_character
 
 MOST_PIECES = 64  # of an entry that is to become one token
+SPLIT = 1 / 1024  # of an entry: what a whole character with a part of another costs more
 UNREACHABLE = "needs a merge to a token that the base makes otherwise"
 
 
@@ -22,6 +24,7 @@ class Merging:
         self.old = frozenset(base.entries)
         self.known = set(self.old)
         self.ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+        self.sentencepiece = base.sentencepiece
         self.byte_fallback = bool(model.get("byte_fallback"))
         self.added: list[str] = []
         self.merges: list[tuple[str, str]] = []
@@ -94,14 +97,21 @@ class Merging:
         del self.added[entries:], self.merges[merges:]
 
     def _first_merge(self, pieces: Sequence[str], wanted: Collection[str]) -> tuple[str, str] | None:
-        """The merge to begin with of those that make one token of the pieces with the fewest entries more."""
+        """The merge to begin with of those that make one token of the pieces with the fewest entries more.
+
+        Of as many entries those that are whole characters, or a part of one, are taken.
+        """
         best: dict[tuple[int, int], tuple[float, int]] = {(i, i + 1): (0, i) for i in range(len(pieces))}
         for size in range(2, len(pieces) + 1):
             for start in range(len(pieces) - size + 1):
                 end, part = start + size, "".join(pieces[start : start + size])
                 costs = ((best[start, cut][0] + best[cut, end][0], cut) for cut in range(start + 1, end))
                 cost, cut = min(costs)
-                own = float("inf") if part in self.old else 0 if part in self.known or part in wanted else 1
+                own: float = 0 if part in self.known or part in wanted else 1
+                if part in self.old:
+                    own = float("inf")
+                elif own and not self.sentencepiece and splits_character(part):
+                    own += SPLIT
                 best[start, end] = cost + own, cut
         if best[0, len(pieces)][0] == float("inf"):
             return None

@@ -16,6 +16,7 @@ class NewTokenizer:
         removed: texts of those that it no longer has.
         left_out: what was asked for and could not become a token, with the reason.
         bytes_per_token, bytes_per_token_before: of the first 262,144 characters of the data, if there was any.
+        cut_at_marks: of these, the share of letters and marks that are marks at which words are cut.
     """
 
     tokens: int
@@ -25,6 +26,7 @@ class NewTokenizer:
     left_out: dict[str, str] = field(default_factory=dict)
     bytes_per_token: float | None = None
     bytes_per_token_before: float | None = None
+    cut_at_marks: float = 0.0
 
 
 def bytes_per_token(source: Source, texts: Sequence[str]) -> float | None:

@@ -2,7 +2,7 @@
 
 import re
 
-from matt_fast.alignment.vocabulary import BYTE_LEVEL
+from matt_fast.alignment.vocabulary import BYTE_LEVEL, BYTE_OF
 from matt_fast.tokenizers.source import Source
 
 SPACE = "▁"
@@ -37,3 +37,15 @@ class Spelling:
         if self.sentencepiece:
             return wanted.decode().replace(" ", SPACE)
         return "".join(BYTE_LEVEL[byte] for byte in wanted)
+
+
+def bytes_of(entry: str) -> bytes:
+    """What an entry of a byte-level vocabulary stands for."""
+    return bytes(BYTE_OF.get(x, 0) for x in entry)
+
+
+def splits_character(entry: str) -> bool:
+    """Whether a byte-level entry has a whole character, other than a space in front, and a part of another."""
+    content = bytes_of(entry)
+    text = content.decode(errors="ignore")
+    return bool(text.strip()) and text.encode() != content

@@ -8,15 +8,16 @@ import json
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, trainers
 
-from matt_fast.alignment.vocabulary import BYTE_TOKEN
+from matt_fast.alignment.vocabulary import BYTE_OF, BYTE_TOKEN
 from matt_fast.support.texts import bounded_pieces, groups
 from matt_fast.tokenizers.source import Source
+from matt_fast.tokenizers.spelling import bytes_of, splits_character
 
 UTF_32 = "utf-32-le" if sys.byteorder == "little" else "utf-32-be"
 FIRST = 0x20000  # the character of token 0: from here on none is white space
@@ -31,7 +32,7 @@ BLANK, LETTER, DIGIT, SPACE, OTHER = range(5)  # classes of characters
 
 
 class Symbols:
-    """A tokenizer's tokens as characters, and where none may be merged with the next.
+    """A tokenizer's tokens as characters, "symbols", and where none may be merged with the next.
 
     That is between pre-tokens, and at added and unknown tokens; at digits too, if the base keeps each alone. A
     SentencePiece vocabulary does not say where its trainer split texts: there merges stay inside words, as the
@@ -40,6 +41,9 @@ class Symbols:
     Args:
         source: the base. Ids are below 700,000.
         digits_alone: whether digits are merged with nothing; as in the base if None.
+
+    Attributes:
+        named: symbols that stand for entries that are not the base's, see `name`.
     """
 
     def __init__(self, source: Source, digits_alone: bool | None = None):
@@ -59,6 +63,7 @@ class Symbols:
             for entry, i in entries.items():
                 if byte := BYTE_TOKEN.fullmatch(entry):
                     self.byte[i] = int(byte[1], 16)
+        self.named: dict[str, str] = {}
         self.inside_words = source.sentencepiece
         if self.inside_words:
             self._classify(entries)
@@ -118,8 +123,29 @@ class Symbols:
 
     def spell(self, symbol: str) -> str:
         """How the vocabulary writes a symbol."""
+        if symbol in self.named:
+            return self.named[symbol]
         i = ord(symbol) - FIRST
         return self.entry_of[i] if i < self.rows else chr(i - self.rows)
+
+    def spell_all(self, symbols: str) -> str:
+        return "".join(map(self.spell, symbols))
+
+    def name(self, entry: str) -> str:
+        """A symbol for an entry that is appended to a byte-level vocabulary."""
+        symbol = chr(FIRST + self.rows + len(self.named))
+        self.named[symbol] = entry
+        return symbol
+
+    def units(self, word: str) -> list[str]:
+        """A pre-token of a byte-level vocabulary, cut into the shortest runs of symbols that have whole characters."""
+        units: list[str] = []
+        for symbol in word:
+            if units and BYTE_OF.get(self.spell(symbol)[0], 0) & 0xC0 == 0x80:
+                units[-1] += symbol
+            else:
+                units.append(symbol)
+        return units
 
 
 def keeps_digits_alone(source: Source) -> bool:
@@ -142,7 +168,8 @@ def character_class(character: str) -> int:
 def count_words(symbols: Symbols, texts: Iterable[str]) -> tuple[Counter, Counter]:
     """(pre-token of two symbols or more -> times, character that the vocabulary lacks -> times).
 
-    Of more than 2 million different pre-tokens the rarest are dropped.
+    Of more than 2 million different pre-tokens the rarest are dropped, down to a million. In a language without spaces
+    most occur once.
     """
     words, characters = Counter(), Counter()
     for group in groups(filter(None, bounded_pieces(texts)), TOGETHER):
@@ -152,9 +179,18 @@ def count_words(symbols: Symbols, texts: Iterable[str]) -> tuple[Counter, Counte
             codes, times = np.unique(missing, return_counts=True)
             characters.update(dict(zip(map(chr, codes), times.tolist(), strict=True)))
         while len(words) > MOST_WORDS:
-            least = sorted(words.values())[len(words) - MOST_WORDS // 2]
-            words = Counter({word: times for word, times in words.items() if times > least})
+            words = Counter(dict(_most_frequent(words, MOST_WORDS // 2)))
     return words, characters
+
+
+def _most_frequent(words: Counter, most: int) -> Iterator[tuple[str, int]]:
+    """So many words; of those that are as frequent as the last the earliest."""
+    least = sorted(words.values())[len(words) - most]
+    room = most - sum(times > least for times in words.values())
+    for word, times in words.items():
+        room -= times == least
+        if times > least or (times == least and room >= 0):
+            yield word, times
 
 
 def learn(
@@ -164,7 +200,8 @@ def learn(
 
     Every merge makes an entry that was not there, so that texts in which none of the new entries occurs keep their
     tokens. Characters that the vocabulary lacks (a byte fallback spells them) come first, up to 99.95% of the text's
-    characters that it lacks, and take half of the new entries at most.
+    characters that it lacks, and take half of the new entries at most. In a byte-level vocabulary an entry is whole
+    characters, or a part of one.
 
     Args:
         symbols: of the base.
@@ -174,14 +211,58 @@ def learn(
     """
     words, missing = count_words(symbols, texts)
     characters = _covering(missing, wanted // 2)
-    room, slack = wanted - len(characters), wanted // 8 + 64
+    room = wanted - len(characters)
+    entries, merges = _merged(symbols, words, room, characters, max_characters)
+    if not symbols.inside_words and any(map(splits_character, entries)):
+        entries, merges = _merged_by_character(symbols, words, room, entries, max_characters)
+    return characters + entries, merges
+
+
+def _merged(
+    symbols: Symbols, words: Counter, room: int, appended: list[str], max_characters: int | None
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """As many new entries as there is room for, and their merges."""
+    slack = room // 8 + 64
     alphabet = len(set().union(*words)) if words else 0
     while True:
         tried = _train(words, alphabet + room + slack)
-        entries, merges = _accepted(symbols, tried, characters, max_characters)
+        entries, merges = _accepted(symbols, tried, appended, max_characters)
         if len(entries) >= room or len(tried) < room + slack:
-            return characters + entries[:room], merges[:room]
+            return entries[:room], merges[:room]
         slack *= 4
+
+
+def _merged_by_character(
+    symbols: Symbols, words: Counter, room: int, free: Collection[str], max_characters: int | None
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The same where no new entry has a whole character and a part of another.
+
+    Characters that the base spells with several tokens are put together first, those that merges without this bound
+    (`free`) put together too. All others stay as they are.
+    """
+    made = set().union(*map(_whole_characters, free))
+    several: Counter[str] = Counter()
+    for word, times in words.items():
+        for unit in symbols.units(word):
+            if len(unit) > 1:
+                several[unit] += times
+    wanted = {unit: entry for unit in several if _whole_characters(entry := symbols.spell_all(unit)) & made}
+    characters, merges = _merged(symbols, Counter({x: several[x] for x in wanted}), room, [], max_characters)
+    reached = set(characters)
+    names = {unit: symbols.name(entry) for unit, entry in wanted.items() if entry in reached}
+    rest: Counter[str] = Counter()
+    for word, times in words.items():
+        units = (names.get(unit, unit) for unit in symbols.units(word))
+        for part in "".join(unit if len(unit) == 1 else " " for unit in units).split():
+            rest[part] += times
+    entries, behind = _merged(symbols, rest, room - len(characters), characters, max_characters)
+    return characters + entries, merges + behind
+
+
+def _whole_characters(entry: str) -> set[str]:
+    """The characters of which a byte-level entry has all bytes, the first with the space in front of it."""
+    text = bytes_of(entry).decode(errors="ignore")
+    return {text[:2], *text[2:]} if text[:1] == " " else set(text)
 
 
 def _covering(missing: Counter, most: int) -> list[str]:

@@ -22,6 +22,7 @@ from matt_fast.recipe.subject import Subject
 SECONDS = 5.0  # spent on reading, in each check
 WINDOW, STRIDE = 60, 20  # characters of a stretch that is looked for, and between two of them in the training text
 COPIED = 0.5  # of a piece's characters: then it counts as copied
+MUCH_LONGER = 2  # times as many tokens as the student's
 MOST_PADDING, MOST_PASSES, MOST_LONGER = 0.3, 20, 0.01
 
 
@@ -86,7 +87,10 @@ def rows(subject: Subject) -> Iterator[Said]:
     size = job.batch_size
     longest = [lengths[i : i + size].max(0) for i in range(0, len(lengths), size)]
     padding = 1 - lengths.sum() / (size * np.sum(longest)) if len(lengths) >= size else 0.0
-    line = f"chunks have {lengths[:, 1].mean():,.0f} of {job.max_length:,} tokens on average"
+    teacher, student = lengths.mean(0)
+    line = f"chunks have {student:,.0f} of {job.max_length:,} tokens on average"
+    if teacher > MUCH_LONGER * student and 2 * teacher > job.max_length:
+        line += f", since the model's tokenizer has {teacher:,.0f} there (a larger --max-length makes them longer)"
     if padding > MOST_PADDING and not job.training.packing:
         yield look(
             f"{line}, and {padding:.0%} of the rows is padding", "--packing fills rows, where the layers allow it"
