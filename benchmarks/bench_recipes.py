@@ -23,7 +23,7 @@ from matt_fast.recipe.recipes import RECIPES
 OPTIONS = {name: ["--recipe", name] for name in RECIPES} | {
     "rows only (token-distillation)": ["--max-length", "256"],
     "rows only (alm)": ["--objective", "alm", "--lr", "1e-3", "--max-length", "256"],
-    "lora, next token": ["--recipe", "quick", "--heal-objective", "ntp"],
+    "lora, segment-kl": ["--recipe", "quick", "--heal-objective", "segment-kl"],
     "lora, alm": ["--recipe", "quick", "--heal-objective", "alm"],
     "lora, boundary-kl+ntp": ["--recipe", "quick", "--heal-objective", "boundary-kl+ntp"],
     "lora, segment-kl+ntp": ["--recipe", "quick", "--heal-objective", "segment-kl+ntp"],

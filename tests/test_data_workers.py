@@ -98,6 +98,7 @@ def test_workers_that_are_killed_are_started_again_and_end_with_the_batches(corp
 
 def test_an_error_arrives_as_it_is_behind_the_batches_before_it(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "SHUFFLED_PIECES", 256)
+    monkeypatch.setattr(chunks, "TOKENISE_TOGETHER", 16)
     path = tmp_path / "corpus.jsonl"
     lines = [json.dumps({"text": text}) for text in TEXTS * 15]  # more than are shuffled together
     path.write_text("\n".join([*lines[:270], "{broken", *lines[270:]]))

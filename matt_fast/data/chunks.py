@@ -15,8 +15,8 @@ from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
 from matt_fast.data.packing import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
-TOKENISE_TOGETHER = 16  # texts
-CHARACTERS_TOGETHER = 1 << 18  # some tenths of a second's work, so that several workers have enough of it
+TOKENISE_TOGETHER = 1024  # texts; their chunks are shuffled together, and of few texts batches would be alike
+CHARACTERS_TOGETHER = 1 << 20  # about a second's work, so that several workers have enough of it
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from matt_fast.data.prepared import ShuffledChunks, left_out_of
 from matt_fast.data.shards import Shards, is_url
 from matt_fast.support.texts import bounded_pieces
 
-TEXT_ORDER = 3  # counted up with each change of how texts are shuffled: a `Position` then means other texts
+TEXT_ORDER = 4  # counted up with each change of how texts are shuffled: a `Position` then means other texts
 ITEMS_TOGETHER = 1 << 16
 PIECE_CHARACTERS = 32  # of a piece of a long text, for each token of a chunk: some six to ten chunks of European text
 
