@@ -1,7 +1,9 @@
 """Texts that the teacher writes of its own: what a template gives, what is drawn, and a transfer that reads them."""
 
 import json
+import string
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from test_runs import Stop, files, stop_at  # noqa: F401, a fixture
 from test_snippets import drawn
 from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.vocabulary import Token, VocabularyPair
@@ -17,9 +20,11 @@ from matt_fast.data import rehearsal
 from matt_fast.data.chunks import sides_of
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.prepared import ShuffledChunks, left_out_of, numbers_of, open_chunks, prepare_once
-from matt_fast.data.rehearsal import Template, own_texts, template_of
+from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, template_of
 from matt_fast.recipe import stages
-from matt_fast.recipe.rehearsal import with_rehearsal
+from matt_fast.recipe.rehearsal import rehearsal_of, with_rehearsal
+from matt_fast.recipe.result import Rehearsal
+from matt_fast.recipe.run import Run
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<sys>be kind<end>{% endif %}"
@@ -45,7 +50,7 @@ def test_what_is_around_a_question_and_an_answer():
     assert template_of(tokenizer) == Template("<sys>be kind<end><user>", "<end>\n<assistant>", "<end>\n")
     for template, message in (
         ("{{ raise_exception('only systems') }}", "wanted a chat template that takes .* only systems"),
-        ("{{ messages[0].content }}", "shows a question and an answer once each"),
+        ("{{ messages[0].content }}", "it has to show them once each"),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "once each"),
     ):
         tokenizer.chat_template = template
@@ -54,6 +59,49 @@ def test_what_is_around_a_question_and_an_answer():
     bare = byte_level(TEXTS, 270)
     with pytest.raises(ValueError, match="a chat template, or with a token that begins or ends a text, got neither"):
         template_of(bare)
+
+
+def test_what_stands_around_texts_that_are_no_special_tokens_and_thoughts_that_are(monkeypatch):
+    """A template like Mistral's, whose marks are text, and a tokenizer that writes a space before each word."""
+    backend = Tokenizer(models.BPE(byte_fallback=False))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<s>", "</s>", "<think>", "</think>", "<image>"]
+    backend.train_from_iterator([string.printable], trainers.BpeTrainer(special_tokens=special))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content[0].text }} [/INST]"
+        "{% else %} {{ (m.content[0].text).split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
+    )
+    assert template_of(tokenizer) == Template("<s>[INST] ", " [/INST]", "</s>")
+    calls = []
+    script = [["is it a dog? [/INST] yes", "a cat"], ["<think>it is</think> a dog.", "it is <think> a"]]
+
+    def written(model, prompts, numbers, usable, ends, **given):
+        calls.append(([tokenizer.decode(x) for x in prompts], tokenizer.convert_ids_to_tokens(ends)))
+        ids = [tokenizer(x, add_special_tokens=False)["input_ids"] for x in script[len(calls) - 1]]
+        return [*ids[:1], (ids[1] * 100)[: numbers.shape[1]]] if len(calls) == 2 else ids  # the last one is cut off
+
+    monkeypatch.setattr(rehearsal, "continuations", written)
+    pair = VocabularyPair(tokenizer, new_tokenizer(), len(tokenizer))
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[1, 4]))
+    whole, cut = own_texts(model, pair, 2, 0)
+    assert calls[0] == (["<s> [INST]"] * 2, special), "a space before the question is its own"
+    assert calls[1][0] == ["<s> [INST] is it a dog? [/INST]", "<s> [INST] a cat [/INST]"]
+    assert calls[1][1] == ["<s>", "</s>", "<think>", "<image>"], "of what the template names only what ends a text"
+    assert whole == "<s>[INST] is it a dog? [/INST]<think> it is</think> a dog.</s>"
+    assert cut.startswith("<s>[INST] a cat [/INST] it is")
+    assert not cut.endswith("</s>")
+    assert lacking_tokens(tokenizer, new_tokenizer()) == []
+    assert lacking_tokens(tokenizer, byte_level(TEXTS, 270, bos_token="<s>")) == ["</s>"]
+
+
+def test_lines_within_texts_are_no_ends_of_rows(tmp_path):
+    run = Run(tmp_path)
+    (run.path("rehearsal")).mkdir(parents=True)
+    texts = ["a\u2028b\x85", "\r\n"]
+    rows = [json.dumps({"text": x}, ensure_ascii=False) + "\n" for x in texts]
+    (run.path("rehearsal") / "texts.jsonl").write_text("".join(rows), encoding="utf-8")
+    assert rehearsal_of(run) == Rehearsal(2, 6, 0.2)
 
 
 def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
@@ -156,6 +204,7 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
     assert line.removeprefix("rehearsal: ") in (tmp_path / "whole" / "README.md").read_text()
     others, own, times = sizes.pop()
     assert times > 1
+    assert whole.rehearsal.share == own * times / (own * times + others)
     assert abs(own * times / (own * times + others) - 0.2) < own / others, "a fifth of the rows, as nearly as may be"
     with pytest.raises(Stop):
         transfer(**given, output=tmp_path / "parts", on_step=stop_at(3))
@@ -179,5 +228,6 @@ def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811
             transfer(**given | changed)
     assert not (tmp_path / "x").exists()
     places = {name: given[name] for name in ("model", "tokenizer", "data")}
-    (line,) = [x.found for x in doctor(**places, rehearse=30) if x.name == "rehearsal"]
+    line, lacking = [x.found for x in doctor(**places, rehearse=30) if x.name == "rehearsal"]
+    assert lacking == "rehearse: the new tokenizer lacks '<bos>', '<eos>' of the chat template, and reads them as text"
     assert line == "the teacher writes 30 conversations of its own, of up to 208 tokens, 6,240 in all"

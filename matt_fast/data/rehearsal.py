@@ -6,6 +6,7 @@ questions too: given its template as far as where the user speaks, it writes wha
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from matt_fast.model.sampling import continuations
 QUESTION, ANSWER = 48, 160  # tokens, at most
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": 0.95}  # what is sharper would be learned too
 ROUNDS = 4  # of questions: one that says nothing is drawn again
+TAIL = 4  # tokens of a prompt that its continuation is decoded behind: alone it may lose the space before it
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 USER, ASSISTANT = "USER\u2063SPEAKS", "ASSISTANT\u2063SPEAKS"  # stand for what is said; in no template
 
@@ -50,17 +52,44 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template | None:
                 f"neither in {tokenizer.name_or_path!r}"
             )
         return None
-    said = [{"role": "user", "content": USER}, {"role": "assistant", "content": ASSISTANT}]
-    try:
-        whole = tokenizer.apply_chat_template(said, tokenize=False)
-        asked = tokenizer.apply_chat_template(said[:1], tokenize=False)
-        prompt = tokenizer.apply_chat_template(said[:1], tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # whatever a template raises
-        raise ValueError(f"rehearse: wanted a chat template that takes a question and an answer: {error}") from error
+    reasons = []
+    for shape in (lambda text: text, lambda text: [{"type": "text", "text": text}]):  # of models that see, too
+        try:
+            return _around(tokenizer, shape)
+        except Exception as error:  # whatever a template raises
+            reasons.append(error)
+    raise ValueError(
+        f"rehearse: wanted a chat template that takes a question and an answer: {reasons[0]}"
+    ) from reasons[0]
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, shape: Callable[[str], object]) -> Template:
+    """What a template puts around contents of a shape."""
+    said = [{"role": "user", "content": shape(USER)}, {"role": "assistant", "content": shape(ASSISTANT)}]
+    show = partial(tokenizer.apply_chat_template, tokenize=False)
+    whole, asked, prompt = show(said), show(said[:1]), show(said[:1], add_generation_prompt=True)
     if not (whole.count(USER) == whole.count(ASSISTANT) == prompt.count(USER) == 1):
-        raise ValueError("rehearse: wanted a chat template that shows a question and an answer once each")
+        raise ValueError("it has to show them once each")
+    if not (whole.split(USER)[0].strip(" ") or start_of_text(tokenizer)):
+        raise ValueError("nothing comes before the question, and no token begins or ends a text")
     opened, behind = whole.split(ASSISTANT)
-    return Template(*(opened if prompt == asked else prompt).split(USER), behind)
+    before, between = (opened if prompt == asked else prompt).split(USER)
+    return Template(before, between.rstrip(" "), behind)  # the space before an answer is the model's to write
+
+
+def lacking_tokens(tokenizer: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> list[str]:
+    """The added tokens of `template_of` a tokenizer, such as "<|im_end|>", that a new one does not have."""
+    template = template_of(tokenizer)
+    if template is None:
+        return []
+    text, known = "".join(template), new.get_vocab()
+    return [x.content for x in tokenizer.added_tokens_decoder.values() if x.content in text and x.content not in known]
+
+
+def read_as_text(lacking: list[str]) -> str:
+    """What a person should know of `lacking_tokens`."""
+    shown = ", ".join(map(repr, lacking))
+    return f"rehearse: the new tokenizer lacks {shown} of the chat template, and reads them as text"
 
 
 def own_texts(
@@ -85,7 +114,8 @@ def own_texts(
 
     Returns:
         `count` texts, or fewer where some said nothing in four rounds: a question of up to 48 tokens and an answer of
-        up to 160 in the template, special tokens as their text; 208 tokens without a template.
+        up to 160 in the template, special tokens as their text; 208 tokens without a template. What a model thinks
+        before it answers is part of the answer.
 
     Raises:
         ValueError: the model is of a class that cannot generate, or what `template_of` raises.
@@ -96,14 +126,15 @@ def own_texts(
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))
         return [text for text, _ in writer(prompts, QUESTION + ANSWER, 0).values() if text.strip()]
-    before = _ids(tokenizer, template.before)
+    before = _ids(tokenizer, template.before.rstrip(" ")) or start_of_text(tokenizer)
     questions: dict[int, str] = {}
     for number in range(ROUNDS):
         missing = {i: before for i in range(count) if i not in questions}
-        found = writer(missing, QUESTION, number)
+        found = writer(missing, QUESTION, number, template.between)
         questions |= {i: text.strip() for i, (text, _) in found.items() if text.strip()}
     asked = {i: template.before + questions[i] + template.between for i in sorted(questions)}
-    answers = writer({i: _ids(tokenizer, text) for i, text in asked.items()}, ANSWER, ROUNDS)
+    writer.ends = _ends_of_answers(model, vocabulary, template)
+    answers = writer({i: _ids(tokenizer, text) for i, text in asked.items()}, ANSWER, ROUNDS, template.behind)
     return [
         asked[i] + (answer.rstrip() + template.behind if ended else answer)
         for i, (answer, ended) in answers.items()
@@ -112,27 +143,58 @@ def own_texts(
 
 
 class _Writer:
-    """Writes on behind prompts; what is drawn depends on the seed, the prompt's number and the round."""
+    """Writes on behind prompts; what is drawn depends on the seed, the prompt's number and the round.
+
+    Attributes:
+        ends: ids that end what is written; all special ones until others are set.
+    """
 
     def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, seed: int, on_progress: Callable):
         self.model, self.tokenizer, self.seed, self.on_progress = model, vocabulary.teacher, seed, on_progress
-        special = (i for i, token in vocabulary.teacher_tokens.items() if token.kind == "special")
-        self.ends = sorted({*special, *self.tokenizer.all_special_ids})
+        self.special = _special(vocabulary)
+        self.ends = sorted(self.special)
         self.usable = torch.zeros(vocabulary.teacher_rows, dtype=torch.bool)
         self.usable[[i for i in vocabulary.teacher_tokens if i < vocabulary.teacher_rows]] = True
 
-    def __call__(self, prompts: dict[int, list[int]], longest: int, number: int) -> dict[int, tuple[str, bool]]:
-        """Number -> what was written, and whether it came to its end."""
+    def __call__(
+        self, prompts: dict[int, list[int]], longest: int, number: int, behind: str = ""
+    ) -> dict[int, tuple[str, bool]]:
+        """Number -> what was written, and whether it came to its end: one of `ends`, or the first line of `behind`."""
         if not prompts:
             return {}
         draws = np.stack([np.random.default_rng([self.seed, i, number]).random(longest) for i in prompts])
         given = {"ends": self.ends, "on_progress": self.on_progress, **SAMPLING}
         found = continuations(self.model, list(prompts.values()), draws, self.usable, **given)
+        stop = behind.strip().partition("\n")[0]  # "[/INST]": not all templates' marks are special tokens
         written = {}
-        for i, ids in zip(prompts, found, strict=True):
-            text, broken, _ = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).partition(BROKEN)
-            written[i] = text, len(ids) < longest and not broken
+        for (i, prompt), ids in zip(prompts.items(), found, strict=True):
+            text, broken, _ = self._decoded(prompt, ids).partition(BROKEN)
+            text, stopped, _ = text.partition(stop) if stop else (text, "", "")
+            written[i] = text, bool(stopped) or (len(ids) < longest and not broken)
         return written
+
+    def _decoded(self, prompt: list[int], ids: list[int]) -> str:
+        """What `ids` add to the text of a prompt; a tokenizer begins anew behind a special token."""
+        tail = [] if prompt[-1] in self.special else prompt[-TAIL:]
+        before, both = (self.tokenizer.decode(x, clean_up_tokenization_spaces=False) for x in (tail, tail + ids))
+        return both.removeprefix(before)
+
+
+def _special(vocabulary: VocabularyPair) -> dict[int, str]:
+    """Id -> text."""
+    special = {i: x.bytes.decode(errors="replace") for i, x in vocabulary.teacher_tokens.items() if x.kind == "special"}
+    return dict(zip(vocabulary.teacher.all_special_ids, vocabulary.teacher.all_special_tokens, strict=True)) | special
+
+
+def _ends_of_answers(model: PreTrainedModel, vocabulary: VocabularyPair, template: Template) -> list[int]:
+    """All special ids but those that the template names and that end nothing: parts of answers, such as thoughts."""
+    tokenizer, special = vocabulary.teacher, _special(vocabulary)
+    source = tokenizer.get_chat_template()
+    stated = model.generation_config.eos_token_id
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ends |= set(stated) if isinstance(stated, list) else {stated}
+    ends |= {i for i, text in special.items() if template.behind.strip().startswith(text)}
+    return sorted({i for i, text in special.items() if text not in source} | ends - {None})
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

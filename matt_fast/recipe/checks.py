@@ -14,7 +14,7 @@ from matt_fast.data.chunks import identity
 from matt_fast.data.compressed import ending_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
-from matt_fast.data.rehearsal import template_of
+from matt_fast.data.rehearsal import lacking_tokens, read_as_text
 from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
@@ -80,7 +80,9 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
         work.say(f"tokenizer: {lost}")
     if job.rehearse is not None:
-        template_of(subject.sides[0].tokenizer)
+        lacking = lacking_tokens(*(side.tokenizer for side in subject.sides))
+        if lacking and not known:
+            work.say(read_as_text(lacking))
     if known:
         _check_prepared(subject)
         for line in _told_of_changes(known, settings, done):

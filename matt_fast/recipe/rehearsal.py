@@ -54,6 +54,8 @@ def rehearsal_chunks(
         own = prepare_once(work.run.path("data"), place / TEXTS, *sides, **given)
     count, others = len(open_chunks([own])), len(open_chunks(folders))
     times = max(1, round(SHARE / (1 - SHARE) * others / count))
+    if work.is_main:
+        work.run.update("state.json", rehearsed=times * count / (times * count + others))
     work.say(f"rehearsal: {rehearsal_of(work.run).message()}")
     return (own,) * times
 
@@ -81,5 +83,6 @@ def rehearsal_of(run: Run) -> Rehearsal | None:
     path = run.path(PLACE) / TEXTS
     if not path.exists():
         return None
-    texts = [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return Rehearsal(len(texts), sum(map(len, texts)))
+    with path.open(encoding="utf-8") as lines:  # `splitlines` would part them within texts, too
+        texts = [json.loads(line)["text"] for line in lines]
+    return Rehearsal(len(texts), sum(map(len, texts)), run.read("state.json").get("rehearsed", SHARE))

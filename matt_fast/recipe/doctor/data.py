@@ -9,7 +9,7 @@ import numpy as np
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files
-from matt_fast.data.rehearsal import ANSWER, QUESTION, template_of
+from matt_fast.data.rehearsal import ANSWER, QUESTION, lacking_tokens, read_as_text, template_of
 from matt_fast.data.snippets import NEW
 from matt_fast.data.summary import DataSummary, check_held_out
 from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, cut_pieces
@@ -137,6 +137,8 @@ def rehearsal(subject: Subject) -> Iterator[Said]:
         return
     longest = QUESTION + ANSWER
     yield ok(f"the teacher writes {count:,} {what} of its own, of up to {longest} tokens, {longest * count:,} in all")
+    if lacking := lacking_tokens(*(side.tokenizer for side in subject.sides)):
+        yield look(read_as_text(lacking), "`matt-fast tokenizer extend` keeps them")
 
 
 def held_out(subject: Subject) -> Iterator[Said]:
