@@ -191,6 +191,7 @@ def test_padding_is_not_seen(folder):
             n_layers=LAYERS,
             max_length=60,
             batch_size=batch_size,
+            seed=1,
             training=training,
         )
         rows = AutoModelForMaskedLM.from_pretrained(output).get_input_embeddings().weight

@@ -146,8 +146,8 @@ def test_what_a_run_does_not_go_on_with(job, tmp_path):
     about.write_text(known.replace('"version": "', '"version": "9.'))
     with pytest.raises(ValueError, match=r"resume: the run began with matt-fast 9\."):
         transfer(**job, resume=True)
-    about.write_text(known.replace('"text_order": 3', '"text_order": 2'))
-    with pytest.raises(ValueError, match="text_order: was 2, now 3"):
+    about.write_text(known.replace('"text_order": 4', '"text_order": 3'))
+    with pytest.raises(ValueError, match="text_order: was 3, now 4"):
         transfer(**job, resume=True)
     about.write_text(known)
     shutil.copy(job["data"], tmp_path / "moved.jsonl")  # the same text, elsewhere
