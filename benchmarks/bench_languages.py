@@ -1,7 +1,7 @@
 """Other languages: what new tokens save and what the model makes of them, for languages that differ in kind.
 
-    .venv/bin/python benchmarks/bench_languages.py [--languages es,ru] [--add 1000] [--steps 50] [--objective segment-kl]
-        [--control] [--pieces 6]
+    .venv/bin/python benchmarks/bench_languages.py [--languages es,ru] [--add 1000] [--steps 50]
+        [--objective segment-kl] [--control] [--pieces 6]
 
 SmolLM2-135M-Instruct; texts: `language_text`. Each is what a user would do: `tokenizer extend`, then `transfer --recipe
 quick`. Without --steps there is no healing, only the tokens; with `--control` the original with its own tokenizer is
