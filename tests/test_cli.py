@@ -69,7 +69,7 @@ def test_a_wrong_argument_is_named(called, arguments, words):
 MAY_BE_ZERO = {"seed", "data_workers", "completions", "few_shot", "steps", "heal_max_worse", "warmup_steps"}
 
 
-MAY_BE_ZERO |= {"decay_steps", "max_grad_norm"}
+MAY_BE_ZERO |= {"decay_steps", "max_grad_norm", "rehearse"}
 
 
 MAY_BE_HUGE = {"lr", "max_grad_norm", "checkpoint_every", "validate_every"}

@@ -155,4 +155,6 @@ def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, 
     run("transfer", *PATHS, "--recipe=quick")
     assert (called[-1]["healing"].objective, called[-1]["training"].steps) == ("ntp", 0)
     assert called[-1]["rehearse"] == 64
+    run("transfer", *PATHS, "--recipe=quick", "--rehearse=0")
+    assert called[-1]["rehearse"] == 0
     assert "recipe: wanted one of quick, paper, best" in message(run("transfer", *PATHS, "--recipe=fast"))

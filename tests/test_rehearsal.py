@@ -220,7 +220,7 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
 def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811
     given = {name: value for name, value in files.items() if "eval" not in name} | {"output": tmp_path / "x"}
     for changed, message in (
-        ({"rehearse": 0}, "rehearse: wanted at least 1, got 0"),
+        ({"rehearse": -1}, "rehearse: wanted at least 0, got -1"),
         ({"rehearse": 1, "data": None}, "data: wanted text to train on, got none"),
         ({"rehearse": 1, "data": None, "prepared": "s3://x/y"}, "rehearse: wanted prepared chunks in a local folder"),
     ):

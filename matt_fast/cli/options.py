@@ -212,7 +212,7 @@ Snippets = Annotated[
     ),
 ]
 Rehearse = Annotated[
-    int | None,
+    int,
     Option(
         help="Let the teacher write so many texts of its own, a chat model: conversations. A fifth of what is read are "
         "these, so that the model does not forget how it wrote.",

@@ -82,7 +82,7 @@ def transfer(
     text_field: o.TextField = "text",
     per_token: o.PerToken = None,
     snippets: o.Snippets = None,
-    rehearse: o.Rehearse = None,
+    rehearse: o.Rehearse = 0,
     data_cache: o.DataCache = None,
     prepared: o.Prepared = None,
     data_workers: o.DataWorkers = None,

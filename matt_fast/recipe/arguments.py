@@ -69,9 +69,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in given:
             check_choice(name, given[name], choices)
     most = {"max_length": LENGTH, "batch_size": ROWS}
-    counts = ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "rehearse")
-    for name in (*counts, "omp_k"):
+    for name in ("n_layers", "max_length", "batch_size", "eval_pieces", "patience", "per_token", "snippets", "omp_k"):
         check_range(name, given.get(name), 1, most.get(name, MANY))
+    check_range("rehearse", given.get("rehearse"), 0, MANY)
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)
     check_range("data_workers", given.get("data_workers"), 0, WORKERS)
@@ -156,7 +156,7 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
             )
     else:
         for name in ("epochs", "per_token", "snippets", "rehearse"):
-            if name in given:
+            if given.get(name):
                 raise ValueError(
                     f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"
                 )

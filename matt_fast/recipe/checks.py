@@ -79,7 +79,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
             work.say(message)
     if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
         work.say(f"tokenizer: {lost}")
-    if job.rehearse is not None:
+    if job.rehearse:
         lacking = lacking_tokens(*(side.tokenizer for side in subject.sides))
         if lacking and not known:
             work.say(read_as_text(lacking))

@@ -72,7 +72,7 @@ class Job:
     text_field: str
     per_token: int | None
     snippets: int | None
-    rehearse: int | None
+    rehearse: int
     data_cache: str | Path | None
     prepared: str | Path | None
     data_workers: int | None
@@ -105,8 +105,8 @@ class Job:
     @property
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
-        reasons = (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets, self.rehearse)
-        return any(x is not None for x in reasons)
+        reasons = (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets)
+        return self.rehearse > 0 or any(x is not None for x in reasons)
 
     @property
     def held_out(self) -> dict[str, str | Path]:
@@ -138,7 +138,7 @@ class Job:
                     f"but {str(self.model)!r} is a masked one; got {'+'.join(names)!r}"
                 )
         for name in ("snippets", "rehearse"):
-            if getattr(self, name) is not None and teacher.masked:
+            if getattr(self, name) and teacher.masked:
                 raise ValueError(
                     f"{name}: wanted a causal language model to write texts, got the masked one {str(self.model)!r}"
                 )
@@ -150,7 +150,7 @@ class Job:
             f"init {self.init_name!r} with init_head {self.init_head!r}": needs_whole_model(self.init, self.init_head),
             "eval_data": self.eval_data is not None,
             "snippets": self.snippets is not None,
-            "rehearse": self.rehearse is not None,
+            "rehearse": self.rehearse > 0,
         }
         for what in (what for what, wished in wishes.items() if wished):
             teacher.check_language_model(what)

@@ -118,13 +118,13 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
             folders = (prepare_once(cache, job.data, *sides, **given),)
     if job.snippets is not None:
         folders += snippet_chunks(work, pair, vocabulary.new, folders, sides)
-    if job.rehearse is not None:
+    if job.rehearse:
         folders += rehearsal_chunks(work, pair, folders, sides)
     data = TrainingData(sides, folders)
     if job.per_token is not None:
         found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
         work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
-        leading = found.chunks if job.rehearse is None else with_rehearsal(found.chunks, data.prepared, job.seed)
+        leading = with_rehearsal(found.chunks, data.prepared, job.seed) if job.rehearse else found.chunks
         data = replace(data, leading=leading)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None

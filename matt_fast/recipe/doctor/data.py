@@ -128,7 +128,7 @@ def snippets(subject: Subject) -> Iterator[Said]:
 def rehearsal(subject: Subject) -> Iterator[Said]:
     """What the teacher has to write of its own, and whether it can."""
     count = subject.job.rehearse
-    if count is None:
+    if not count:
         return
     try:
         what = "texts" if template_of(subject.sides[0].tokenizer) is None else "conversations"
