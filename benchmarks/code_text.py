@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from manuals import write_texts  # isort: skip
 from quickstart import CACHE  # isort: skip
 
 NEW_TOKENS = 500
@@ -30,7 +31,7 @@ def write_corpus() -> tuple[Path, Path, list[str]]:
     held_out, train = texts[:HELD_OUT_MODULES], texts[HELD_OUT_MODULES:]
     paths = CACHE / "stdlib-train.jsonl", CACHE / "stdlib-held-out.jsonl"
     for path, part in zip(paths, (train, held_out), strict=True):
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in part), encoding="utf-8")
+        write_texts(path, part)
     return *paths, train
 
 

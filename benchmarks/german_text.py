@@ -1,12 +1,15 @@
 """German text without a web download: HTML documentation from Debian packages, by apt-get."""
 
-import json
 import random
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 from debian_packages import files_of
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from manuals import write_texts  # isort: skip
 
 PACKAGES = [
     "debian-faq-de",
@@ -65,5 +68,5 @@ def german_text(folder: Path) -> tuple[Path, Path]:
     random.Random(0).shuffle(texts)
     held_out = max(20, len(texts) // 25)
     for path, part in zip(paths, (texts[held_out:], texts[:held_out]), strict=True):
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+        write_texts(path, part)
     return paths

@@ -4,7 +4,6 @@ Paragraphs that are not translated are left out by their letters. What is held o
 trained on: another manual, or where there is none the help of another application.
 """
 
-import json
 import random
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from debian_packages import files_of
 from german_text import plain
+from manuals import write_texts
 
 SHORTEST, PARAGRAPHS = 40, 12  # characters of a paragraph; paragraphs of a document
 MOST = 400_000  # characters to train on
@@ -113,6 +113,4 @@ def write(path: Path, texts: list[str], most: int) -> None:
         if size < most:
             kept.append(document)
             size += len(document)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text("".join(json.dumps({"text": x}) + "\n" for x in kept))
-    path.with_suffix(".part").rename(path)
+    write_texts(path, kept)

@@ -42,9 +42,15 @@ def manuals(folder: Path) -> tuple[Path, Path, Path]:
     for path, packages in zip(paths, parts.values(), strict=True):
         if not path.exists():
             documents = [text for package in packages for text in prose(unpack(*package))]
-            path.with_suffix(".part").write_text("".join(json.dumps({"text": x}) + "\n" for x in documents))
-            path.with_suffix(".part").rename(path)
+            write_texts(path, documents)
     return tuple(paths)
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    """Texts as JSON lines; the folder is made where there is none, and the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text("".join(json.dumps({"text": x}) + "\n" for x in texts), encoding="utf-8")
+    path.with_suffix(".part").rename(path)
 
 
 def unpack(package: str, digest: str, member: str) -> str:
