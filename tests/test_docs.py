@@ -219,6 +219,7 @@ def run_command(arguments: list[str], block: Block, monkeypatch) -> None:
             patched.setattr(matt_fast.model.tokenizer_files, "load_tokenizer", reach)
             patched.setattr(matt_fast.planning.plan, "plan", reach)
             patched.setattr(matt_fast.cli.report, "read_record", reach)
+            patched.setattr(matt_fast.show.choices, "read_record", reach)
             patched.setattr(matt_fast.cli.push, "has_terminal", lambda: True)
             patched.setattr(matt_fast.recipe.push, "find_target", reach)
         try:

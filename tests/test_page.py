@@ -15,7 +15,7 @@ from matt_fast.alignment.vocabulary import Token
 from matt_fast.report.charts import ticks
 from matt_fast.report.comparison import names_of
 from matt_fast.report.page import Shown, report_page
-from matt_fast.report.record import read_record
+from matt_fast.runs.record import read_record
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}

@@ -24,7 +24,7 @@ from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, templa
 from matt_fast.recipe import stages
 from matt_fast.recipe.rehearsal import rehearsal_of, with_rehearsal
 from matt_fast.recipe.result import Rehearsal
-from matt_fast.recipe.run import Run
+from matt_fast.runs.folder import Run
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<sys>be kind<end>{% endif %}"

@@ -1,6 +1,5 @@
 """The rows of one transfer put into a sibling: a model that was fine-tuned from the same original."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +16,12 @@ from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.card import code
 from matt_fast.recipe.saving import save_result
+from matt_fast.runs.record import PROVENANCE, read_provenance
 from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
-PROVENANCE = "token_provenance.jsonl"
 
 
 @dataclass
@@ -111,8 +110,7 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
     path = folder / PROVENANCE
     if not path.is_file():
         raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    copied = {line["id"]: line["teacher_ids"][0] for line in lines if str(line["start"]).startswith("copied")}
+    copied = {x["id"]: x["teacher_ids"][0] for x in read_provenance(folder, "transferred", copied=True)}
     ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
     if different := sorted(x for x in copied.keys() | ours.keys() if copied.get(x) != ours.get(x)):
         token = vocabulary.student.convert_ids_to_tokens(different[0])

@@ -13,7 +13,7 @@ from matt_fast.data.parallel import check_pairs_file
 from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS, INITS
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
-from matt_fast.recipe.run import Run
+from matt_fast.runs.folder import Run
 from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
 from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable

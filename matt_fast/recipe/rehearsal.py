@@ -11,8 +11,8 @@ from matt_fast.data.chunks import Side
 from matt_fast.data.prepared import open_chunks, prepare_once
 from matt_fast.data.rehearsal import own_texts
 from matt_fast.recipe.result import Rehearsal
-from matt_fast.recipe.run import Run
 from matt_fast.recipe.work import Work
+from matt_fast.runs.folder import Run
 
 PLACE, TEXTS = "rehearsal", "texts.jsonl"
 SHARE = 0.2  # of the chunks that are read

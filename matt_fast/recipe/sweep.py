@@ -11,8 +11,8 @@ from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
-from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
+from matt_fast.runs.folder import Run
 from matt_fast.support.files import whole_file, write_text
 from matt_fast.support.plots import figure_class
 from matt_fast.support.version import own_version

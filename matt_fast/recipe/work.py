@@ -18,7 +18,7 @@ from matt_fast.model.precision import choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, timeout
-from matt_fast.recipe.run import Run
+from matt_fast.runs.folder import Run
 from matt_fast.support.files import wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
@@ -90,7 +90,7 @@ class Work:
         set_seed(self.job.seed)
         begin = time.perf_counter()
         yield
-        if self.is_main and self.run.path("run.json").exists():
+        if self.is_main and self.run.begun:
             seconds = self.run.read("state.json").get("seconds", {})
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
             self.run.update("state.json", seconds=seconds)

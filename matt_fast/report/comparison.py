@@ -7,10 +7,10 @@ from pathlib import Path
 from matt_fast.report.charts import Line, chart
 from matt_fast.report.curves import Curve
 from matt_fast.report.figures import TIMES, ratio, verdict
-from matt_fast.report.record import STATES, Record
 from matt_fast.report.sentences import shown
 from matt_fast.report.training import VALIDATION, curves_of
 from matt_fast.report.words import DIGITS, GIB, NOTHING, cell, duration, table
+from matt_fast.runs.record import STATES, Record
 
 ELSEWHERE = ("output",)  # options that always differ
 

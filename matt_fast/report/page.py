@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from matt_fast.alignment.vocabulary import Token
 from matt_fast.report.comparison import comparison_section, names_of
 from matt_fast.report.figures import bits_table, completions, compression_table, key_figures
-from matt_fast.report.record import Record
 from matt_fast.report.sample import influence_section, segments_section
 from matt_fast.report.sentences import messages, options_table, status_line, what_was_done
 from matt_fast.report.tokens import BYTES, tokens_section
 from matt_fast.report.training import training_charts
 from matt_fast.report.words import last_part, named
+from matt_fast.runs.record import Record
 from matt_fast.show.pages import page
 from matt_fast.show.pieces import Segments
 from matt_fast.show.segments_page import STYLE as SEGMENTS_STYLE

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matt_fast.report.charts import Line, chart
 from matt_fast.report.curves import Curve, read_curves
-from matt_fast.report.record import UNNAMED, Phase, Record
+from matt_fast.runs.record import HELD_OUT, Phase, Record
 from matt_fast.training.options import OBJECTIVES
 
 VALIDATION = "bits_per_byte"
@@ -18,7 +18,7 @@ def curves_of(record: Record, phase: Phase) -> dict[str, Curve]:
     """
     if not phase.metrics.is_file():
         return {}
-    first, *others = texts_of(record) or [UNNAMED]
+    first, *others = texts_of(record) or [HELD_OUT]
     names = {VALIDATION: first} | {f"{VALIDATION}/{x}": x for x in others}
     found = read_curves(phase.metrics, ("loss", *OBJECTIVES, "lr", *names))
     return {f"{VALIDATION}/{names[name]}" if name in names else name: curve for name, curve in found.items()}
@@ -29,7 +29,7 @@ def texts_of(record: Record) -> list[str]:
     given = record.options.get("eval_data")
     if isinstance(given, list):
         return [x.partition("=")[0] for x in given]
-    return [] if given is None else [UNNAMED]
+    return [] if given is None else [HELD_OUT]
 
 
 def training_charts(record: Record) -> str:
