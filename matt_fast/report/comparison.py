@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from matt_fast.report.charts import Line, chart
-from matt_fast.report.curves import Curve
+from matt_fast.report.charts import chart
+from matt_fast.report.curves import Curve, Line
 from matt_fast.report.figures import TIMES, ratio, verdict
 from matt_fast.report.sentences import shown
 from matt_fast.report.training import VALIDATION, curves_of

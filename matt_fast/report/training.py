@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from matt_fast.report.charts import Line, chart
-from matt_fast.report.curves import Curve, read_curves
+from matt_fast.report.charts import chart
+from matt_fast.report.curves import Curve, Line, loss_lines, read_curves
 from matt_fast.runs.record import HELD_OUT, Phase, Record
 from matt_fast.training.options import OBJECTIVES
 
@@ -45,14 +45,6 @@ def training_charts(record: Record) -> str:
         ]  # fmt: skip
     shown = "".join(parts)
     return f'<div class="charts">{shown}</div>' if shown else "<p>There was no step.</p>"
-
-
-def loss_lines(curves: Mapping[str, Curve]) -> list[Line]:
-    """The loss; where it is a sum, it and its parts."""
-    parts = [name for name in OBJECTIVES if name in curves]
-    if len(parts) == 1 or "loss" not in curves:
-        return [Line(name, curves[name], noisy=True) for name in parts]
-    return [Line("sum", curves["loss"], noisy=True), *(Line(name, curves[name], noisy=True) for name in parts)]
 
 
 def validation_lines(record: Record, curves: Mapping[str, Curve]) -> list[Line]:
