@@ -1,6 +1,7 @@
 """What tests share: the kernels in Triton's interpreter where there is no GPU, and jobs that are ready to be done."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -53,7 +54,14 @@ def small_tiles(monkeypatch):
     from matt_kernels import configs
 
     chosen = configs.choose_config
-    monkeypatch.setattr(configs, "choose_config", lambda *a: chosen(*a).with_blocks(16))
+
+    def small(*arguments):
+        config = chosen(*arguments)
+        launches = {x: y for x, y in vars(config).items() if isinstance(y, configs.Launch)}
+        launches = {x: replace(y, block_m=16, block_n=16) for x, y in launches.items()}
+        return replace(config, widths=(16, 16), block_v=16, **launches)
+
+    monkeypatch.setattr(configs, "choose_config", small)
 
 
 @pytest.fixture

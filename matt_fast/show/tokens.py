@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from matt_fast.alignment.vocabulary import Token, VocabularyPair, show_token
+from matt_fast.initializers.omp import OUTLIER, robust_scores
 from matt_fast.runs.record import PROVENANCE
 from matt_fast.show.choices import ORDERS
 from matt_fast.support.checks import check_choice
 
 NEIGHBOURS = 3
 BLOCK = 1 << 24  # similarities at a time
-OUTLIER = 8.0  # robust standard deviations, as for initialised rows
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,5 @@ def _scores(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     scores = torch.zeros_like(values)
     logs = values[used].clamp_min(torch.finfo(values.dtype).tiny).log()
     if len(logs):
-        away = (logs - logs.median()).abs()
-        spread = 1.4826 * away.median()
-        scores[used] = torch.where(away == 0, 0.0, away / spread)
+        scores[used] = robust_scores(logs)
     return scores

@@ -3,8 +3,9 @@
 from collections import Counter
 from html import escape
 
+from matt_fast.initializers.omp import OUTLIER
 from matt_fast.show.pages import page
-from matt_fast.show.tokens import OUTLIER, TokenRow
+from matt_fast.show.tokens import TokenRow
 
 STYLE = """
 body { max-width: none; font-size: 14px; }
