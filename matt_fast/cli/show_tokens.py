@@ -62,9 +62,9 @@ def tokens(
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
             from matt_fast.initializers import initial_rows
+            from matt_fast.report.tokens import tokens_page
             from matt_fast.show.opening import open_model
             from matt_fast.show.tokens import add_neighbours, choose, new_tokens
-            from matt_fast.show.tokens_page import tokens_page
 
             display.on_stage("models")
             options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
@@ -82,13 +82,14 @@ def tokens(
             display.on_stage("tokens")
             everything = new_tokens(records, vocabulary, rows, start, recorded=table == "input")
             known = all(x.moved is not None for x in everything)
-            found = choose(everything, search, "seen" if not known and sort == "moved" else sort)
+            order = "seen" if not known and sort == "moved" else sort
+            found = choose(everything, search, order)
             shown = found[: limit or (LINES if output is None and not json else None)]
             shown = add_neighbours(
                 shown, vocabulary, old, rows, start, lambda done, total: display.on_progress("tokens", done, total)
             )
             if output is not None:
-                write_text(output, tokens_page(shown, len(everything), note))
+                write_text(output, tokens_page(shown, len(everything), order, note))
         if output is None and not json:
             print_tokens(out.console, shown)
         starts = ", ".join(f"{count:,} {name}" for name, count in Counter(x.start for x in everything).most_common())
