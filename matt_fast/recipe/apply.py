@@ -14,6 +14,7 @@ from matt_fast.initializers import InitReport, Rows
 from matt_fast.model.checkpoint_files import check_savable, check_weights
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.card import code
 from matt_fast.recipe.saving import save_result
 from matt_fast.runs.record import PROVENANCE, read_provenance
@@ -72,6 +73,7 @@ def apply(
         FileExistsError: `output` is not empty.
         ValueError: the models are no siblings; the message says by what.
     """
+    check_arguments({"eval_data": eval_data, "eval_pieces": eval_pieces, "text_field": text_field})
     check_new_folder("output", output)
     output = Path(output)
     hub = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
