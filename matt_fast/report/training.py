@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from matt_fast.report.charts import chart
 from matt_fast.report.curves import Curve, Line, loss_lines, read_curves
-from matt_fast.runs.record import HELD_OUT, Phase, Record
+from matt_fast.runs.record import HELD_OUT, Phase, Record, held_out_names
 from matt_fast.training.options import OBJECTIVES
 
 VALIDATION = "bits_per_byte"
@@ -18,18 +18,10 @@ def curves_of(record: Record, phase: Phase) -> dict[str, Curve]:
     """
     if not phase.metrics.is_file():
         return {}
-    first, *others = texts_of(record) or [HELD_OUT]
+    first, *others = held_out_names(record.options) or [HELD_OUT]
     names = {VALIDATION: first} | {f"{VALIDATION}/{x}": x for x in others}
     found = read_curves(phase.metrics, ("loss", *OBJECTIVES, "lr", *names))
     return {f"{VALIDATION}/{names[name]}" if name in names else name: curve for name, curve in found.items()}
-
-
-def texts_of(record: Record) -> list[str]:
-    """The names of the held-out texts, the first of which is validated on first."""
-    given = record.options.get("eval_data")
-    if isinstance(given, list):
-        return [x.partition("=")[0] for x in given]
-    return [] if given is None else [HELD_OUT]
 
 
 def training_charts(record: Record) -> str:

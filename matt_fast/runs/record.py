@@ -168,6 +168,14 @@ def read_record(folder: Path, argument: str = "runs", *, ends: bool = False) -> 
         ) from error
 
 
+def held_out_names(options: Mapping[str, Any]) -> list[str]:
+    """The names of a run's held-out texts, the first of which decides."""
+    given = options.get("eval_data")
+    if isinstance(given, list):
+        return [x.partition("=")[0] for x in given]
+    return [] if given is None else [HELD_OUT]
+
+
 def _phases(run: Run, options: Mapping[str, Any], result: Mapping[str, Any]) -> list[Phase]:
     found = []
     if options["steps"] or options.get("epochs"):
