@@ -8,6 +8,7 @@ import pytest
 import quick
 import torch
 
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")  # CPUs that multiply in bfloat16 are as others
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names that nothing has are not looked up for half a minute
 quick.commands()
 if not torch.cuda.is_available():

@@ -20,6 +20,7 @@ from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
 from matt_fast.model.positions import position_limit
+from matt_fast.model.precision import NAMES
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
@@ -62,7 +63,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         OSError: there is no room for the result.
     """
     job, run = work.job, work.run
-    settings = job.settings() | {"processes": work.accelerator.num_processes, "text_order": TEXT_ORDER}
+    settings = job.settings() | {"precision": NAMES[work.dtype], "text_order": TEXT_ORDER}
+    settings["processes"] = work.accelerator.num_processes
     known = run.read("run.json")
     if known:
         if known["version"] != own_version():
@@ -78,6 +80,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if not known and job.precision == "auto" and work.dtype == torch.bfloat16:
+        work.say("precision: frozen weights are bfloat16, which this device multiplies in; --precision no: float32")
     if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
         work.say(f"tokenizer: {lost}")
     if job.rehearse:

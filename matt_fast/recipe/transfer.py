@@ -123,7 +123,8 @@ def transfer(
         healing: train layers together with the rows, behind the training of the rows; see `HealingOptions`.
         epochs: passes over the data, in place of the steps of `training`; the data is prepared before training.
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
-            bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
+            bf16 on a device that multiplies in it: most GPUs, CPUs with AVX512-BF16; a run goes on as it began).
+            Trained rows and layers and their optimiser are always float32.
         split, text_field: of the data.
         per_token: read chunks first in which every new token comes so often, or as often as the text has it; the data
             is prepared before training.

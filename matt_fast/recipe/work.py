@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
-from matt_fast.model.precision import choose_dtype
+from matt_fast.model.precision import DTYPES, choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, timeout
@@ -65,7 +65,8 @@ class Work:
     ):
         self.job, self.run, self.accelerator, self.processes = job, run, accelerator, processes
         self.stop, self.listeners = stop, listeners
-        self.dtype = choose_dtype(accelerator, job.precision)
+        begun = DTYPES.get(run.read("run.json").get("settings", {}).get("precision"))  # it goes on so on any device
+        self.dtype = begun if begun and job.precision == "auto" else choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device, accelerator.num_processes)
         self.n_layers = job.layers_of(self.teacher)
