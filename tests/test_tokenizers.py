@@ -211,6 +211,44 @@ def test_words_with_vowel_signs_become_tokens(base, tmp_path):
     assert spelled == old.encode(text).ids
 
 
+def test_trained_like_a_base_that_cuts_at_marks(tmp_path):
+    words = ["हिन्दी", "किताबें", "पढ़ना", "ที่นี่"]
+    (tmp_path / "text.txt").write_text("".join(f"{a} {b}\n" for a in words for b in words), encoding="utf-8")
+    made = {}
+    for join in (False, True):
+        given = {"data": tmp_path / "text.txt", "size": 400, "like": like_split(), "join_marks": join}
+        result = train(tmp_path / str(join), **given)
+        made[join] = load_tokenizer(tmp_path / str(join))
+        assert (result.cut_at_marks > 0.1) is not join
+    tokens = {join: {x.decode([i]).strip() for i in range(len(x))} for join, x in made.items()}
+    assert set(words) <= tokens[True]
+    assert not set(words) & tokens[False]
+    for plain in TEXTS:  # no marks in it
+        pieces = [x.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain) for x in (like_split(), made[True])]
+        assert pieces[0] == pieces[1]
+
+
+def test_tokens_that_join_a_mark_and_a_sign_are_told(tmp_path):
+    """Llama 3 has them: "\u094b\u0964", a vowel sign and the end of a sentence."""
+    words = ["की।", "को,", "हिन्दी।", "में"]
+    text = "".join(f"{a} {b} x\n" for a in words for b in words)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    base = byte_level([text], 340, eos_token="<eos>")  # GPT-2's pattern
+    across = {x for x in map(base.decode, range(len(base))) if x in ("ी।", "ो,")}
+    assert across == {"ी।", "ो,"}
+    result = extend(base, tmp_path / "made", data=tmp_path / "text.txt", add=40, join_marks=True)
+    assert across <= set(result.cut_tokens)
+    assert all(unicodedata.category(x[0]) == "Mc" and x[1:].strip() in ("।", ",") for x in result.cut_tokens)
+    made = load_tokenizer(tmp_path / "made")
+    assert "की" in map(made.decode, made("की।", add_special_tokens=False)["input_ids"])
+    used = {made.decode(i) for line in text.splitlines() for i in made(line)["input_ids"]}
+    assert not used & set(result.cut_tokens)
+    said = io.StringIO()
+    print_new_tokenizer(Console(file=said, width=200), result)
+    assert "ी।" in said.getvalue()
+    assert made.decode(made(text)["input_ids"]) == text
+
+
 def test_marks_that_cannot_be_joined_are_refused(tmp_path):
     content = json.loads(byte_level(TEXTS, 280, eos_token="<eos>").backend_tokenizer.to_str())
     content["pre_tokenizer"]["add_prefix_space"] = True
