@@ -19,6 +19,7 @@ from matt_fast.initializers.spelled import Occurrences, SpelledText, spell_texts
 from matt_fast.model.capture import capture
 from matt_fast.model.head import head_logits
 from matt_fast.model.layers import decoder_layers
+from matt_fast.model.positions import position_limit
 
 METRIC_LAYERS = 1 / 8  # of the depth: where single tokens' states are compared
 COMPOSED_LAYERS = 1 / 3  # the same where whole stretches are read
@@ -81,7 +82,7 @@ def rows_from_states(
             "init: 'composed', 'contextual' and init_head 'boundary' need a causal language model, which predicts the "
             f"next token; got {type(model).__name__}"
         )
-    text = spell_texts(texts, vocabulary)
+    text = spell_texts(texts, vocabulary, position_limit(model))
     head, counts = model.get_output_embeddings().weight, text.counts(vocabulary.rows)
     start = input_rows.to(head.device)
     inputs = _InputRows(model, vocabulary, text, solved, seed, on_progress)
