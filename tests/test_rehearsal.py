@@ -82,6 +82,7 @@ def test_what_stands_around_texts_that_are_no_special_tokens_and_thoughts_that_a
         return [*ids[:1], (ids[1] * 100)[: numbers.shape[1]]] if len(calls) == 2 else ids  # the last one is cut off
 
     monkeypatch.setattr(rehearsal, "continuations", written)
+    monkeypatch.setattr(rehearsal, "position_limit", lambda model: None)
     pair = VocabularyPair(tokenizer, new_tokenizer(), len(tokenizer))
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[1, 4]))
     whole, cut = own_texts(model, pair, 2, 0)
@@ -148,6 +149,17 @@ def test_a_model_without_template_writes_from_the_beginning(teacher, monkeypatch
     ids = drawn(model, [pair.teacher.bos_token_id], numbers, torch.arange(275) < 270, [0, 1, 2], 0, 1.0, None, 0.95)
     (text,) = own_texts(model, pair, 1, 5)
     assert text == pair.teacher.decode(ids).partition("\N{REPLACEMENT CHARACTER}")[0]
+
+
+def test_texts_that_a_model_has_no_positions_for_are_refused(teacher, monkeypatch):
+    model, pair = teacher
+    for template, needed in ((pair.teacher.chat_template, 212), (None, 209)):  # <bos><eos><bos><eos>, and <bos>
+        monkeypatch.setattr(pair.teacher, "chat_template", template)
+        monkeypatch.setattr(model.config, "max_position_embeddings", needed - 1)
+        with pytest.raises(ValueError, match=f"rehearse: .* {needed} tokens, got {needed - 1} positions"):
+            own_texts(model, pair, 1, 5)
+        monkeypatch.setattr(model.config, "max_position_embeddings", needed)
+        own_texts(model, pair, 1, 5)
 
 
 def test_a_folder_is_read_so_often_as_it_is_given(tmp_path, teacher):

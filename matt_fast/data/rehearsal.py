@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
+from matt_fast.model.positions import position_limit
 from matt_fast.model.sampling import continuations
 
 QUESTION, ANSWER = 48, 160  # tokens, at most
@@ -118,10 +119,15 @@ def own_texts(
         before it answers is part of the answer.
 
     Raises:
-        ValueError: the model is of a class that cannot generate, or what `template_of` raises.
+        ValueError: the model is of a class that cannot generate or has fewer positions than a text may have tokens, or
+            what `template_of` raises.
     """
     tokenizer = vocabulary.teacher
     template = template_of(tokenizer)
+    around = start_of_text(tokenizer) if template is None else _ids(tokenizer, "".join(template))
+    longest = len(around) + QUESTION + ANSWER
+    if (limit := position_limit(model)) is not None and longest > limit:
+        raise ValueError(f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions")
     writer = _Writer(model, vocabulary, seed, on_progress)
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))
