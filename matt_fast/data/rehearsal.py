@@ -127,7 +127,9 @@ def own_texts(
     around = start_of_text(tokenizer) if template is None else _ids(tokenizer, "".join(template))
     longest = len(around) + QUESTION + ANSWER
     if (limit := position_limit(model)) is not None and longest > limit:
-        raise ValueError(f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions")
+        raise ValueError(
+            f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions"
+        )
     writer = _Writer(model, vocabulary, seed, on_progress)
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))

@@ -183,7 +183,8 @@ class AlignedBatches(IterableDataset):
             for number, (left_out, chunk) in enumerate(part.chunks, 1):
                 if number <= behind:
                     continue  # what was left out before it was counted then
-                skipped.update(left_out)
+                if part.place.epoch == 0:  # each pass leaves out the same
+                    skipped.update(left_out)
                 if chunk is not None:
                     without = -1
                     yield chunk, Position(*part.place, number, self.sharded, self.start.deal)
@@ -231,7 +232,7 @@ class AlignedBatches(IterableDataset):
         """This process's prepared chunks, pass after pass."""
         before = self.start.before
         for epoch in itertools.count(self.start.epoch):
-            if self.process == 0 and (self.start.item, self.start.chunk) <= (before, 0):
+            if epoch == 0 and self.process == 0 and (self.start.item, self.start.chunk) <= (before, 0):
                 skipped.update(left_out_of(self.prepared))
             if self.sharded:
                 (folder,) = self.prepared

@@ -1,6 +1,7 @@
 """The model card that a transfer leaves beside the model: what was done, and what was measured."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
 from matt_fast.recipe.job import HELD_OUT
-from matt_fast.recipe.result import DIGITS, TransferResult
+from matt_fast.recipe.result import DIGITS, Healing, TransferResult
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version
 from matt_fast.training.loop import Progress
+from matt_fast.training.objectives import reads_layers
+from matt_fast.training.options import split_objectives
 
 OBJECT = re.compile(r"<\w+>")  # how `resolved_config` writes one
 
@@ -31,15 +34,17 @@ def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
     return rows
 
 
-def validation_line(result: TransferResult) -> str | None:
-    """What validation during training found; None without it."""
-    if not result.validation:
+def validation_line(trained: TransferResult | Healing) -> str | None:
+    """What validation during the training of rows, or of rows and layers, found; None without it."""
+    if not trained.validation:
         return None
-    best = min(bits for _, bits in result.validation)
-    return (
-        f"{len(result.validation)} validations, the best at step {result.best_step} with {best:.4f} bits per byte: its "
-        "rows are the result"
-    )
+    count, best = len(trained.validation), trained.best_step
+    if not best:  # other texts were worse from the first one on, or the disk was full
+        kept = "what this training began with" if best == 0 else "what was there at the end"
+        return f"{count} validations, of none of which the weights were kept: the result is {kept}"
+    what = "rows and layers" if isinstance(trained, Healing) else "rows"
+    bits = dict(trained.validation)[best]
+    return f"{count} validations, the best at step {best} with {bits:.4f} bits per byte: its {what} are the result"
 
 
 def training_line(progress: Progress) -> str:
@@ -54,12 +59,14 @@ def _passes(progress: Progress) -> str:
     return "in the first pass over the data" if progress.epoch == 0 else f"in pass {progress.epoch + 1} over the data"
 
 
-def skipped_lines(progress: Progress) -> list[str]:
+def skipped_lines(result: TransferResult) -> list[str]:
     """What training left out: parts of the data, and steps in which no trainable row occurred."""
-    skipped = dict(progress.skipped)
-    if progress.steps_without_new_tokens:
-        skipped["steps without new tokens"] = progress.steps_without_new_tokens
-    return [f"{count:,} {reason}" for reason, count in skipped.items()]
+    phases = [result.progress, *([] if result.healing is None else [result.healing.progress])]
+    skipped: Counter[str] = Counter()
+    for progress in phases:
+        skipped |= Counter(progress.skipped)  # both read the same data
+    skipped["steps without new tokens"] = sum(progress.steps_without_new_tokens for progress in phases)
+    return [f"{count:,} {reason}" for reason, count in (+skipped).items()]
 
 
 def code(name: str) -> str:
@@ -122,17 +129,18 @@ def model_card(
         "",
         "## Training",
         "",
-        f"- {training_line(progress)}.",
+        *([] if result.healing is not None and not progress.step else [f"- {training_line(progress)}."]),
         *([f"- The text was {code(source)}."] if _trained(result) and options["data"] is not None else []),
         *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
         *([f"- Rehearsal: {result.rehearsal.message()}."] if result.rehearsal is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
-        f"- The target layer was layer {result.n_layers} (counted from 1).",
     ]
     if progress.losses:
+        if reads_layers(split_objectives("objective", options["objective"])):
+            lines.append(f"- The target layer was layer {result.n_layers} (counted from 1).")
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
-    lines += _healing_lines(result)
-    lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
+    lines += _healing_lines(result, options)
+    lines += [f"- Skipped: {line}." for line in skipped_lines(result)]
     lines += [*_held_out(result), *_completion_lines(result), *_command(options, processes)]
     return "\n".join(lines) + "\n"
 
@@ -222,10 +230,9 @@ def _embeddings(result: TransferResult, objective: str) -> str:
         return " by one whose tokens it has, which keep their embeddings"
     if not result.progress.step:
         return "; the embeddings of the new tokens were made of those of the old ones"
-    return (
-        f", and the embeddings of the new tokens were trained ({objective}) so that the model with them does "
-        "what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
-    )
+    goal = " on the text" if objective == "ntp" else " so that the model with them does what it did before"
+    source = " (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)" if "aim" in objective else ""
+    return f", and the embeddings of the new tokens were trained ({objective}){goal}{source}"
 
 
 def _other_weights(result: TransferResult) -> str:
@@ -239,12 +246,13 @@ def _other_weights(result: TransferResult) -> str:
     return f"{how[result.healing.method]} ({result.healing.trained_numbers:,} numbers)."
 
 
-def _healing_lines(result: TransferResult) -> list[str]:
+def _healing_lines(result: TransferResult, options: Mapping[str, Any]) -> list[str]:
     if result.healing is None:
         return []
     progress = result.healing.progress
     first, last = (f"{progress.losses[i]:.4g}" for i in (0, -1))
     return [
-        f"- Rows and layers together: {len(progress.losses)} steps, {progress.tokens} tokens, {progress.seconds:.0f} "
-        f"s; the loss went from {first} to {last}."
+        f"- Rows and layers together ({options['heal_objective']}): {len(progress.losses)} steps, {progress.tokens:,} "
+        f"tokens, {progress.seconds:.0f} s, ended {_passes(progress)}; the loss went from {first} to {last}.",
+        *([f"- {line}."] if (line := validation_line(result.healing)) else []),
     ]

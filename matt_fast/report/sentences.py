@@ -102,7 +102,8 @@ def _training(record: Record, phase) -> str:
         lines[0] += f"; {progress['tokens']:,} tokens in {duration(progress['seconds'])}"
     if phase.validation:
         at = "its start" if phase.best_step == 0 else f"step {phase.best_step}"
-        lines.append(f" Of {len(phase.validation)} validations the best was at {at}; its weights are the result")
+        best = "none was kept" if phase.best_step is None else f"the best was at {at}; its weights are the result"
+        lines.append(f" Of {len(phase.validation)} validations {best}")
     return ".".join(lines) + "."
 
 
