@@ -73,10 +73,11 @@ def _healing_lines(healing: "Healing") -> list[str]:
 
 def report_lines(report: "InitReport") -> list[str]:
     """How many rows came from where, and the worst outliers."""
+    own = f"{report.own:,} train on from the model's own rows, " if report.own else ""
     unseen = "" if report.unseen is None else f" ({report.unseen:,} of them never occur in the text)"
     lines = [
-        f"{report.shared:,} shared, {report.initialized:,} initialised by the method, {report.subtoken_mean:,} left to "
-        f"their sub-tokens{unseen}, {report.unspelled:,} without a spelling"
+        f"{report.shared:,} shared, {own}{report.initialized:,} initialised by the method, {report.subtoken_mean:,} "
+        f"left to their sub-tokens{unseen}, {report.unspelled:,} without a spelling"
     ]
     if report.outliers:
         lines.append(f"{len(report.outliers):,} outliers, badly fitted or poisoned; the worst:")

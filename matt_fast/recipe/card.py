@@ -103,27 +103,22 @@ def model_card(
         pipeline_tag: the hub's name of what the model is for; None for none.
         processes: that trained together.
     """
-    name, source, init = (str(last_parts(x, options[x])) for x in ("model", "data", "init"))
+    name, source = (str(last_parts(x, options[x])) for x in ("model", "data"))
     progress = result.progress
     lines = [
         "---",
         _metadata(result, options, base, pipeline_tag),
         "---",
         "",
-        f"# {code(name)} with a new tokenizer",
+        f"# {code(name)} {'trained on' if result.report.own else 'with a new tokenizer'}",
         "",
-        f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} was replaced"
-        + _embeddings(result, options["objective"])
-        + f". {_other_weights(result)}",
+        f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} "
+        f"{_embeddings(result, options['objective'])}. {_other_weights(result)}",
         *_languages(options, base),
         "",
         "## Vocabulary",
         "",
-        f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
-        + (", unchanged." if options["freeze_shared"] else ", trained further."),
-        f"- {result.new} tokens are new. {code(init)} made the first rows of {result.report.initialized}; "
-        f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
-        "all rows, as the original's tokens cannot spell them.",
+        *_rows(result, options),
         f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
         "started. `token_provenance.jsonl` tells it for each token.",
         "",
@@ -143,6 +138,24 @@ def model_card(
     lines += [f"- Skipped: {line}." for line in skipped_lines(result)]
     lines += [*_held_out(result), *_completion_lines(result), *_command(options, processes)]
     return "\n".join(lines) + "\n"
+
+
+def _rows(result: TransferResult, options: Mapping[str, Any]) -> list[str]:
+    """Which tokens are shared, and where the rows of the others come from."""
+    report, kept = result.report, "unchanged" if options["freeze_shared"] else "trained further"
+    original, init = (code(str(last_parts(x, options[x]))) for x in ("teacher", "init"))
+    if report.own:
+        return [
+            f"- {result.shared} tokens are shared with {original}, byte for byte or by their role; rows: {kept}.",
+            f"- {result.new} more have rows that train on.",
+        ]
+    return [
+        f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows, "
+        f"{kept}.",
+        f"- {result.new} tokens are new. {init} made the first rows of {report.initialized}; "
+        f"{report.subtoken_mean} were left to their sub-tokens, and {report.unspelled} to the mean of all rows, as the "
+        "original's tokens cannot spell them.",
+    ]
 
 
 def _completion_lines(result: TransferResult) -> list[str]:
@@ -227,12 +240,14 @@ def _languages(options: Mapping[str, Any], base: Base) -> list[str]:
 
 def _embeddings(result: TransferResult, objective: str) -> str:
     if not result.new:
-        return " by one whose tokens it has, which keep their embeddings"
+        return "was replaced by one whose tokens it has, which keep their embeddings"
     if not result.progress.step:
-        return "; the embeddings of the new tokens were made of those of the old ones"
+        made = "was replaced; the embeddings of the new tokens were made of those of the old ones"
+        return "stayed" if result.report.own else made
     goal = " on the text" if objective == "ntp" else " so that the model with them does what it did before"
     source = " (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)" if "aim" in objective else ""
-    return f", and the embeddings of the new tokens were trained ({objective}){goal}{source}"
+    was = "stayed" if result.report.own else "was replaced"
+    return f"{was}, and the embeddings of the new tokens were trained ({objective}){goal}{source}"
 
 
 def _other_weights(result: TransferResult) -> str:

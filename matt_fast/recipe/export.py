@@ -153,6 +153,7 @@ def write_provenance(
         for i in range(vocabulary.rows):
             match = vocabulary.matches.get(i)
             left_to = "its sub-tokens" if i in vocabulary.subtokens else "mean of all rows"
+            left_to = "its own row" if i in vocabulary.own else left_to
             start = init if i in report.made else left_to if i in vocabulary.tokens else "no token"
             record = {
                 "id": i,
