@@ -103,7 +103,7 @@ def new_tokens(
         raise ValueError(f"folder: wanted a row for each id of {PROVENANCE}, got {int(ids.max())} and {len(rows)} rows")
     if unknown := {i for x in records for i in x["teacher_ids"]} - vocabulary.teacher_tokens.keys():
         raise ValueError(
-            f"model: wanted the one that the transfer began with, whose tokens {PROVENANCE} names by their ids, got one "
+            f"model: wanted the one that the transfer began with, whose tokens {PROVENANCE} names by id, got one "
             f"without the id {min(unknown)}"
         )
     norms = rows[ids].float().norm(dim=1)
