@@ -21,6 +21,7 @@ from matt_fast.data.chunks import sides_of
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.prepared import ShuffledChunks, left_out_of, numbers_of, open_chunks, prepare_once
 from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, template_of
+from matt_fast.model import sampling
 from matt_fast.recipe import stages
 from matt_fast.recipe.rehearsal import rehearsal_of, with_rehearsal
 from matt_fast.recipe.result import Rehearsal
@@ -227,6 +228,42 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
     assert transfer(**given, output=tmp_path / "parts", resume=True).rehearsal == whole.rehearsal
     with pytest.raises(ValueError, match="is finished and cannot go on with rehearse: was 3, now 6"):
         transfer(**given | {"rehearse": 6}, output=tmp_path / "parts", resume=True)
+
+
+@pytest.mark.parametrize("option", ["rehearse", "snippets"])
+def test_a_run_that_stops_while_the_teacher_writes_goes_on_behind_what_is_written(
+    option,
+    files,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setattr(sampling, "ROWS_AT_ONCE", 2)
+    generate, batches, stop_at_batch = sampling._generated, [], [0]
+
+    def counted(model, prompts, *given):
+        batches.append(prompts)
+        if len(batches) == stop_at_batch[0]:
+            raise Stop
+        return generate(model, prompts, *given)
+
+    monkeypatch.setattr(sampling, "_generated", counted)
+    given = {name: value for name, value in files.items() if "eval" not in name} | {option: 5, "max_length": 64}
+    given |= {"training": TrainingOptions(steps=1), "epochs": None, "completions": 0}
+    transfer(**given, output=tmp_path / "whole")
+    whole = batches[:]
+    assert len(whole) > 5
+    batches.clear()
+    for number in (3, 1, 2):  # the batch that is not written to its end is made again
+        stop_at_batch[0] = len(batches) + number
+        with pytest.raises(Stop):
+            transfer(**given, output=tmp_path / "parts", resume="auto")
+    stop_at_batch[0] = 0
+    transfer(**given, output=tmp_path / "parts", resume=True)
+    assert [batch for at, batch in enumerate(batches) if at not in (2, 3, 5)] == whole
+    assert not (tmp_path / "parts" / "run" / "drawn.jsonl").exists()
+    name = {"rehearse": "rehearsal/texts.jsonl", "snippets": "snippets/snippets.jsonl"}[option]
+    for file in ("model.safetensors", f"run/{name}"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
 
 
 def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811

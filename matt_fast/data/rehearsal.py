@@ -99,6 +99,7 @@ def own_texts(
     count: int,
     seed: int,
     *,
+    once: Callable[[str, Callable[[], list]], list] = lambda key, make: make(),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Let a model write texts of its own: conversations where its tokenizer has a chat template.
@@ -111,6 +112,7 @@ def own_texts(
         vocabulary: its vocabulary is the teacher's.
         count: texts.
         seed: of all that is drawn; a text depends on it and on the text's number.
+        once: of `continuations`, so that a call that is stopped need not draw all anew.
         on_progress: called with the prompts done and their number in this round.
 
     Returns:
@@ -130,7 +132,7 @@ def own_texts(
         raise ValueError(
             f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions"
         )
-    writer = _Writer(model, vocabulary, seed, on_progress)
+    writer = _Writer(model, vocabulary, seed, {"once": once, "on_progress": on_progress})
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))
         return [text for text, _ in writer(prompts, QUESTION + ANSWER, 0).values() if text.strip()]
@@ -155,10 +157,11 @@ class _Writer:
 
     Attributes:
         ends: ids that end what is written; all special ones until others are set.
+        given: other arguments of `continuations`.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, seed: int, on_progress: Callable):
-        self.model, self.tokenizer, self.seed, self.on_progress = model, vocabulary.teacher, seed, on_progress
+    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, seed: int, given: dict[str, Callable]):
+        self.model, self.tokenizer, self.seed, self.given = model, vocabulary.teacher, seed, given
         self.special = _special(vocabulary)
         self.ends = sorted(self.special)
         self.usable = torch.zeros(vocabulary.teacher_rows, dtype=torch.bool)
@@ -171,7 +174,7 @@ class _Writer:
         if not prompts:
             return {}
         draws = np.stack([np.random.default_rng([self.seed, i, number]).random(longest) for i in prompts])
-        given = {"ends": self.ends, "on_progress": self.on_progress, **SAMPLING}
+        given = {"ends": self.ends, **SAMPLING, **self.given}
         found = continuations(self.model, list(prompts.values()), draws, self.usable, **given)
         stop = behind.strip().partition("\n")[0]  # "[/INST]": not all templates' marks are special tokens
         written = {}
