@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import (
     AutoModelForMaskedLM,
     Gemma3TextConfig,
@@ -173,6 +173,21 @@ def test_a_model_with_few_positions_is_read_within_them(method, tmp_path):
     rows = initial_rows(model, vocabulary, method, 0, texts=TEXTS)
     assert len(rows.report.made) > 20
     assert rows.input.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["composed", "contextual"])
+def test_a_padding_id_beyond_a_smaller_vocabulary_is_none_of_its_rows(method, tmp_path):
+    """As of models whose padding token stands behind all others, which get a vocabulary a part as large."""
+    tokenizer = save_tiny_model(tmp_path)
+    model = Teacher(tmp_path).load(torch.float32)
+    student = byte_level([x.upper() for x in TEXTS], 268, bos_token="<s>", eos_token="</s>")
+    vocabulary = VocabularyPair(tokenizer, student, 275)
+    found = []
+    for padding in (None, 274):
+        model.get_input_embeddings().padding_idx = padding
+        found.append(initial_rows(model, vocabulary, method, 0, texts=[x.upper() for x in TEXTS]).input)
+        assert model.get_input_embeddings().padding_idx == padding
+    assert torch.equal(*found)
 
 
 def test_boundary_states_are_those_of_a_plain_pass(pair):

@@ -17,6 +17,7 @@ from matt_fast.initializers.composed import TiedTo, composed_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import Occurrences, SpelledText, spell_texts
 from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import rows_of_any_number
 from matt_fast.model.head import head_logits
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.positions import position_limit
@@ -196,7 +197,8 @@ def text_loss(
     weight = {"weight": input_rows.to(embedding.weight.dtype)}
     for ids in stretches:
         ids = ids.to(input_rows.device)
-        embedded = torch.func.functional_call(embedding, weight, (ids[None],))
+        with rows_of_any_number(embedding):
+            embedded = torch.func.functional_call(embedding, weight, (ids[None],))
         states = capture(model, head=True, inputs_embeds=embedded).head_input[0, :-1].float()
         logits = head_logits(states, output_rows, output_bias, **rule)
         total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
