@@ -88,6 +88,8 @@ def test_a_result_trains_on_with_the_original_as_its_teacher(job, files, tmp_pat
     assert f"- {result.new} more have rows that train on." in card
     assert "was replaced" in (tmp_path / "first" / "README.md").read_text()
     assert "keeps its tokenizer, and trains on" in page
+    assert "first trained on" in page
+    assert "with a new tokenizer" not in page
     assert report_lines(result.report)[0].startswith(f"{result.shared} shared, {result.new} train on from the model")
     with pytest.raises(ValueError, match="init: wanted mean and no init_head with a tokenizer that the model has"):
         transfer(**more | {"init": "first-piece", "output": tmp_path / "other"})
