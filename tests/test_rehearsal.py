@@ -1,8 +1,8 @@
 """Texts that the teacher writes of its own: what a template gives, what is drawn, and a transfer that reads them."""
 
+import itertools
 import json
 import string
-from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +17,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.vocabulary import Token, VocabularyPair
 from matt_fast.data import rehearsal
-from matt_fast.data.chunks import sides_of
+from matt_fast.data.chunks import Side, sides_of
 from matt_fast.data.epochs import count_batches
-from matt_fast.data.prepared import ShuffledChunks, left_out_of, numbers_of, open_chunks, prepare_once
+from matt_fast.data.positions import deal_anew
+from matt_fast.data.prepared import open_chunks, prepare_once
 from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, template_of
+from matt_fast.data.stream import AlignedBatches
 from matt_fast.model import sampling
-from matt_fast.recipe import stages
-from matt_fast.recipe.rehearsal import rehearsal_of, with_rehearsal
+from matt_fast.recipe.rehearsal import rehearsal_of
 from matt_fast.recipe.result import Rehearsal
 from matt_fast.recipe.run import Run
 
@@ -103,7 +104,7 @@ def test_lines_within_texts_are_no_ends_of_rows(tmp_path):
     texts = ["a\u2028b\x85", "\r\n"]
     rows = [json.dumps({"text": x}, ensure_ascii=False) + "\n" for x in texts]
     (run.path("rehearsal") / "texts.jsonl").write_text("".join(rows), encoding="utf-8")
-    assert rehearsal_of(run) == Rehearsal(2, 6, 0.2)
+    assert rehearsal_of(run) == Rehearsal(2, 6)
 
 
 def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
@@ -163,46 +164,80 @@ def test_texts_that_a_model_has_no_positions_for_are_refused(teacher, monkeypatc
         own_texts(model, pair, 1, 5)
 
 
-def test_a_folder_is_read_so_often_as_it_is_given(tmp_path, teacher):
-    _, pair = teacher
-    sides = sides_of(pair, 32)
-    folders = []
-    for name, texts in (("many", [*TEXTS, ""]), ("few", TEXTS[:2])):
-        path = tmp_path / f"{name}.jsonl"
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, teacher):
+    """Sides, a file of texts and the folder of its chunks, and that of three texts of the teacher's own."""
+    folder, sides = tmp_path_factory.mktemp("prepared"), sides_of(teacher[1], 32)
+    found = []
+    for name, texts in (("text", [*TEXTS, ""]), ("own", [f"own {i} {x}" for i, x in enumerate(TEXTS[:3])])):
+        path = folder / f"{name}.jsonl"
         path.write_text("".join(json.dumps({"text": x}) + "\n" for x in texts))
-        folders.append(prepare_once(tmp_path / "cache", path, *sides, split="train", text_field="text"))
-    many, few = folders
-    given = [many, few, few, few]
-    sizes = [len(open_chunks([x])) for x in folders]
-    assert len(open_chunks(given)) == sum(sizes)
-    first = [sizes[0] + 1, 3, sizes[0] + 1]
-    shuffled = ShuffledChunks(given, [0, 0], np.array(first))
-    counts = Counter(shuffled.order.tolist())
-    assert shuffled.order[:3].tolist() == first
-    assert {counts[i] for i in range(sizes[0])} == {1}
-    assert {counts[i] for i in range(sizes[0], sum(sizes))} == {3}
-    assert sorted(numbers_of(given).tolist()) == sorted([*range(sizes[0]), *3 * [*range(sizes[0], sum(sizes))]])
-    leading = np.array([*range(2, 2 + 4 * sizes[1]), sizes[0]])  # the last is one of the few
-    mixed = with_rehearsal(leading, tuple(given), 0).tolist()
-    assert mixed.count(sizes[0]) >= 1
-    assert sum(i >= sizes[0] for i in mixed) == sizes[1]
-    assert sorted(i for i in mixed if i < sizes[0]) == leading[:-1].tolist()
-    assert mixed != sorted(mixed)
-    assert left_out_of(given) == {"documents without text": 1}
-    assert count_batches(given, 2, 1, None) == (sizes[0] + 3 * sizes[1]) / 2
+        found += [path, prepare_once(folder / "cache", path, *sides, split="train", text_field="text")]
+    return sides, found[0], found[1], found[3]
+
+
+def rows_of(batches) -> list[tuple[int, ...]]:
+    """The student's ids of each chunk, in their order."""
+    found = []
+    for batch in batches:
+        for ids, documents in zip(batch.student_ids, batch.student_documents, strict=True):
+            found += [tuple(ids[documents == number].tolist()) for number in range(int(documents.max()) + 1)]
+    return found
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_one_chunk_in_five_is_the_teachers_own(prepared, ready):
+    sides, file, folder, own = prepared
+    given = {"seed": 4, "prepared": [folder] if ready else None, "batch_size": 3}
+    theirs = [tuple(x) for x in open_chunks([own])["student_ids"]]
+    count = len(theirs)
+    steps, everyones = 5 * count, []
+    for process in range(2):
+        shares = given | {"process": process, "processes": 2}
+        plain = rows_of(itertools.islice(AlignedBatches(file, *sides, **shares), steps))
+        mixed = rows_of(itertools.islice(AlignedBatches(file, *sides, own=own, **shares), steps))
+        assert [x for i, x in enumerate(mixed) if i % 5 != 4] == plain[: 4 * len(mixed) // 5]
+        everyones.append(mixed[4::5])
+    in_turn = list(itertools.chain(*zip(*everyones, strict=True)))
+    assert len(in_turn) == 6 * count
+    passes = [in_turn[i : i + count] for i in range(0, 6 * count, count)]
+    assert all(sorted(x) == sorted(theirs) for x in passes)
+    assert passes[0] != passes[1], "in another order"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stream_goes_on_among_the_teachers_own(prepared, packing):
+    sides, file, _, own = prepared
+    given = {"seed": 4, "batch_size": 2, "own": own, "packing": packing}
+    whole = list(itertools.islice(AlignedBatches(file, *sides, **given), 25))
+    for behind in (1, 2, 7, 12):  # without packing 2 begins with a chunk of the teacher's own, 4 ends with one
+        rest = itertools.islice(AlignedBatches(file, *sides, start=whole[behind - 1].position, **given), 25 - behind)
+        assert rows_of(rest) == rows_of(whole[behind:])
+    positions = [
+        list(itertools.islice(AlignedBatches(file, *sides, process=x, processes=3, **given), 20))[-1].position
+        for x in range(3)
+    ]
+    done = sum(x.read for x in positions)
+    for processes in (1, 2):
+        assert {x.read for x in deal_anew(positions, processes)} == {-(-done // processes)}
+
+
+def test_how_many_batches_a_pass_has(prepared):
+    sides, file, folder, own = prepared
+    chunks = len(open_chunks([folder]))
+    given = {"seed": 4, "prepared": [folder], "own": own, "batch_size": 1}
+    of_a_pass = itertools.takewhile(lambda x: x.position.epoch == 0, AlignedBatches(file, *sides, **given))
+    assert len(list(of_a_pass)) == count_batches([folder], 1, 1, None, own) == chunks + chunks // 4
+    assert count_batches([folder], 4, 2, None, own) == (chunks + chunks // 4) / 8
     limits = (64, 64)
-    assert count_batches(given, 2, 1, limits) > count_batches([many, few], 2, 1, limits)
+    longer = [Side(x.name, x.tokenizer, x.rows, 64) for x in sides]
+    packed = AlignedBatches(file, *longer, packing=True, **given)
+    full = list(itertools.takewhile(lambda x: x.position.epoch == 0, packed))
+    rows = len(full) + len(full[-1].position.open_rows())
+    assert count_batches([folder], 1, 1, limits, own) == pytest.approx(rows, abs=2)
 
 
-def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # noqa: F811
-    sizes, make = [], stages.rehearsal_chunks
-
-    def watched(work, pair, folders, sides):
-        own = make(work, pair, folders, sides)
-        sizes.append((len(open_chunks(folders)), len(open_chunks(own)), len(own)))
-        return own
-
-    monkeypatch.setattr(stages, "rehearsal_chunks", watched)
+def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path):  # noqa: F811
     given = {name: value for name, value in files.items() if "eval" not in name} | {"checkpoint_every": 2}
     given |= {"rehearse": 3, "per_token": 1, "training": TrainingOptions(steps=0), "epochs": None, "max_length": 64}
     given |= {"healing": HealingOptions("lora", steps=6, objective="ntp")}
@@ -215,10 +250,6 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
     assert all(row.startswith("<bos>") and "<eos>" in row for row in rows)
     (line,) = [x for x in messages if x.startswith("rehearsal: ")]
     assert line.removeprefix("rehearsal: ") in (tmp_path / "whole" / "README.md").read_text()
-    others, own, times = sizes.pop()
-    assert times > 1
-    assert whole.rehearsal.share == own * times / (own * times + others)
-    assert abs(own * times / (own * times + others) - 0.2) < own / others, "a fifth of the rows, as nearly as may be"
     with pytest.raises(Stop):
         transfer(**given, output=tmp_path / "parts", on_step=stop_at(3))
     again = transfer(**given, output=tmp_path / "parts", resume=True)
@@ -228,6 +259,9 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path, monkeypatch):  # n
     assert transfer(**given, output=tmp_path / "parts", resume=True).rehearsal == whole.rehearsal
     with pytest.raises(ValueError, match="is finished and cannot go on with rehearse: was 3, now 6"):
         transfer(**given | {"rehearse": 6}, output=tmp_path / "parts", resume=True)
+    on_the_fly = transfer(**given | {"per_token": None}, output=tmp_path / "on the fly")
+    assert on_the_fly.rehearsal == whole.rehearsal
+    assert "data" in whole.seconds.keys() - on_the_fly.seconds.keys(), "the text was not prepared"
 
 
 @pytest.mark.parametrize("option", ["rehearse", "snippets"])
@@ -271,7 +305,6 @@ def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811
     for changed, message in (
         ({"rehearse": -1}, "rehearse: wanted at least 0, got -1"),
         ({"rehearse": 1, "data": None}, "data: wanted text to train on, got none"),
-        ({"rehearse": 1, "data": None, "prepared": "s3://x/y"}, "rehearse: wanted prepared chunks in a local folder"),
     ):
         with pytest.raises(ValueError, match=message):
             transfer(**given | changed)

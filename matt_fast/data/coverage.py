@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ class Coverage:
     fewer: int
     absent: int
 
-    def message(self, per_token: int, rows: int) -> str:
-        """What a person should know; `rows` are those of a step, in all processes."""
-        steps = -(-len(self.chunks) // rows)
+    def message(self, per_token: int, rows: float) -> str:
+        """What a person should know; `rows` are those of a step, in all processes, that are for such chunks."""
+        steps = ceil(len(self.chunks) / rows)
         return (
             f"per_token: {self.enough:,} new tokens come {per_token} times or more in the first {len(self.chunks):,} "
             f"chunks (about {steps:,} steps without packing), {self.fewer:,} come fewer times in the text, "

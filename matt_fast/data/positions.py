@@ -55,6 +55,7 @@ class Position:
         item: the item that the last chunk was of; of this process those before it are behind.
         group, chunk: groups of it that are behind, and chunks of the group after those.
         sharded: whether items are shards; None before the first chunk.
+        read: chunks that are behind, where some are the teacher's own (`OwnChunks`); else 0.
         deal: whose items are which.
         open_shapes: [chunks, 3] int32: of the chunks in rows that packing is filling: row, teacher and student tokens.
         open_numbers: [numbers] int32: their four arrays, one chunk after the other.
@@ -66,6 +67,7 @@ class Position:
     group: int = 0
     chunk: int = 0
     sharded: bool | None = None
+    read: int = 0
     deal: Deal = field(default_factory=Deal)
     open_shapes: NDArray[np.int32] = field(default_factory=lambda: np.empty((0, 3), np.int32))
     open_numbers: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
@@ -96,7 +98,7 @@ def deal_anew(positions: Sequence[Position], processes: int) -> list[Position]:
     """The positions from which another number of processes goes on, where these stopped behind the same step.
 
     What is not behind goes round the new processes, as do the rows that packing was filling: each item and each chunk
-    comes as if nothing had happened, to some process.
+    comes as if nothing had happened, to some process. Of the teacher's own chunks a few may come again, or not.
 
     Args:
         positions: of all processes of the run, in their order.
@@ -114,6 +116,7 @@ def deal_anew(positions: Sequence[Position], processes: int) -> list[Position]:
     passed = set(items[behind].tolist())
     left = [(item, *where) for item, where in sorted(begun.items()) if item >= lowest.item and item not in passed]
     deal = Deal(lowest.item, items[behind], np.array(left, np.int64).reshape(-1, 3))
-    start = replace(lowest, group=0, chunk=0, deal=deal)
+    read = -(-sum(position.read for position in positions) // processes)
+    start = replace(lowest, group=0, chunk=0, read=read, deal=deal)
     rows = [row for position in positions for row in position.open_rows()]
     return [start.with_open_rows(rows[process::processes]) for process in range(processes)]

@@ -111,21 +111,8 @@ def find_damage(folder: Path) -> list[str]:
 
 
 def open_chunks(folders: Sequence[Path]) -> Dataset:
-    """The chunks of one or several folders of `prepare_once` or of shards, one after another, memory-mapped.
-
-    A folder that is given several times is there once.
-    """
-    return concatenate_datasets([part for folder in dict.fromkeys(folders) for part in _parts(folder)])
-
-
-def numbers_of(folders: Sequence[Path]) -> NDArray[np.uint32]:
-    """The chunks of a pass, by their numbers in `open_chunks`: those of a folder so often as it is given."""
-    found, first = [], 0
-    for folder, times in Counter(folders).items():
-        count = sum(map(len, _parts(folder)))
-        found.append(np.tile(np.arange(first, first + count, dtype=np.uint32), times))
-        first += count
-    return np.concatenate(found)
+    """The chunks of one or several folders of `prepare_once` or of shards, one after another, memory-mapped."""
+    return concatenate_datasets([part for folder in folders for part in _parts(folder)])
 
 
 def _parts(folder: Path) -> list[Dataset]:
@@ -137,28 +124,25 @@ def _parts(folder: Path) -> list[Dataset]:
 def left_out_of(folders: Sequence[Path | str]) -> Counter:
     """What was left out of prepared chunks, by reason."""
     found: Counter = Counter()
-    for folder in dict.fromkeys(folders):
+    for folder in folders:
         known = Shards(folder).manifest.skipped if is_shards(folder) else json.loads((folder / SKIPPED).read_text())
         found.update(known)
     return found
 
 
 class ShuffledChunks:
-    """The chunks of `numbers_of` in an order drawn from `seed`: four bytes of memory for each.
+    """The chunks of `open_chunks` in an order drawn from `seed`: four bytes of memory for each.
 
-    `leading` has numbers of chunks that come before all others, in their own order; one that a pass reads several times
-    may be there so often.
+    `leading` has numbers of chunks that come before all others, in their own order.
     """
 
     def __init__(self, folders: Sequence[Path], seed: list[int], leading: NDArray[np.int64] | None = None):
         self.data = open_chunks(folders).with_format("numpy")
-        self.order = numbers_of(folders)
+        self.order = np.arange(len(self.data), dtype=np.uint32)
         np.random.default_rng(seed).shuffle(self.order)
         if leading is not None:
-            ahead = np.bincount(leading, minlength=len(self.data))
-            self.order = np.concatenate(
-                [leading.astype(np.uint32), self.order[_times_before(self.order) >= ahead[self.order]]]
-            )
+            others = self.order[~np.isin(self.order, leading)]
+            self.order = np.concatenate([leading.astype(np.uint32), others])
 
     def __len__(self) -> int:
         return len(self.order)
@@ -181,15 +165,6 @@ def _bars_on_terminals() -> Iterator[None]:
     finally:
         if hidden:
             enable_progress_bars()
-
-
-def _times_before(numbers: NDArray) -> NDArray[np.int64]:
-    """How often each number is there before its place."""
-    order = np.argsort(numbers, kind="stable")
-    _, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
-    found = np.empty(len(numbers), np.int64)
-    found[order] = np.arange(len(numbers)) - np.repeat(first, counts)
-    return found
 
 
 def prepare(dataset: Dataset, folder: Path, *, argument: str = "dataset", **options) -> None:

@@ -17,6 +17,7 @@ from matt_fast.data.background import made_ahead
 from matt_fast.data.batches import Batch, collate
 from matt_fast.data.chunks import Cutter, Side, tokenised_together
 from matt_fast.data.documents import Texts, read_documents
+from matt_fast.data.own import OwnChunks, is_own
 from matt_fast.data.packing import Chunk, Packer
 from matt_fast.data.positions import Position
 from matt_fast.data.prepared import ShuffledChunks, left_out_of
@@ -80,10 +81,10 @@ class AlignedBatches(IterableDataset):
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
-        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more, which a pass reads
-            so often as they are given; or the URL of one folder of shards, which are then read as streams. Made on the
-            fly if None.
+        prepared: folders of `prepare_once`, or of shards, with the chunks of this source, or more; or the URL of one
+            folder of shards, which are then read as streams. Made on the fly if None.
         leading: numbers of prepared chunks that come first in the first pass, see `cover`.
+        own: folder of `prepare_once` with what the teacher wrote of its own: one chunk in five. It belongs to no pass.
         teacher, student: the two sides.
         batch_size: rows per batch.
         seed: of the order of the documents.
@@ -111,6 +112,7 @@ class AlignedBatches(IterableDataset):
         text_field: str = "text",
         prepared: Sequence[Path | str] | None = None,
         leading: NDArray[np.int64] | None = None,
+        own: Path | None = None,
         packing: bool = False,
         finish: Callable[[Batch], Batch] | None = None,
         process: int = 0,
@@ -119,7 +121,7 @@ class AlignedBatches(IterableDataset):
     ):
         self.source, self.split, self.text_field = source, split, text_field
         self.teacher, self.student, self.prepared = teacher, student, prepared
-        self.leading = leading
+        self.leading, self.own = leading, own
         self.batch_size, self.seed, self.packing, self.finish = batch_size, seed, packing, finish
         self.process, self.processes = process, processes
         self.start = start or Position()
@@ -163,7 +165,8 @@ class AlignedBatches(IterableDataset):
         limits = self.teacher.max_length, self.student.max_length
         packer = Packer(limits, rows=self.start.open_rows()) if self.packing else None
         rows: list[list[Chunk]] = []
-        for chunk, position in self._chunks(skipped, each):
+        chunks = self._chunks(skipped, each)
+        for chunk, position in chunks if self.own is None else self._with_own(chunks, self.own):
             row = [chunk] if packer is None else packer.add(chunk)
             if row is not None:
                 rows.append(row)
@@ -172,6 +175,14 @@ class AlignedBatches(IterableDataset):
                 yield Unmade(rows, skipped.copy(), position)
                 skipped.clear()
                 rows = []
+
+    def _with_own(self, chunks: Iterator[tuple[Chunk, Position]], folder: Path) -> Iterator[tuple[Chunk, Position]]:
+        """Chunks, and among them those of the teacher's own, behind which the stream stands where it stood."""
+        own, position = OwnChunks(folder, self.seed, self.process, self.processes), self.start
+        for number in itertools.count(self.start.read):
+            chunk, position = (own.chunk(number), position) if is_own(number) else next(chunks)
+            position = replace(position, read=number + 1)
+            yield chunk, position
 
     def _chunks(self, skipped: Counter, each: Each) -> Iterator[tuple[Chunk, Position]]:
         """Chunks from the start on, and where the stream stands behind each."""
@@ -187,7 +198,7 @@ class AlignedBatches(IterableDataset):
                     skipped.update(left_out)
                 if chunk is not None:
                     without = -1
-                    yield chunk, Position(*part.place, number, self.sharded, self.start.deal)
+                    yield chunk, Position(*part.place, number, self.sharded, deal=self.start.deal)
             if part.ends:
                 without += 1
                 if without == self.processes:

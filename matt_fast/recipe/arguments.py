@@ -155,7 +155,7 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
                 f"{str(given['prepared'])!r}, which has no {MANIFEST}"
             )
     else:
-        for name in ("epochs", "per_token", "snippets", "rehearse"):
+        for name in ("epochs", "per_token", "snippets"):
             if given.get(name):
                 raise ValueError(
                     f"{name}: wanted prepared chunks in a local folder for it, got those at {str(given['prepared'])!r}"

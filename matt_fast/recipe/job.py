@@ -106,7 +106,7 @@ class Job:
     def prepares_data(self) -> bool:
         """Whether chunks are made before training."""
         reasons = (self.data_cache, self.prepared, self.epochs, self.per_token, self.snippets)
-        return self.rehearse > 0 or any(x is not None for x in reasons)
+        return any(x is not None for x in reasons)
 
     @property
     def held_out(self) -> dict[str, str | Path]:

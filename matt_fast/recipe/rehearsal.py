@@ -3,12 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side
-from matt_fast.data.prepared import open_chunks, prepare_once
+from matt_fast.data.prepared import prepare_once
 from matt_fast.data.rehearsal import own_texts
 from matt_fast.recipe.result import Rehearsal
 from matt_fast.recipe.run import DRAWN, Run
@@ -16,18 +13,14 @@ from matt_fast.recipe.work import Work
 from matt_fast.support.journal import Journal
 
 PLACE, TEXTS = "rehearsal", "texts.jsonl"
-SHARE = 0.2  # of the chunks that are read
 
 
-def rehearsal_chunks(
-    work: Work, pair: VocabularyPair, folders: tuple[Path | str, ...], sides: tuple[Side, Side]
-) -> tuple[Path, ...]:
-    """The folder of their chunks, so often that a fifth of a pass is theirs. The main process lets the teacher write.
+def own_chunks(work: Work, pair: VocabularyPair, sides: tuple[Side, Side]) -> Path:
+    """The folder of their chunks. The main process lets the teacher write.
 
     Args:
         work: of the transfer.
         pair: the vocabularies of the model to learn from and of the student.
-        folders: of the other chunks.
         sides: the teacher's and the student's.
 
     Raises:
@@ -56,30 +49,8 @@ def rehearsal_chunks(
     with work.processes.first(here=False):
         given = {"split": "train", "text_field": "text", "on_message": work.say}
         own = prepare_once(work.run.path("data"), place / TEXTS, *sides, **given)
-    count, others = len(open_chunks([own])), len(open_chunks(folders))
-    times = max(1, round(SHARE / (1 - SHARE) * others / count))
-    if work.is_main:
-        work.run.update("state.json", rehearsed=times * count / (times * count + others))
     work.say(f"rehearsal: {rehearsal_of(work.run).message()}")
-    return (own,) * times
-
-
-def with_rehearsal(leading: NDArray[np.int64], folders: tuple[Path | str, ...], seed: int) -> NDArray[np.int64]:
-    """Chunks that are read first, in random order with a fifth of the teacher's own among them.
-
-    Args:
-        leading: numbers of chunks.
-        folders: of all chunks; the last is that of `rehearsal_chunks`.
-        seed: of the order.
-    """
-    generator, end = np.random.default_rng(seed), len(open_chunks(folders))
-    own = np.arange(end - len(open_chunks(folders[-1:])), end)
-    is_own = np.isin(leading, own)
-    others, chosen = leading[~is_own], leading[is_own]
-    passes = [chosen, generator.permutation(np.setdiff1d(own, chosen))]
-    passes += [generator.permutation(own) for _ in range(folders.count(folders[-1]) - 1)]
-    count = max(len(chosen), round(SHARE / (1 - SHARE) * len(others)))
-    return generator.permutation(np.concatenate([others, np.concatenate(passes)[:count]]))
+    return own
 
 
 def rehearsal_of(run: Run) -> Rehearsal | None:
@@ -89,4 +60,4 @@ def rehearsal_of(run: Run) -> Rehearsal | None:
         return None
     with path.open(encoding="utf-8") as lines:  # `splitlines` would part them within texts, too
         texts = [json.loads(line)["text"] for line in lines]
-    return Rehearsal(len(texts), sum(map(len, texts)), run.read("state.json").get("rehearsed", SHARE))
+    return Rehearsal(len(texts), sum(map(len, texts)))

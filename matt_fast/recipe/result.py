@@ -65,18 +65,16 @@ class Rehearsal:
 
     Attributes:
         texts, characters: of it.
-        share: of the chunks that a pass reads; a fifth, if the data are enough.
     """
 
     texts: int
     characters: int
-    share: float
 
     def message(self) -> str:
         """What a person should know, in one line."""
         return (
-            f"{self.share:.0%} of what is read are {self.texts:,} texts, {self.characters:,} characters, that the "
-            "teacher wrote of its own"
+            f"a fifth of the chunks are of {self.texts:,} texts, {self.characters:,} characters, that the teacher "
+            "wrote of its own"
         )
 
 

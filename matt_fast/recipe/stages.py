@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side, sides_of
 from matt_fast.data.coverage import cover
 from matt_fast.data.epochs import count_batches
+from matt_fast.data.own import OTHERS
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.shards import MadeOf, Shards, is_url
@@ -21,7 +23,7 @@ from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
 from matt_fast.recipe.job import HELD_OUT
-from matt_fast.recipe.rehearsal import rehearsal_chunks, with_rehearsal
+from matt_fast.recipe.rehearsal import own_chunks
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
 from matt_fast.recipe.subject import load_vocabulary
@@ -104,8 +106,27 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     job, options, processes = work.job, work.job.training, work.accelerator.num_processes
     pair = teacher_vocabulary(work, vocabulary)
     sides = sides_of(pair, job.max_length)
-    if nothing_to_train(work, vocabulary) or not job.prepares_data:
+    if nothing_to_train(work, vocabulary):
         return TrainingData(sides), options
+    folders = _prepared(work, pair, vocabulary.new, sides) if job.prepares_data else None
+    data = TrainingData(sides, folders, own=own_chunks(work, pair, sides) if job.rehearse else None)
+    if job.per_token is not None:
+        found = cover(folders, vocabulary.new, job.per_token, job.seed)
+        rows = job.batch_size * options.accumulation * processes * (1 if data.own is None else OTHERS)
+        work.say(found.message(job.per_token, rows))
+        data = replace(data, leading=found.chunks)
+    if job.epochs is not None:
+        limits = [side.max_length for side in sides] if options.packing else None
+        batches = count_batches(folders, job.batch_size, processes, limits, data.own)
+        options = replace(options, steps=max(1, round(job.epochs * batches / options.accumulation)))
+    return data, options
+
+
+def _prepared(
+    work: Work, pair: VocabularyPair, new: Collection[int], sides: tuple[Side, Side]
+) -> tuple[Path | str, ...]:
+    """The folders of the chunks that are made before training."""
+    job = work.job
     cache = work.run.path("data") if job.data_cache is None else Path(job.data_cache)
     folders: tuple[Path | str, ...] = ()
     if job.prepared is not None:
@@ -116,21 +137,7 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
             given = {"split": job.split, "text_field": job.text_field, "on_message": work.say}
             given["digest"] = work.run.read("run.json")["fingerprints"]["data"]["content"]
             folders = (prepare_once(cache, job.data, *sides, **given),)
-    if job.snippets is not None:
-        folders += snippet_chunks(work, pair, vocabulary.new, folders, sides)
-    if job.rehearse:
-        folders += rehearsal_chunks(work, pair, folders, sides)
-    data = TrainingData(sides, folders)
-    if job.per_token is not None:
-        found = cover(data.prepared, vocabulary.new, job.per_token, job.seed)
-        work.say(found.message(job.per_token, job.batch_size * options.accumulation * processes))
-        leading = with_rehearsal(found.chunks, data.prepared, job.seed) if job.rehearse else found.chunks
-        data = replace(data, leading=leading)
-    if job.epochs is not None:
-        limits = [side.max_length for side in sides] if options.packing else None
-        batches = count_batches(data.prepared, job.batch_size, processes, limits)
-        options = replace(options, steps=max(1, round(job.epochs * batches / options.accumulation)))
-    return data, options
+    return folders if job.snippets is None else folders + snippet_chunks(work, pair, new, folders, sides)
 
 
 def check_here(work: Work, sides: tuple[Side, Side]) -> str:

@@ -37,14 +37,15 @@ class TrainingData:
 
     Attributes:
         sides: the teacher's and the student's.
-        prepared: folders of chunks that are made before training, one so often as a pass reads it; None where they are
-            made on the way.
+        prepared: folders of chunks that are made before training; None where they are made on the way.
         leading: numbers of those that come first; None without.
+        own: folder of chunks that the teacher wrote of its own; None without.
     """
 
     sides: tuple[Side, Side]
     prepared: tuple[Path | str, ...] | None = None
     leading: NDArray[np.int64] | None = None
+    own: Path | None = None
 
 
 def train_rows(
@@ -192,6 +193,7 @@ def _train(
         text_field=job.text_field,
         prepared=data.prepared,
         leading=data.leading,
+        own=data.own,
         packing=options.packing,
         finish=plan_ahead(models[1], work.n_layers, options, target and target.continuations),
         process=accelerator.process_index,

@@ -129,8 +129,8 @@ def transfer(
             is prepared before training.
         snippets: let the teacher write short texts around the new tokens that come fewer times in the data, so that
             each comes so often, see `make_snippets`; they are mixed into the data, which is prepared before training.
-        rehearse: texts that the teacher writes of its own, see `own_texts`: conversations, if it is a chat model. They
-            are a fifth of the chunks of a pass over the data, which is prepared before training. 0: none.
+        rehearse: texts that the teacher writes of its own, see `own_texts`: conversations, if it is a chat model. One
+            chunk in five is theirs. 0: none.
         data_cache: folder in which chunks are prepared before training, once for this data, tokenizers and length, and
             found again; they are made during training if None.
         prepared: folder, or URL that fsspec knows, of chunks that `matt-fast prepare` made for these tokenizers and

@@ -18,7 +18,7 @@ from matt_fast.training.loop import Progress, TrainingState
 
 KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
-POSITION = ("epoch", "before", "item", "group", "chunk", "sharded")
+POSITION = ("epoch", "before", "item", "group", "chunk", "sharded", "read")
 
 
 class Checkpoints:

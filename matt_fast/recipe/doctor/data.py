@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from matt_fast.data.documents import read_documents
+from matt_fast.data.own import OTHERS
 from matt_fast.data.reading import find_files
 from matt_fast.data.rehearsal import ANSWER, QUESTION, lacking_tokens, read_as_text, template_of
 from matt_fast.data.snippets import NEW
@@ -100,6 +101,7 @@ def rows(subject: Subject) -> Iterator[Said]:
     if job.epochs is None and sample.share:
         steps = job.training.steps + (0 if job.healing is None else job.healing.steps)
         passes = steps * job.training.accumulation * size * sample.share / len(lengths)
+        passes *= OTHERS if job.rehearse else 1
         times = f"{passes:,.0f}" if passes >= 10 else f"{passes:.2g}"
         shown = f"{steps:,} steps are {'about ' * (not sample.whole)}{times} passes over the data"
         if passes > MOST_PASSES:
