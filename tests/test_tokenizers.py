@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tiny import TEXTS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
@@ -247,6 +247,29 @@ def test_tokens_that_join_a_mark_and_a_sign_are_told(tmp_path):
     print_new_tokenizer(Console(file=said, width=200), result)
     assert "ी।" in said.getvalue()
     assert made.decode(made(text)["input_ids"]) == text
+
+
+def test_joined_marks_are_kept_where_transformers_takes_a_class_with_a_pattern_of_its_own(tmp_path):
+    """No text that is looked at has tokens in it that would tell: the patterns do."""
+    parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+    content = json.loads(byte_level(TEXTS, 280, eos_token="<eos>").backend_tokenizer.to_str())
+    content |= {x: y for x, y in json.loads(Qwen2Tokenizer().backend_tokenizer.to_str()).items() if x in parts}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<eos>", "pad_token": "<eos>", "unk_token": None}
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert type(load_tokenizer(tmp_path / "base")) is Qwen2Tokenizer
+    (tmp_path / "other.txt").write_text("ที่นี่ " * 9, encoding="utf-8")
+    train(tmp_path / "other", data=tmp_path / "other.txt", size=300)
+    merge(tmp_path / "base", tmp_path / "other", tmp_path / "merged", join_marks=True)
+    extend(tmp_path / "base", tmp_path / "extended", data=tmp_path / "other.txt", add=20, join_marks=True)
+    for name in ("merged", "extended"):
+        made = AutoTokenizer.from_pretrained(tmp_path / name)
+        file = Tokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+        assert len(made("ที่นี่")["input_ids"]) == 1
+        for text in ("ที่นี่ हिन्दी", *TEXTS):
+            assert made(text)["input_ids"] == file.encode(text).ids
+        assert made.eos_token == "<eos>"
 
 
 def test_marks_that_cannot_be_joined_are_refused(tmp_path):
