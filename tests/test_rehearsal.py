@@ -115,7 +115,10 @@ def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
     monkeypatch.setattr(rehearsal, "ANSWER", 7)
     special = dict.fromkeys(range(60, 100), Token("special", b"x"))  # likely enough to come
     monkeypatch.setattr(pair, "teacher_tokens", pair.teacher_tokens | special)
-    texts = own_texts(model, pair, 40, 3)
+    told = []
+    texts = own_texts(model, pair, 40, 3, on_progress=lambda *progress: told.append(progress))
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == ((40 * 5 // 12, 40), (40, 40))
     usable = torch.arange(275) < 270
     ends = [0, 1, 2, *special]
 

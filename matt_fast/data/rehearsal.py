@@ -6,6 +6,7 @@ questions too: given its template as far as where the user speaks, it writes wha
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ def own_texts(
         count: texts.
         seed: of all that is drawn; a text depends on it and on the text's number.
         once: of `continuations`, so that a call that is stopped need not draw all anew.
-        on_progress: called with the prompts done and their number in this round.
+        on_progress: called with the texts done, questions alone counting as a part of theirs, and `count`.
 
     Returns:
         `count` texts, or fewer where some said nothing in four rounds: a question of up to 48 tokens and an answer of
@@ -132,7 +133,7 @@ def own_texts(
         raise ValueError(
             f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions"
         )
-    writer = _Writer(model, vocabulary, seed, {"once": once, "on_progress": on_progress})
+    writer = _Writer(model, vocabulary, seed, once, lambda share: on_progress(int(count * share), count))
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))
         return [text for text, _ in writer(prompts, QUESTION + ANSWER, 0).values() if text.strip()]
@@ -157,11 +158,19 @@ class _Writer:
 
     Attributes:
         ends: ids that end what is written; all special ones until others are set.
-        given: other arguments of `continuations`.
+        behind: tokens of a text that were drawn before, at most.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, seed: int, given: dict[str, Callable]):
-        self.model, self.tokenizer, self.seed, self.given = model, vocabulary.teacher, seed, given
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: VocabularyPair,
+        seed: int,
+        once: Callable,
+        on_share: Callable[[Fraction], None],
+    ):
+        self.model, self.tokenizer, self.seed = model, vocabulary.teacher, seed
+        self.once, self.on_share, self.behind = once, on_share, 0
         self.special = _special(vocabulary)
         self.ends = sorted(self.special)
         self.usable = torch.zeros(vocabulary.teacher_rows, dtype=torch.bool)
@@ -174,8 +183,14 @@ class _Writer:
         if not prompts:
             return {}
         draws = np.stack([np.random.default_rng([self.seed, i, number]).random(longest) for i in prompts])
-        given = {"ends": self.ends, **SAMPLING, **self.given}
+        now = longest if number in (0, ROUNDS) else 0  # the rounds between have few prompts
+
+        def told(done: int, total: int) -> None:
+            self.on_share((self.behind + Fraction(now * done, total)) / (QUESTION + ANSWER))
+
+        given = {"ends": self.ends, "once": self.once, "on_progress": told, **SAMPLING}
         found = continuations(self.model, list(prompts.values()), draws, self.usable, **given)
+        self.behind += now
         stop = behind.strip().partition("\n")[0]  # "[/INST]": not all templates' marks are special tokens
         written = {}
         for (i, prompt), ids in zip(prompts.items(), found, strict=True):
