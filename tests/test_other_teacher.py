@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,6 +85,8 @@ def test_a_result_trains_on_with_the_original_as_its_teacher(job, files, tmp_pat
     assert result.report.initialized == result.report.subtoken_mean == result.report.unspelled == 0
     card, page = ((tmp_path / "more" / name).read_text() for name in ("README.md", "report.html"))
     assert "# `first` trained on" in card
+    assert f"- The teacher was `{Path(job['model']).name}`." in card
+    assert "The teacher was" not in (tmp_path / "first" / "README.md").read_text()
     assert "the tokenizer of `first` stayed. Adapters of low rank" in card
     assert f"- {result.new} more have rows that train on." in card
     assert "was replaced" in (tmp_path / "first" / "README.md").read_text()

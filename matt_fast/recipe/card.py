@@ -103,7 +103,7 @@ def model_card(
         pipeline_tag: the hub's name of what the model is for; None for none.
         processes: that trained together.
     """
-    name, source = (str(last_parts(x, options[x])) for x in ("model", "data"))
+    name, source, teacher = (str(last_parts(x, options[x])) for x in ("model", "data", "teacher"))
     progress = result.progress
     lines = [
         "---",
@@ -126,6 +126,7 @@ def model_card(
         "",
         *([] if result.healing is not None and not progress.step else [f"- {training_line(progress)}."]),
         *([f"- The text was {code(source)}."] if _trained(result) and options["data"] is not None else []),
+        *([f"- The teacher was {code(teacher)}."] if _trained(result) and options["teacher"] is not None else []),
         *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
         *([f"- Rehearsal: {result.rehearsal.message()}."] if result.rehearsal is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
