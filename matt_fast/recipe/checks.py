@@ -254,7 +254,8 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
             yield f"{argument}: files of several formats are read: {', '.join(parts)}"
         if found.skipped:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
-            yield f"{argument}: passed over {', '.join(parts)}"
+            where = "" if found.without_text is None else f"; the first without text is {found.without_text}"
+            yield f"{argument}: passed over {', '.join(parts)}{where}"
     if begins and job.freeze_shared and no_new_tokens(subject.vocabulary) is None:
         documents = read_documents(job.data, split=job.split, text_field=job.text_field)
         if (message := missing_new_tokens(documents, subject.vocabulary)) is not None:
