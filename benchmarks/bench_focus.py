@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from matt_fast.initializers.focus import apply, sparsemax_coefficients
+from matt_fast.initializers.focus import sparsemax_coefficients
+from matt_fast.initializers.mixtures import apply
 
 
 def space(tokens: int, dim: int, seed: int) -> torch.Tensor:

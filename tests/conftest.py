@@ -1,12 +1,14 @@
 """What tests share: the kernels in Triton's interpreter where there is no GPU, and jobs that are ready to be done."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 import quick
 import torch
 
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")  # CPUs that multiply in bfloat16 are as others
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # names that nothing has are not looked up for half a minute
 quick.commands()
 if not torch.cuda.is_available():
@@ -53,7 +55,14 @@ def small_tiles(monkeypatch):
     from matt_kernels import configs
 
     chosen = configs.choose_config
-    monkeypatch.setattr(configs, "choose_config", lambda *a: chosen(*a).with_blocks(16))
+
+    def small(*arguments):
+        config = chosen(*arguments)
+        launches = {x: y for x, y in vars(config).items() if isinstance(y, configs.Launch)}
+        launches = {x: replace(y, block_m=16, block_n=16) for x, y in launches.items()}
+        return replace(config, widths=(16, 16), block_v=16, **launches)
+
+    monkeypatch.setattr(configs, "choose_config", small)
 
 
 @pytest.fixture

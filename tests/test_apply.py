@@ -72,6 +72,15 @@ def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa:
         assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="transferred: wanted the output of a transfer"):
         apply(files["model"], sibling, tmp_path / "out")
+    shutil.copytree(transferred, tmp_path / "torn")
+    with (tmp_path / "torn" / "token_provenance.jsonl").open("a") as file:
+        file.write('{"id": 1\n')
+    with pytest.raises(ValueError, match=r"transferred: wanted an object with id, start, .* in line"):
+        apply(tmp_path / "torn", sibling, tmp_path / "out")
+    with pytest.raises(ValueError, match="eval_pieces: wanted at least 1, got 0"):
+        apply(transferred, sibling, tmp_path / "out", eval_pieces=0)
+    with pytest.raises(FileNotFoundError, match="eval_data: wanted a file or folder that is there"):
+        apply(transferred, sibling, tmp_path / "out", eval_data=tmp_path / "nowhere.txt")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):

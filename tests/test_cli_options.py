@@ -10,7 +10,7 @@ from commands import PATHS, message, run
 from tiny import new_tokenizer
 
 import matt_fast.recipe.transfer
-from matt_fast import TrainingOptions
+from matt_fast import HealingOptions, TrainingOptions
 from matt_fast.recipe.config import dump_config, load_config, resolved_config
 
 
@@ -19,10 +19,17 @@ def test_every_argument_of_a_transfer_has_an_option(called):
     (given,) = called
     known = set(inspect.signature(matt_fast.recipe.transfer.transfer).parameters)
     assert known - given.keys() == {"n_layers"}  # None, a third of the depth
-    assert given["training"] == TrainingOptions()
-    defaults = inspect.signature(matt_fast.recipe.transfer.transfer).parameters
-    for name in ("init", "max_length", "batch_size", "eval_pieces", "precision", "seed", "freeze_shared"):
-        assert given[name] == defaults[name].default
+    parameters = inspect.signature(matt_fast.recipe.transfer.transfer).parameters
+    defaults = {name: x.default for name, x in parameters.items()} | {"training": TrainingOptions()}
+    for name in given.keys() - {"model", "tokenizer", "data", "output"}:
+        if not name.startswith("on_"):
+            value = tuple(given[name]) if isinstance(given[name], list) else given[name]
+            assert value == defaults[name], name
+
+
+def test_options_of_healing_are_those_of_the_argument(called):
+    assert run("transfer", *PATHS, "--heal=lora").exit_code == 0
+    assert called[0]["healing"] == HealingOptions()
 
 
 def test_options_reach_the_transfer(called):

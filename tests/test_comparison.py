@@ -17,3 +17,14 @@ def test_a_probe_gives_what_a_transfer_of_its_steps_gives(files, tmp_path):  # n
         assert found.probed == pytest.approx(expected["trained"].bits_per_byte, rel=1e-6)
     with pytest.raises(ValueError, match="data: wanted text to train on for the probe, got none"):
         compare_initializers(**given | {"data": None}, inits=["mean"], probe=probe)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eval_pieces", 0), ("omp_k", 0), ("max_length", 0), ("batch_size", -1), ("seed", -1), ("init_head", "x"),
+     ("device", "x")],
+)  # fmt: skip
+def test_arguments_are_refused_as_by_the_command_line(files, name, value):  # noqa: F811
+    given = {x: files[x] for x in ("model", "tokenizer", "eval_data")}
+    with pytest.raises((ValueError, OSError), match=f"^{name}: wanted"):
+        compare_initializers(**given | {name: value}, inits=["mean"])

@@ -199,12 +199,12 @@ def make_results(arguments: list[str]) -> None:
         for name in (
             "config.json",
             "README.md",
-            "token_provenance.jsonl",
             "run/run.json",
             "run/result.json",
             "run/state.json",
         ):
             Path(folder, name).write_text("{}")
+        Path(folder, "token_provenance.jsonl").touch()
 
 
 def run_command(arguments: list[str], block: Block, monkeypatch) -> None:
@@ -219,6 +219,7 @@ def run_command(arguments: list[str], block: Block, monkeypatch) -> None:
             patched.setattr(matt_fast.model.tokenizer_files, "load_tokenizer", reach)
             patched.setattr(matt_fast.planning.plan, "plan", reach)
             patched.setattr(matt_fast.cli.report, "read_record", reach)
+            patched.setattr(matt_fast.show.choices, "read_record", reach)
             patched.setattr(matt_fast.cli.push, "has_terminal", lambda: True)
             patched.setattr(matt_fast.recipe.push, "find_target", reach)
         try:

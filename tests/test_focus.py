@@ -15,13 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import fasttext
 from matt_fast.initializers.fasttext import TokenVectors, fasttext_vectors
-from matt_fast.initializers.focus import (
-    Coefficients,
-    apply,
-    focus_rows,
-    sparsemax,
-    sparsemax_coefficients,
-)
+from matt_fast.initializers.focus import focus_mixtures, sparsemax, sparsemax_coefficients
+from matt_fast.initializers.mixtures import Coefficients, apply
 from matt_fast.support.texts import bounded_pieces
 
 SMALL = {"dim": 8, "min_count": 2}
@@ -287,14 +282,11 @@ def vectors_for(vocabulary, ids) -> TokenVectors:
 @pytest.mark.usefixtures("_needs_fasttext")
 def test_rows_from_text(vocabulary):
     vectors = fasttext_vectors(TEXTS, vocabulary.student, **SMALL)
-    weight = torch.randn(290, 24)
-    found = focus_rows(weight, vocabulary, vectors)
+    found = focus_mixtures(vocabulary, vectors, torch.device("cpu"))
     new = set(vocabulary.tokens) - set(vocabulary.matches)
     assert set(found.ids.tolist()) == new & set(vectors.ids.tolist())
-    assert set(found.absent.tolist()) == new - set(vectors.ids.tolist())
-    assert found.unseen == sum(vectors.counts[i] == 0 for i in found.absent)
-    assert found.anchors + found.shared_absent == len(vocabulary.matches)
-    assert found.rows.shape == (len(found.ids), 24)
+    assert torch.equal(found.counts, vectors.counts)
+    assert found.rows(torch.randn(290, 24)).shape == (len(found.ids), 24)
     assert len(found.ids) > 0
 
 
@@ -304,11 +296,9 @@ def test_rows_are_mixtures_of_shared_tokens(vocabulary):
     vectors.vectors[-1] = 0  # as good as none
     vectors.counts[-1] = 1
     weight, head = torch.randn(290, 24), torch.randn(290, 7)
-    found = focus_rows(weight, vocabulary, vectors)
+    found = focus_mixtures(vocabulary, vectors, torch.device("cpu"))
     new = {i for i in vocabulary.tokens if i not in vocabulary.matches}
-    assert set(found.ids.tolist()) | set(found.absent.tolist()) == new
-    assert int(ids[-1]) in found.absent.tolist()
-    assert found.unseen == sum(vectors.counts[i] == 0 for i in found.absent)
+    assert set(found.ids.tolist()) == new & set(ids[:-1].tolist())
     place = {int(token_id): row for row, token_id in enumerate(ids)}
     anchors = [i for i in sorted(vocabulary.matches) if i in place]
     used = [vocabulary.matches[i].teacher_id for i in anchors]
@@ -316,17 +306,16 @@ def test_rows_are_mixtures_of_shared_tokens(vocabulary):
         vectors.vectors[[place[i] for i in found.ids.tolist()]], vectors.vectors[[place[i] for i in anchors]]
     )
     weights = torch.from_numpy(np.stack([plain_sparsemax(row) for row in cosines])).float()
-    torch.testing.assert_close(found.rows, weights @ weight[used], atol=1e-5, rtol=0)
-    torch.testing.assert_close(apply(found.coefficients, head), weights @ head[used], atol=1e-5, rtol=0)
-    assert (found.anchors, found.shared_absent) == (len(anchors), len(vocabulary.matches) - len(anchors))
+    torch.testing.assert_close(found.rows(weight), weights @ weight[used], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.rows(head), weights @ head[used], atol=1e-5, rtol=0)
 
 
 def test_rows_refuse_what_does_not_fit(vocabulary):
     new = torch.tensor([i for i in vocabulary.tokens if i not in vocabulary.matches])
     with pytest.raises(ValueError, match=r"at least one of the \d+ shared tokens, got none"):
-        focus_rows(torch.randn(290, 4), vocabulary, vectors_for(vocabulary, new))
+        focus_mixtures(vocabulary, vectors_for(vocabulary, new), torch.device("cpu"))
     everything = vectors_for(vocabulary, torch.tensor(sorted(vocabulary.tokens)))
     with pytest.raises(ValueError, match="weight: wanted a row for each column"):
-        focus_rows(torch.randn(3, 4), vocabulary, everything)
+        focus_mixtures(vocabulary, everything, torch.device("cpu")).rows(torch.randn(3, 4))
     with pytest.raises(ValueError, match="vectors: wanted ids below"):
-        focus_rows(torch.randn(290, 4), vocabulary, everything._replace(ids=everything.ids + 1))
+        focus_mixtures(vocabulary, everything._replace(ids=everything.ids + 1), torch.device("cpu"))

@@ -235,8 +235,8 @@ for offload in (None, "disk"):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization": "2bit"}, "quantization: wanted '8bit' or '4bit', got '2bit'"),
-        ({"offload": "gpu"}, "offload: wanted 'cpu' or 'disk', got 'gpu'"),
+        ({"quantization": "2bit"}, "quantization: wanted one of 8bit, 4bit, got '2bit'"),
+        ({"offload": "gpu"}, "offload: wanted one of cpu, disk, got 'gpu'"),
         ({"offload": "disk"}, "offload: wanted checkpointing with it"),
         ({"offload": "disk", "checkpointing": True, "quantization": "8bit"}, "quantization and offload: wanted one"),
         ({"quantization": "4bit", "compile": True}, "quantization and compile: wanted one of them"),

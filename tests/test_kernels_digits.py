@@ -13,7 +13,7 @@ import torch
 tensor_cores = pytest.importorskip("tensor_cores", reason="needs Triton")
 
 import triton.language as tl  # noqa: E402
-from matt_kernels import attention, configs  # noqa: E402
+from matt_kernels import attention  # noqa: E402
 from test_loss_accuracy import results  # noqa: E402
 
 from matt_fast.loss import aim_loss  # noqa: E402
@@ -106,10 +106,9 @@ def test_a_sink_beside_longer_values_of_its_segment(metric):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("side", [0, 1], ids=["teacher", "student"])
-def test_square_of_a_token_that_takes_all(side, dtype, monkeypatch):
+@pytest.mark.usefixtures("small_tiles")
+def test_square_of_a_token_that_takes_all(side, dtype):
     """Rounded once for all rows, it would show in the value. Only the first block of rows sees the tile in part."""
-    chosen = configs.choose_config
-    monkeypatch.setattr(configs, "choose_config", lambda *x: chosen(*x).with_blocks(16))
     sides = [[torch.zeros(1, 1, 40, 16) for _ in "qkv"] for _ in range(2)]
     for query, key, _ in sides:
         query[..., 0] = 40

@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from kernel_checks import interpreted, long_segments
-from matt_kernels import configs
 from test_loss import GRID, gradients, inputs_for, packed, two_sides
 from triton.runtime.errors import InterpreterError
 
@@ -39,9 +38,8 @@ def test_it_finds_what_it_looks_for(monkeypatch):
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 5}, {"causal": False, "softcap": 2.0}], ids=str)
 @pytest.mark.parametrize("case", ["special tokens", "packed", "long"])
 @pytest.mark.parametrize("base", GRID, ids=str)
+@pytest.mark.usefixtures("small_tiles")
 def test_in_bounds_and_owned(base, case, options, monkeypatch):
-    chosen = configs.choose_config
-    monkeypatch.setattr(configs, "choose_config", lambda *a: chosen(*a).with_blocks(16))
     *segments, documents = {
         "special tokens": (*two_sides(), {}),
         "packed": packed(),

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "matt_fast"
 # From the bottom up: a room imports from floors below its own, and from nowhere else.
 FLOORS = (
     ("support", "matt_kernels"),
-    ("alignment", "loss"),
+    ("alignment", "loss", "runs"),
     ("model",),
     ("data", "initializers", "evaluation"),
     ("training", "modeling", "tokenizers", "show"),

@@ -23,7 +23,7 @@ import matt_fast.recipe.finish
 from matt_fast import HealingOptions, TrainingOptions, transfer
 from matt_fast.recipe import watching
 from matt_fast.recipe.export import unmoved
-from matt_fast.report.record import read_record
+from matt_fast.runs.record import read_record
 from matt_fast.support import stopping
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.course import TOGETHER, rising
@@ -297,7 +297,7 @@ def test_work_goes_on_where_nobody_reads_what_it_says(capfd):
 
 def test_who_is_at_work_on_a_run_is_seen_from_outside(job):
     code = (
-        "import sys; from pathlib import Path; from matt_fast.report.record import read_record\n"
+        "import sys; from pathlib import Path; from matt_fast.runs.record import read_record\n"
         "from matt_fast.report.sentences import progress_line, status_line\nrecord = read_record(Path(sys.argv[1]))\n"
         "print(record.at_work, progress_line(record), 'is at work' in status_line(record), sep='|')"
     )

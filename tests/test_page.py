@@ -1,6 +1,7 @@
 """The report page, opened and used in a browser; and what is in it, whatever a run left."""
 
 import json
+import math
 import re
 from contextlib import contextmanager
 
@@ -15,7 +16,9 @@ from matt_fast.alignment.vocabulary import Token
 from matt_fast.report.charts import ticks
 from matt_fast.report.comparison import names_of
 from matt_fast.report.page import Shown, report_page
-from matt_fast.report.record import read_record
+from matt_fast.report.tokens import tokens_page
+from matt_fast.runs.record import read_record
+from matt_fast.show.tokens import TokenRow, choose
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
@@ -248,6 +251,32 @@ def test_24_000_tokens_and_what_else_a_run_may_hold(chromium, runs, tmp_path):
     page = report_page([Shown(record, crowd, tokens, tokens)] * 2)
     assert len(page.encode()) < 3_000_000
     assert "seen most often are in this table" in page
+
+
+def test_a_page_of_new_tokens(chromium, tmp_path):
+    """`matt-fast show tokens --output`: ordered as asked, what stands out marked, neighbours told, markup as text."""
+    rows = [TokenRow(i, f"w{i}", "mean", ("a", "b"), True, i % 7, 1.5, float(i), 0.0) for i in range(120)]
+    rows[7] = TokenRow(7, HOSTILE, "<b>mean</b>", (HOSTILE,), True, 9, math.nan, 500.0, 9.0, (), ((HOSTILE, 0.5),))
+    path = tmp_path / "tokens.html"
+    path.write_text(tokens_page(choose(rows), 400, "moved", "<i>note</i>"), encoding="utf-8")
+    with opened(chromium, path) as page:
+        told = page.locator("main > p").inner_text()
+        assert told.startswith("120 of 400 new tokens; how they started: 119 mean, 1 <b>mean</b>. 17 were never seen")
+        assert "1 stand out" in told
+        assert list(map(int, column(page, 2))) == [7, *range(119, 70, -1)]
+        heads = [x.get_attribute("data-key") for x in page.locator("th").all()]
+        assert heads == ["token", "id", "start", "pieces", "seen", "moved", "norm", "after", "outlier"]
+        assert page.locator(".marked").count() == 1
+        assert page.locator(".marked bdi").all_inner_texts() == [HOSTILE] * 3
+        assert page.locator(".marked small").all_inner_texts() == ["0.50"]
+        page.locator("th[data-key=seen] button").click()
+        assert list(map(int, column(page, 5)))[:3] == [9, 6, 6]
+        page.get_by_role("searchbox").fill("w11")
+        assert sorted(column(page, 1)) == sorted(f"w{i}" for i in (11, *range(110, 120)))
+        assert page.locator("img, b, i, main script:not([type])").count() == 0
+    path.write_text(tokens_page([], 400, "id", ""), encoding="utf-8")
+    with opened(chromium, path) as page:
+        assert page.locator(".tools output").inner_text() == "0 of 0 tokens"
 
 
 def test_what_is_no_run_or_a_damaged_one_is_refused(runs, tmp_path):

@@ -283,8 +283,10 @@ def test_an_encoder(tmp_path):
         ({"batch_size": 10**12}, "batch_size: wanted at most 65,536, got"),
         ({"batch_size": 0}, "batch_size: wanted at least 1, got 0"),
         ({"n_layers": 4}, "n_layers: wanted 1 to 3 for this model, got 4"),
-        ({"precision": "fp16"}, "precision: wanted no or bf16, got 'fp16'"),
-        ({"device": "tpu"}, "device: wanted cuda or cpu, got 'tpu'"),
+        ({"bandwidth": 0}, "bandwidth: wanted a number above 0, got 0"),
+        ({"vram": -1}, "vram: wanted a number above 0, got -1"),
+        ({"precision": "fp16"}, "precision: wanted one of no, bf16, got 'fp16'"),
+        ({"device": "tpu"}, "device: wanted one of cuda, cpu, got 'tpu'"),
         (
             {"vram": 1000},
             "vram: wanted at least 0.00 GiB, which a single token takes.*; with --quantization 4bit it takes",

@@ -50,7 +50,7 @@ def test_bad_input_is_refused_before_any_work_and_leaves_nothing(job, tmp_path):
     [
         ("objective", "aim2", "objective: wanted one or more of aim, aim_star, .* got 'aim2'"),
         ("objective", "aim+ntp+aim", r"objective: wanted each name once, got 'aim\+ntp\+aim'"),
-        ("moments", "none", "moments: wanted 'lazy' or 'dense', got 'none'"),
+        ("moments", "none", "moments: wanted one of lazy, dense, got 'none'"),
         ("warmup_steps", -1, "warmup_steps: wanted 0 or more, got -1"),
         ("decay_steps", 1001, "warmup_steps and decay_steps: wanted at most the 1000 steps together, got 0 and 1001"),
         ("warmup_steps", 1001, "wanted at most the 1000 steps together, got 1001 and 0"),

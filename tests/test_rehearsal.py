@@ -26,7 +26,7 @@ from matt_fast.data.stream import AlignedBatches
 from matt_fast.model import sampling
 from matt_fast.recipe.rehearsal import rehearsal_of
 from matt_fast.recipe.result import Rehearsal
-from matt_fast.recipe.run import Run
+from matt_fast.runs.folder import Run
 
 CHATML = (
     "{% if messages[0].role != 'system' %}<sys>be kind<end>{% endif %}"

@@ -150,6 +150,13 @@ def test_what_a_run_does_not_go_on_with(job, tmp_path):
     with pytest.raises(ValueError, match="text_order: was 3, now 4"):
         transfer(**job, resume=True)
     about.write_text(known)
+    for name, text in (("state.json", b"[1"), ("run.json", b"\xff")):
+        file = job["output"] / "run" / name
+        was = file.read_bytes()
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match=f"output: wanted a JSON object in '.*{name}', got something else"):
+            transfer(**job, resume=True)
+        file.write_bytes(was)
     shutil.copy(job["data"], tmp_path / "moved.jsonl")  # the same text, elsewhere
     more = transfer(**job | {"data": tmp_path / "moved.jsonl", "training": replace(OPTIONS, steps=12)}, resume=True)
     assert len(more.progress.losses) == 12
@@ -201,9 +208,7 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(job):
 
 def test_the_output_is_reserved(job):
     """A second process that wants the same output is refused while the first works in it."""
-    code = (
-        "import sys; from pathlib import Path; from matt_fast.recipe.run import reserved\nwith reserved({!r}, {}): pass"
-    )
+    code = "import sys; from matt_fast.runs.folder import reserved\nwith reserved({!r}, {}): pass"
     refused = []
 
     def on_step(progress):

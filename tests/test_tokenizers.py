@@ -470,6 +470,19 @@ def test_a_check_that_fails_leaves_no_folder(data, tmp_path, monkeypatch):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["sound"]
 
 
+def test_an_output_among_the_texts_is_refused(tmp_path):
+    (tmp_path / "texts").mkdir()
+    inside = tmp_path / "texts" / "new"
+    for make in (
+        lambda given: train(inside, size=300, **given),
+        lambda given: extend(like_llama3(), inside, **given),
+        lambda given: prune(like_llama3(), inside, keep=300, **given),
+    ):
+        with pytest.raises(ValueError, match="output: wanted a folder outside of data"):
+            make({"data": tmp_path / "texts"})
+    assert not inside.exists()
+
+
 def test_command_line(data, tmp_path):
     like_llama3().save_pretrained(tmp_path / "base")
     run = CliRunner().invoke

@@ -45,11 +45,6 @@ class Config:
     attend_rows: Launch  # its dQ
     attend_columns: Launch  # its dK and dV
 
-    def with_blocks(self, block: int) -> "Config":
-        """The same with blocks and tiles of one size, for tests on small inputs."""
-        launches = {x: replace(y, block_m=block, block_n=block) for x, y in vars(self).items() if isinstance(y, Launch)}
-        return replace(self, widths=(block, block), block_v=16, **launches)
-
 
 def is_lopsided(teacher_tokens: int, student_tokens: int) -> bool:
     """Whether the teacher has half as many tokens again: narrower tiles for the student leave fewer columns empty."""

@@ -8,9 +8,9 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.data.reading import check_texts
 from matt_fast.model.folders import check_model_place
-from matt_fast.support.checks import MANY, check_new_folder, check_range
+from matt_fast.recipe.arguments import check_arguments
+from matt_fast.support.checks import check_new_folder
 
 
 def apply(
@@ -29,11 +29,9 @@ def apply(
 ) -> None:
     """Put the rows of a transfer into a sibling: a model of the same family, which gets the same tokenizer."""
     with command_output(json, quiet, debug, {"transferred": "from", "sibling": "to"}) as out:
-        check_range("eval_pieces", eval_pieces, 1, MANY)
         for name, value in (("transferred", transferred), ("sibling", sibling)):
             check_model_place(value, name)
-        if eval_data is not None:
-            check_texts("eval_data", eval_data, text_field)
+        check_arguments({"eval_data": eval_data, "eval_pieces": eval_pieces, "text_field": text_field})
         check_new_folder("output", Path(output))
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")

@@ -56,7 +56,7 @@ def compare_inits(
         if probe_steps is not None:
             arguments["probe"] = options
         for name in init:
-            check_arguments({x: y for x, y in arguments.items() if x != "probe"} | {"init": name})
+            check_arguments(arguments | {"init": name})
         check_parent("output", output)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")

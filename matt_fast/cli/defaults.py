@@ -9,6 +9,7 @@ import typer
 from matt_fast.cli.output import clear_errors
 from matt_fast.recipe.config import load_config
 from matt_fast.recipe.recipes import recipe
+from matt_fast.runs.folder import Run
 
 NOT_IN_FILES = ("config", "resume", "recipe", "help", "push_to_hub", "public", "yes")
 SEVERAL = ("eval_data", "map_tokens", "language")  # one value or a list
@@ -37,7 +38,7 @@ def read_run(context: typer.Context, folder: Path | None) -> Path | None:
     """Callback of --resume: the run's own options become defaults, and its folder is the output; not with "auto"."""
     if folder not in (None, AUTO) and not context.resilient_parsing:
         with clear_errors():
-            file = folder / "run" / "run.yaml"
+            file = Run(folder).path("run.yaml")
             if not file.is_file():
                 raise FileNotFoundError(f"resume: wanted the output of a run that was begun, but {file} is not there")
             found = _load(context, file) | {"output": str(folder)}

@@ -17,6 +17,7 @@ from matt_fast.model.folders import check_model_place, check_tokenizer_place
 from matt_fast.recipe.arguments import PRECISIONS, check_device
 from matt_fast.support.checks import MANY, ROWS, check_choice, check_parent, check_range
 from matt_fast.support.files import write_text
+from matt_fast.support.printable import short_names
 
 TEXT, TASKS, BESIDE = "Bits per byte", "Tasks (lm-evaluation-harness)", "Completions and speed"
 TEXT_NAME = "text"  # of one that was given no name
@@ -171,12 +172,7 @@ def _names(models: list[str]) -> dict[str, str]:
     """
     if len(set(models)) < len(models):
         raise ValueError(f"model: wanted another model each time, got {', '.join(models)}")
-    parts = [Path(model).parts for model in models]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(x[-count:]) for x in parts]
-        if all(names) and len(set(names)) == len(names):
-            return dict(zip(names, models, strict=True))
-    return {model: model for model in models}
+    return dict(zip(short_names(models), models, strict=True))
 
 
 def _prompts(file: Path, text_field: str) -> list[str]:

@@ -251,7 +251,13 @@ Completions = Annotated[
 
 # Memory and speed.
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, mps …; the fastest by default.", rich_help_panel=SPEED)]
-Precision = Annotated[str, Option(help="Of the frozen weights: auto, no (float32) or bf16.", rich_help_panel=SPEED)]
+Precision = Annotated[
+    str,
+    Option(
+        help="Of the frozen weights: no (float32), bf16, or auto: bf16 where GPU or CPU multiply in it.",
+        rich_help_panel=SPEED,
+    ),
+]
 Backend = Annotated[str, Option(help="Engine of the loss: auto, triton, torch or eager.", rich_help_panel=SPEED)]
 Attention = Annotated[
     str | None, Option(help="Attention of the layers: sdpa, eager, flash_attention_2 … .", rich_help_panel=SPEED)

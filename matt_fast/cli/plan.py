@@ -7,9 +7,9 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.display import print_layouts, print_plan
 from matt_fast.cli.output import command_output
-from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.model.folders import check_model_place, check_tokenizer_place
-from matt_fast.support.checks import LENGTH, MANY, ROWS, check_choice, check_range
+from matt_fast.cli.progress import GIB, ProgressDisplay
+from matt_fast.planning.arguments import check_plan
+from matt_fast.support.checks import MANY, check_positive
 from matt_fast.training.options import HealingOptions, TrainingOptions
 
 
@@ -51,7 +51,9 @@ def plan(
     \f
     Long because it has every option.
     """
-    with command_output(json, quiet, debug) as out:
+    with command_output(json, quiet, debug, {"batch_size": "batch", "n_layers": "layer"}) as out:
+        for name, value in (("teraflops", teraflops), ("vram", vram)):
+            check_positive(name, value, MANY)
         training = TrainingOptions(
             objective=objective,
             accumulation=accumulation,
@@ -60,51 +62,32 @@ def plan(
             offload=offload,
             shard=shard,
         )
-        healing = None
-        if heal is not None:
-            chosen = {"objective": heal_objective, "rank": heal_rank, "outer_layers": heal_outer_layers}
-            healing = HealingOptions(heal, **chosen)
-        for name, value, most in (("heal_rank", heal_rank, ROWS), ("heal_outer_layers", heal_outer_layers, ROWS)):
-            check_range(name, value, 1, most)
-        for name, value in (("teraflops", teraflops), ("vram", vram), ("bandwidth", bandwidth)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: wanted a number above 0, got {value}")
-            check_range(name, value, 0, MANY)
-        counts = (
-            ("length", length, LENGTH),
-            ("batch", batch, ROWS),
-            ("layer", layer, MANY),
-            ("processes", processes, MANY),
-        )
-        for name, value, most in counts:
-            check_range(name, value, 1, most)
-        if shard and processes == 1:
-            raise ValueError("shard: wanted processes of 2 or more with it, got 1")
-        check_choice("precision", precision, ("no", "bf16"))
-        check_choice("device", device, ("cuda", "cpu"))
-        check_model_place(model, "model")
-        check_tokenizer_place(tokenizer, "tokenizer")
+        chosen = {"objective": heal_objective, "rank": heal_rank, "outer_layers": heal_outer_layers}
+        healing = HealingOptions(heal or "lora", **chosen)
+        room = None if vram is None else int(vram * GIB)
+        arguments = {
+            "model": model,
+            "tokenizer": tokenizer,
+            "length": length,
+            "batch_size": batch,
+            "n_layers": layer,
+            "training": training,
+            "healing": healing if heal else None,
+            "precision": precision,
+            "freeze_shared": freeze_shared,
+            "untie": untie,
+            "device": device,
+            "vram": room,
+            "processes": processes,
+            "bandwidth": bandwidth,
+            "trust_remote_code": trust_remote_code,
+        }
+        check_plan(arguments)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("planning")
             from matt_fast.planning.plan import plan as run
 
-            found = run(
-                model,
-                tokenizer,
-                length=length,
-                batch_size=batch,
-                n_layers=layer,
-                training=training,
-                healing=healing,
-                precision=precision,
-                freeze_shared=freeze_shared,
-                untie=untie,
-                device=device,
-                vram=None if vram is None else int(vram * (1 << 30)),
-                processes=processes,
-                bandwidth=bandwidth,
-                trust_remote_code=trust_remote_code,
-            )
+            found = run(**arguments)
         print_plan(out.console, found, teraflops)
-        print_layouts(out.console, found, processes, None if vram is None else int(vram * (1 << 30)))
+        print_layouts(out.console, found, processes, room)
         out.result(found)

@@ -8,9 +8,9 @@ from typer import Argument, Option
 from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
-from matt_fast.report.record import read_record
 from matt_fast.report.sentences import progress_line
 from matt_fast.report.words import NAME
+from matt_fast.runs.record import read_record
 from matt_fast.show.choices import PAGES, check_output, read_text
 from matt_fast.support.files import write_text
 

@@ -11,7 +11,7 @@ from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.initializers.choices import METHODS
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
-from matt_fast.show.choices import check_output, read_text
+from matt_fast.show.choices import check_adapted, check_output, made_of, read_text
 from matt_fast.support.checks import MANY, check_choice, check_range
 from matt_fast.support.plots import PICTURES
 
@@ -67,8 +67,8 @@ def influence(
             raise ValueError("adapted: wanted the output of a transfer, or model and tokenizer, got neither")
         if adapted is not None and tokenizer is not None:
             raise ValueError("tokenizer: wanted none beside adapted, which has its own")
-        if adapted is not None and not (adapted / "config.json").is_file():
-            raise FileNotFoundError(f"adapted: wanted the output of a finished transfer, got {str(adapted)!r}")
+        if adapted is not None:
+            check_adapted("adapted", adapted)
         which = None if head == "mean" else int(head)
         options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
         with ProgressDisplay(out.console, announce=False) as display:
@@ -103,26 +103,29 @@ def find(display: ProgressDisplay, text: str, places, layer: int | None, head: i
     from matt_fast.alignment.vocabulary import VocabularyPair
     from matt_fast.initializers import initial_rows
     from matt_fast.show.influence import find_influence
-    from matt_fast.show.opening import Finished, open_model, read_run
+    from matt_fast.show.opening import open_model
 
-    model, tokenizer, adapted = places
-    finished = Finished() if adapted is None else read_run(adapted)
-    model = model or finished.model
-    if model is None:
-        raise ValueError(f"model: wanted the original model, which {str(adapted)!r} does not name; got none")
+    (model, tokenizer, adapted), record = places, None
+    if adapted is not None:
+        model, record = made_of("adapted", adapted, model)
+        layer = layer or (None if record is None else record.result.get("n_layers"))
+        init = init or ("unknown" if record is None else record.starts)
+    init = init or "mean"
+    known = init in METHODS
     display.on_stage("model")
-    source, teacher = open_model(model, "model", layer or finished.layer, **options)
+    source, teacher = open_model(model, "model", layer, **options)
     layer = teacher.config.get_text_config(decoder=True).num_hidden_layers
     sides = source.load_tokenizer(), source.load_tokenizer(tokenizer or adapted)
     vocabulary = VocabularyPair(*sides, len(teacher.get_input_embeddings().weight))
-    start = initial_rows(teacher, vocabulary, init or finished.init or "mean", finished.seed)
+    seed = 0 if record is None else record.options["seed"]
+    start = initial_rows(teacher, vocabulary, init if known else "mean", seed)
     students = {"before": (source.trunk(teacher), start.input)}
     note = ""
     if adapted is not None:
         after, result = open_model(adapted, "adapted", layer, **options)
         students["after"] = after.trunk(result), result.get_input_embeddings().weight.detach()
-        if init is None and finished.init is None:
-            note = f"before: rows start as mean, since those of {finished.named!r} cannot be made again here"
+        if not known:
+            note = f"before: rows start as mean, since those of {init!r} cannot be made again here"
     display.on_stage("attention")
     found = find_influence(source.trunk(teacher), vocabulary, text, students, layer, head)
     return found, (Path(model).name, Path(tokenizer or adapted).name), note

@@ -13,6 +13,7 @@ from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tables import print_table
 from matt_fast.data.reading import check_texts
 from matt_fast.model.folders import check_model_place
+from matt_fast.show.choices import check_adapted, made_of
 from matt_fast.support.checks import MANY, check_range
 
 if TYPE_CHECKING:  # these import torch
@@ -45,20 +46,15 @@ def loss(
         if model is not None:
             check_model_place(model, "model")
         check_texts("data", data, text_field)
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"folder: wanted the output of a finished transfer, got {str(folder)!r}")
-        if model is None and not (folder / "run" / "run.json").is_file():
-            raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
+        check_adapted("folder", folder)
+        model, _ = made_of("folder", folder, model)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
             from matt_fast.data.documents import read_documents
             from matt_fast.show.loss import loss_by_segment
-            from matt_fast.show.opening import open_whole, read_run
+            from matt_fast.show.opening import open_whole
 
-            model = model or read_run(folder).model
-            if model is None:
-                raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
             documents = read_documents(data, split=split, text_field=text_field)
             display.on_stage("models")
             options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}

@@ -13,8 +13,10 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tables import print_table
+from matt_fast.initializers.choices import METHODS
 from matt_fast.model.folders import check_model_place
-from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_output
+from matt_fast.runs.record import read_provenance
+from matt_fast.show.choices import ORDERS, PAGES, TABLES, check_adapted, check_output, made_of
 from matt_fast.support.checks import MANY, check_choice, check_range
 from matt_fast.support.files import write_text
 
@@ -52,23 +54,18 @@ def tokens(
         check_range("limit", limit, 1, MANY)
         if model is not None:
             check_model_place(model, "model")
-        finished = "folder: wanted the output of a finished transfer"
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{finished}, got {str(folder)!r}")
-        if not (provenance := folder / "token_provenance.jsonl").is_file():
-            raise FileNotFoundError(f"{finished}, but {str(provenance)!r} is not there")
+        check_adapted("folder", folder)
+        records = read_provenance(folder)
+        model, record = made_of("folder", folder, model)
+        starts = "unknown" if record is None else record.starts
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast.alignment.vocabulary import VocabularyPair
             from matt_fast.initializers import initial_rows
-            from matt_fast.show.opening import open_model, read_run
-            from matt_fast.show.tokens import add_neighbours, choose, new_tokens, read_provenance
-            from matt_fast.show.tokens_page import tokens_page
+            from matt_fast.report.tokens import tokens_page
+            from matt_fast.show.opening import open_model
+            from matt_fast.show.tokens import add_neighbours, choose, new_tokens
 
-            records, finished = read_provenance(folder), read_run(folder)
-            model = model or finished.model
-            if model is None:
-                raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
             display.on_stage("models")
             options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
             source, original = open_model(model, "model", 1, **options)
@@ -76,22 +73,23 @@ def tokens(
             sides = source.load_tokenizer(), after.load_tokenizer()
             old, rows = (_table(x, table) for x in (original, result))
             vocabulary = VocabularyPair(*sides, len(old))
-            start, note = None, f"Rows as they began are not shown: {finished.named!r} cannot be made again here."
-            if finished.init is not None:
-                made = initial_rows(original, vocabulary, finished.init, finished.seed)
-                start, note = getattr(made, table), f"Moved: how far from where {finished.init!r} put the row."
+            start, note = None, f"Rows as they began are not shown: {starts!r} cannot be made again here."
+            if record is not None and starts in METHODS:
+                made = initial_rows(original, vocabulary, starts, record.options["seed"])
+                start, note = getattr(made, table), f"Moved: how far from where {starts!r} put the row."
                 if start is None:
                     start = made.input
             display.on_stage("tokens")
             everything = new_tokens(records, vocabulary, rows, start, recorded=table == "input")
             known = all(x.moved is not None for x in everything)
-            found = choose(everything, search, "seen" if not known and sort == "moved" else sort)
+            order = "seen" if not known and sort == "moved" else sort
+            found = choose(everything, search, order)
             shown = found[: limit or (LINES if output is None and not json else None)]
             shown = add_neighbours(
                 shown, vocabulary, old, rows, start, lambda done, total: display.on_progress("tokens", done, total)
             )
             if output is not None:
-                write_text(output, tokens_page(shown, len(everything), note))
+                write_text(output, tokens_page(shown, len(everything), order, note))
         if output is None and not json:
             print_tokens(out.console, shown)
         starts = ", ".join(f"{count:,} {name}" for name, count in Counter(x.start for x in everything).most_common())

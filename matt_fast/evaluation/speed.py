@@ -4,10 +4,10 @@ That is what a tokenizer is changed for. The text is given, so that all models r
 time of a token does not depend on which one it is.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from statistics import median
 
 import torch
@@ -125,7 +125,7 @@ class _Runs:
             check_positions("".join(parts), len(start) + len(read) + len(written), limit, "data")
             self.ids.append([torch.tensor([x], device=self.model.device) for x in (start + read, written)])
         self.tokens = sum(part.shape[1] for pair in self.ids for part in pair) - len(start) * len(self.ids)
-        self.few_logits = {"logits_to_keep": 1} if _takes(self.model, "logits_to_keep") else {}
+        self.few_logits = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.model.forward).parameters else {}
         self.cache: float | None = None
 
     def run(self, passage: int, clock: Callable[[], float]) -> None:
@@ -166,10 +166,6 @@ class _Runs:
             _embedding_bytes(self.model),
             None if self.cache is None else self.cache * 1000 * self.tokens / characters,
         )
-
-
-def _takes(model: PreTrainedModel, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
 
 
 def _embedding_bytes(model: PreTrainedModel) -> int:

@@ -7,30 +7,15 @@ https://arxiv.org/abs/1602.02068) of the cosines gives the weights. The cosines 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.fasttext import TokenVectors
+from matt_fast.initializers.mixtures import Coefficients, Mixtures
 
 FIRST_TOP = 64  # largest scores looked at first; four times as many where the support may reach beyond them
 TOP_BYTES = 64  # temporary memory of each of these, float64 sums and masks included
-
-
-class Coefficients(NamedTuple):
-    """A sparse matrix by rows: row i has `values[j]` in column `col_indices[j]`, crow_indices[i] <= j < [i + 1].
-
-    Attributes:
-        crow_indices: [rows + 1] int64.
-        col_indices: [non-zeros] int64; in each row by falling value.
-        values: [non-zeros] float32.
-    """
-
-    crow_indices: torch.Tensor
-    col_indices: torch.Tensor
-    values: torch.Tensor
 
 
 def sparsemax_coefficients(
@@ -125,35 +110,6 @@ def sparsemax(scores: torch.Tensor, *, room: int = 1 << 27) -> tuple[torch.Tenso
     return rows.bincount(minlength=n), columns[order], values[order]
 
 
-def apply(coefficients: Coefficients, weight: torch.Tensor, *, block_bytes: int = 1 << 28) -> torch.Tensor:
-    """The product coefficients @ weight.
-
-    Args:
-        coefficients: [m, s].
-        weight: [s, d], floating point, on the same device.
-        block_bytes: bound of the temporary memory: so many columns of `weight` are taken at a time.
-
-    Returns:
-        [m, d] float32. Empty rows of the coefficients give zeros.
-
-    Raises:
-        ValueError: a column without a row in `weight`.
-    """
-    offsets, columns, values = coefficients
-    if len(columns) and int(columns.max()) >= len(weight):
-        raise ValueError(f"weight: wanted a row for each column up to {int(columns.max())}, got {len(weight)} rows")
-    out = torch.zeros(len(offsets) - 1, weight.shape[1], device=weight.device)
-    if len(columns) == 0:
-        return out
-    at_a_time = max(1, block_bytes // (4 * (len(weight) + len(out))))
-    for start in range(0, weight.shape[1], at_a_time):
-        some = weight.detach()[:, start : start + at_a_time].float().contiguous()
-        out[:, start : start + at_a_time] = torch.nn.functional.embedding_bag(
-            columns, some, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
-        )
-    return out
-
-
 def _weights(top: torch.Tensor) -> torch.Tensor:
     """Sparsemax weights of rows that are sorted by falling score; [b, k] float64."""
     top = top - top[:, :1]  # leaves the weights as they are, and keeps the sums small
@@ -174,52 +130,24 @@ def _directions(vectors: torch.Tensor, name: str) -> torch.Tensor:
     return directions.div_(torch.linalg.vector_norm(directions, dim=1, keepdim=True).clamp_min(1))
 
 
-@dataclass(frozen=True)
-class FocusRows:
-    """Rows for the new tokens that have a vector, and what is left to the caller.
-
-    Attributes:
-        ids: [n] int64, the new tokens with a row here, ascending.
-        rows: [n, d] float32.
-        absent: [k] int64, the other new tokens, ascending: they have no vector, and no row here.
-        coefficients: [n, teacher rows]: `apply(coefficients, table)` gives the rows for another table of the teacher.
-        unseen: how many of `absent` never occur in the text; the others are rarer than `min_count`.
-        anchors: shared tokens with a vector, of which the rows are made.
-        shared_absent: shared tokens without one.
-    """
-
-    ids: torch.Tensor
-    rows: torch.Tensor
-    absent: torch.Tensor
-    coefficients: Coefficients
-    unseen: int
-    anchors: int
-    shared_absent: int
-
-
-def focus_rows(
-    teacher_weight: torch.Tensor,
+def focus_mixtures(
     vocabulary: VocabularyPair,
     vectors: TokenVectors,
-    *,
-    block_bytes: int = 1 << 28,
+    device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
-) -> FocusRows:
-    """Rows for the new tokens: sparsemax mixtures of the teacher's rows of shared tokens.
+) -> Mixtures:
+    """Sparsemax mixtures of the teacher's rows of shared tokens for the new tokens with a vector.
 
-    Shared tokens get no row here: theirs is the teacher's. Nor do new tokens without a vector (all zeros, or none in
-    `vectors`): they are listed in `absent`, and the caller fills them, for instance with the sub-token mean. deepfocus
-    draws them at random.
+    New tokens without one (all zeros, or none in `vectors`) are left to the caller; deepfocus draws them at random.
 
     Args:
-        teacher_weight: [teacher rows, d], floating point: an input embedding or an output head. Computed on its device.
         vocabulary: the two vocabularies.
         vectors: of student tokens, from `fasttext_vectors`.
-        block_bytes, on_progress: as `sparsemax_coefficients`.
+        device: to compute on.
+        on_progress: as `sparsemax_coefficients`.
 
     Raises:
-        ValueError: no shared token has a vector, one has no row in `teacher_weight`, ids of `vectors` beyond the
-            vocabulary, or vectors that are not finite.
+        ValueError: no shared token has a vector, ids of `vectors` beyond the vocabulary, or vectors not finite.
     """
     if len(vectors.ids) and int(vectors.ids.max()) >= vocabulary.rows:
         raise ValueError(
@@ -229,25 +157,10 @@ def focus_rows(
     position[vectors.ids] = torch.where(vectors.vectors.any(dim=1), torch.arange(len(vectors.ids)), -1)
     new = torch.tensor([i for i in sorted(vocabulary.tokens) if i not in vocabulary.matches], dtype=torch.int64)
     shared = torch.tensor(sorted(vocabulary.matches), dtype=torch.int64)
-    ids, absent = new[position[new] >= 0], new[position[new] < 0]
-    anchors = shared[position[shared] >= 0]
+    ids, anchors = new[position[new] >= 0], shared[position[shared] >= 0]
     if len(anchors) == 0:
         raise ValueError(f"vectors: wanted one for at least one of the {len(shared)} shared tokens, got none")
-    device = teacher_weight.device
-    found = sparsemax_coefficients(
-        vectors.vectors[position[ids]].to(device),
-        vectors.vectors[position[anchors]].to(device),
-        block_bytes=block_bytes,
-        on_progress=on_progress,
-    )
+    targets, known = (vectors.vectors[position[x]].to(device) for x in (ids, anchors))
+    found = sparsemax_coefficients(targets, known, on_progress=on_progress)
     teacher_ids = torch.tensor([vocabulary.matches[i].teacher_id for i in anchors.tolist()], device=device)
-    coefficients = found._replace(col_indices=teacher_ids[found.col_indices])
-    return FocusRows(
-        ids=ids,
-        rows=apply(coefficients, teacher_weight, block_bytes=block_bytes),
-        absent=absent,
-        coefficients=coefficients,
-        unseen=int((vectors.counts[absent] == 0).sum()),
-        anchors=len(anchors),
-        shared_absent=len(shared) - len(anchors),
-    )
+    return Mixtures(ids, found._replace(col_indices=teacher_ids[found.col_indices]), vectors.counts)

@@ -29,6 +29,7 @@ GROUP = 64  # anchors whose largest score is looked at first
 GROUPS = 32  # a target with more groups that can hold the best anchor is scored in full precision
 COLUMNS = 1024  # anchors at a time in full precision
 BFLOAT16_ERROR = 2**-8
+OUTLIER = 8.0  # robust standard deviations, above which a token stands out
 
 
 class SparseCoefficients(NamedTuple):
@@ -137,7 +138,7 @@ class Outliers(NamedTuple):
         measures: name -> [m] float64: "sum" of a token's coefficients, "coefficients" (their length, square root of
             the sum of squares), "row" (the length of its row) and, of an untied head, "output row".
         scores: name -> [m] float64: how far the measure is from the median, see `outliers`.
-        tokens: [n] int64, positions of the tokens with a score above the threshold, the largest first.
+        tokens: [n] int64, positions of the tokens with a score above OUTLIER, the largest first.
         empty: [e] int64, tokens without coefficients: they are left out of the medians, and have score 0.
     """
 
@@ -151,13 +152,11 @@ def outliers(
     coefficients: SparseCoefficients,
     rows: torch.Tensor,
     output_rows: torch.Tensor | None = None,
-    *,
-    threshold: float = 8.0,
 ) -> Outliers:
     """Tokens whose coefficients or rows are unlike the others': badly trained, badly fitted, or poisoned ones.
 
     A donor can be made so that a token harmless there becomes harmful with the base model's rows; its coefficients or
-    its row are then unlike the others'. The rule: a token stands out when one of its measures is more than `threshold`
+    its row are then unlike the others'. The rule: a token stands out when one of its measures is more than OUTLIER
     robust standard deviations (1.4826 times the median absolute deviation, that of a normal distribution) from the
     median. Lengths are compared by their logarithms, so that half and double are equally far.
 
@@ -165,7 +164,6 @@ def outliers(
         coefficients: [m, k], from `omp_coefficients`.
         rows: [m, d], from `apply`.
         output_rows: [m, d], likewise, of a head that is not tied.
-        threshold: a score above it stands out; one below 0 lists every token.
 
     Raises:
         ValueError: not one row for each token.
@@ -184,13 +182,14 @@ def outliers(
     for name, measure in measures.items():
         scores[name] = torch.zeros_like(sizes)
         if used.any():
-            scores[name][used] = _robust_scores(measure[used] if name == "sum" else measure[used].log())
+            scores[name][used] = robust_scores(measure[used] if name == "sum" else measure[used].log())
         largest = torch.maximum(largest, scores[name])
     order = largest.argsort(descending=True, stable=True)
-    return Outliers(measures, scores, order[(largest > threshold)[order]], (~used).nonzero()[:, 0])
+    return Outliers(measures, scores, order[(largest > OUTLIER)[order]], (~used).nonzero()[:, 0])
 
 
-def _robust_scores(values: torch.Tensor) -> torch.Tensor:
+def robust_scores(values: torch.Tensor) -> torch.Tensor:
+    """How many robust standard deviations each value is away from the median."""
     middle = values.median()
     away = torch.where(values == middle, 0, (values - middle).abs())
     # Where most are equal to the rounding error, that is the least deviation.

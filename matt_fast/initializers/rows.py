@@ -12,8 +12,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.choices import FROM_DONOR, FROM_STATES, INIT_HEADS, METHODS, PIECES
 from matt_fast.initializers.donors import donor_tables, mapped_rows, omp_rows, ready_rows
 from matt_fast.initializers.fasttext import fasttext_vectors
-from matt_fast.initializers.focus import apply as focus_apply
-from matt_fast.initializers.focus import focus_rows
+from matt_fast.initializers.focus import focus_mixtures
 from matt_fast.initializers.heuristics import Method, initialize
 from matt_fast.initializers.mixtures import Mixtures
 from matt_fast.initializers.omp import SparseCoefficients
@@ -214,8 +213,8 @@ def _new_rows(
             space = {"input_embeddings": vectors.vectors}
             ids, rows, coefficients = omp_rows(vocabulary, vectors.ids, space, omp_k, on_progress, centred=True)
             return _NewRows(ids, rows, vectors.counts, coefficients)
-        found = focus_rows(embedding, vocabulary, vectors, on_progress=on_progress)
-        return _NewRows(found.ids, lambda weight, name: focus_apply(found.coefficients, weight), vectors.counts)
+        mixed = focus_mixtures(vocabulary, vectors, embedding.device, on_progress)
+        return _NewRows(mixed.ids, lambda weight, name: mixed.rows(weight), mixed.counts)
     if init in ("wechsel", "transtokenizers", "tokalign"):
         found = _mixtures(argument, vocabulary, init, seed, texts, parallel)
         return _NewRows(found.ids, lambda weight, name: found.rows(weight), found.counts)

@@ -15,16 +15,15 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.mixtures import Mixtures, mixtures, text_tokens
 from matt_fast.initializers.word_alignment import align, encode
 
+LEAST = 10.0  # pairs of tokens that are aligned less often, in expectation, are noise and do not count
 
-def transtokenizer_mixtures(
-    pairs: Iterable[tuple[str, str]], vocabulary: VocabularyPair, *, min_count: float = 10.0
-) -> Mixtures:
+
+def transtokenizer_mixtures(pairs: Iterable[tuple[str, str]], vocabulary: VocabularyPair) -> Mixtures:
     """Mixtures for the new tokens with a letter that occur in the translations.
 
     Args:
         pairs: texts in a language that the teacher knows, and their translations.
         vocabulary: the two vocabularies.
-        min_count: pairs of tokens that are aligned less often, in expectation, are noise and do not count.
 
     Raises:
         ValueError: no pair of texts that can be aligned.
@@ -34,7 +33,7 @@ def transtokenizer_mixtures(
     sources = encode(vocabulary.teacher, [source for source, _ in pairs], teacher_ids)
     targets = encode(vocabulary.student, [target for _, target in pairs], text_tokens(vocabulary.tokens))
     links = align(sources, targets)
-    often = links.counts >= min_count
+    often = links.counts >= LEAST
     return mixtures(
         vocabulary,
         torch.from_numpy(links.targets[often]),

@@ -23,6 +23,7 @@ from matt_fast.support.texts import bounded_pieces
 WORD = r"\w+|[^\w\s]"
 UNKNOWN = "<unknown>"
 MAX_WORDS = 1_000_000
+LEAST = 5  # occurrences that a word, and alignments that a pair of words needs
 
 
 class WordVectors(NamedTuple):
@@ -40,7 +41,7 @@ class WordVectors(NamedTuple):
 
 
 def train_word_vectors(
-    texts: Iterable[str], *, dim: int = 100, epochs: int = 20, min_count: int = 5, seed: int = 0
+    texts: Iterable[str], *, dim: int = 100, epochs: int = 20, min_count: int = LEAST, seed: int = 0
 ) -> WordVectors:
     """fastText vectors of the words (letters and digits, or one other sign) of a text, with WECHSEL's options.
 
@@ -68,20 +69,19 @@ def word_tokenizer(texts: Iterable[str], min_count: int) -> PreTrainedTokenizerF
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN)
 
 
-def dictionary_from_pairs(pairs: Iterable[tuple[str, str]], *, min_count: int = 5) -> list[tuple[str, str]]:
+def dictionary_from_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Word pairs of a parallel text: those of which each is what the other is aligned with most often.
 
     Args:
         pairs: texts and their translations.
-        min_count: occurrences that a word, and alignments that a pair of words needs.
     """
     sides = list(zip(*pairs, strict=True))
-    tokenizers = [word_tokenizer(side, min_count) for side in sides]
+    tokenizers = [word_tokenizer(side, LEAST) for side in sides]
     known = [[i for i in tokenizer.get_vocab().values() if i != tokenizer.unk_token_id] for tokenizer in tokenizers]
     encoded = [encode(*arguments) for arguments in zip(tokenizers, sides, known, strict=True)]
     links = align(*encoded)
     best = _first_of_each(links.sources, links.counts) & _first_of_each(links.targets, links.counts)
-    chosen = best & (links.counts >= min_count)
+    chosen = best & (links.counts >= LEAST)
     words = [
         tokenizer.convert_ids_to_tokens(ids[chosen].tolist())
         for tokenizer, ids in zip(tokenizers, (links.sources, links.targets), strict=True)

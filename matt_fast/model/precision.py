@@ -1,13 +1,26 @@
 """What frozen weights are in."""
 
+import os
+
 import torch
 from accelerate import Accelerator
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ISA = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
+WITHOUT = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+)  # sets that lack it
 
 
 def choose_dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
-    """The dtype of frozen weights: what accelerate is configured with, but bfloat16 for "auto" on a GPU that has it.
+    """The dtype of frozen weights: what accelerate is configured with, but bfloat16 for "auto" on a device that
+    multiplies in it.
 
     Raises:
         ValueError: accelerate is configured with fp16 or below.
@@ -18,7 +31,15 @@ def choose_dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
             f"precision: wanted 'no' or 'bf16' (the gradients of the AIM loss are too small for fp16 and below), but "
             f"accelerate is configured with {chosen!r}"
         )
-    on_cuda = accelerator.device.type == "cuda"
-    if precision == "auto" and chosen == "no" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision == "auto" and chosen == "no" and multiplies_in_bfloat16(accelerator.device):
         chosen = "bf16"
     return DTYPES[chosen]
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for it, which are used: most GPUs, and CPUs with AVX512-BF16, unless oneDNN is
+    kept from them (ONEDNN_MAX_CPU_ISA)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    most = next((os.environ[x].upper() for x in ISA if x in os.environ), "")
+    return device.type == "cpu" and most not in WITHOUT and torch.cpu._is_avx512_bf16_supported()

@@ -14,9 +14,10 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.model.positions import position_limit
 from matt_fast.model.precision import DTYPES
 from matt_fast.model.teacher import Teacher
+from matt_fast.planning.arguments import check_plan
 from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
-from matt_fast.support.checks import LENGTH, MANY, ROWS, check_range
+from matt_fast.support.checks import ROWS
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
@@ -113,7 +114,7 @@ def plan(
         ValueError: an argument does not fit; `length` is more than the model's positions; `vram` is too small for a
             single token.
     """
-    _check_arguments(length, batch_size, precision, device, processes, training)
+    check_plan(locals())
     source = Teacher(model, untie=untie, trust_remote_code=trust_remote_code)
     rows = len(cast(torch.Tensor, source.outline(DTYPES[precision], 1).get_input_embeddings().weight))
     pair = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(tokenizer), rows)
@@ -224,20 +225,6 @@ def _with_what_fits(
     if larger().peak <= vram:
         return found
     return replace(found, remedies=_remedies(larger, first(largest_batch), last, longest, vram))
-
-
-def _check_arguments(length, batch_size, precision, device, processes, training: TrainingOptions | None) -> None:
-    for name, value, most in (
-        ("length", length, LENGTH),
-        ("batch_size", batch_size, ROWS),
-        ("processes", processes, MANY),
-    ):
-        check_range(name, value, 1, most)
-    if training is not None and training.shard and processes == 1:
-        raise ValueError("shard: wanted processes of 2 or more with it, got 1")
-    for name, given, choices in (("precision", precision, tuple(DTYPES)), ("device", device, ("cuda", "cpu"))):
-        if given not in choices:
-            raise ValueError(f"{name}: wanted {' or '.join(choices)}, got {given!r}")
 
 
 def _outlines(source: Teacher, n_layers: int | None, device: str) -> Callable[..., PreTrainedModel]:

@@ -1,6 +1,5 @@
 """The rows of one transfer put into a sibling: a model that was fine-tuned from the same original."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,17 @@ from matt_fast.initializers import InitReport, Rows
 from matt_fast.model.checkpoint_files import check_savable, check_weights
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.card import code
 from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
+from matt_fast.runs.folder import Run
+from matt_fast.runs.record import PROVENANCE, read_provenance
 from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
-PROVENANCE = "token_provenance.jsonl"
 STAY = "The layers that the transfer trained together with the rows stayed behind; what that costs, measuring tells."
 
 
@@ -78,6 +79,7 @@ def apply(
         FileExistsError: `output` is not empty.
         ValueError: the models are no siblings; the message says by what.
     """
+    check_arguments({"eval_data": eval_data, "eval_pieces": eval_pieces, "text_field": text_field})
     check_new_folder("output", output)
     output = Path(output)
     hub = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
@@ -117,10 +119,11 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
     path = folder / PROVENANCE
     if not path.is_file():
         raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    copied = {line["id"]: line["teacher_ids"][0] for line in lines if str(line["start"]).startswith("copied")}
+    copied = {x["id"]: x["teacher_ids"][0] for x in read_provenance(folder, "transferred", copied=True)}
     ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
-    if any(line["start"] == OWN_ROW for line in lines):  # of a result that trained on: the ids are its own
+    if any(
+        x["start"] == OWN_ROW for x in read_provenance(folder, "transferred")
+    ):  # of a result that trained on: the ids are its own
         copied, ours = ({i: i for i in x} for x in (copied, ours))
     if different := sorted(x for x in copied.keys() | ours.keys() if copied.get(x) != ours.get(x)):
         token = vocabulary.student.convert_ids_to_tokens(different[0])
@@ -132,8 +135,7 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
 
 def _healed(folder: Path) -> bool:
     """Whether a transfer trained layers, as far as its folder tells."""
-    path = folder / "run" / "run.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["settings"].get("heal") is not None
+    return Run(folder, "transferred").read("run.json").get("settings", {}).get("heal") is not None
 
 
 def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:

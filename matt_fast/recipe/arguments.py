@@ -13,8 +13,18 @@ from matt_fast.data.parallel import check_pairs_file
 from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS, INITS
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
-from matt_fast.recipe.run import Run
-from matt_fast.support.checks import LENGTH, MANY, ROWS, SEEDS, check_choice, check_location, check_outside, check_range
+from matt_fast.runs.folder import Run
+from matt_fast.support.checks import (
+    LENGTH,
+    MANY,
+    ROWS,
+    SEEDS,
+    check_choice,
+    check_location,
+    check_outside,
+    check_positive,
+    check_range,
+)
 from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable
 from matt_fast.training.trackers import TRACKERS
@@ -75,9 +85,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_range("seed", given.get("seed"), 0, SEEDS)
     check_range("completions", given.get("completions"), 0, COMPLETIONS)
     check_range("data_workers", given.get("data_workers"), 0, WORKERS)
-    if not given.get("epochs", 1) > 0:
-        raise ValueError(f"epochs: wanted a number above 0, got {given['epochs']}")
-    check_range("epochs", given.get("epochs"), 0, MANY)
+    check_positive("epochs", given.get("epochs"), MANY)
     for name in ("init", "init_head"):
         if given.get(name) in FROM_DONOR and "donor" not in given:
             raise ValueError(f"donor: wanted a model with the new vocabulary for {name} {given[name]!r}, got none")

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
-from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.result import DIGITS, Healing, TransferResult
+from matt_fast.runs.record import HELD_OUT, held_out_names
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version
 from matt_fast.training.loop import Progress
@@ -197,8 +197,8 @@ def _command(options: Mapping[str, Any], processes: int) -> list[str]:
 
 def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pipeline_tag: str | None) -> str:
     """The card's YAML."""
-    data, texts = str(options["data"] or ""), options.get("eval_data")
-    first = texts[0].partition("=")[0] if isinstance(texts, list) else HELD_OUT
+    data = str(options["data"] or "")
+    first, *_ = held_out_names(options) or [HELD_OUT]
     scores = [
         EvalResult(
             task_type=pipeline_tag or "text-generation",

@@ -24,7 +24,7 @@ from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.export import lost_chat_template
-from matt_fast.recipe.job import HELD_OUT, STEPS, Job, changes
+from matt_fast.recipe.job import STEPS, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
     check_pieces,
@@ -37,11 +37,12 @@ from matt_fast.recipe.preflight import (
     rehearse_saving,
     size_in_words,
 )
-from matt_fast.recipe.run import TRAININGS
 from matt_fast.recipe.same import libraries
 from matt_fast.recipe.special_ids import check_special_ids
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.work import Work
+from matt_fast.runs.folder import TRAININGS
+from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.version import own_version
@@ -61,7 +62,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         OSError: there is no room for the result.
     """
     job, run = work.job, work.run
-    settings = job.settings() | {"processes": work.accelerator.num_processes, "text_order": TEXT_ORDER}
+    settings = work.settings | {"text_order": TEXT_ORDER}
+    settings["processes"] = work.accelerator.num_processes
     known = run.read("run.json")
     if known:
         if known["version"] != own_version():
@@ -77,6 +79,8 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
     for check in () if known else CHECKS:
         for message in check.look(subject):
             work.say(message)
+    if not known and job.precision == "auto" and work.dtype == torch.bfloat16:
+        work.say("precision: frozen weights are bfloat16, which this device multiplies in; --precision no: float32")
     if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
         work.say(f"tokenizer: {lost}")
     if job.rehearse:

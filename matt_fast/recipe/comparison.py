@@ -23,6 +23,7 @@ from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
+from matt_fast.recipe.arguments import check_arguments
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import plan_ahead, trains_output
@@ -101,6 +102,9 @@ def compare_initializers(
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
+    arguments, inits = dict(locals()), list(inits)
+    for init in inits:
+        check_arguments(arguments | {"init": init})
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     device = Accelerator().device if device is None else torch.device(device)
     teacher = Teacher(model, untie=untie, **options)

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.completions import PROMPT_BYTES, complete, completion_bytes, first_words
 from matt_fast.model.positions import position_limit
-from matt_fast.recipe.run import Run
 from matt_fast.recipe.work import Work
+from matt_fast.runs.folder import Run
 
 FILE = "completions.json"
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.initializers import Method, check_init_head, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.runs.record import HELD_OUT
 from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
 from matt_fast.training.options import (
     HealingOptions,
@@ -40,9 +41,6 @@ NOT_COMPARED = (
     "track",
 )
 NOT_COMPARED += ("language", "data_workers", "checkpoint_every", "completions", "training", "healing", "init")
-
-
-HELD_OUT = "held-out text"  # the name of one that was given none
 
 
 @dataclass(frozen=True)

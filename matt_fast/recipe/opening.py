@@ -9,9 +9,9 @@ from typing import Any
 from matt_fast.recipe.arguments import check_arguments, check_output_apart
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
-from matt_fast.recipe.run import Resume, Run, reserved
 from matt_fast.recipe.same import same_everywhere
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
+from matt_fast.runs.folder import Resume, Run, reserved
 from matt_fast.support.files import LATE
 from matt_fast.support.locks import this_process
 from matt_fast.support.stopping import stopping
@@ -53,7 +53,7 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         try:
             yield Work(job, run, accelerator, processes, stop, listeners)
         except Exception as error:
-            going_on = run.path("run.json").exists() and run.has_something and run.status != "finished"
+            going_on = run.begun and run.has_something and run.status != "finished"
             if accelerator.is_main_process and going_on:
                 error.add_note(run.how_to_go_on)
             raise

@@ -166,7 +166,7 @@ class Processes:
         main, differences = self.of_main(dict(own)), []
         if self.first_here:
             differences = [self._difference(x, own.get(x), main.get(x)) for x in sorted(own.keys() | main.keys())]
-        found = [x for part in self._of_all("differences", differences) for x in part if x is not None]
+        found = [x for part in self._of_all(differences) for x in part if x is not None]
         if found:
             more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
             raise ValueError(f"processes: wanted the same on all machines, got {'; '.join(found[:SHOWN])}{more}")
@@ -180,11 +180,11 @@ class Processes:
             return f"another {key} for {self.name(self.index)}"
         return f"{key} {mine} for {self.name(self.index)}, {main} for {self.name(0)}"
 
-    def _of_all(self, name: str, value: Any) -> list[Any]:
+    def _of_all(self, differences: list[str | None]) -> list[list[str | None]]:
         with self._connection():
-            self._store.set(f"{name}/{self.index}", json.dumps(value))
+            self._store.set(f"differences/{self.index}", json.dumps(differences))
             self.wait()
-            return [json.loads(x) for x in self._store.multi_get([f"{name}/{i}" for i in range(self.count)])]
+            return [json.loads(x) for x in self._store.multi_get([f"differences/{i}" for i in range(self.count)])]
 
     @contextmanager
     def _connection(self) -> Iterator[None]:

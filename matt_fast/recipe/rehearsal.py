@@ -8,8 +8,8 @@ from matt_fast.data.chunks import Side
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.rehearsal import own_texts
 from matt_fast.recipe.result import Rehearsal
-from matt_fast.recipe.run import DRAWN, Run
 from matt_fast.recipe.work import Work
+from matt_fast.runs.folder import DRAWN, Run
 from matt_fast.support.journal import Journal
 
 PLACE, TEXTS = "rehearsal", "texts.jsonl"

@@ -10,7 +10,7 @@ from pathlib import Path
 from matt_fast.data.compressed import ending_of
 from matt_fast.data.reading import find_files
 from matt_fast.recipe.job import Job
-from matt_fast.recipe.run import Resume
+from matt_fast.runs.folder import Resume
 from matt_fast.support.fingerprints import fingerprint_file, fingerprint_folder
 from matt_fast.support.version import own_version
 

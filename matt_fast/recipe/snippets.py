@@ -11,8 +11,8 @@ from matt_fast.data.coverage import how_often
 from matt_fast.data.prepared import prepare_once
 from matt_fast.data.snippets import BETWEEN, as_documents, make_snippets
 from matt_fast.recipe.result import SnippetCounts
-from matt_fast.recipe.run import DRAWN, Run
 from matt_fast.recipe.work import Work
+from matt_fast.runs.folder import DRAWN, Run
 from matt_fast.support.journal import Journal
 
 PLACE, TEXTS, COUNTS = "snippets", "snippets.jsonl", "counts.json"

@@ -22,7 +22,6 @@ from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
-from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.rehearsal import own_chunks
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
@@ -37,6 +36,7 @@ from matt_fast.recipe.training_stages import (
     trained_rows,
 )
 from matt_fast.recipe.work import Work
+from matt_fast.runs.record import HELD_OUT, PROVENANCE
 from matt_fast.support.files import move_into, whole_folder
 from matt_fast.support.printable import printable
 from matt_fast.training.options import TrainingOptions
@@ -211,7 +211,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
         shutil.copytree(work.run.path("healed") / ADAPTER, folder / ADAPTER)
-    path, seen = folder / "token_provenance.jsonl", seen_in(work)
+    path, seen = folder / PROVENANCE, seen_in(work)
     dtype = stored_dtype(work.teacher)
     same, of = export.unmoved(vocabulary, start, rows, seen, dtype)
     if same > of * UNMOVED:

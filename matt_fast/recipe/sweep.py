@@ -11,10 +11,10 @@ from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
-from matt_fast.recipe.run import Run
 from matt_fast.recipe.transfer import transfer
-from matt_fast.support.files import whole_file, write_text
-from matt_fast.support.plots import figure_class
+from matt_fast.runs.folder import Run
+from matt_fast.support.files import write_text
+from matt_fast.support.plots import figure_class, save
 from matt_fast.support.version import own_version
 from matt_fast.training.options import TrainingOptions
 
@@ -200,8 +200,7 @@ def _model_folder(output: Path):
 def _write(outcome: Sweep, folder: Path) -> None:
     """Both files, each whole or as it was."""
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / "depths.png") as part:
-        plot(outcome, part)
+    plot(outcome, folder / "depths.png")
     write_text(folder / JSON, json.dumps(asdict(outcome), indent=1) + "\n")
 
 
@@ -222,4 +221,4 @@ def plot(outcome: Sweep, path: Path) -> None:
             axis.set_ylim(0, 1.1 * max(values))
     axes[0].axhline(outcome.initialised, linestyle="--", color="grey", label="before training")
     axes[0].legend()
-    figure.savefig(path, dpi=150)
+    save(figure, path)

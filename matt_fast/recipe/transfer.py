@@ -16,9 +16,9 @@ from matt_fast.recipe.finish import finish, finished_result
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.opening import opened
 from matt_fast.recipe.result import TransferResult
-from matt_fast.recipe.run import Resume
 from matt_fast.recipe.training_stages import heal, train_rows
 from matt_fast.recipe.work import Listeners
+from matt_fast.runs.folder import Resume
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
@@ -94,8 +94,8 @@ def transfer(
 ) -> TransferResult:
     """Give a pretrained language model a new tokenizer and train the embeddings of its new tokens.
 
-    Long because it documents every argument. What is made lies in `output`/run until the end (see `run.py`): killed at
-    any moment, the same call with `resume=True` goes on and gives the same bits on the same machine.
+    Long because it documents every argument. What is made lies in `output`/run until the end (see `runs/folder.py`):
+    killed at any moment, the same call with `resume=True` goes on and gives the same bits on the same machine.
 
     Args:
         model: folder or hub name of the teacher; its tokenizer is loaded from the same place.
@@ -123,7 +123,8 @@ def transfer(
         healing: train layers together with the rows, behind the training of the rows; see `HealingOptions`.
         epochs: passes over the data, in place of the steps of `training`; the data is prepared before training.
         precision: of the frozen weights: "no" (float32), "bf16", or "auto" (what accelerate is configured with, else
-            bf16 on a GPU that has it). Trained rows and their optimiser are always float32.
+            bf16 on a device that multiplies in it: most GPUs, CPUs with AVX512-BF16; a run goes on as it began).
+            Trained rows and layers and their optimiser are always float32.
         split, text_field: of the data.
         per_token: read chunks first in which every new token comes so often, or as often as the text has it; the data
             is prepared before training.

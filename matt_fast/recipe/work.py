@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
-from matt_fast.model.precision import choose_dtype
+from matt_fast.model.precision import DTYPES, NAMES, choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, timeout
-from matt_fast.recipe.run import Run
+from matt_fast.runs.folder import Run
 from matt_fast.support.files import wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
@@ -65,7 +65,8 @@ class Work:
     ):
         self.job, self.run, self.accelerator, self.processes = job, run, accelerator, processes
         self.stop, self.listeners = stop, listeners
-        self.dtype = choose_dtype(accelerator, job.precision)
+        begun = DTYPES.get(run.read("run.json").get("settings", {}).get("precision"))  # it goes on so on any device
+        self.dtype = begun if begun and job.precision == "auto" else choose_dtype(accelerator, job.precision)
         self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device, accelerator.num_processes)
         self.n_layers = job.layers_of(self.teacher)
@@ -73,6 +74,11 @@ class Work:
         self.other = job.other_teacher()
         self.with_head = trains_output(job.training.objectives())
         self._loaded: PreTrainedModel | None = None
+
+    @property
+    def settings(self) -> dict:
+        """`Job.settings`, with the precision that was chosen."""
+        return self.job.settings() | {"precision": NAMES[self.dtype]}
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +96,7 @@ class Work:
         set_seed(self.job.seed)
         begin = time.perf_counter()
         yield
-        if self.is_main and self.run.path("run.json").exists():
+        if self.is_main and self.run.begun:
             seconds = self.run.read("state.json").get("seconds", {})
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begin
             self.run.update("state.json", seconds=seconds)

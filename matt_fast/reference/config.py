@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from matt_fast.support.checks import check_field_types
+from matt_fast.support.checks import check_field_types, check_positive
 from matt_fast.training.options import TrainingOptions
 
 PRECISIONS = {  # dtype of the frozen weights; None as they were loaded
@@ -138,8 +138,7 @@ class MATTConfig:
             raise ValueError("max_steps: wanted at least 1 where max_epochs is -1 (training would not end), got -1")
         if self.devices not in (-1, "auto") and (isinstance(self.devices, str) or self.devices < 1):
             raise ValueError(f"devices: wanted a number of processes, -1 or 'auto', got {self.devices!r}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr: wanted a number above 0, got {self.lr}")
+        check_positive("lr", self.lr)
 
 
 def training_options(config: MATTConfig, chunks: int, processes: int) -> TrainingOptions:

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from matt_fast.report.curves import DECADE, Curve, in_bins, smoothed
+from matt_fast.report.curves import Line, in_bins, smoothed, spans_decades
 
 WIDTH, HEIGHT = 400, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 30
@@ -18,23 +18,6 @@ COLOURS = 6  # of page.css
 DENSE = 25  # points, up to which each has a mark
 TICKS = 5
 SHARE = 0.05  # of the range, that stays free above and below
-
-
-@dataclass(frozen=True)
-class Line:
-    """A curve of a chart.
-
-    Attributes:
-        name: for the legend, plain text.
-        curve: (steps, values), both [points].
-    noisy: draw the values pale, and a running mean over them; on a logarithmic scale where they span a decade.
-        level: a value to compare with, drawn as a dashed line; None for none.
-    """
-
-    name: str
-    curve: Curve
-    noisy: bool = False
-    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +92,7 @@ def _axes(lines: Sequence[Line], binned: Sequence[Sequence[NDArray]]) -> tuple[_
     values = np.concatenate([part for x in binned for part in x[2:]])
     levels = [x.level for x in lines if x.level is not None]
     low, high = (float(f([f(values), *levels])) for f in (min, max))
-    logarithmic = low > 0 and high > DECADE * low and any(x.noisy for x in lines)
+    logarithmic = spans_decades(low, high) and any(x.noisy for x in lines)
     if logarithmic:
         room = (high / low) ** SHARE
         low, high = low / room, high * room

@@ -2,27 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 
-from matt_fast.report.charts import Line, chart
-from matt_fast.report.curves import Curve
+from matt_fast.report.charts import chart
+from matt_fast.report.curves import Curve, Line
 from matt_fast.report.figures import TIMES, ratio, verdict
-from matt_fast.report.record import STATES, Record
 from matt_fast.report.sentences import shown
 from matt_fast.report.training import VALIDATION, curves_of
 from matt_fast.report.words import DIGITS, GIB, NOTHING, cell, duration, table
+from matt_fast.runs.record import STATES, Record
+from matt_fast.support.printable import short_names
 
 ELSEWHERE = ("output",)  # options that always differ
 
 
 def names_of(records: Sequence[Record]) -> list[str]:
     """A name for each run: as many last parts of its folder as tell it from the others, else a number too."""
-    folders = [Path(x.folder).absolute() for x in records]
-    names = [x.name for x in folders]
-    for parts in range(2, max(len(x.parts) for x in folders) + 1):
-        if len(set(names)) == len(names):
-            return names
-        names = ["/".join(x.parts[-parts:]) for x in folders]
+    names = short_names([str(x.folder.absolute()) for x in records])
     return names if len(set(names)) == len(names) else [f"{x} ({i})" for i, x in enumerate(names, 1)]
 
 

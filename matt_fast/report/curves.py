@@ -1,16 +1,20 @@
-"""A run's curves from its metrics.jsonl: read, put together in bins, smoothed, drawn as a picture."""
+"""A run's curves from its metrics.jsonl: read, put together in bins, smoothed, drawn as a picture.
+
+charts.py draws the same lines for the page.
+"""
 
 import json
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from matt_fast.support.plots import figure_class
+from matt_fast.support.plots import figure_class, save
 from matt_fast.training.options import OBJECTIVES
 
 if TYPE_CHECKING:  # an extra
@@ -24,6 +28,23 @@ DECADE = 10  # the ratio of a curve's values from which on the scale is logarith
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class Line:
+    """A curve as it is drawn.
+
+    Attributes:
+        name: for the legend, plain text.
+        curve: (steps, values), both [points].
+        noisy: draw the values pale, and a running mean over them; on a logarithmic scale where they span a decade.
+        level: a value to compare with, drawn as a dashed line; None for none.
+    """
+
+    name: str
+    curve: Curve
+    noisy: bool = False
+    level: float | None = None
+
+
 def draw_curves(metrics: Path, picture: Path, on_message: Callable[[str], None] = lambda text: None) -> None:
     """Draw losses, learning rate and the bits per byte of validations over the steps of a run, as PNG.
 
@@ -35,8 +56,7 @@ def draw_curves(metrics: Path, picture: Path, on_message: Callable[[str], None] 
         picture: file to write.
     """
     try:
-        figure = curves_figure(read_curves(metrics))
-        figure.savefig(picture, dpi=150)
+        save(curves_figure(read_curves(metrics)), picture)
     except (ImportError, OSError, ValueError) as error:
         on_message(f"no {picture.name}: {error}")
 
@@ -75,47 +95,51 @@ def curves_figure(curves: dict[str, Curve]) -> "Figure":
     figure_of = figure_class()
     if "loss" not in curves:
         raise ValueError("no step was written down")
-    parts = [name for name in OBJECTIVES if name in curves]
-    if len(parts) == 1:  # the sum, too
-        losses = {parts[0]: curves[parts[0]]}
-    else:
-        losses = {"sum, scaled to the first": curves["loss"]} | {name: curves[name] for name in parts}
-    panels = [("training loss", losses, True), ("learning rate", {"": curves["lr"]}, False)]
+    panels = {"training loss": loss_lines(curves), "learning rate": [Line("", curves["lr"])]}
     if "bits_per_byte" in curves:
-        panels.append(("held-out text, bits per byte", {"": curves["bits_per_byte"]}, False))
+        panels["held-out text, bits per byte"] = [Line("", curves["bits_per_byte"])]
     figure = figure_of(figsize=(4.8 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharex=True)
-    for axis, (what, drawn, noisy) in zip(axes, panels, strict=True):
-        for number, (label, curve) in enumerate(drawn.items()):
-            draw = _draw_noisy if noisy else _draw
-            draw(axis, curve, label, f"C{number}")
+    for axis, (what, lines) in zip(axes, panels.items(), strict=True):
+        for number, line in enumerate(lines):
+            _draw(axis, line, f"C{number}")
         axis.set(xlabel="step", ylabel=what)
         axis.locator_params(axis="x", nbins=5, integer=True)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3, which="both")
-        if noisy:
+        if lines[0].noisy:
             axis.legend(fontsize="small")
-            values = np.concatenate([values for _, values in drawn.values()])
-            if values.min() > 0 and values.max() > DECADE * values.min():
+            values = np.concatenate([line.curve[1] for line in lines])
+            if spans_decades(values.min(), values.max()):
                 axis.set_yscale("log")
         else:
             axis.ticklabel_format(axis="y", scilimits=(-2, 4))
     return figure
 
 
-def _draw_noisy(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
-    """Every value, or the range of those of a bin, pale; a running mean over it."""
-    steps, mean, low, high = in_bins(curve)
+def loss_lines(curves: Mapping[str, Curve]) -> list[Line]:
+    """The loss; where it is a sum, it and its parts."""
+    parts = [name for name in OBJECTIVES if name in curves]
+    summed = {} if len(parts) == 1 or "loss" not in curves else {"sum, scaled to the first": curves["loss"]}
+    return [Line(name, curve, noisy=True) for name, curve in (summed | {x: curves[x] for x in parts}).items()]
+
+
+def spans_decades(low: float, high: float) -> bool:
+    """Whether noisy values from `low` to `high` want a logarithmic scale."""
+    return low > 0 and high > DECADE * low
+
+
+def _draw(axis: "Axes", line: Line, colour: str) -> None:
+    """The values of each bin; of a noisy line their range and they are pale, and a running mean is over them."""
+    steps, mean, low, high = in_bins(line.curve)
+    if not line.noisy:
+        axis.plot(steps, mean, color=colour, label=line.name, marker="o" if len(mean) <= WINDOW else None)
+        return
     pale = {"color": colour, "alpha": 0.3, "linewidth": 0.8}
     axis.plot(steps, mean, **pale)
-    if len(mean) < len(curve[1]):
+    if len(mean) < len(line.curve[1]):
         axis.fill_between(steps, low, high, **pale | {"linewidth": 0, "alpha": 0.2})
-    axis.plot(steps, smoothed(mean), color=colour, label=label)
-
-
-def _draw(axis: "Axes", curve: Curve, label: str, colour: str) -> None:
-    steps, mean, *_ = in_bins(curve)
-    axis.plot(steps, mean, color=colour, label=label, marker="o" if len(mean) <= WINDOW else None)
+    axis.plot(steps, smoothed(mean), color=colour, label=line.name)
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:

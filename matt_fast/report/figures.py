@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from html import escape
 
-from matt_fast.report.record import Record
 from matt_fast.report.words import DIGITS, NOTHING, cell, named, table
+from matt_fast.runs.record import Record
 
 HEADS = {"original": "original", "initialised": "after initialisation", "trained": "after training"}
 THOUSAND = 1000

@@ -90,12 +90,13 @@ for (const figure of all('figure.map')) {
 }
 
 // Tables of tokens: the data is all there, a page of rows is drawn. Texts are only ever set as texts.
-const ROWS = 50, TEXTS = new Set(['token', 'start', 'pieces']);
+const ROWS = 50, TEXTS = new Set(['token', 'start', 'pieces']), NEAR = new Set(['before', 'after']);
 for (const part of all('.tokens')) {
   const data = dataOf(part), body = part.querySelector('tbody'), search = part.querySelector('input');
   const count = part.querySelector('output'), pages = part.querySelector('.pager span');
   const heads = all('th', part), total = data.id.length, lower = data.token.map(token => token.toLowerCase());
-  let key = 'seen', sign = -1, page = 0, found = [];
+  const first = heads.find(head => head.hasAttribute('aria-sort')), marked = new Set(data.marked);
+  let key = first.dataset.key, sign = first.getAttribute('aria-sort') === 'ascending' ? 1 : -1, page = 0, found = [];
   const pieces = i => data.pieces[i].map(place => data.old[place]);
   const value = {start: i => data.starts[data.start[i]], pieces: i => pieces(i).join('')};
   const keyOf = i => key in value ? value[key](i) : data[key][i];
@@ -103,8 +104,10 @@ for (const part of all('.tokens')) {
     const cell = document.createElement('td');
     if (name === 'token') cell.append(made('bdi', data.token[i]));
     else if (name === 'pieces') pieces(i).forEach(text => cell.append(made('bdi', text)));
+    else if (NEAR.has(name)) data[name][i].forEach(([place, cosine]) =>
+      cell.append(made('bdi', data.old[place]), made('small', cosine.toFixed(2)), ' '));
     else {
-      cell.textContent = name === 'start' ? value.start(i) : name === 'id' ? data.id[i] : data[name][i].toLocaleString('en');
+      cell.textContent = name === 'start' ? value.start(i) : name === 'id' ? data.id[i] : data[name][i]?.toLocaleString('en') ?? '';
       if (name !== 'start') cell.className = 'number';
     }
     return cell;
@@ -114,6 +117,7 @@ for (const part of all('.tokens')) {
     page = Math.max(0, Math.min(page, last));
     body.replaceChildren(...found.slice(page * ROWS, (page + 1) * ROWS).map(i => {
       const row = document.createElement('tr');
+      row.classList.toggle('marked', marked.has(i));
       row.append(...heads.map(head => cellOf(head.dataset.key, i)));
       return row;
     }));
@@ -137,7 +141,7 @@ for (const part of all('.tokens')) {
     order();
   }
   for (const head of heads) {
-    head.querySelector('button').addEventListener('click', () => {
+    head.querySelector('button')?.addEventListener('click', () => {
       sign = head.dataset.key === key ? -sign : TEXTS.has(head.dataset.key) || head.dataset.key === 'id' ? 1 : -1;
       key = head.dataset.key;
       heads.forEach(other => other.removeAttribute('aria-sort'));

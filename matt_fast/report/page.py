@@ -3,21 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from matt_fast.alignment.vocabulary import Token
 from matt_fast.report.comparison import comparison_section, names_of
 from matt_fast.report.figures import bits_table, completions, compression_table, key_figures
-from matt_fast.report.record import Record
+from matt_fast.report.frame import framed
 from matt_fast.report.sample import influence_section, segments_section
 from matt_fast.report.sentences import messages, options_table, status_line, what_was_done
 from matt_fast.report.tokens import BYTES, tokens_section
 from matt_fast.report.training import training_charts
 from matt_fast.report.words import last_part, named
-from matt_fast.show.pages import page
+from matt_fast.runs.record import Record
 from matt_fast.show.pieces import Segments
-from matt_fast.show.segments_page import STYLE as SEGMENTS_STYLE
 
 if TYPE_CHECKING:  # it imports torch
     from matt_fast.show.influence import Influence
@@ -83,15 +81,12 @@ def report_page(runs: Sequence[Shown]) -> str:
         links = "".join(f'<li><a href="#{key}-1">{name}</a></li>' for key, name in _titles(records[0]).items())
     for number, (shown, name) in enumerate(zip(runs, names, strict=True), 1):
         body.append(_run(shown, name, number, len(runs)))
-    controls = '<button type="button" id="theme" hidden>Colours: as the system</button>'
     made = f"Made by matt-fast {escape(records[0].version)}."
     html = (
-        f'{controls}<nav aria-label="parts of the page"><ul>{links}</ul></nav>\n<main>\n{"".join(body)}</main>\n'
+        f'<nav aria-label="parts of the page"><ul>{links}</ul></nav>\n<main>\n{"".join(body)}</main>\n'
         f"<footer><p>{made} This page loads nothing from anywhere.</p></footer>"
     )
-    folder = files("matt_fast.report")
-    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return page(title, html, SEGMENTS_STYLE + style, script)
+    return framed(title, html)
 
 
 def _run(shown: Shown, name: str, number: int, of: int) -> str:

@@ -3,8 +3,8 @@
 import shlex
 from html import escape
 
-from matt_fast.report.record import STATES, Record
 from matt_fast.report.words import GIB, cell, duration, last_part, named, table
+from matt_fast.runs.record import STATES, Record
 
 STARTS = {
     "mean": "the mean of the old tokens that spell it",

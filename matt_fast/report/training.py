@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from matt_fast.report.charts import Line, chart
-from matt_fast.report.curves import Curve, read_curves
-from matt_fast.report.record import UNNAMED, Phase, Record
+from matt_fast.report.charts import chart
+from matt_fast.report.curves import Curve, Line, loss_lines, read_curves
+from matt_fast.runs.record import HELD_OUT, Phase, Record, held_out_names
 from matt_fast.training.options import OBJECTIVES
 
 VALIDATION = "bits_per_byte"
@@ -18,18 +18,10 @@ def curves_of(record: Record, phase: Phase) -> dict[str, Curve]:
     """
     if not phase.metrics.is_file():
         return {}
-    first, *others = texts_of(record) or [UNNAMED]
+    first, *others = held_out_names(record.options) or [HELD_OUT]
     names = {VALIDATION: first} | {f"{VALIDATION}/{x}": x for x in others}
     found = read_curves(phase.metrics, ("loss", *OBJECTIVES, "lr", *names))
     return {f"{VALIDATION}/{names[name]}" if name in names else name: curve for name, curve in found.items()}
-
-
-def texts_of(record: Record) -> list[str]:
-    """The names of the held-out texts, the first of which is validated on first."""
-    given = record.options.get("eval_data")
-    if isinstance(given, list):
-        return [x.partition("=")[0] for x in given]
-    return [] if given is None else [UNNAMED]
 
 
 def training_charts(record: Record) -> str:
@@ -45,14 +37,6 @@ def training_charts(record: Record) -> str:
         ]  # fmt: skip
     shown = "".join(parts)
     return f'<div class="charts">{shown}</div>' if shown else "<p>There was no step.</p>"
-
-
-def loss_lines(curves: Mapping[str, Curve]) -> list[Line]:
-    """The loss; where it is a sum, it and its parts."""
-    parts = [name for name in OBJECTIVES if name in curves]
-    if len(parts) == 1 or "loss" not in curves:
-        return [Line(name, curves[name], noisy=True) for name in parts]
-    return [Line("sum", curves["loss"], noisy=True), *(Line(name, curves[name], noisy=True) for name in parts)]
 
 
 def validation_lines(record: Record, curves: Mapping[str, Curve]) -> list[Line]:

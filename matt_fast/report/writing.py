@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
 from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.report.page import Shown, report_page
-from matt_fast.report.record import Record, read_record
 from matt_fast.report.sample import MOST
 from matt_fast.report.words import NAME
+from matt_fast.runs.record import PROVENANCE, Record, read_provenance, read_record
 from matt_fast.show.pieces import find_segments
-from matt_fast.show.tokens import PROVENANCE, read_provenance
 from matt_fast.support.files import write_text
 
 if TYPE_CHECKING:

@@ -1,8 +1,13 @@
-"""What the pictures' arguments may be. Imports nothing slow, so that they can be checked before torch is imported."""
+"""What the pictures' arguments may be, and what the run of an adapted model says of it.
+
+Imports nothing slow, so that they can be checked before torch is imported.
+"""
 
 from pathlib import Path
 
 from matt_fast.data.reading import check_text_file, format_of, read_texts
+from matt_fast.runs.folder import Run
+from matt_fast.runs.record import Record, read_record
 from matt_fast.support.checks import check_parent
 from matt_fast.support.plots import PICTURES, figure_class
 
@@ -26,6 +31,28 @@ def check_output(output: Path | None, endings: tuple[str, ...]) -> None:
     check_parent("output", output)
     if output.suffix.lower() in PICTURES:
         figure_class()
+
+
+def check_adapted(argument: str, folder: Path) -> None:
+    """Raise a FileNotFoundError that names the argument unless a transfer has written its model into a folder."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{argument}: wanted the output of a finished transfer, got {str(folder)!r}")
+
+
+def made_of(argument: str, folder: Path, model: str | None) -> tuple[str, Record | None]:
+    """The original of an adapted model, which its run names, and the record of that run; None if that is not there.
+
+    Args:
+        argument, folder: where the adapted model is.
+        model: the original where it was given.
+
+    Raises:
+        ValueError: no original was given, and there is no run; or a file of the run is damaged.
+    """
+    record = read_record(folder, argument) if Run(folder).begun else None
+    if model is None and record is None:
+        raise ValueError(f"model: wanted the original model, which {str(folder)!r} does not name; got none")
+    return model or record.options["model"], record
 
 
 def read_text(text: str | None, file: Path | None, most: int, text_field: str = "text") -> tuple[str, str]:

@@ -1,21 +1,18 @@
 """The new tokens of a finished transfer: how each started, how often it was seen, how far its row moved."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from matt_fast.alignment.vocabulary import Token, VocabularyPair, show_token
+from matt_fast.initializers.omp import OUTLIER, robust_scores
+from matt_fast.runs.record import PROVENANCE
 from matt_fast.show.choices import ORDERS
 from matt_fast.support.checks import check_choice
 
-PROVENANCE = "token_provenance.jsonl"
-FIELDS = {"id": int, "start": str, "teacher_ids": list, "trained": bool, "seen": int}
 NEIGHBOURS = 3
 BLOCK = 1 << 24  # similarities at a time
-OUTLIER = 8.0  # robust standard deviations, as for initialised rows
 
 
 @dataclass(frozen=True)
@@ -49,34 +46,6 @@ class TokenRow:
     @property
     def stands_out(self) -> bool:
         return self.outlier > OUTLIER
-
-
-def read_provenance(folder: Path) -> list[dict]:
-    """The lines of a result's token_provenance.jsonl that tell of new tokens.
-
-    Raises:
-        FileNotFoundError: the folder has none.
-        ValueError: a line is no JSON object with the fields that `transfer` writes.
-    """
-    path = folder / PROVENANCE
-    if not path.is_file():
-        raise FileNotFoundError(f"folder: wanted the output of a finished transfer, but {str(path)!r} is not there")
-    records = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                good = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
-            except (KeyError, TypeError, ValueError):
-                good = False
-            if not good:
-                got = line[:60].decode(errors="backslashreplace")
-                raise ValueError(
-                    f"folder: wanted an object with {', '.join(FIELDS)} in line {number} of {str(path)!r}, got {got!r}"
-                )
-            if not record["start"].startswith(("copied", "no token")):
-                records.append(record)
-    return records
 
 
 def new_tokens(
@@ -194,7 +163,5 @@ def _scores(values: torch.Tensor, used: torch.Tensor) -> torch.Tensor:
     scores = torch.zeros_like(values)
     logs = values[used].clamp_min(torch.finfo(values.dtype).tiny).log()
     if len(logs):
-        away = (logs - logs.median()).abs()
-        spread = 1.4826 * away.median()
-        scores[used] = torch.where(away == 0, 0.0, away / spread)
+        scores[used] = robust_scores(logs)
     return scores

@@ -1,5 +1,6 @@
 """Arguments checked by their values: types, choices, paths. Imports nothing slow."""
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import fields
 from numbers import Integral, Real
@@ -38,12 +39,19 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}: wanted one of {', '.join(choices)}, got {value!r}")
 
 
-def check_range(name: str, value: float | None, least: int, most: int) -> None:
+def check_range(name: str, value: float | None, least: int, most: float) -> None:
     """Raise a ValueError that names the argument if `value` is not from `least` to `most`; None may be."""
     if value is not None and not value >= least:  # NaN is not either
         raise ValueError(f"{name}: wanted at least {least}, got {value}")
     if value is not None and value > most:
         raise ValueError(f"{name}: wanted at most {most:,}, got {value}")
+
+
+def check_positive(name: str, value: float | None, most: float = math.inf) -> None:
+    """Raise a ValueError that names the argument unless `value` is above 0, at most `most` and finite; None may be."""
+    if value is not None and not 0 < value < math.inf:  # NaN is not either
+        raise ValueError(f"{name}: wanted a number above 0, got {value}")
+    check_range(name, value, 0, most)
 
 
 def check_location(name: str, value: str | Path | None, suffixes: Collection[str] = ()) -> None:

@@ -30,7 +30,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(PART + path.name)
     try:
-        with _full_disk_named(path):
+        with _named(path):
             yield part
             flush(part)
         os.replace(part, path)
@@ -47,7 +47,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with _full_disk_named(path):
+        with _named(path):
             yield part
             readable(part)
             flush_tree(part)
@@ -60,12 +60,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
-    """Writers in Python and in Rust say that a disk is full, but not which one."""
+def _named(path: Path) -> Iterator[None]:
+    """Writers in Python and in Rust say that a disk is full, but not which one; and name the part of a file."""
     try:
         yield
     except Exception as error:
         raise_if_full(error, path)
+        if getattr(error, "filename", None) == str(path.with_name(PART + path.name)):
+            error.filename = str(path)
         raise
 
 
@@ -148,7 +150,7 @@ def seconds_to_write(folder: Path, size: int) -> float:
     probe, part = folder / f"{PART}probe", max(1, min(PROBE, size))
     begin = time.perf_counter()
     try:
-        with _full_disk_named(folder):
+        with _named(folder):
             probe.write_bytes(os.urandom(part))
             flush(probe)
     finally:

@@ -1,6 +1,8 @@
 """Text from files, made safe to print: a name or token must not be able to move the cursor or colour the screen."""
 
 import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
 
 KEPT = "\n\t"
 # Controls (escape sequences begin with one), halves of surrogate pairs (of file names that are not UTF-8), separators.
@@ -9,6 +11,16 @@ UNSAFE = ("Cc", "Cs", "Zl", "Zp")
 BIDI = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
 
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "→", "\u00a0": "⍽"}
+
+
+def short_names(places: Sequence[str]) -> list[str]:
+    """As many last parts of each path as tell it from the others; the paths themselves where some are equal."""
+    parts = [Path(place).parts for place in places]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(x[-count:]) for x in parts]
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return list(places)
 
 
 def printable(text: str) -> str:

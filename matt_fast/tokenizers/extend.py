@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import check_plain_text, read_texts
-from matt_fast.support.checks import MANY, check_new_folder, check_range
+from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -66,6 +66,7 @@ def extend(
         FileExistsError: the folder has something in it.
     """
     check_new_folder("output", output)
+    check_outside("output", output, "data", data)
     check_range("add", add, 1, MANY)
     check_range("max_token_length", max_token_length, 2, MANY)
     if data is None and words is None:

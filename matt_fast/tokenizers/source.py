@@ -16,6 +16,7 @@ from matt_fast.model.tokenizer_files import FILE, first_difference, load_tokeniz
 from matt_fast.support.files import whole_folder
 
 SETTINGS = "tokenizer_config.json"
+SAMPLE = 1 << 18  # characters
 PLAIN = "PreTrainedTokenizerFast"  # the class that takes tokenizer.json as it is
 
 
@@ -147,11 +148,11 @@ class Sample:
     """Texts that pass by, the first of which are kept.
 
     Attributes:
-        texts: the first ones, `characters` of them at most.
+        texts: the first ones, SAMPLE characters of them at most.
     """
 
-    def __init__(self, texts: Iterable[str], characters: int = 1 << 18):
-        self._texts, self._room = texts, characters
+    def __init__(self, texts: Iterable[str]):
+        self._texts, self._room = texts, SAMPLE
         self.texts: list[str] = []
 
     def __iter__(self) -> Iterator[str]:

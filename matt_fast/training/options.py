@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from matt_fast.loss.choices import check_choices
-from matt_fast.support.checks import MANY, ROWS, check_field_types, check_range
+from matt_fast.support.checks import MANY, ROWS, check_choice, check_field_types, check_positive, check_range
 
 OBJECTIVES = (
     "aim",
@@ -70,13 +70,11 @@ class HealingOptions:
 
     def __post_init__(self):
         check_field_types(self)
-        if self.method not in HEALING:
-            raise ValueError(f"heal: wanted one of {', '.join(HEALING)}, got {self.method!r}")
+        check_choice("heal", self.method, HEALING)
         for name, most in (("steps", MANY), ("rank", ROWS), ("outer_layers", ROWS)):
             check_range(f"heal_{name}", getattr(self, name), 1, most)
         for name in ("lr", "rows_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"heal_{name}: wanted a number above 0, got {getattr(self, name)}")
+            check_positive(f"heal_{name}", getattr(self, name))
         if self.max_worse is not None and not 0 <= self.max_worse < math.inf:
             raise ValueError(f"heal_max_worse: wanted a share of 0 or more, got {self.max_worse}")
         split_objectives("heal_objective", self.objective)
@@ -170,26 +168,21 @@ class TrainingOptions:
                 f"warmup_steps and decay_steps: wanted at most the {self.steps} steps together, "
                 f"got {self.warmup_steps} and {self.falling_steps}"
             )
-        for name in ("lr", "max_grad_norm", "alm_temperature"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: wanted a number above 0, got {value}")
+        for name, most in (("lr", math.inf), ("max_grad_norm", math.inf), ("alm_temperature", MANY)):
+            check_positive(name, getattr(self, name), most)
         for name, usual in (("metric", "mse"), ("reduction", "pairs")):
             value = getattr(self, name)
             if value != usual and not any(objective.startswith("aim") for objective in self.objectives()):
                 raise ValueError(
                     f"{name}: wanted {usual!r} with an objective that has no AIM loss ({self.objective}), got {value!r}"
                 )
-        check_range("alm_temperature", self.alm_temperature, 0, MANY)
-        if self.alm_divergence not in ("kl", "reverse-kl", "tvd"):
-            raise ValueError(f"alm_divergence: wanted 'kl', 'reverse-kl' or 'tvd', got {self.alm_divergence!r}")
-        if self.moments not in ("lazy", "dense"):
-            raise ValueError(f"moments: wanted 'lazy' or 'dense', got {self.moments!r}")
+        check_choice("alm_divergence", self.alm_divergence, ("kl", "reverse-kl", "tvd"))
+        check_choice("moments", self.moments, ("lazy", "dense"))
         for name, choices in (("quantization", ("8bit", "4bit")), ("offload", ("cpu", "disk"))):
-            if getattr(self, name) not in (None, *choices):
-                raise ValueError(f"{name}: wanted {' or '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-            if getattr(self, name) is not None and self.compile:
-                raise ValueError(f"{name} and compile: wanted one of them, got both")
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
+                if self.compile:
+                    raise ValueError(f"{name} and compile: wanted one of them, got both")
         if self.quantization is not None and self.offload is not None:
             raise ValueError("quantization and offload: wanted one of them, got both")
         if self.shard:

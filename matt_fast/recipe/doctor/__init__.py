@@ -11,9 +11,9 @@ from matt_fast.recipe.doctor import machine as of_machine
 from matt_fast.recipe.doctor import model as of_model
 from matt_fast.recipe.doctor import tokenizers as of_tokenizers
 from matt_fast.recipe.doctor.finding import FAIL, LOOK, OK, Finding, Said
-from matt_fast.recipe.run import Run
 from matt_fast.recipe.subject import NotLookedAt, Subject
 from matt_fast.recipe.transfer import job_of
+from matt_fast.runs.folder import Run
 
 __all__ = ["FAIL", "LOOK", "OK", "Finding", "doctor"]
 

@@ -17,8 +17,8 @@ from matt_fast.evaluation.bits_per_byte import MASKED_PIECE_BYTES, PIECE_BYTES, 
 from matt_fast.recipe.checks import look_at_data
 from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, fail, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
-from matt_fast.recipe.job import HELD_OUT
 from matt_fast.recipe.subject import Subject
+from matt_fast.runs.record import HELD_OUT
 
 SECONDS = 5.0  # spent on reading, in each check
 WINDOW, STRIDE = 60, 20  # characters of a stretch that is looked for, and between two of them in the training text

@@ -16,7 +16,7 @@ from matt_fast.data.parallel import read_pairs
 from matt_fast.initializers import INIT_HEADS, INITS
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS
 from matt_fast.initializers.donors import open_donor, ready_rows
-from matt_fast.model.precision import DTYPES, choose_dtype
+from matt_fast.model.precision import NAMES, choose_dtype
 from matt_fast.planning.plan import Plan, plan_step
 from matt_fast.planning.simulation import NeedsWeightsError, Vocabulary
 from matt_fast.recipe.doctor.finding import Said, fail, look, ok
@@ -128,12 +128,11 @@ def _plan(subject: Subject) -> Plan | Said:
 
 def _made_plan(subject: Subject) -> Plan | Said:
     job, kind = subject.job, "cuda" if device_of(subject).type == "cuda" else "cpu"
-    names = {dtype: name for name, dtype in DTYPES.items()}
     given = {"length": job.max_length, "batch_size": job.batch_size, "n_layers": job.n_layers, "device": kind}
     rows = Vocabulary(subject.vocabulary.rows, subject.trainable)
     training = replace(job.training, compile=False)  # which the meta device does not have
     try:
-        given |= {"precision": names[_dtype(subject)], "healing": job.healing}
+        given |= {"precision": NAMES[_dtype(subject)], "healing": job.healing}
         return plan_step(subject.teacher, rows, training, **given)
     except NeedsWeightsError as error:
         return look(str(error), "watch the first steps")

@@ -1,4 +1,4 @@
-"""What the folder of a transfer tells, whether its run is finished or not. Imports nothing slow."""
+"""What the folder of a run tells, finished or not. Imports nothing slow."""
 
 import json
 import os
@@ -10,11 +10,14 @@ from typing import Any
 
 import yaml
 
+from matt_fast.runs.folder import Run
 from matt_fast.support.locks import at_work
 
-UNNAMED = "held-out text"  # the name of one that was given none
+HELD_OUT = "held-out text"  # the name of one that was given none
 ENOUGH = 1 << 16  # bytes of the end of a file of metrics that have a line of a step
 STEP = re.compile(rb'\{"step": \d+, "loss": .*\}\n')
+PROVENANCE = "token_provenance.jsonl"
+FIELDS = {"id": int, "start": str, "teacher_ids": list, "trained": bool, "seen": int}
 STATES = {
     "finished": "finished",
     "diverged": "stopped, as its loss went far up",
@@ -57,6 +60,7 @@ class Record:
         at_work: who works on it now; None where nobody does.
         version: of matt-fast.
         options: of the run, by the names of the command line.
+        starts: how new rows started, by the names of methods, for people.
         configuration: the same as the text of run.yaml.
         processes: that trained together.
         step, steps: of the present training, the last one that is on disk, and all; None where the run does not say.
@@ -73,6 +77,7 @@ class Record:
     at_work: str | None
     version: str
     options: Mapping[str, Any]
+    starts: str
     configuration: str
     processes: int
     step: int | None
@@ -115,39 +120,41 @@ class Record:
         return list(self.result.get("completions") or ())
 
 
-def read_record(folder: Path, *, ends: bool = False) -> Record:
+def read_record(folder: Path, argument: str = "runs", *, ends: bool = False) -> Record:
     """What a transfer left in its output folder.
 
     Args:
         folder: the output.
+        argument: what errors call it.
         ends: the run's own process asks, at its end: all that will be there is.
 
     Raises:
         FileNotFoundError: the folder holds no run.
         ValueError: a file of the run is damaged; the message names it.
     """
-    run = folder / "run"
-    if not (run / "run.json").is_file():
+    run = Run(folder, argument)
+    if not run.begun:
         raise FileNotFoundError(
-            f"runs: wanted the output folder of a transfer, got {str(folder)!r}, which has no run/run.json"
+            f"{argument}: wanted the output folder of a transfer, got {str(folder)!r}, which has no run/run.json"
         )
-    about, state, result = (_json(run / f"{name}.json") for name in ("run", "state", "result"))
-    configuration = _text(run / "run.yaml")
+    about, state, result = (run.read(f"{name}.json") for name in ("run", "state", "result"))
+    configuration = run.text("run.yaml")
     try:
         options = yaml.safe_load(configuration)
         settings = about["settings"]
-        figures = result["evaluations"] if "evaluations" in result else _json(run / "evaluations.json")
+        figures = result["evaluations"] if "evaluations" in result else run.read("evaluations.json")
         evaluations = {text: {} for texts in figures.values() for text in texts}
         for stage, texts in figures.items():
             for text, values in texts.items():
                 evaluations[text][stage] = {**values, "bits_per_byte": float(values["bits_per_byte"])}
-        status = "finished" if ends else state.get("status", "running")
+        status, head = "finished" if ends else run.status, settings["init_head"]
         return Record(
             folder=folder,
             status=status if status in STATES else "running",
-            at_work=None if status == "finished" else at_work(run / "lock"),
+            at_work=None if status == "finished" else at_work(run.path("lock")),
             version=str(about["version"]),
             options=dict(options),
+            starts=settings["init"] + ("" if head == "same" else f", {head} head"),
             configuration=configuration,
             processes=int(settings.get("processes", 1)),
             step=state.get("step"),
@@ -156,42 +163,65 @@ def read_record(folder: Path, *, ends: bool = False) -> Record:
             messages=list(state.get("messages", ())),
             evaluations=evaluations,
             result=result,
-            sample=_text(run / "sample.txt") if (run / "sample.txt").is_file() else None,
+            sample=run.text("sample.txt") if run.path("sample.txt").is_file() else None,
             phases=_phases(run, options, result),
         )
     except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"runs: wanted the files of a transfer in {str(run)!r}, got damaged ones ({line})") from error
+        raise ValueError(
+            f"{argument}: wanted the files of a transfer in {str(run.folder)!r}, got damaged ones ({line})"
+        ) from error
 
 
-def _phases(run: Path, options: Mapping[str, Any], result: Mapping[str, Any]) -> list[Phase]:
+def held_out_names(options: Mapping[str, Any]) -> list[str]:
+    """The names of a run's held-out texts, the first of which decides."""
+    given = options.get("eval_data")
+    if isinstance(given, list):
+        return [x.partition("=")[0] for x in given]
+    return [] if given is None else [HELD_OUT]
+
+
+def _phases(run: Run, options: Mapping[str, Any], result: Mapping[str, Any]) -> list[Phase]:
     found = []
     if options["steps"] or options.get("epochs"):
         given = {name: result[name] for name in ("progress", "validation", "best_step") if name in result}
-        metrics, steps = run / "metrics.jsonl", int(options["steps"])
+        metrics, steps = run.path("metrics.jsonl"), int(options["steps"])
         found.append(Phase("rows", "Rows alone", options["objective"], steps, metrics, **given))
     if options.get("heal"):
         healing = result.get("healing") or {}
         given = {name: healing[name] for name in ("progress", "validation", "best_step") if name in healing}
-        objective, steps, metrics = options["heal_objective"], int(options["heal_steps"]), run / "healing.jsonl"
+        objective, steps, metrics = options["heal_objective"], int(options["heal_steps"]), run.path("healing.jsonl")
         found.append(Phase("healing", "Rows and layers together", objective, steps, metrics, **given))
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A file of JSON; {} where it is not there."""
+def read_provenance(folder: Path, argument: str = "folder", *, copied: bool = False) -> list[dict]:
+    """The lines of a result's token_provenance.jsonl that tell of new tokens.
+
+    Args:
+        folder: of the result.
+        argument: what errors call it.
+        copied: those that tell of tokens with an old one's row, in their place.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+        ValueError: a line is no JSON object with the fields that `transfer` writes.
+    """
+    path = folder / PROVENANCE
     if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(_text(path)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"runs: wanted a JSON object in {str(path)!r}, got something else") from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"runs: wanted a run with {path.name}, but {str(path)!r} is not there") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"runs: wanted UTF-8 in {str(path)!r}, got other bytes") from error
+        raise FileNotFoundError(f"{argument}: wanted the output of a finished transfer, but {str(path)!r} is not there")
+    records = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+                good = all(isinstance(record[name], kind) for name, kind in FIELDS.items())
+            except (KeyError, TypeError, ValueError):
+                good = False
+            if not good:
+                got = line[:60].decode(errors="backslashreplace")
+                where = f"line {number} of {str(path)!r}"
+                raise ValueError(f"{argument}: wanted an object with {', '.join(FIELDS)} in {where}, got {got!r}")
+            if record["start"].startswith("copied") is copied and not record["start"].startswith("no token"):
+                records.append(record)
+    return records

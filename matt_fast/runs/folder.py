@@ -26,7 +26,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from matt_fast.support.files import check_writable, remove_parts, write_text
 from matt_fast.support.locks import locked
@@ -45,19 +45,44 @@ class Run:
 
     Args:
         output: the folder that gets the result; the run is in its folder `run`.
+        argument: what errors call it.
     """
 
-    def __init__(self, output: str | Path):
-        self.output = Path(output)
+    def __init__(self, output: str | Path, argument: str = "output"):
+        self.output, self.argument = Path(output), argument
         self.folder = self.output / "run"
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def read(self, name: str) -> dict:
-        """A file of JSON in the folder; {} if it is not there."""
+    def text(self, name: str) -> str:
+        """A file of text in the folder.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is not UTF-8.
+        """
         path = self.path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self.argument}: wanted a run with {name}, but {str(path)!r} is not there"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.argument}: wanted UTF-8 in {str(path)!r}, got other bytes") from error
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A file of JSON in the folder; {} if it is not there.
+
+        Raises:
+            ValueError: it has something else in it.
+        """
+        path = self.path(name)
+        try:
+            return dict(json.loads(self.text(name))) if path.exists() else {}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.argument}: wanted a JSON object in {str(path)!r}, got something else") from error
 
     def write(self, name: str, value: dict) -> None:
         write_text(self.path(name), json.dumps(value, indent=1) + "\n")
@@ -66,9 +91,13 @@ class Run:
         self.write(name, self.read(name) | values)
 
     @property
+    def begun(self) -> bool:
+        return self.path("run.json").exists()
+
+    @property
     def status(self) -> str:
         """ "new", "running" (or stopped), "diverged" or "finished"."""
-        return self.read("state.json").get("status", "running" if self.path("run.json").exists() else "new")
+        return self.read("state.json").get("status", "running" if self.begun else "new")
 
     @property
     def published(self) -> bool:
@@ -162,7 +191,7 @@ def reserved(output: str | Path, resume: Resume) -> Iterator[Run]:
         try:
             yield run
         finally:
-            if not run.path("run.json").exists() or (run.status != "finished" and not run.has_something):
+            if not run.begun or (run.status != "finished" and not run.has_something):
                 shutil.rmtree(run.folder, ignore_errors=True)
                 if not was_there and not any(run.output.iterdir()):
                     run.output.rmdir()
