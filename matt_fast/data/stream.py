@@ -76,7 +76,7 @@ class AlignedBatches(IterableDataset):
     chunks each, and then the chunks of those that are tokenised together.
 
     Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
-    in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
+    in `Batch.skipped`, in the first pass: documents with no text, without a common boundary on both sides, and single segments that alone
     are longer than a chunk.
 
     Args:
