@@ -76,8 +76,8 @@ class AlignedBatches(IterableDataset):
     chunks each, and then the chunks of those that are tokenised together.
 
     Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
-    in `Batch.skipped`, in the first pass: documents with no text, without a common boundary on both sides, and single segments that alone
-    are longer than a chunk.
+    in `Batch.skipped`, in the first pass: documents with no text, without a common boundary on both sides, and single
+    segments that alone are longer than a chunk.
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
