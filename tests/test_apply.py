@@ -1,14 +1,17 @@
 """The rows of a transfer in a fine-tuned sibling."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from commands import run as run_command
 from test_runs import files  # noqa: F401, a fixture
 from tiny import byte_level, save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PhiConfig
 
-from matt_fast import TrainingOptions, apply, transfer
+from matt_fast import HealingOptions, TrainingOptions, apply, transfer
+from matt_fast.recipe.apply import STAY
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,55 @@ def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa:
     (tmp_path / "full" / "file").write_text("")
     with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
         apply(transferred, sibling, tmp_path / "full")
+
+
+def test_layers_that_were_trained_with_the_rows_are_told_to_stay_behind(files, family, tmp_path):  # noqa: F811
+    """They are the sibling's; a result that trained on serves as well."""
+    _, sibling = family
+    given = {name: value for name, value in files.items() if "eval" not in name} | {
+        "training": TrainingOptions(steps=0)
+    }
+    given |= {"healing": HealingOptions("lora", steps=2, objective="ntp")}
+    transfer(**given, output=tmp_path / "healed")
+    more = {"model": tmp_path / "healed", "tokenizer": tmp_path / "healed", "teacher": files["model"]}
+    transfer(**given | more, output=tmp_path / "more")
+    assert not apply(family[0], sibling, tmp_path / "rows").healed
+    own = AutoModelForCausalLM.from_pretrained(sibling).state_dict()
+    for name in ("healed", "more"):
+        found = run_command("apply", f"--from={tmp_path / name}", f"--to={sibling}", f"--output={tmp_path / name}-out")
+        assert found.exit_code == 0, found.output
+        for told in (found.output, (tmp_path / f"{name}-out" / "README.md").read_text()):
+            assert STAY in " ".join(told.split())
+        made = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-out").state_dict()
+        assert all(torch.equal(made[x], own[x]) for x in own if "embed_tokens" not in x and "lm_head" not in x)
+
+
+def test_rows_for_a_head_of_its_own_are_not_lost_in_a_tied_sibling(files, tmp_path):  # noqa: F811
+    given = {name: value for name, value in files.items() if "eval" not in name} | {
+        "training": TrainingOptions(steps=1)
+    }
+    transfer(**given, untie=True, output=tmp_path / "untied")
+    with pytest.raises(ValueError, match="transferred: wanted one table for embedding and head, as the sibling has"):
+        apply(tmp_path / "untied", files["model"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_with_a_bias_keeps_that_of_shared_tokens(files, tmp_path):  # noqa: F811
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    save_tiny_model(tmp_path / "phi", PhiConfig(**sizes))
+    given = {"tokenizer": files["tokenizer"], "data": files["data"], "training": TrainingOptions(steps=1)}
+    transfer(tmp_path / "phi", **given, output=tmp_path / "transferred")
+    sibling = AutoModelForCausalLM.from_pretrained(tmp_path / "phi")
+    sibling.lm_head.bias.data += 1.0
+    sibling.save_pretrained(tmp_path / "sibling")
+    AutoTokenizer.from_pretrained(tmp_path / "phi").save_pretrained(tmp_path / "sibling")
+    found = apply(tmp_path / "transferred", tmp_path / "sibling", tmp_path / "out")
+    made, rows = (AutoModelForCausalLM.from_pretrained(tmp_path / x).lm_head.bias for x in ("out", "transferred"))
+    lines = [json.loads(x) for x in (tmp_path / "transferred" / "token_provenance.jsonl").open()]
+    shared = [x["id"] for x in lines if x["start"].startswith("copied")]
+    assert len(shared) == found.shared
+    assert torch.equal(
+        made[shared], sibling.lm_head.bias[[x["teacher_ids"][0] for x in lines if x["id"] in set(shared)]]
+    )
+    new = sorted(set(range(len(made))) - set(shared))
+    assert torch.equal(made[new], rows[new])

@@ -20,6 +20,7 @@ from matt_fast.initializers import InitReport
 from matt_fast.recipe.base_card import Base, read_base
 from matt_fast.recipe.card import code, model_card
 from matt_fast.recipe.config import resolved_config
+from matt_fast.recipe.result import Healing
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 
@@ -191,3 +192,37 @@ def test_what_is_not_known_of_the_original_is_left_out(tmp_path):
     told = []
     assert read_base(tmp_path / "plain", told.append) == Base()
     assert told[0].startswith("README.md: no licence, as the card of ")
+
+
+def test_the_card_tells_what_was_trained_and_nothing_else():
+    """Rows and layers together from the start, as the recipe `quick` does; then both; then rows alone."""
+    usual = {"model": "m", "tokenizer": "t", "data": "d", "init": "mean", "output": "out"}
+    some = Progress(4, 0.5, [0.9, 0.5], tokens=300, seconds=2.0, epoch=1, skipped={"documents without text": 2})
+    healed = Healing("lora", 10, some, [(2, 1.5), (4, 1.25)], 4)
+    options_of_healing = {"healing": HealingOptions("lora", objective="ntp")}
+
+    def told(found, **more):
+        text = model_card(found, options(**usual | more), Base(None))
+        return text.partition("## Training")[2].partition("## Make it again")[0]
+
+    text = told(replace(result(), progress=Progress(loss=0.0), healing=healed), steps=0, **options_of_healing)
+    assert "as they started.\n" not in text
+    assert "target layer" not in text
+    assert "- Rows and layers together (ntp): 2 steps, 300 tokens, 2 s, ended in pass 2 over the data;" in text
+    assert "- 2 validations, the best at step 4 with 1.2500 bits per byte: its rows and layers are the result." in text
+    assert "- Skipped: 2 documents without text." in text
+    text = told(replace(result(), healing=replace(healed, best_step=0)), **options_of_healing)
+    assert "The target layer was layer 2" in text
+    assert (
+        "- 2 validations, of none of which the weights were kept: the result is what this training began with." in text
+    )
+    assert "- none: rows are as they started." in told(replace(result(), progress=Progress(loss=0.0)), steps=0)
+    for objective, layer, goal in (
+        ("aim+ntp", True, "does what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)."),
+        ("segment-kl", False, "(segment-kl) so that the model with them does what it did before."),
+        ("ntp", False, "were trained (ntp) on the text."),
+    ):
+        given = options(**usual) | {"objective": objective}
+        text = model_card(result(), given, Base(None))
+        assert ("target layer" in text) is layer
+        assert goal in text

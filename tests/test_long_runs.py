@@ -157,6 +157,36 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_a_run(job, monkeypatch):
     assert told == ["2", "4", "2", "6"]
 
 
+def test_best_weights_that_a_full_disk_has_no_room_for_do_not_end_a_run(job, monkeypatch):
+    figures = [4.0, 2.0, 3.0, 5.0]  # of validations behind steps 2, 4, 6 and 8; there is room again behind the second
+    monkeypatch.setattr(watching.RunWatcher, "_bits", lambda self, state: [figures[state.progress.step // 2 - 1]])
+    save, full, said = watching.save_file, [4], []
+
+    def save_or_not(tensors, path):
+        if any(f"step-{step:09}" in str(path) for step in full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(watching, "save_file", save_or_not)
+    given = job | {"validate_every": 2, "patience": None, "on_message": said.append}
+    found = transfer(**given)
+    assert (found.validation, found.best_step) == ([(2, 4.0), (4, 2.0), (6, 3.0), (8, 5.0)], 6)
+    (line,) = [x for x in said if "are not kept" in x]
+    assert "No space left" in line
+    assert (
+        "the weights of step 4, the best so far, are not kept; until better ones are measured, those of step 2" in line
+    )
+    assert "the best at step 6 with 3.0000 bits per byte" in (found.output / "README.md").read_text()
+    full[:] = [2, 4, 6, 8]
+    none = transfer(**given | {"output": job["output"].with_name("none")})
+    assert none.best_step is None
+    plain = transfer(**job | {"validate_every": None, "output": job["output"].with_name("plain")})
+    weights = [(x.output / "model.safetensors").read_bytes() for x in (none, plain)]
+    assert weights[0] == weights[1]
+    for page in ("README.md", "report.html"):
+        assert re.search("of none of which the weights|validations none was kept", (none.output / page).read_text())
+
+
 def test_what_killed_writes_left_is_removed(job):
     job |= {"validate_every": None, "eval_data": None}
     with pytest.raises(Stop):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tiny import TEXTS, byte_level, save_tiny_model
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
 
 from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast.cli.display import report_lines
 
 
 @pytest.fixture
@@ -78,6 +80,20 @@ def test_a_result_trains_on_with_the_original_as_its_teacher(job, files, tmp_pat
     moved = (before != after).any(1).nonzero()[:, 0].tolist()
     assert moved == [x["id"] for x in entries if x["trained"] and x["seen"]]
     assert moved
+    own = [x for x in entries if x["start"] == "its own row"]
+    assert len(own) == result.report.own == result.new == len(entries) - len(shared) > 0
+    assert result.report.initialized == result.report.subtoken_mean == result.report.unspelled == 0
+    card, page = ((tmp_path / "more" / name).read_text() for name in ("README.md", "report.html"))
+    assert "# `first` trained on" in card
+    assert f"- The teacher was `{Path(job['model']).name}`." in card
+    assert "The teacher was" not in (tmp_path / "first" / "README.md").read_text()
+    assert "the tokenizer of `first` stayed. Adapters of low rank" in card
+    assert f"- {result.new} more have rows that train on." in card
+    assert "was replaced" in (tmp_path / "first" / "README.md").read_text()
+    assert "keeps its tokenizer, and trains on" in page
+    assert "first trained on" in page
+    assert "with a new tokenizer" not in page
+    assert report_lines(result.report)[0].startswith(f"{result.shared} shared, {result.new} train on from the model")
     with pytest.raises(ValueError, match="init: wanted mean and no init_head with a tokenizer that the model has"):
         transfer(**more | {"init": "first-piece", "output": tmp_path / "other"})
     with pytest.raises(ValueError, match="there is nothing to transfer"):

@@ -203,7 +203,7 @@ def test_a_folder_is_streamed_from_a_url_by_any_number_of_processes(world, sides
     assert len(one) == 2 * chunks
     assert rows(one[:chunks]) == rows(one[chunks:])
     assert [x.student_ids.tolist() for x in one[:chunks]] != [x.student_ids.tolist() for x in one[chunks:]]
-    assert sum(batch.skipped["documents without text"] for batch in one) == 4
+    assert sum(batch.skipped["documents without text"] for batch in one) == 2  # in two passes, told once
     shares = []
     for process in range(2):  # three shards go round two processes: in two passes each shard comes twice
         own = batches(process=process, processes=2)

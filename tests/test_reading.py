@@ -454,3 +454,14 @@ def test_a_hub_dataset_is_looked_at_only(monkeypatch):
     rows[3] = 7
     with pytest.raises(ValueError, match="text_field: wanted texts, got int in row 4 of 'body' of 'some/name'"):
         check_readable("some/name", split="test", text_field="body")
+
+
+def test_the_first_document_without_text_is_named(tmp_path):
+    def found(name: str, content: str) -> str | None:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        return check_readable(tmp_path).without_text
+
+    assert found("a.jsonl", '{"text": "a"}\n{"text": "b"}\n') is None
+    empty = '{"text": "a"}\n{"text": null}\n{"text": " "}\n'
+    assert found("c.jsonl", empty) == f"document 2 of {str(tmp_path / 'c.jsonl')!r}"
+    assert found("b.txt", " \n") == repr(str(tmp_path / "b.txt"))

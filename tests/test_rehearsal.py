@@ -23,6 +23,7 @@ from matt_fast.data.positions import deal_anew
 from matt_fast.data.prepared import open_chunks, prepare_once
 from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, template_of
 from matt_fast.data.stream import AlignedBatches
+from matt_fast.model import sampling
 from matt_fast.recipe.rehearsal import rehearsal_of
 from matt_fast.recipe.result import Rehearsal
 from matt_fast.runs.folder import Run
@@ -83,6 +84,7 @@ def test_what_stands_around_texts_that_are_no_special_tokens_and_thoughts_that_a
         return [*ids[:1], (ids[1] * 100)[: numbers.shape[1]]] if len(calls) == 2 else ids  # the last one is cut off
 
     monkeypatch.setattr(rehearsal, "continuations", written)
+    monkeypatch.setattr(rehearsal, "position_limit", lambda model: None)
     pair = VocabularyPair(tokenizer, new_tokenizer(), len(tokenizer))
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[1, 4]))
     whole, cut = own_texts(model, pair, 2, 0)
@@ -113,7 +115,10 @@ def test_a_conversation_is_as_drawn_one_by_one(teacher, monkeypatch):
     monkeypatch.setattr(rehearsal, "ANSWER", 7)
     special = dict.fromkeys(range(60, 100), Token("special", b"x"))  # likely enough to come
     monkeypatch.setattr(pair, "teacher_tokens", pair.teacher_tokens | special)
-    texts = own_texts(model, pair, 40, 3)
+    told = []
+    texts = own_texts(model, pair, 40, 3, on_progress=lambda *progress: told.append(progress))
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == ((40 * 5 // 12, 40), (40, 40))
     usable = torch.arange(275) < 270
     ends = [0, 1, 2, *special]
 
@@ -149,6 +154,17 @@ def test_a_model_without_template_writes_from_the_beginning(teacher, monkeypatch
     ids = drawn(model, [pair.teacher.bos_token_id], numbers, torch.arange(275) < 270, [0, 1, 2], 0, 1.0, None, 0.95)
     (text,) = own_texts(model, pair, 1, 5)
     assert text == pair.teacher.decode(ids).partition("\N{REPLACEMENT CHARACTER}")[0]
+
+
+def test_texts_that_a_model_has_no_positions_for_are_refused(teacher, monkeypatch):
+    model, pair = teacher
+    for template, needed in ((pair.teacher.chat_template, 212), (None, 209)):  # <bos><eos><bos><eos>, and <bos>
+        monkeypatch.setattr(pair.teacher, "chat_template", template)
+        monkeypatch.setattr(model.config, "max_position_embeddings", needed - 1)
+        with pytest.raises(ValueError, match=f"rehearse: .* {needed} tokens, got {needed - 1} positions"):
+            own_texts(model, pair, 1, 5)
+        monkeypatch.setattr(model.config, "max_position_embeddings", needed)
+        own_texts(model, pair, 1, 5)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +265,42 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path):  # noqa: F811
     on_the_fly = transfer(**given | {"per_token": None}, output=tmp_path / "on the fly")
     assert on_the_fly.rehearsal == whole.rehearsal
     assert "data" in whole.seconds.keys() - on_the_fly.seconds.keys(), "the text was not prepared"
+
+
+@pytest.mark.parametrize("option", ["rehearse", "snippets"])
+def test_a_run_that_stops_while_the_teacher_writes_goes_on_behind_what_is_written(
+    option,
+    files,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setattr(sampling, "ROWS_AT_ONCE", 2)
+    generate, batches, stop_at_batch = sampling._generated, [], [0]
+
+    def counted(model, prompts, *given):
+        batches.append(prompts)
+        if len(batches) == stop_at_batch[0]:
+            raise Stop
+        return generate(model, prompts, *given)
+
+    monkeypatch.setattr(sampling, "_generated", counted)
+    given = {name: value for name, value in files.items() if "eval" not in name} | {option: 5, "max_length": 64}
+    given |= {"training": TrainingOptions(steps=1), "epochs": None, "completions": 0}
+    transfer(**given, output=tmp_path / "whole")
+    whole = batches[:]
+    assert len(whole) > 5
+    batches.clear()
+    for number in (3, 1, 2):  # the batch that is not written to its end is made again
+        stop_at_batch[0] = len(batches) + number
+        with pytest.raises(Stop):
+            transfer(**given, output=tmp_path / "parts", resume="auto")
+    stop_at_batch[0] = 0
+    transfer(**given, output=tmp_path / "parts", resume=True)
+    assert [batch for at, batch in enumerate(batches) if at not in (2, 3, 5)] == whole
+    assert not (tmp_path / "parts" / "run" / "drawn.jsonl").exists()
+    name = {"rehearse": "rehearsal/texts.jsonl", "snippets": "snippets/snippets.jsonl"}[option]
+    for file in ("model.safetensors", f"run/{name}"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
 
 
 def test_what_is_refused_or_told(files, tmp_path):  # noqa: F811

@@ -278,6 +278,22 @@ def test_tokens_moved_as_far_as_their_rows_differ(done, tmp_path):
     assert written["moved"] == pytest.approx([x["moved"] for x in first], rel=1e-3)
 
 
+def test_tokens_of_another_model_than_the_one_that_was_begun_with_are_refused(done, tmp_path):
+    """The original in place of a result that was trained on: it does not have the ids that the records name."""
+    more = tmp_path / "more"
+    shutil.copytree(done / "adapted", more)
+    (more / "token_provenance.jsonl").write_text(
+        "".join(
+            json.dumps({"id": i, "start": "its own row", "teacher_ids": [i], "trained": True, "seen": 1}) + "\n"
+            for i in (300, 301)
+        )
+    )
+    found = run("tokens", more, f"--model={done / 'teacher'}")
+    assert found.exit_code == 1
+    assert "model: wanted the one that the transfer began with" in found.output.replace("\n", " ")
+    assert run("tokens", more, f"--model={done / 'adapted'}").exit_code == 0
+
+
 def test_tokens_on_a_narrow_terminal():
     """Figures and words do not fit beside each other: lines, nothing cut."""
     rows = [TokenRow(i, f"token{i}", "mean", ("to", "ken"), True, 2, 1.25, 0.5, 9.0, (("near", 0.25),), (("now", 0.5),))

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TEXTS, new_tokenizer, save_tiny_model
+from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import (
     AutoModelForMaskedLM,
     Gemma3TextConfig,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     ModernBertConfig,
@@ -143,6 +144,50 @@ def test_pairs_of_stretches_end_together(llama):
         seen += len(pair.positions)
     assert seen == (text.ids >= 0).sum()  # each token of the text once; all have a spelling here
     assert len(text.pairs(7, 2, [bos], seed=1)) == 2
+
+
+def test_stretches_fit_the_positions_of_a_model(llama):
+    """New tokens of many pieces make the teacher's side of a stretch several times as long as the student's."""
+    _, vocabulary = llama
+    whole, fitting = spell_texts(TEXTS, vocabulary), spell_texts(TEXTS, vocabulary, most=20)
+    stretches = [ids for ids, _ in fitting.stretches(256, seed=1)]
+    assert max(map(len, stretches)) <= 20
+    assert sum(len(ids) - 1 for ids in stretches) == len(whole.teacher_ids)  # nothing is left out
+    bos = vocabulary.student.bos_token_id
+    pairs = fitting.pairs(256, 10_000, [bos], seed=1)
+    assert max(len(x.teacher_ids) for x in pairs) <= 20
+    assert max(len(x.student_ids) for x in pairs) <= 20
+    assert sum(len(x.positions) for x in pairs) == (whole.ids >= 0).sum()
+    assert max(map(len, fitting.student_stretches(256, 10_000, seed=1))) < 20
+    few = spell_texts(TEXTS, vocabulary, most=4)  # a token of more pieces than there are positions is passed over
+    assert max(map(len, vocabulary.subtokens.values())) > 3
+    assert max(len(ids) for ids, _ in few.stretches(256, seed=1)) == 4
+
+
+@pytest.mark.parametrize("method", ["composed", "contextual"])
+def test_a_model_with_few_positions_is_read_within_them(method, tmp_path):
+    save_tiny_model(tmp_path, GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, tie_word_embeddings=False))
+    source = Teacher(tmp_path)
+    model = source.load(torch.float32)
+    vocabulary = VocabularyPair(source.load_tokenizer(), new_tokenizer(), len(model.get_input_embeddings().weight))
+    rows = initial_rows(model, vocabulary, method, 0, texts=TEXTS)
+    assert len(rows.report.made) > 20
+    assert rows.input.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["composed", "contextual"])
+def test_a_padding_id_beyond_a_smaller_vocabulary_is_none_of_its_rows(method, tmp_path):
+    """As of models whose padding token stands behind all others, which get a vocabulary a part as large."""
+    tokenizer = save_tiny_model(tmp_path)
+    model = Teacher(tmp_path).load(torch.float32)
+    student = byte_level([x.upper() for x in TEXTS], 268, bos_token="<s>", eos_token="</s>")
+    vocabulary = VocabularyPair(tokenizer, student, 275)
+    found = []
+    for padding in (None, 274):
+        model.get_input_embeddings().padding_idx = padding
+        found.append(initial_rows(model, vocabulary, method, 0, texts=[x.upper() for x in TEXTS]).input)
+        assert model.get_input_embeddings().padding_idx == padding
+    assert torch.equal(*found)
 
 
 def test_boundary_states_are_those_of_a_plain_pass(pair):

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tiny import TEXTS, byte_level
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from typer.testing import CliRunner
 
 from matt_fast.alignment.vocabulary import VocabularyPair, token_bytes
@@ -209,6 +209,67 @@ def test_words_with_vowel_signs_become_tokens(base, tmp_path):
     by_id = {i: entry for entry, i in made.get_vocab().items()}
     spelled = [x.id for i in new.encode(text).ids for x in old.model.tokenize(by_id[i])]
     assert spelled == old.encode(text).ids
+
+
+def test_trained_like_a_base_that_cuts_at_marks(tmp_path):
+    words = ["हिन्दी", "किताबें", "पढ़ना", "ที่นี่"]
+    (tmp_path / "text.txt").write_text("".join(f"{a} {b}\n" for a in words for b in words), encoding="utf-8")
+    made = {}
+    for join in (False, True):
+        given = {"data": tmp_path / "text.txt", "size": 400, "like": like_split(), "join_marks": join}
+        result = train(tmp_path / str(join), **given)
+        made[join] = load_tokenizer(tmp_path / str(join))
+        assert (result.cut_at_marks > 0.1) is not join
+    tokens = {join: {x.decode([i]).strip() for i in range(len(x))} for join, x in made.items()}
+    assert set(words) <= tokens[True]
+    assert not set(words) & tokens[False]
+    for plain in TEXTS:  # no marks in it
+        pieces = [x.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain) for x in (like_split(), made[True])]
+        assert pieces[0] == pieces[1]
+
+
+def test_tokens_that_join_a_mark_and_a_sign_are_told(tmp_path):
+    """Llama 3 has them: "\u094b\u0964", a vowel sign and the end of a sentence."""
+    words = ["की।", "को,", "हिन्दी।", "में"]
+    text = "".join(f"{a} {b} x\n" for a in words for b in words)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    base = byte_level([text], 340, eos_token="<eos>")  # GPT-2's pattern
+    across = {x for x in map(base.decode, range(len(base))) if x in ("ी।", "ो,")}
+    assert across == {"ी।", "ो,"}
+    result = extend(base, tmp_path / "made", data=tmp_path / "text.txt", add=40, join_marks=True)
+    assert across <= set(result.cut_tokens)
+    assert all(unicodedata.category(x[0]) == "Mc" and x[1:].strip() in ("।", ",") for x in result.cut_tokens)
+    made = load_tokenizer(tmp_path / "made")
+    assert "की" in map(made.decode, made("की।", add_special_tokens=False)["input_ids"])
+    used = {made.decode(i) for line in text.splitlines() for i in made(line)["input_ids"]}
+    assert not used & set(result.cut_tokens)
+    said = io.StringIO()
+    print_new_tokenizer(Console(file=said, width=200), result)
+    assert "ी।" in said.getvalue()
+    assert made.decode(made(text)["input_ids"]) == text
+
+
+def test_joined_marks_are_kept_where_transformers_takes_a_class_with_a_pattern_of_its_own(tmp_path):
+    """No text that is looked at has tokens in it that would tell: the patterns do."""
+    parts = ("normalizer", "pre_tokenizer", "decoder", "post_processor")
+    content = json.loads(byte_level(TEXTS, 280, eos_token="<eos>").backend_tokenizer.to_str())
+    content |= {x: y for x, y in json.loads(Qwen2Tokenizer().backend_tokenizer.to_str()).items() if x in parts}
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<eos>", "pad_token": "<eos>", "unk_token": None}
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert type(load_tokenizer(tmp_path / "base")) is Qwen2Tokenizer
+    (tmp_path / "other.txt").write_text("ที่นี่ " * 9, encoding="utf-8")
+    train(tmp_path / "other", data=tmp_path / "other.txt", size=300)
+    merge(tmp_path / "base", tmp_path / "other", tmp_path / "merged", join_marks=True)
+    extend(tmp_path / "base", tmp_path / "extended", data=tmp_path / "other.txt", add=20, join_marks=True)
+    for name in ("merged", "extended"):
+        made = AutoTokenizer.from_pretrained(tmp_path / name)
+        file = Tokenizer.from_file(str(tmp_path / name / "tokenizer.json"))
+        assert len(made("ที่นี่")["input_ids"]) == 1
+        for text in ("ที่นี่ हिन्दी", *TEXTS):
+            assert made(text)["input_ids"] == file.encode(text).ids
+        assert made.eos_token == "<eos>"
 
 
 def test_marks_that_cannot_be_joined_are_refused(tmp_path):

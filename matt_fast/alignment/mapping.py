@@ -73,6 +73,7 @@ def own_rows(vocabulary: "VocabularyPair", other: "PreTrainedTokenizerBase") -> 
     for student_id in vocabulary.matches.keys() - match_tokens(vocabulary.student, other).keys():
         own = [vocabulary.matches.pop(student_id).teacher_id]
         vocabulary.mapped[student_id] = vocabulary.subtokens[student_id] = own
+        vocabulary.own.add(student_id)
 
 
 def _splits(entry: str) -> Iterator[tuple[str, str]]:

@@ -368,6 +368,7 @@ class VocabularyPair:
         subtokens: student id -> teacher ids that spell it, for the new tokens that the teacher can spell.
         mapped: student id -> teacher ids that its row starts from, for new tokens of which someone says so
             (`map_tokens`).
+        own: those whose row is the model's own, which trains on (`own_rows`).
 
     Raises:
         TypeError: a tokenizer is not a fast one.
@@ -388,6 +389,7 @@ class VocabularyPair:
         matches = _match(self.tokens, self.teacher_tokens, student, teacher)
         self.matches = {i: match for i, match in matches.items() if match.teacher_id < teacher_rows}
         self.mapped: dict[int, list[int]] = {}
+        self.own: set[int] = set()
         self.subtokens = _spell({i: self.tokens[i] for i in self.new}, self.teacher_tokens, teacher, teacher_rows)
 
     @property

@@ -35,6 +35,7 @@ def apply(
         check_new_folder("output", Path(output))
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
+            from matt_fast.recipe.apply import STAY
             from matt_fast.recipe.apply import apply as run
 
             result = run(
@@ -52,6 +53,8 @@ def apply(
             )
         say(out.console, f"tokens    {result.shared:,} shared, {result.new:,} new; shared rows alike to "
             f"{result.similarity:.4f} (median cosine)")  # fmt: skip
+        if result.healed:
+            say(out.console, f"layers    {STAY}")
         for name, figures in result.evaluations.items():
             say(
                 out.console,

@@ -42,13 +42,13 @@ def print_result(console: Console, result: "TransferResult") -> None:
         *(f"start     {line}" for line in report_lines(result.report)),
         *([f"snippets  {result.snippets.message()}"] if result.snippets is not None else []),
         *([f"rehearsal {result.rehearsal.message()}"] if result.rehearsal is not None else []),
-        f"training  {training_line(progress)}",
+        *([f"training  {training_line(progress)}"] if progress.step or result.healing is None else []),
         *([f"          {line}"] if (line := validation_line(result)) else []),
-        *_healing_lines(result.healing),
+        *([] if result.healing is None else _healing_lines(result.healing)),
         *_data_lines(progress if result.healing is None else result.healing.progress),
         f"all       {in_all:.0f} s",
         f"memory    {result.peak_memory / GIB:.2f} GiB at most, {result.training_memory / GIB:.2f} in training",
-        *(f"skipped   {line}" for line in skipped_lines(progress)),
+        *(f"skipped   {line}" for line in skipped_lines(result)),
     ]
     say(console, "\n".join(lines))
 
@@ -60,26 +60,24 @@ def _data_lines(progress: "Progress") -> list[str]:
     return [f"data      {padding} of the rows is padding, {waiting} of the time waiting for it"]
 
 
-def _healing_lines(healing: "Healing | None") -> list[str]:
-    if healing is None:
-        return []
-    progress, lines = healing.progress, []
-    if healing.validation:
-        best = "its start" if healing.best_step == 0 else f"step {healing.best_step}"
-        lines = [f"          {len(healing.validation)} validations, the best is {best}"]
+def _healing_lines(healing: "Healing") -> list[str]:
+    from matt_fast.recipe.card import validation_line
+
+    progress = healing.progress
     return [
         f"healing   {healing.method}: {len(progress.losses)} steps, {progress.tokens:,} tokens, {progress.seconds:.0f} "
         f"s, {healing.trained_numbers:,} numbers beside the rows",
-        *lines,
+        *([f"          {line}"] if (line := validation_line(healing)) else []),
     ]
 
 
 def report_lines(report: "InitReport") -> list[str]:
     """How many rows came from where, and the worst outliers."""
+    own = f"{report.own:,} train on from the model's own rows, " if report.own else ""
     unseen = "" if report.unseen is None else f" ({report.unseen:,} of them never occur in the text)"
     lines = [
-        f"{report.shared:,} shared, {report.initialized:,} initialised by the method, {report.subtoken_mean:,} left to "
-        f"their sub-tokens{unseen}, {report.unspelled:,} without a spelling"
+        f"{report.shared:,} shared, {own}{report.initialized:,} initialised by the method, {report.subtoken_mean:,} "
+        f"left to their sub-tokens{unseen}, {report.unspelled:,} without a spelling"
     ]
     if report.outliers:
         lines.append(f"{len(report.outliers):,} outliers, badly fitted or poisoned; the worst:")

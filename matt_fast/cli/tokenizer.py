@@ -77,6 +77,7 @@ def train(
         Option(help="Model or tokenizer with BPE to build it like: splits, special tokens and chat template are kept."),
     ] = None,
     max_token_length: MaxTokenLength = None,
+    join_marks: JoinMarks = False,
     split: o.Split = "train",
     text_field: o.TextField = "text",
     json: o.Json = False,
@@ -159,6 +160,12 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     for what, tokens in (("new", result.added), ("gone", result.removed)):
         if tokens:
             say(console, f"{what:<16} {len(tokens):,}: {_some(tokens)}")
+    if result.cut_tokens:
+        what = "since marks are letters now, no text has these"
+        say(
+            console,
+            f"cut              {what} {len(result.cut_tokens):,} of the base any more: {_some(result.cut_tokens)}",
+        )
     for reason in dict.fromkeys(result.left_out.values()):
         those = [text for text, why in result.left_out.items() if why == reason]
         more = "" if len(those) <= SHOWN else " …"
@@ -170,7 +177,7 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
         before = "" if result.bytes_per_token_before is None else f" ({result.bytes_per_token_before:.2f} before)"
         say(console, f"bytes per token  {result.bytes_per_token:.2f}{before}")
     if result.cut_at_marks > MANY_MARKS:
-        what = "of the letters are signs at which the base cuts words; with --join-marks it does not"
+        what = "of the letters are signs at which it cuts words, as its base does; with --join-marks it does not"
         say(console, f"cut at marks     {result.cut_at_marks:.0%} {what}")
 
 

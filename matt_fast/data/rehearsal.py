@@ -6,6 +6,7 @@ questions too: given its template as far as where the user speaks, it writes wha
 """
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
+from matt_fast.model.positions import position_limit
 from matt_fast.model.sampling import continuations
 
 QUESTION, ANSWER = 48, 160  # tokens, at most
@@ -98,6 +100,7 @@ def own_texts(
     count: int,
     seed: int,
     *,
+    once: Callable[[str, Callable[[], list]], list] = lambda key, make: make(),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
     """Let a model write texts of its own: conversations where its tokenizer has a chat template.
@@ -110,7 +113,8 @@ def own_texts(
         vocabulary: its vocabulary is the teacher's.
         count: texts.
         seed: of all that is drawn; a text depends on it and on the text's number.
-        on_progress: called with the prompts done and their number in this round.
+        once: of `continuations`, so that a call that is stopped need not draw all anew.
+        on_progress: called with the texts done, questions alone counting as a part of theirs, and `count`.
 
     Returns:
         `count` texts, or fewer where some said nothing in four rounds: a question of up to 48 tokens and an answer of
@@ -118,11 +122,18 @@ def own_texts(
         before it answers is part of the answer.
 
     Raises:
-        ValueError: the model is of a class that cannot generate, or what `template_of` raises.
+        ValueError: the model is of a class that cannot generate or has fewer positions than a text may have tokens, or
+            what `template_of` raises.
     """
     tokenizer = vocabulary.teacher
     template = template_of(tokenizer)
-    writer = _Writer(model, vocabulary, seed, on_progress)
+    around = start_of_text(tokenizer) if template is None else _ids(tokenizer, "".join(template))
+    longest = len(around) + QUESTION + ANSWER
+    if (limit := position_limit(model)) is not None and longest > limit:
+        raise ValueError(
+            f"rehearse: wanted a model with positions for texts of {longest} tokens, got {limit} positions"
+        )
+    writer = _Writer(model, vocabulary, seed, once, lambda share: on_progress(int(count * share), count))
     if template is None:
         prompts = dict.fromkeys(range(count), start_of_text(tokenizer))
         return [text for text, _ in writer(prompts, QUESTION + ANSWER, 0).values() if text.strip()]
@@ -147,10 +158,19 @@ class _Writer:
 
     Attributes:
         ends: ids that end what is written; all special ones until others are set.
+        behind: tokens of a text that were drawn before, at most.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, seed: int, on_progress: Callable):
-        self.model, self.tokenizer, self.seed, self.on_progress = model, vocabulary.teacher, seed, on_progress
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocabulary: VocabularyPair,
+        seed: int,
+        once: Callable,
+        on_share: Callable[[Fraction], None],
+    ):
+        self.model, self.tokenizer, self.seed = model, vocabulary.teacher, seed
+        self.once, self.on_share, self.behind = once, on_share, 0
         self.special = _special(vocabulary)
         self.ends = sorted(self.special)
         self.usable = torch.zeros(vocabulary.teacher_rows, dtype=torch.bool)
@@ -163,8 +183,14 @@ class _Writer:
         if not prompts:
             return {}
         draws = np.stack([np.random.default_rng([self.seed, i, number]).random(longest) for i in prompts])
-        given = {"ends": self.ends, "on_progress": self.on_progress, **SAMPLING}
+        now = longest if number in (0, ROUNDS) else 0  # the rounds between have few prompts
+
+        def told(done: int, total: int) -> None:
+            self.on_share((self.behind + Fraction(now * done, total)) / (QUESTION + ANSWER))
+
+        given = {"ends": self.ends, "once": self.once, "on_progress": told, **SAMPLING}
         found = continuations(self.model, list(prompts.values()), draws, self.usable, **given)
+        self.behind += now
         stop = behind.strip().partition("\n")[0]  # "[/INST]": not all templates' marks are special tokens
         written = {}
         for (i, prompt), ids in zip(prompts.items(), found, strict=True):

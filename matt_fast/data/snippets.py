@@ -62,6 +62,7 @@ def make_snippets(
     seed: int,
     *,
     texts: Iterable[str] = (),
+    once: Callable[[str, Callable[[], list]], list] = lambda key, make: make(),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Snippets:
     """Let the teacher write texts in which new tokens occur.
@@ -79,6 +80,7 @@ def make_snippets(
         wanted: student id -> how many snippets.
         seed: of all that is drawn.
         texts: text in the language or domain of the tokens, of which a million characters are read.
+        once: of `continuations`, so that a call that is stopped need not draw all anew.
         on_progress: called with the snippets done, dropped ones too, and their number in this round.
 
     Raises:
@@ -111,7 +113,7 @@ def make_snippets(
             continue
         encoded = vocabulary.teacher(prompts, add_special_tokens=False)["input_ids"]
         numbers = np.stack([draw.random(NEW) for draw in draws])
-        options = {"ends": special, "shortest": SHORTEST, "on_progress": on_progress}
+        options = {"ends": special, "shortest": SHORTEST, "once": once, "on_progress": on_progress}
         found = continuations(teacher, [[*start, *ids] for ids in encoded], numbers, usable, **options)
         written = [_decoded(vocabulary, [*before, *after]) for before, after in zip(encoded, found, strict=True)]
         for i, before, after, wrote in zip(tokens, encoded, found, written, strict=True):

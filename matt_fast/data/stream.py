@@ -76,8 +76,8 @@ class AlignedBatches(IterableDataset):
     chunks each, and then the chunks of those that are tokenised together.
 
     Long documents are cut where both tokenizers have a token boundary, never truncated. What cannot be used is counted
-    in `Batch.skipped`: documents with no text, without a common boundary on both sides, and single segments that alone
-    are longer than a chunk.
+    in `Batch.skipped`, in the first pass: documents with no text, without a common boundary on both sides, and single
+    segments that alone are longer than a chunk.
 
     Args:
         source, split, text_field: as `read_documents`; source may be None where `prepared` has all.
@@ -194,7 +194,8 @@ class AlignedBatches(IterableDataset):
             for number, (left_out, chunk) in enumerate(part.chunks, 1):
                 if number <= behind:
                     continue  # what was left out before it was counted then
-                skipped.update(left_out)
+                if part.place.epoch == 0:  # each pass leaves out the same
+                    skipped.update(left_out)
                 if chunk is not None:
                     without = -1
                     yield chunk, Position(*part.place, number, self.sharded, deal=self.start.deal)
@@ -242,7 +243,7 @@ class AlignedBatches(IterableDataset):
         """This process's prepared chunks, pass after pass."""
         before = self.start.before
         for epoch in itertools.count(self.start.epoch):
-            if self.process == 0 and (self.start.item, self.start.chunk) <= (before, 0):
+            if epoch == 0 and self.process == 0 and (self.start.item, self.start.chunk) <= (before, 0):
                 skipped.update(left_out_of(self.prepared))
             if self.sharded:
                 (folder,) = self.prepared

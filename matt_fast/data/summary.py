@@ -29,6 +29,7 @@ class DataSummary:
         files: SHA-256 of each file's bytes, by its resolved path; empty for a hub dataset.
         revision: commit of a hub dataset; None for local data, or where the hub does not answer.
         skipped: what is passed over, by reason: documents without text, files of another format, hidden files.
+        without_text: the first document without text, in words; None where there is none.
     """
 
     documents: int
@@ -38,6 +39,7 @@ class DataSummary:
     files: Mapping[str, str]
     revision: str | None = None
     skipped: Counter = field(default_factory=Counter)
+    without_text: str | None = None
 
 
 def check_readable(
@@ -64,6 +66,7 @@ def check_readable(
         return _check_hub(str(source), split, text_field)
     total, done, reported = sum(file.stat().st_size for file in files), 0, 0
     documents = characters = size = 0
+    first = None
     skipped = passed_over(source)
     digests: dict[Path, str] = {}
     for file in files:
@@ -77,19 +80,25 @@ def check_readable(
                 reported = done
                 on_progress("bytes", done, total)
 
-        in_file = with_text = 0
-        for in_file, text in enumerate(read_texts(file, text_field, argument, watch=watch), 1):  # noqa: B007
-            with_text += bool(text) and not text.isspace()
+        in_file, with_text, empty = 0, 0, None
+        for in_file, text in enumerate(read_texts(file, text_field, argument, watch=watch), 1):
+            has_text = bool(text) and not text.isspace()
+            with_text += has_text
+            empty = in_file if empty is None and not has_text else empty
             characters += len(text or "")
             size += len((text or "").encode())
         if format_of(file) == "text":  # one document, however many pieces it came in
-            in_file, with_text = 1, min(1, with_text)
+            in_file, with_text, empty = 1, min(1, with_text), None
+        if first is None and with_text < in_file:
+            first = repr(str(file)) if empty is None else f"document {empty:,} of {str(file)!r}"
         documents += in_file
         skipped[WITHOUT_TEXT] += in_file - with_text
         digests[file] = digest.hexdigest()
     on_progress("bytes", done, total)
     by_path = {str(file.resolve()): digest for file, digest in digests.items()}
-    return DataSummary(documents, characters, size, _digest_of(source, digests), by_path, skipped=+skipped)
+    return DataSummary(
+        documents, characters, size, _digest_of(source, digests), by_path, skipped=+skipped, without_text=first
+    )
 
 
 def digest_files(source: str | Path) -> str | None:

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair
-from matt_fast.initializers.contextual import rows_of_any_number
 from matt_fast.initializers.spelled import Pair, SpelledText
 from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import rows_of_any_number
 
 LENGTH, TOGETHER = 256, 4  # student tokens of a stretch, and stretches of a step
 STRETCHES = 64

@@ -8,8 +8,7 @@ by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over man
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.spelled import Occurrences
 from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import rows_of_any_number
 
 CONTEXTS = 1  # of a token, at most
 WIDTH = 24  # teacher tokens before a token
@@ -163,14 +163,3 @@ def _solve(
         best = torch.where(helped, costs, best)
         damping = damping * torch.where(helped, LOOSER, TIGHTER)
     return rows
-
-
-@contextmanager
-def rows_of_any_number(embedding: nn.Module) -> Iterator[None]:
-    """`padding_idx` is an index into the full vocabulary: a few rows numbered anew must not lose a gradient to it."""
-    padding = getattr(embedding, "padding_idx", None)
-    embedding.padding_idx = None
-    try:
-        yield
-    finally:
-        embedding.padding_idx = padding

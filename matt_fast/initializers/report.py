@@ -30,7 +30,7 @@ class Outlier:
 
 @dataclass(frozen=True)
 class InitReport:
-    """Where the input rows of a vocabulary came from. The first four add up to its tokens.
+    """Where the input rows of a vocabulary came from. The first four and `own` add up to its tokens.
 
     Attributes:
         shared: tokens with the teacher's row.
@@ -41,6 +41,7 @@ class InitReport:
         unseen: how many of `subtoken_mean` never occur in the text; None where no text was counted.
         outliers: of "omp" and "omp-self", the worst first.
         made: the ids of `initialized`.
+        own: new tokens that the model has already, whose rows train on.
     """
 
     shared: int
@@ -50,6 +51,7 @@ class InitReport:
     unseen: int | None = None
     outliers: tuple[Outlier, ...] = ()
     made: frozenset[int] = frozenset()
+    own: int = 0
 
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "InitReport":
@@ -72,8 +74,8 @@ def init_report(
         counts: [student rows], how often each token occurs in the text; None if none was read.
         outliers: from `find_outliers`.
     """
-    initialized = frozenset(initialized)
-    left = vocabulary.tokens.keys() - vocabulary.matches.keys() - initialized
+    initialized = frozenset(initialized) - vocabulary.own
+    left = vocabulary.tokens.keys() - vocabulary.matches.keys() - initialized - vocabulary.own
     means = sorted(left & vocabulary.subtokens.keys())
     return InitReport(
         shared=len(vocabulary.matches),
@@ -83,6 +85,7 @@ def init_report(
         unseen=None if counts is None else int((counts[means] == 0).sum()),
         outliers=outliers,
         made=initialized,
+        own=len(vocabulary.own),
     )
 
 

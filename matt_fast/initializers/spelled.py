@@ -58,12 +58,14 @@ class SpelledText:
             its sub-tokens, -1 by what the teacher puts before a text. What it cannot spell is left out.
         starts: [n + 1] int64, where each of `ids` begins in `teacher_ids`.
         prefix: what the teacher puts before a text.
+        room: tokens of a stretch on either side, at most, beside what is put before it; no bound if None.
     """
 
     ids: NDArray[np.int64]
     teacher_ids: NDArray[np.int64]
     starts: NDArray[np.int64]
     prefix: list[int]
+    room: int | None = None
 
     def counts(self, rows: int) -> torch.Tensor:
         """[rows] float32: how often each student token occurs."""
@@ -99,8 +101,8 @@ class SpelledText:
             teacher ids [t] int64, with the teacher's prefix, and the positions among them at which the next student
             token is told: those before its first piece.
         """
-        for first in np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length)):
-            starts = self.starts[first : first + length + 1]
+        for first, end in self._stretches(length, seed):
+            starts = self.starts[first : end + 1]
             pieces = self.teacher_ids[starts[0] : starts[-1]]
             ends = np.unique(starts[:-1] - starts[0] + len(self.prefix) - 1)
             yield (
@@ -120,10 +122,10 @@ class SpelledText:
             ValueError: there are none.
         """
         found = []
-        for first in np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length)):
-            ids, starts = self.ids[first : first + length], self.starts[first : first + length + 1]
+        for first, end in self._stretches(length, seed):
+            ids, starts = self.ids[first:end], self.starts[first : end + 1]
+            pieces = self.teacher_ids[starts[0] : starts[-1]]
             starts = starts - starts[0] + len(self.prefix)
-            pieces = self.teacher_ids[self.starts[first] : self.starts[first + len(ids)]]
             student = np.concatenate([prefix, *(prefix if i == DOCUMENT else [i] for i in ids)]).astype(np.int64)
             widths = np.where(ids == DOCUMENT, len(prefix), 1)
             compared = (ids != DOCUMENT) & (np.diff(starts) > 0)
@@ -139,19 +141,41 @@ class SpelledText:
 
     def student_stretches(self, length: int, count: int, seed: int) -> list[torch.Tensor]:
         """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64."""
-        firsts = np.random.default_rng(seed).permutation(np.arange(0, len(self.ids), length))
-        parts = (self.ids[first : first + length] for first in firsts)
+        parts = (self.ids[first:end] for first, end in self._stretches(length, seed))
         wanted = (torch.from_numpy(part[part >= 0]) for part in parts)
         return list(islice((part for part in wanted if len(part) > 1), count))
 
+    def _stretches(self, length: int, seed: int) -> NDArray[np.int64]:
+        """[n, 2]: where stretches of `length` student tokens, or fewer for `room`, begin and end, in random order."""
+        edges = np.array([*range(0, len(self.ids), length), len(self.ids)])
+        found = np.stack([edges[:-1], edges[1:]], 1)
+        if self.room is not None and max(length, np.diff(self.starts[edges]).max()) > self.room:
+            found = np.array([part for first, end in found for part in self._fitting(first, end, self.room)])
+        return found[np.random.default_rng(seed).permutation(len(found))]
 
-def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText:
+    def _fitting(self, first: int, end: int, room: int) -> Iterator[tuple[int, int]]:
+        """A stretch in parts that have `room` tokens at most on either side; without tokens that have more pieces."""
+        while first < end:
+            last = np.searchsorted(self.starts, self.starts[first] + room, side="right") - 1
+            last = min(last, first + room, end)
+            if last > first:
+                yield first, last
+            first = max(last, first + 1)
+
+
+def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair, most: int | None = None) -> SpelledText:
     """Tokenise documents, up to 33 million characters of them, and spell each token with the teacher's.
+
+    Args:
+        texts: documents.
+        vocabulary: the two vocabularies.
+        most: tokens that a stretch may have, what is put before it included: the model's positions. No bound if None.
 
     Raises:
         ValueError: there is no text.
     """
     prefix = start_of_text(vocabulary.teacher)
+    room = None if most is None else most - max(len(prefix), len(start_of_text(vocabulary.student)))
     spelling = {i: [match.teacher_id] for i, match in vocabulary.matches.items()} | dict(vocabulary.subtokens)
     pieces = [spelling.get(i, []) for i in range(vocabulary.rows)] + [prefix]  # the last one for -1
     lengths = np.array([len(part) for part in pieces])
@@ -166,4 +190,4 @@ def spell_texts(texts: Iterable[str], vocabulary: VocabularyPair) -> SpelledText
     ids = np.concatenate(documents)
     starts = np.concatenate([[0], np.cumsum(lengths[ids])])
     within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths[ids])
-    return SpelledText(ids, flat[np.repeat(offsets[ids], lengths[ids]) + within], starts, prefix)
+    return SpelledText(ids, flat[np.repeat(offsets[ids], lengths[ids]) + within], starts, prefix, room)

@@ -17,8 +17,10 @@ from matt_fast.initializers.composed import TiedTo, composed_rows
 from matt_fast.initializers.contextual import CONTEXTS, WIDTH, contextual_rows, mean_square_jacobian
 from matt_fast.initializers.spelled import Occurrences, SpelledText, spell_texts
 from matt_fast.model.capture import capture
+from matt_fast.model.embeddings import rows_of_any_number
 from matt_fast.model.head import head_logits
 from matt_fast.model.layers import decoder_layers
+from matt_fast.model.positions import position_limit
 
 METRIC_LAYERS = 1 / 8  # of the depth: where single tokens' states are compared
 COMPOSED_LAYERS = 1 / 3  # the same where whole stretches are read
@@ -81,7 +83,7 @@ def rows_from_states(
             "init: 'composed', 'contextual' and init_head 'boundary' need a causal language model, which predicts the "
             f"next token; got {type(model).__name__}"
         )
-    text = spell_texts(texts, vocabulary)
+    text = spell_texts(texts, vocabulary, position_limit(model))
     head, counts = model.get_output_embeddings().weight, text.counts(vocabulary.rows)
     start = input_rows.to(head.device)
     inputs = _InputRows(model, vocabulary, text, solved, seed, on_progress)
@@ -195,7 +197,8 @@ def text_loss(
     weight = {"weight": input_rows.to(embedding.weight.dtype)}
     for ids in stretches:
         ids = ids.to(input_rows.device)
-        embedded = torch.func.functional_call(embedding, weight, (ids[None],))
+        with rows_of_any_number(embedding):
+            embedded = torch.func.functional_call(embedding, weight, (ids[None],))
         states = capture(model, head=True, inputs_embeds=embedded).head_input[0, :-1].float()
         logits = head_logits(states, output_rows, output_bias, **rule)
         total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))

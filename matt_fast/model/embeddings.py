@@ -5,6 +5,8 @@ batch's forward pass, gradient and update touch only the rows that occur in it.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -154,3 +156,14 @@ def embed(embedding: nn.Module, rows: BatchRows, ids: torch.Tensor) -> torch.Ten
     """
     compact = torch.searchsorted(rows.ids, ids)
     return torch.func.functional_call(embedding, {"weight": rows.weight()}, (compact,))
+
+
+@contextmanager
+def rows_of_any_number(embedding: nn.Module) -> Iterator[None]:
+    """`padding_idx` is an index into the full vocabulary: other rows may end before it, and lose no gradient to it."""
+    padding = getattr(embedding, "padding_idx", None)
+    embedding.padding_idx = None
+    try:
+        yield
+    finally:
+        embedding.padding_idx = padding

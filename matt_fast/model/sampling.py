@@ -1,6 +1,9 @@
 """How a causal language model goes on with texts: drawn at random, each with random numbers of its own."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ def continuations(
     temperature: float = TEMPERATURE,
     top_k: int | None = TOP_K,
     top_p: float = TOP_P,
+    once: Callable[[str, Callable[[], list]], list] = lambda key, make: make(),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[list[int]]:
     """Continue each prompt by sampling.
@@ -40,6 +44,8 @@ def continuations(
         temperature: the scores are divided by it.
         top_k: the likeliest tokens that may be drawn; all if None.
         top_p: of these so many as come to this share, likeliest first; 1 takes all.
+        once: called for each batch of prompts with a key and a function that continues them; gives what that gives, or
+            what it gave before under this key (`support.journal`).
         on_progress: called with the prompts done and n.
 
     Returns:
@@ -53,6 +59,7 @@ def continuations(
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # rows of alike lengths need little padding
     ends, before = list(ends), model.generation_config
+    settings = [ends, shortest, temperature, top_k, top_p]
     options = GenerationConfig(
         do_sample=False,  # `_Draw` leaves one token
         max_new_tokens=numbers.shape[1],
@@ -64,21 +71,12 @@ def continuations(
         model.generation_config = GenerationConfig()  # what it has there would be mixed into the options
         for first in range(0, len(order), ROWS_AT_ONCE):
             rows = order[first : first + ROWS_AT_ONCE]
-            width = max(len(prompts[i]) for i in rows)
-            ids = torch.full((len(rows), width), options.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(rows):
-                ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask[row, width - len(prompts[i]) :] = 1
-            drawn = torch.from_numpy(numbers[rows]).float().to(model.device)
-            draw = _Draw(drawn, width, usable.to(model.device), temperature, top_k, top_p)
-            generated = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=options,
-                logits_processor=LogitsProcessorList([draw]),
-            )
-            for i, row in zip(rows, generated[:, width:].tolist(), strict=True):
+            some, drawn = [list(prompts[i]) for i in rows], numbers[rows]
+            key = hashlib.sha256(json.dumps([settings, some]).encode() + drawn.tobytes()).hexdigest()
+            given = torch.from_numpy(drawn).float().to(model.device), usable.to(model.device)
+            draw = _Draw(*given, max(map(len, some)), temperature, top_k, top_p)
+            generate = partial(_generated, model, some, options, draw)
+            for i, row in zip(rows, once(key, generate), strict=True):
                 end = next((place for place, token in enumerate(row) if token in ends), len(row))
                 found[i] = row[:end]
             on_progress(first + len(rows), len(order))
@@ -87,14 +85,32 @@ def continuations(
     return found
 
 
+def _generated(
+    model: PreTrainedModel, prompts: list[list[int]], options: GenerationConfig, draw: "_Draw"
+) -> list[list[int]]:
+    """What a model writes behind prompts, which are filled up on the left."""
+    ids = torch.full((len(prompts), width := draw.width), options.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    generated = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=options,
+        logits_processor=LogitsProcessorList([draw]),
+    )
+    return generated[:, width:].tolist()
+
+
 class _Draw(LogitsProcessor):
     """Leaves the one token of each row that its number of this step falls on, likeliest tokens first."""
 
     def __init__(
         self,
         numbers: torch.Tensor,
-        width: int,
         usable: torch.Tensor,
+        width: int,
         temperature: float,
         top_k: int | None,
         top_p: float,

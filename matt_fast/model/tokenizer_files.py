@@ -76,7 +76,10 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
 
 
 def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | Tokenizer) -> str | None:
-    """The first line of `PROBE` of which two tokenizers make other tokens; None if there is none."""
+    """The first line of `PROBE` that two tokenizers cut otherwise, or of which they make other tokens; None if none is.
+
+    Other cuts give the same tokens where no token is long enough to tell, as none may be in another language's words.
+    """
     for line in PROBE:
         ids = [
             x.encode(line, add_special_tokens=False).ids
@@ -84,9 +87,18 @@ def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBas
             else x(line, add_special_tokens=False)["input_ids"]
             for x in (one, other)
         ]
-        if ids[0] != ids[1]:
+        cuts = [_cuts(x if isinstance(x, Tokenizer) else x.backend_tokenizer, line) for x in (one, other)]
+        if ids[0] != ids[1] or (None not in cuts and cuts[0] != cuts[1]):
             return line
     return None
+
+
+def _cuts(tokenizer: Tokenizer, line: str) -> list[str] | None:
+    """Between what no merge applies; None of other vocabularies than byte-level ones, which say it in several ways."""
+    if "ByteLevel" not in repr(tokenizer.pre_tokenizer):
+        return None
+    normalised = line if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(line)
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
 
 
 def _load(path: str | Path, argument: str, options: Mapping) -> PreTrainedTokenizerBase:
@@ -123,7 +135,7 @@ def _as_in_file(
     ours = first_difference(plain, original) is None
     warnings.warn(
         f"{argument}: {type(tokenizer).__name__}, which transformers takes for {str(path)!r}, gives other tokens than "
-        f"the {FILE} there, of {line!r} for example; "
+        f"the {FILE} there, or cuts text otherwise, of {line!r} for example; "
         + ("those of the file are taken" if ours else "look whether they are right")
         + '. "tokenizer_class": "PreTrainedTokenizerFast" in its tokenizer_config.json would make them the same',
         stacklevel=3,

@@ -16,13 +16,16 @@ from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.recipe.card import code
+from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
+from matt_fast.runs.folder import Run
 from matt_fast.runs.record import PROVENANCE, read_provenance
 from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
+STAY = "The layers that the transfer trained together with the rows stayed behind; what that costs, measuring tells."
 
 
 @dataclass
@@ -33,6 +36,7 @@ class ApplyResult:
         output: the folder written.
         shared, new: tokens that keep the sibling's rows, and that got the transferred ones.
         similarity: median cosine of the shared tokens' rows in both models.
+        healed: whether the transferred rows were trained together with layers, which stay behind.
         evaluations: "original" (the sibling as it was) and "applied" on the held-out text; empty without one.
     """
 
@@ -40,6 +44,7 @@ class ApplyResult:
     shared: int
     new: int
     similarity: float
+    healed: bool = False
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
 
@@ -61,6 +66,7 @@ def apply(
     """Give a sibling of a model that was transferred the same tokenizer, without training (the idea is ZeTT's).
 
     The sibling keeps its own rows for the tokens that both vocabularies share; new tokens get the transferred rows.
+    Layers stay the sibling's: of a transfer that trained them together with the rows (healing), measure the result.
 
     Args:
         transferred: the output folder of a transfer.
@@ -89,7 +95,8 @@ def apply(
     vocabulary = VocabularyPair(source.load_tokenizer(), source.load_tokenizer(transferred), rows_before)
     _check_vocabulary(Path(transferred), vocabulary, str(sibling))
     rows, similarity = _joined(model, given, vocabulary)
-    found = ApplyResult(output, len(vocabulary.matches), len(vocabulary.new), similarity)
+    healed = _healed(Path(transferred))
+    found = ApplyResult(output, len(vocabulary.matches), len(vocabulary.new), similarity, healed)
     texts = None if eval_data is None else read_documents(eval_data, split=split, text_field=text_field)
 
     def measure(name: str, scored, tokenizer) -> None:
@@ -114,6 +121,10 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
         raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
     copied = {x["id"]: x["teacher_ids"][0] for x in read_provenance(folder, "transferred", copied=True)}
     ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
+    if any(
+        x["start"] == OWN_ROW for x in read_provenance(folder, "transferred")
+    ):  # of a result that trained on: the ids are its own
+        copied, ours = ({i: i for i in x} for x in (copied, ours))
     if different := sorted(x for x in copied.keys() | ours.keys() if copied.get(x) != ours.get(x)):
         token = vocabulary.student.convert_ids_to_tokens(different[0])
         raise ValueError(
@@ -122,13 +133,21 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
         )
 
 
+def _healed(folder: Path) -> bool:
+    """Whether a transfer trained layers, as far as its folder tells."""
+    return Run(folder, "transferred").read("run.json").get("settings", {}).get("heal") is not None
+
+
 def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
     """The sibling's rows and the transferred ones in one table, and how alike the shared ones are."""
     ids = torch.tensor(sorted(vocabulary.matches))
     teacher_ids = torch.tensor([vocabulary.matches[i].teacher_id for i in ids.tolist()])
-    tied = model.get_output_embeddings() is None or (
-        model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    )
+    tied = _one_table(model)
+    if tied and not _one_table(given):
+        raise ValueError(
+            "transferred: wanted one table for embedding and head, as the sibling has, got a model whose head has rows "
+            "of its own (a transfer with untie)"
+        )
     tables, similarity = [], 1.0
     for name in ("input", "output")[: 2 - tied]:
         old, new = (getattr(x, f"get_{name}_embeddings")().weight for x in (model, given))
@@ -146,9 +165,18 @@ def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
             f"sibling: wanted a model of the transferred one's family, but the rows of the tokens that they share are "
             f"not alike (median cosine {similarity:.3f}, wanted {ALIKE} or more)"
         )
-    bias = getattr(given.get_output_embeddings(), "bias", None)
+    bias, own = (getattr(x.get_output_embeddings(), "bias", None) for x in (given, model))
+    if bias is not None and own is not None:
+        bias = bias.clone()
+        bias[ids] = own[teacher_ids].to(bias.dtype)
     none = InitReport(shared=len(ids), initialized=0, subtoken_mean=0, unspelled=0)
     return Rows(tables[0], tables[1] if len(tables) > 1 else None, bias, none), similarity
+
+
+def _one_table(model) -> bool:
+    """Whether one table is embedding and head, or there is no head."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> str:
@@ -163,7 +191,7 @@ def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> s
         "",
         f"Made with matt-fast {own_version()}: {found.new:,} tokens got the rows that a transfer made for {rows}"
         f"; {found.shared:,} keep those of {base} (median cosine between both models {found.similarity:.4f}). All "
-        f"other weights are those of {base}.",
+        f"other weights are those of {base}." + (f" {STAY}" if found.healed else ""),
     ]
     if found.evaluations:
         lines += ["", "| | bits per byte | bytes per token |", "|---|---|---|"]

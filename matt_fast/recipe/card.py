@@ -1,6 +1,7 @@
 """The model card that a transfer leaves beside the model: what was done, and what was measured."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
-from matt_fast.recipe.result import DIGITS, TransferResult
+from matt_fast.recipe.result import DIGITS, Healing, TransferResult
 from matt_fast.runs.record import HELD_OUT, held_out_names
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version
 from matt_fast.training.loop import Progress
+from matt_fast.training.objectives import reads_layers
+from matt_fast.training.options import split_objectives
 
 OBJECT = re.compile(r"<\w+>")  # how `resolved_config` writes one
 
@@ -31,15 +34,17 @@ def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
     return rows
 
 
-def validation_line(result: TransferResult) -> str | None:
-    """What validation during training found; None without it."""
-    if not result.validation:
+def validation_line(trained: TransferResult | Healing) -> str | None:
+    """What validation during the training of rows, or of rows and layers, found; None without it."""
+    if not trained.validation:
         return None
-    best = min(bits for _, bits in result.validation)
-    return (
-        f"{len(result.validation)} validations, the best at step {result.best_step} with {best:.4f} bits per byte: its "
-        "rows are the result"
-    )
+    count, best = len(trained.validation), trained.best_step
+    if not best:  # other texts were worse from the first one on, or the disk was full
+        kept = "what this training began with" if best == 0 else "what was there at the end"
+        return f"{count} validations, of none of which the weights were kept: the result is {kept}"
+    what = "rows and layers" if isinstance(trained, Healing) else "rows"
+    bits = dict(trained.validation)[best]
+    return f"{count} validations, the best at step {best} with {bits:.4f} bits per byte: its {what} are the result"
 
 
 def training_line(progress: Progress) -> str:
@@ -54,12 +59,14 @@ def _passes(progress: Progress) -> str:
     return "in the first pass over the data" if progress.epoch == 0 else f"in pass {progress.epoch + 1} over the data"
 
 
-def skipped_lines(progress: Progress) -> list[str]:
+def skipped_lines(result: TransferResult) -> list[str]:
     """What training left out: parts of the data, and steps in which no trainable row occurred."""
-    skipped = dict(progress.skipped)
-    if progress.steps_without_new_tokens:
-        skipped["steps without new tokens"] = progress.steps_without_new_tokens
-    return [f"{count:,} {reason}" for reason, count in skipped.items()]
+    phases = [result.progress, *([] if result.healing is None else [result.healing.progress])]
+    skipped: Counter[str] = Counter()
+    for progress in phases:
+        skipped |= Counter(progress.skipped)  # both read the same data
+    skipped["steps without new tokens"] = sum(progress.steps_without_new_tokens for progress in phases)
+    return [f"{count:,} {reason}" for reason, count in (+skipped).items()]
 
 
 def code(name: str) -> str:
@@ -96,45 +103,60 @@ def model_card(
         pipeline_tag: the hub's name of what the model is for; None for none.
         processes: that trained together.
     """
-    name, source, init = (str(last_parts(x, options[x])) for x in ("model", "data", "init"))
+    name, source, teacher = (str(last_parts(x, options[x])) for x in ("model", "data", "teacher"))
     progress = result.progress
     lines = [
         "---",
         _metadata(result, options, base, pipeline_tag),
         "---",
         "",
-        f"# {code(name)} with a new tokenizer",
+        f"# {code(name)} {'trained on' if result.report.own else 'with a new tokenizer'}",
         "",
-        f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} was replaced"
-        + _embeddings(result, options["objective"])
-        + f". {_other_weights(result)}",
+        f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} "
+        f"{_embeddings(result, options['objective'])}. {_other_weights(result)}",
         *_languages(options, base),
         "",
         "## Vocabulary",
         "",
-        f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows"
-        + (", unchanged." if options["freeze_shared"] else ", trained further."),
-        f"- {result.new} tokens are new. {code(init)} made the first rows of {result.report.initialized}; "
-        f"{result.report.subtoken_mean} were left to their sub-tokens, and {result.report.unspelled} to the mean of "
-        "all rows, as the original's tokens cannot spell them.",
+        *_rows(result, options),
         f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
         "started. `token_provenance.jsonl` tells it for each token.",
         "",
         "## Training",
         "",
-        f"- {training_line(progress)}.",
+        *([] if result.healing is not None and not progress.step else [f"- {training_line(progress)}."]),
         *([f"- The text was {code(source)}."] if _trained(result) and options["data"] is not None else []),
+        *([f"- The teacher was {code(teacher)}."] if _trained(result) and options["teacher"] is not None else []),
         *([f"- Snippets: {result.snippets.message()}."] if result.snippets is not None else []),
         *([f"- Rehearsal: {result.rehearsal.message()}."] if result.rehearsal is not None else []),
         *([f"- {line}."] if (line := validation_line(result)) else []),
-        f"- The target layer was layer {result.n_layers} (counted from 1).",
     ]
     if progress.losses:
+        if reads_layers(split_objectives("objective", options["objective"])):
+            lines.append(f"- The target layer was layer {result.n_layers} (counted from 1).")
         lines.append(f"- The loss went from {progress.losses[0]:.4g} to {progress.losses[-1]:.4g}.")
-    lines += _healing_lines(result)
-    lines += [f"- Skipped: {line}." for line in skipped_lines(progress)]
+    lines += _healing_lines(result, options)
+    lines += [f"- Skipped: {line}." for line in skipped_lines(result)]
     lines += [*_held_out(result), *_completion_lines(result), *_command(options, processes)]
     return "\n".join(lines) + "\n"
+
+
+def _rows(result: TransferResult, options: Mapping[str, Any]) -> list[str]:
+    """Which tokens are shared, and where the rows of the others come from."""
+    report, kept = result.report, "unchanged" if options["freeze_shared"] else "trained further"
+    original, init = (code(str(last_parts(x, options[x]))) for x in ("teacher", "init"))
+    if report.own:
+        return [
+            f"- {result.shared} tokens are shared with {original}, byte for byte or by their role; rows: {kept}.",
+            f"- {result.new} more have rows that train on.",
+        ]
+    return [
+        f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows, "
+        f"{kept}.",
+        f"- {result.new} tokens are new. {init} made the first rows of {report.initialized}; "
+        f"{report.subtoken_mean} were left to their sub-tokens, and {report.unspelled} to the mean of all rows, as the "
+        "original's tokens cannot spell them.",
+    ]
 
 
 def _completion_lines(result: TransferResult) -> list[str]:
@@ -219,13 +241,14 @@ def _languages(options: Mapping[str, Any], base: Base) -> list[str]:
 
 def _embeddings(result: TransferResult, objective: str) -> str:
     if not result.new:
-        return " by one whose tokens it has, which keep their embeddings"
+        return "was replaced by one whose tokens it has, which keep their embeddings"
     if not result.progress.step:
-        return "; the embeddings of the new tokens were made of those of the old ones"
-    return (
-        f", and the embeddings of the new tokens were trained ({objective}) so that the model with them does "
-        "what it did before (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)"
-    )
+        made = "was replaced; the embeddings of the new tokens were made of those of the old ones"
+        return "stayed" if result.report.own else made
+    goal = " on the text" if objective == "ntp" else " so that the model with them does what it did before"
+    source = " (after Model-Aware Tokenizer Transfer, arXiv 2510.21954)" if "aim" in objective else ""
+    was = "stayed" if result.report.own else "was replaced"
+    return f"{was}, and the embeddings of the new tokens were trained ({objective}){goal}{source}"
 
 
 def _other_weights(result: TransferResult) -> str:
@@ -239,12 +262,13 @@ def _other_weights(result: TransferResult) -> str:
     return f"{how[result.healing.method]} ({result.healing.trained_numbers:,} numbers)."
 
 
-def _healing_lines(result: TransferResult) -> list[str]:
+def _healing_lines(result: TransferResult, options: Mapping[str, Any]) -> list[str]:
     if result.healing is None:
         return []
     progress = result.healing.progress
     first, last = (f"{progress.losses[i]:.4g}" for i in (0, -1))
     return [
-        f"- Rows and layers together: {len(progress.losses)} steps, {progress.tokens} tokens, {progress.seconds:.0f} "
-        f"s; the loss went from {first} to {last}."
+        f"- Rows and layers together ({options['heal_objective']}): {len(progress.losses)} steps, {progress.tokens:,} "
+        f"tokens, {progress.seconds:.0f} s, ended {_passes(progress)}; the loss went from {first} to {last}.",
+        *([f"- {line}."] if (line := validation_line(result.healing)) else []),
     ]

@@ -20,7 +20,6 @@ from matt_fast.data.stream import TEXT_ORDER
 from matt_fast.data.summary import WITHOUT_TEXT, DataSummary, check_held_out
 from matt_fast.model.checkpoint_files import BUFFER, check_savable, check_weights, configured_dtype, some_of
 from matt_fast.model.positions import position_limit
-from matt_fast.model.precision import NAMES
 from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
@@ -63,7 +62,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         OSError: there is no room for the result.
     """
     job, run = work.job, work.run
-    settings = job.settings() | {"precision": NAMES[work.dtype], "text_order": TEXT_ORDER}
+    settings = work.settings | {"text_order": TEXT_ORDER}
     settings["processes"] = work.accelerator.num_processes
     known = run.read("run.json")
     if known:
@@ -259,7 +258,8 @@ def look_at_data(subject: Subject, begins: bool = True) -> Iterator[str]:
             yield f"{argument}: files of several formats are read: {', '.join(parts)}"
         if found.skipped:
             parts = (f"{count:,} {reason}" for reason, count in found.skipped.items())
-            yield f"{argument}: passed over {', '.join(parts)}"
+            where = "" if found.without_text is None else f"; the first without text is {found.without_text}"
+            yield f"{argument}: passed over {', '.join(parts)}{where}"
     if begins and job.freeze_shared and no_new_tokens(subject.vocabulary) is None:
         documents = read_documents(job.data, split=job.split, text_field=job.text_field)
         if (message := missing_new_tokens(documents, subject.vocabulary)) is not None:

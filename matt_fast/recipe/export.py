@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import InitReport, Rows
 
+OWN_ROW = "its own row"  # the start, in the provenance, of a row that trains on
 NAMED = 5  # tokens that an error names
 MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # other settings count in some of them only
 
@@ -153,6 +154,7 @@ def write_provenance(
         for i in range(vocabulary.rows):
             match = vocabulary.matches.get(i)
             left_to = "its sub-tokens" if i in vocabulary.subtokens else "mean of all rows"
+            left_to = OWN_ROW if i in vocabulary.own else left_to
             start = init if i in report.made else left_to if i in vocabulary.tokens else "no token"
             record = {
                 "id": i,

@@ -56,7 +56,7 @@ def finished_result(work: Work) -> TransferResult:
     Raises:
         ValueError: what is asked for now is not what the run did.
     """
-    before, now = work.run.read("run.json")["settings"], json.loads(json.dumps(work.job.settings()))
+    before, now = work.run.read("run.json")["settings"], json.loads(json.dumps(work.settings))
     other = [f"{name}: was {before.get(name)!r}, now {now[name]!r}" for name in now if now[name] != before.get(name)]
     if other:
         raise ValueError(

@@ -116,8 +116,8 @@ def rehearse_saving(teacher: Teacher, tokenizer: PreTrainedTokenizerBase) -> lis
             "PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer) does"
             if type(again) is type(tokenizer)
             else f"transformers takes {taken} beside a model of type {teacher.config.model_type!r}, which cuts text by "
-            "rules of its own; a tokenizer that was made of the model's own (extended, or by train_new_from_iterator) "
-            "has them"
+            "rules of its own; a tokenizer that was made of the model's own (extended without join_marks, or by "
+            "train_new_from_iterator) has them"
         )
         raise ValueError(
             "tokenizer: wanted one that is the same when it was saved and loaded again, got other tokens then, of "

@@ -9,7 +9,8 @@ from matt_fast.data.prepared import prepare_once
 from matt_fast.data.rehearsal import own_texts
 from matt_fast.recipe.result import Rehearsal
 from matt_fast.recipe.work import Work
-from matt_fast.runs.folder import Run
+from matt_fast.runs.folder import DRAWN, Run
+from matt_fast.support.journal import Journal
 
 PLACE, TEXTS = "rehearsal", "texts.jsonl"
 
@@ -29,7 +30,8 @@ def own_chunks(work: Work, pair: VocabularyPair, sides: tuple[Side, Side]) -> Pa
     def make(part: Path) -> None:
         model = work.whole() if work.other is None else work.other.load(work.dtype).to(work.device)
         told = lambda done, total: work.tell("texts of its own", done, total)  # noqa: E731
-        texts = own_texts(model, pair, work.job.rehearse, work.job.seed, on_progress=told)
+        once = Journal(work.run.path(DRAWN))
+        texts = own_texts(model, pair, work.job.rehearse, work.job.seed, once=once, on_progress=told)
         if not texts:
             raise ValueError(
                 f"rehearse: wanted texts from the teacher, got none of {work.job.rehearse:,} that it began"
@@ -42,6 +44,8 @@ def own_chunks(work: Work, pair: VocabularyPair, sides: tuple[Side, Side]) -> Pa
     else:
         with work.stage("rehearsal"):
             place = work.once(PLACE, make)
+    if work.is_main:
+        work.run.path(DRAWN).unlink(missing_ok=True)
     with work.processes.first(here=False):
         given = {"split": "train", "text_field": "text", "on_message": work.say}
         own = prepare_once(work.run.path("data"), place / TEXTS, *sides, **given)

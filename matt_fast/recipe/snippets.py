@@ -12,7 +12,8 @@ from matt_fast.data.prepared import prepare_once
 from matt_fast.data.snippets import BETWEEN, as_documents, make_snippets
 from matt_fast.recipe.result import SnippetCounts
 from matt_fast.recipe.work import Work
-from matt_fast.runs.folder import Run
+from matt_fast.runs.folder import DRAWN, Run
+from matt_fast.support.journal import Journal
 
 PLACE, TEXTS, COUNTS = "snippets", "snippets.jsonl", "counts.json"
 
@@ -45,6 +46,8 @@ def snippet_chunks(
     else:
         with work.stage("snippets"):
             place = work.once(PLACE, make)
+    if work.is_main:
+        work.run.path(DRAWN).unlink(missing_ok=True)
     counts = snippet_counts(work.run)
     work.say(f"snippets: {counts.message()}")
     if counts.snippets == 0:
@@ -77,7 +80,8 @@ def _write(
     """
     job = work.job
     wanted = {i: job.snippets - count for i, count in in_text.items() if count < job.snippets}
-    given = {"texts": work.texts() or (), "on_progress": lambda done, total: work.tell("snippets", done, total)}
+    given = {"texts": work.texts() or (), "once": Journal(work.run.path(DRAWN))}
+    given |= {"on_progress": lambda done, total: work.tell("snippets", done, total)}
     model = work.whole() if work.other is None else work.other.load(work.dtype).to(work.device)
     made = make_snippets(model, pair, wanted, job.seed, **given)
     documents = list(as_documents(made.kept, job.max_length - sum(map(len, special_affixes(pair.teacher))), job.seed))

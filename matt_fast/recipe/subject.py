@@ -148,6 +148,6 @@ def load_vocabulary(
         if vocabulary.new and (job.init_name, job.init_head) != ("mean", "same"):
             raise ValueError(
                 "init: wanted mean and no init_head with a tokenizer that the model has already, whose rows train on "
-                f"from what they are, got {job.init_name!r} and {job.init_head!r}"
+                f"from what they are, got {job.init_name!r} and {job.init_head!r}; --init mean beside a recipe says so"
             )
     return vocabulary

@@ -236,17 +236,25 @@ class RunWatcher(Watcher):
 
     def _judge(self, state: TrainingState, bits: float, *others: float) -> None:
         """Write down what was measured, and keep the weights where they are the best so far; in the main process."""
-        step, best = state.progress.step, min((bits for _, bits in self.curve), default=math.inf)
+        step, best = state.progress.step, dict(self.curve).get(self.best_step, math.inf)
         self.curve.append([step, bits])
         self.metrics.log_validation(step, bits, dict(zip(self.limits, others, strict=True)))
         self.forgot = [name for name, x in zip(self.limits, others, strict=True) if x > self.limits[name]]
         if bits < best and not self.forgot:
-            self._keep(state, step)
+            try:
+                self._keep(state, step)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                before = "none are" if self.best_step is None else f"those of step {self.best_step} are"
+                self.work.listeners.on_message(  # `say` would write it down
+                    f"Warning: {error}: the weights of step {step}, the best so far, are not kept; until better ones "
+                    f"are measured, {before}"
+                )
         self.work.listeners.on_progress("steps", step, self.options.steps)
 
     def _keep(self, state: TrainingState, step: int) -> None:
         """Keep what is trained as it stands: the best so far."""
-        self.best_step = step
         tables = zip(("input", "output"), state.student.tables, strict=False)
         tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
         if state.layers is not None:
@@ -254,6 +262,7 @@ class RunWatcher(Watcher):
         self._best(step).parent.mkdir(exist_ok=True, parents=True)
         with whole_file(self._best(step)) as part:
             save_file(tensors, part)
+        self.best_step = step
         self._remove_old_best()
 
     def _limits(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
-from matt_fast.model.precision import DTYPES, choose_dtype
+from matt_fast.model.precision import DTYPES, NAMES, choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, timeout
@@ -74,6 +74,11 @@ class Work:
         self.other = job.other_teacher()
         self.with_head = trains_output(job.training.objectives())
         self._loaded: PreTrainedModel | None = None
+
+    @property
+    def settings(self) -> dict:
+        """`Job.settings`, with the precision that was chosen."""
+        return self.job.settings() | {"precision": NAMES[self.dtype]}
 
     @property
     def device(self) -> torch.device:

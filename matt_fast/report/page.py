@@ -76,7 +76,8 @@ def report_page(runs: Sequence[Shown]) -> str:
         body.append(f'<section id="comparison"><h2>Comparison</h2>{comparison_section(records, names)}</section>')
         links = f'<li><a href="#comparison">Comparison</a></li>{links}'
     else:
-        title = f"{last_part(records[0].options['model'])} with a new tokenizer"
+        what = "trained on" if records[0].trained_on else "with a new tokenizer"
+        title = f"{last_part(records[0].options['model'])} {what}"
         links = "".join(f'<li><a href="#{key}-1">{name}</a></li>' for key, name in _titles(records[0]).items())
     for number, (shown, name) in enumerate(zip(runs, names, strict=True), 1):
         body.append(_run(shown, name, number, len(runs)))

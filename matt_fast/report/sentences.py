@@ -59,12 +59,14 @@ def what_was_done(record: Record) -> list[str]:
     """Sentences, each HTML."""
     options, result = record.options, record.result
     model, tokenizer = (named(last_part(options[x])) for x in ("model", "tokenizer"))
-    lines = [f"{model} {'got' if record.finished else 'gets'} the tokenizer {tokenizer}."]
+    got = f"{'got' if record.finished else 'gets'} the tokenizer {tokenizer}"
+    lines = [f"{model} {'keeps its tokenizer, and trains on' if record.trained_on else got}."]
     if result:
         share = f"{result['shared']:,} of its tokens are the original's, {result['new']:,} are new."
         seen = f"Training saw {result['seen']:,} of the {result['trainable']:,} rows that it could change."
         lines[0] += f" {share} {seen}"
     start = STARTS.get(str(options["init"]), f"what {named(last_part(options['init']))} makes")
+    start = "the model has it already" if record.trained_on else start
     lines.append(f"A new token's row starts as {start}.{_head(options['init_head'])}")
     lines += [_training(record, phase) for phase in record.phases] or ["Nothing was trained."]
     if record.options["freeze_shared"]:
@@ -102,7 +104,8 @@ def _training(record: Record, phase) -> str:
         lines[0] += f"; {progress['tokens']:,} tokens in {duration(progress['seconds'])}"
     if phase.validation:
         at = "its start" if phase.best_step == 0 else f"step {phase.best_step}"
-        lines.append(f" Of {len(phase.validation)} validations the best was at {at}; its weights are the result")
+        best = "none was kept" if phase.best_step is None else f"the best was at {at}; its weights are the result"
+        lines.append(f" Of {len(phase.validation)} validations {best}")
     return ".".join(lines) + "."
 
 

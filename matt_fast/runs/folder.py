@@ -8,6 +8,7 @@
     rows/          where rows start
     snippets/      what the teacher wrote around new tokens
     rehearsal/     what it wrote of its own
+    drawn.jsonl    what is there of these while it writes
     checkpoints/   of the training
     best/          the rows that validation found best so far
     trained/       the rows behind training
@@ -35,6 +36,7 @@ Resume = bool | Literal["auto"]  # "auto": go on where there is a run, begin whe
 
 TRAININGS = {"steps": ("trained", "."), "heal_steps": ("healed", "healing")}  # option: what it ends with, checkpoints
 WRITTEN_OFTEN = ("checkpoints", "best", "healing", "healing/checkpoints", "healing/best")  # while it trains
+DRAWN = "drawn.jsonl"
 HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
 
 

@@ -94,6 +94,11 @@ class Record:
         return self.status == "finished"
 
     @property
+    def trained_on(self) -> bool:
+        """Whether a finished run trained a model on that had its tokenizer already."""
+        return bool(self.result.get("report", {}).get("own"))
+
+    @property
     def last_line(self) -> Mapping[str, Any]:
         """The last line of a step that the present training wrote; {} where there is none."""
         for phase in reversed(self.phases):

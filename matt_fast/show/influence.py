@@ -11,6 +11,7 @@ from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.loss.documents import Document, find_documents
 from matt_fast.loss.eager import segment_states
 from matt_fast.model.capture import AttentionInputs, capture_attention
+from matt_fast.model.embeddings import rows_of_any_number
 
 MAX_TOKENS = 256  # of either side: states of one head are tokens × segments × head size
 
@@ -92,7 +93,8 @@ def find_influence(
                 )
             embedding = model.get_input_embeddings()
             weight = {"weight": rows.to(embedding.weight)}
-            inputs = torch.func.functional_call(embedding, weight, (ids["student"],))
+            with rows_of_any_number(embedding):
+                inputs = torch.func.functional_call(embedding, weight, (ids["student"],))
             captured[name] = capture_attention(model, layer - 1, inputs_embeds=inputs)
         return _compare(given, captured, document, vocabulary, first, [head] if head is not None else range(heads), {
             "layer": layer,

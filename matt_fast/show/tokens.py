@@ -65,11 +65,16 @@ def new_tokens(
         recorded: the table is that of input rows: without `start`, how far they moved is what the records say of it.
 
     Raises:
-        ValueError: ids without a row.
+        ValueError: ids without a row; the original model is another than the one that the records name tokens of.
     """
     ids = torch.tensor([x["id"] for x in records], dtype=torch.int64)
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(rows):
         raise ValueError(f"folder: wanted a row for each id of {PROVENANCE}, got {int(ids.max())} and {len(rows)} rows")
+    if unknown := {i for x in records for i in x["teacher_ids"]} - vocabulary.teacher_tokens.keys():
+        raise ValueError(
+            f"model: wanted the one that the transfer began with, whose tokens {PROVENANCE} names by id, got one "
+            f"without the id {min(unknown)}"
+        )
     norms = rows[ids].float().norm(dim=1)
     moved = None if start is None else (rows[ids].float() - start[ids].float()).norm(dim=1)
     if start is None and recorded and all("moved" in x for x in records):

@@ -50,7 +50,8 @@ def extend(
         max_token_length: characters of a learned token, "▁" and each byte of a byte-level vocabulary is one; 16 for a
             SentencePiece vocabulary, as long as may be for others, if None.
         join_marks: let vowel signs and accents (Unicode's marks) stay with their letters, where the pre-tokenizer cuts
-            words at them, as GPT-2's does with Hindi, Khmer and Thai. Texts keep the base's tokens.
+            words at them, as GPT-2's does with Hindi, Khmer and Thai. Texts keep the base's tokens, but for those that
+            join a mark and a sign behind it: these are in `cut_tokens`, and no text has them any more.
         split, text_field: of the data.
         on_stage: called with the name of each stage of the work.
         **options: for loading the tokenizer.
@@ -73,7 +74,7 @@ def extend(
     on_stage("tokenizer")
     base = read_source(model, **options)
     check_extensible(base)
-    made = marks.join_marks(base) if join_marks else base
+    made = start = marks.join_marks(base) if join_marks else base
     left_out: Mapping[str, str] = {}
     texts: list[str] = []
     if words is not None:
@@ -90,15 +91,24 @@ def extend(
             raise ValueError(f"data: wanted text in which a pair of tokens occurs twice, got none in {str(data)!r}")
         made, texts = append_tokens(made, entries, merges), sample.texts
     on_stage("checks")
-    return write_extended(base, made, texts, output, left_out)
+    return write_extended(base, start, made, texts, output, left_out)
 
 
 def write_extended(
-    base: Source, made: Source, texts: Sequence[str], output: str | Path, left_out: Mapping[str, str]
+    base: Source, start: Source, made: Source, texts: Sequence[str], output: str | Path, left_out: Mapping[str, str]
 ) -> NewTokenizer:
-    """Check and write a tokenizer to which tokens were appended."""
+    """Check and write a tokenizer to which tokens were appended.
+
+    Args:
+        base: as it was given.
+        start: what tokens were appended to: the base, or that with marks joined.
+        made: the tokenizer.
+        texts: to look at.
+        output: folder to write.
+        left_out: what could not be appended, with the reason.
+    """
     new = {entry: i for entry, i in made.entries.items() if entry not in base.entries}
-    write_tokenizer(made, output, lambda loaded: check(loaded, base, texts, new=new))
+    write_tokenizer(made, output, lambda loaded: check(loaded, start, texts, new=new))
     return NewTokenizer(
         tokens=len(made.entries),
         before=len(base.entries),
@@ -107,6 +117,7 @@ def write_extended(
         bytes_per_token=bytes_per_token(made, texts),
         bytes_per_token_before=bytes_per_token(base, texts),
         cut_at_marks=marks.cut_at_marks(made, texts),
+        cut_tokens=marks.cut_tokens(base, start),
     )
 
 

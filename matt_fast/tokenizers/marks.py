@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
+from matt_fast.tokenizers.result import texts_of
 from matt_fast.tokenizers.source import Source
 
 # What `tokenizers` has for ByteLevel with use_regex.
@@ -36,6 +37,8 @@ def cut_at_marks(source: Source, texts: Iterable[str]) -> float:
 def join_marks(source: Source) -> Source:
     """The tokenizer with a pre-tokenizer that takes marks for letters. Texts without marks are cut as before.
 
+    What the base writes as a mark and a sign behind it, as Llama 3 does with a vowel sign and a comma, is cut too.
+
     Raises:
         ValueError: its pre-tokenizer has no pattern of letters to put marks into.
     """
@@ -43,11 +46,22 @@ def join_marks(source: Source) -> Source:
         return source
     backend = copy.deepcopy(source.backend)
     backend["pre_tokenizer"] = _joined(backend["pre_tokenizer"])
-    made = Source(source.tokenizer, backend, source.argument)
+    made = Source(copy.deepcopy(source.tokenizer), backend, source.argument)
     if cuts_at_marks(made):
         got = source.backend["pre_tokenizer"]
         raise ValueError(f"join_marks: wanted a pre-tokenizer with a pattern of letters (\\p{{L}}), got {got}")
+    made.tokenizer.backend_tokenizer.pre_tokenizer = made.plain.pre_tokenizer
     return made
+
+
+def cut_tokens(source: Source, joined: Source) -> list[str]:
+    """Texts of the base's tokens that `joined`, of `join_marks`, cuts at a mark before merges apply."""
+    if joined is source:
+        return []
+    whole = (x for x in texts_of(source, source.entries) if "\N{REPLACEMENT CHARACTER}" not in x)
+    marked = (x for x in whole if any(unicodedata.category(c)[0] == "M" for c in x))
+    before, now = source.plain.pre_tokenizer, joined.plain.pre_tokenizer
+    return [x for x in marked if len(now.pre_tokenize_str(x)) > 1 == len(before.pre_tokenize_str(x))]
 
 
 def _joined(part: dict) -> dict:

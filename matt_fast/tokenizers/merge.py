@@ -69,4 +69,4 @@ def merge(
         raise ValueError(f"other: wanted a tokenizer with tokens that {str(model)!r} lacks, got none in {str(other)!r}")
     on_stage("checks")
     made = append_tokens(start, merging.added, merging.merges)
-    return write_extended(base, made, [], output, left_out)
+    return write_extended(base, start, made, [], output, left_out)

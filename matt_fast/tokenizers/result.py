@@ -17,6 +17,7 @@ class NewTokenizer:
         left_out: what was asked for and could not become a token, with the reason.
         bytes_per_token, bytes_per_token_before: of the first 262,144 characters of the data, if there was any.
         cut_at_marks: of these, the share of letters and marks that are marks at which words are cut.
+        cut_tokens: texts of the base's tokens that no text has any more, since marks were joined with letters.
     """
 
     tokens: int
@@ -27,6 +28,7 @@ class NewTokenizer:
     bytes_per_token: float | None = None
     bytes_per_token_before: float | None = None
     cut_at_marks: float = 0.0
+    cut_tokens: list[str] = field(default_factory=list)
 
 
 def bytes_per_token(source: Source, texts: Sequence[str]) -> float | None:

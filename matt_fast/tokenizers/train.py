@@ -11,6 +11,7 @@ from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
 from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_new_folder, check_outside, check_range
 from matt_fast.support.texts import bounded_pieces
+from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.extend import SENTENCEPIECE_LENGTH, check_extensible
 from matt_fast.tokenizers.result import NewTokenizer, bytes_per_token
@@ -37,6 +38,7 @@ def train(
     kind: str = "byte-bpe",
     like: str | Path | PreTrainedTokenizerBase | None = None,
     max_token_length: int | None = None,
+    join_marks: bool = False,
     split: str = "train",
     text_field: str = "text",
     on_stage: Callable[[str], None] = lambda stage: None,
@@ -53,14 +55,15 @@ def train(
         like: folder or hub name of a model or tokenizer, or a fast tokenizer, that the new one is built like instead:
             BPE with its normaliser, pre-tokenizer, special and added tokens and chat template.
         max_token_length: as in `extend`.
+        join_marks: as in `extend`, for the pre-tokenizer of `like`; the kinds have marks joined.
         split, text_field: of the data.
         on_stage: called with the name of each stage of the work.
         **options: for loading `like`.
 
     Raises:
         TypeError: `like` is not a fast tokenizer.
-        ValueError: an unknown kind, a size with no room for bytes and special tokens, `like` without merges, or data
-            that cannot be read.
+        ValueError: an unknown kind, a size with no room for bytes and special tokens, `like` without merges or
+            with marks that cannot be joined, or data that cannot be read.
         FileExistsError: the folder has something in it.
     """
     check_new_folder("output", output)
@@ -74,6 +77,7 @@ def train(
         start = _new(kind)
     else:
         base = read_source(like, "like", **options)
+        base = marks.join_marks(base) if join_marks else base
         start, digits_alone = _emptied(base), keeps_digits_alone(base)
     room = size - len(start.entries)
     if room < 1:
@@ -87,7 +91,11 @@ def train(
         made = append_tokens(start, *learn(Symbols(start, digits_alone), sample, room, longest))
     on_stage("checks")
     write_tokenizer(made, output, lambda loaded: check(loaded, start, sample.texts))
-    return NewTokenizer(tokens=len(made.entries), bytes_per_token=bytes_per_token(made, sample.texts))
+    return NewTokenizer(
+        tokens=len(made.entries),
+        bytes_per_token=bytes_per_token(made, sample.texts),
+        cut_at_marks=marks.cut_at_marks(made, sample.texts),
+    )
 
 
 def _emptied(like: Source) -> Source:

@@ -239,6 +239,11 @@ def compares_predictions(name: str) -> bool:
     return _OBJECTIVES[name].target is not None or _OBJECTIVES[name].teacher is None
 
 
+def reads_layers(names: tuple[str, ...]) -> bool:
+    """Whether an objective compares what happens at the target layer, or below it."""
+    return any(x.teacher in ("attention", "all", "hidden") for x in map(_OBJECTIVES.__getitem__, names))
+
+
 def trains_input(names: tuple[str, ...]) -> bool:
     """Whether an objective reaches input rows: one that runs the student."""
     return any(_OBJECTIVES[name].student is not None for name in names)
@@ -376,12 +381,11 @@ def _aim(given: Pass, layer: int, variant: str) -> torch.Tensor:
 def _wanted(kinds: set[str | None], n_layers: int, options: TrainingOptions) -> dict:
     """The arguments of `capture` for these kinds; empty if there is nothing to capture."""
     layers = range(n_layers) if "all" in kinds else [n_layers - 1] if "attention" in kinds else []
-    hidden = n_layers - 1 if "hidden" in kinds else None
-    if not layers and hidden is None and "head" not in kinds:
+    if not layers and kinds.isdisjoint(("hidden", "head")):
         return {}
     return {
         "attention": layers,
-        "hidden": hidden,
+        "hidden": n_layers - 1 if "hidden" in kinds else None,
         "head": "head" in kinds,
         "attn_implementation": options.attn_implementation,
     }
