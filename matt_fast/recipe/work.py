@@ -66,7 +66,8 @@ class Work:
         self.job, self.run, self.accelerator, self.processes = job, run, accelerator, processes
         self.stop, self.listeners = stop, listeners
         begun = DTYPES.get(run.read("run.json").get("settings", {}).get("precision"))  # it goes on so on any device
-        self.dtype = begun if begun and job.precision == "auto" else choose_dtype(accelerator, job.precision)
+        dtype = begun if begun and job.precision == "auto" else choose_dtype(accelerator, job.precision)
+        self.dtype = DTYPES[processes.of_main(NAMES[dtype])]  # hosts may have CPUs of several kinds
         self.teacher = Teacher(job.model, untie=job.untie, **job.hub_options)
         check_frozen(self.teacher, job.training, self.device, accelerator.num_processes)
         self.n_layers = job.layers_of(self.teacher)
