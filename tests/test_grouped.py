@@ -131,9 +131,9 @@ def test_sides_that_rows_see_apart():
     assert (~seen & (plan.tiles[0, 0] >= 0)).any()
 
 
-def nearly_equal(noise):
+def nearly_equal(noise, seed=3):
     """Sides that differ by so much, on the same segments; one of the teacher's values is zero."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     ids = rows(segment_ids(torch.randint(1, 3, (30,), generator=generator).tolist(), specials=[0]))
     teacher, student, *_ = inputs_for(ids, ids, dtype=torch.float32, dim=16)
     with torch.no_grad():
@@ -144,14 +144,22 @@ def nearly_equal(noise):
 
 @pytest.mark.usefixtures("poisoned", "device")
 def test_cosine_of_nearly_equal_sides():
-    """No worse than the plain formula in the same dtype, and as good as nothing where there is no difference."""
-    teacher, student, ids = nearly_equal(1e-3)
-    plan = grouped_plan(ids, ids, metric="cosine")
-    found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, 1), metric="cosine")
-    options = {"metric": "cosine", "backend": "eager"}
-    plain = gradients(aim_loss, (teacher, student, ids, ids), options)
-    for x, y, z in zip(found, exact((teacher, student, ids, ids), options), plain, strict=True):
-        assert (x - y).norm() <= max(2 * (z - y).norm(), 1e-6 * y.norm())
+    """No worse than the plain formula in the same dtype, and as good as nothing where there is no difference.
+
+    Root mean squares over draws, as gpu_bench/correctness.py has them for short texts: what one draw gives depends on the
+    CPU that computes the plain formula.
+    """
+    options, squares = {"metric": "cosine", "backend": "eager"}, []
+    for seed in range(8):
+        teacher, student, ids = nearly_equal(1e-3, seed)
+        plan = grouped_plan(ids, ids, metric="cosine")
+        found = value_and_gradients(teacher, student, plan, Launches(SMALL, SMALL, 1), metric="cosine")
+        plain = gradients(aim_loss, (teacher, student, ids, ids), options)
+        wanted = exact((teacher, student, ids, ids), options)
+        both = [[(x - y).norm() / y.norm() for x, y in zip(z, wanted, strict=True)] for z in (found, plain)]
+        squares.append(torch.tensor(both).square())
+    found, plain = torch.stack(squares).mean(0).sqrt()
+    assert (found <= torch.maximum(2 * plain, torch.tensor(1e-6))).all(), (found, plain)
     equal = value_and_gradients(teacher, teacher, plan, Launches(SMALL, SMALL, 1), metric="cosine")
     assert equal[0] < 1e-9
     assert all(x.abs().max() < 1e-7 for x in equal[1:])
