@@ -146,8 +146,8 @@ def nearly_equal(noise, seed=3):
 def test_cosine_of_nearly_equal_sides():
     """No worse than the plain formula in the same dtype, and as good as nothing where there is no difference.
 
-    Root mean squares over draws, as gpu_bench/correctness.py has them for short texts: what one draw gives depends on the
-    CPU that computes the plain formula.
+    Root mean squares over draws, as gpu_bench/correctness.py has them for short texts: what one draw gives depends on
+    the CPU that computes the plain formula.
     """
     options, squares = {"metric": "cosine", "backend": "eager"}, []
     for seed in range(8):
