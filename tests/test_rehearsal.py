@@ -253,6 +253,7 @@ def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path):  # noqa: F811
     assert all(row.startswith("<bos>") and "<eos>" in row for row in rows)
     (line,) = [x for x in messages if x.startswith("rehearsal: ")]
     assert line.removeprefix("rehearsal: ") in (tmp_path / "whole" / "README.md").read_text()
+    assert f"One chunk in five is of {len(rows)} texts" in (tmp_path / "whole" / "report.html").read_text()
     with pytest.raises(Stop):
         transfer(**given, output=tmp_path / "parts", on_step=stop_at(3))
     again = transfer(**given, output=tmp_path / "parts", resume=True)

@@ -70,7 +70,8 @@ def what_was_done(record: Record) -> list[str]:
     lines.append(f"A new token's row starts as {start}.{_head(options['init_head'])}")
     lines += [_training(record, phase) for phase in record.phases] or ["Nothing was trained."]
     if result and result.get("rehearsal"):
-        lines.append(f"One chunk in five is of {result['rehearsal']['texts']:,} texts that the teacher wrote of its own.")
+        texts = result["rehearsal"]["texts"]
+        lines.append(f"One chunk in five is of {texts:,} texts that the teacher wrote of its own.")
     if record.options["freeze_shared"]:
         lines.append("Rows of shared tokens stay as they are.")
     else:
