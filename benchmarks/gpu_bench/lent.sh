@@ -4,8 +4,8 @@
 #     bash benchmarks/gpu_bench/lent.sh first                   carry .gpu/one; five minutes
 #     bash benchmarks/gpu_bench/lent.sh second WHAT             carry .gpu/two; at once, half a minute of idling ends it
 # first: which kernels shall ship (decide.py). WHAT, nine minutes of one of these:
-#     heal        point 21's goal: two ways to train on much text, four minutes each
-#     objectives  point 10 of the kernels' issue: a minute for each objective on code, then speed and waiting
+#     heal        95% in ten minutes: two ways to train on much text, four minutes each
+#     objectives  a minute for each objective on code, then speed and waiting
 #     kernels     errors at every dtype and length, times beside flash attention and cuDNN's, the host's times
 # All that is found is under $OUT.
 set -o pipefail

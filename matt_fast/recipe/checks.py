@@ -80,7 +80,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         for message in check.look(subject):
             work.say(message)
     if not known and job.precision == "auto" and work.dtype == torch.bfloat16:
-        work.say("precision: frozen weights are bfloat16, which this device multiplies in; --precision no: float32")
+        work.say("precision: frozen weights are bfloat16 here; --precision no makes them float32")
     if not known and (lost := lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
         work.say(f"tokenizer: {lost}")
     if job.rehearse:
