@@ -18,19 +18,22 @@ PARENT = """
 import multiprocessing, os, signal, sys, time
 from matt_fast.support.workers import die_with_parent, forks_die_with_us
 
-signal.signal(signal.SIGTERM, lambda *_: print("handler of the parent", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: say("handler of the parent"))
+
+def say(what):  # a line at a time: print writes its words one by one where Python is told not to buffer
+    os.write(1, (what + "\\n").encode())
 
 def work(parent):
     if parent is not None:
         die_with_parent(parent)
         die_with_parent(parent)
-    print("worker", os.getpid(), flush=True)
+    say(f"worker {{os.getpid()}}")
     time.sleep(600)
 
 def grandchild():
     child = context.Process(target=work, args=(None,))
     child.start()
-    print("worker", os.getpid(), flush=True)
+    say(f"worker {{os.getpid()}}")
     child.join()
 
 context = multiprocessing.get_context("fork")
