@@ -164,4 +164,9 @@ def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, 
     assert called[-1]["rehearse"] == 64
     run("transfer", *PATHS, "--recipe=quick", "--rehearse=0")
     assert called[-1]["rehearse"] == 0
+    assert called[-1]["init"] == "composed"
+    again = ["--model=org/done", "--tokenizer=org/done", *PATHS[2:], "--recipe=quick", "--teacher=org/model"]
+    for more, init in (((), "mean"), (("--init=mean",), "mean"), (("--init=composed",), "composed")):
+        run("transfer", *again, *more)
+        assert called[-1]["init"] == init
     assert "recipe: wanted one of quick, paper, best" in message(run("transfer", *PATHS, "--recipe=fast"))

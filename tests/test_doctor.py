@@ -99,6 +99,19 @@ def test_all_faults_are_found_in_the_words_of_a_transfer(job, sound, tmp_path):
     assert not job["output"].exists()
 
 
+def test_an_objective_that_trains_nothing_is_not_named(job):
+    """As in the recipe `quick`, which trains no rows alone."""
+    without = job | {"training": TrainingOptions(steps=0, objective="aim")}
+    healed = by_name(doctor(**without, healing=HealingOptions("outer", steps=3, outer_layers=1, objective="ntp")))
+    assert [x.found for x in healed["layer"]] == ["rows and layers together (outer), objective ntp"]
+    assert healed["work"][0].found.startswith("3 steps of ")
+    start = by_name(doctor(**without))
+    assert [x.found for x in start["layer"]] == ["nothing is trained: rows are as they start"]
+    assert "work" not in start
+    passes = by_name(doctor(**without, epochs=1))
+    assert [x.found for x in passes["layer"]] == ["layer 1 of 3, objective aim"]
+
+
 def test_what_cannot_be_looked_at_is_said_once(job, tmp_path):
     (tmp_path / "config.json").write_text("3")
     found = doctor(**job | {"model": tmp_path})

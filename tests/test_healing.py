@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from matt_fast import HealingOptions, TrainingOptions, sweep_layers, transfer
+from matt_fast.recipe.watching import RunWatcher
 from matt_fast.training.layers import TrainedLayers
 
 LORA = HealingOptions(steps=4, lr=1e-2, rows_lr=1e-2, rank=3, objective="ntp")
@@ -186,6 +187,19 @@ def test_healing_stops_where_a_further_text_becomes_worse(files, job, monkeypatc
     assert '"bits_per_byte/english": 1000000.0' in lines[-1]
     card = (job["output"] / "README.md").read_text()
     assert "| english: after training |" in card
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_layers_that_only_get_worse_are_left_as_they_were(files, job, monkeypatch, steps):  # noqa: F811
+    """Healing is made to be worse than any start; with rows that trained before, and without."""
+    monkeypatch.setattr(RunWatcher, "_bits", lambda _, state: [1e-3 if state.layers is None else 1e3])
+    held_out = {name: value for name, value in files.items() if "eval" in name}
+    given = job | held_out | {"training": replace(job["training"], steps=steps), "validate_every": 2}
+    result = transfer(**given)
+    alone = transfer(**given | {"healing": None, "output": job["output"].with_name("alone")})
+    assert (result.best_step, result.healing.best_step) == (2 if steps else None, 0)
+    before, after = (AutoModelForCausalLM.from_pretrained(x.output).state_dict() for x in (alone, result))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_healing_from_rows_as_they_start(job):

@@ -25,6 +25,7 @@ from matt_fast.training import loop
 from matt_fast.training.sharding import check_sharding
 
 TINY = {"length": LENGTH, "batch_size": BATCH, "n_layers": LAYERS, "precision": "no", "device": "cpu"}
+EMPTY = 5  # documents
 
 
 def run_two(script: str, *arguments: str) -> None:
@@ -38,7 +39,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("sharded")
     save_tiny_model(place / "teacher")
     new_tokenizer().save_pretrained(place / "new")
-    (place / "corpus.jsonl").write_text(jsonl(TEXTS))
+    (place / "corpus.jsonl").write_text(jsonl([*TEXTS, *[" "] * EMPTY]))
     (place / "held.txt").write_text("def function_omega(self, value=77):\n    return self.omega - value\n")
     return place
 
@@ -89,6 +90,22 @@ def test_a_stopped_transfer_goes_on_to_the_same_bits(done):
     known = load_file(one)
     for name, x in load_file(changed).items():
         torch.testing.assert_close(x, known[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_skipped_is_that_of_all_processes(done):
+    for name in ("at-once", "stopped", "changed"):
+        progress = json.loads((done / name / "run" / "result.json").read_text())["progress"]
+        assert progress["skipped"] == {"documents without text": EMPTY}
+
+
+def test_weights_that_only_get_worse_are_not_the_result(done):
+    """In either stage, of a run that was stopped and went on."""
+    found = json.loads((done / "spoiled" / "run" / "result.json").read_text())
+    figures = [next(iter(found["evaluations"][x].values()))["bits_per_byte"] for x in ("initialised", "trained")]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+    for stage in (found, found["healing"]):
+        assert stage["best_step"] == 0
+        assert min(bits for _, bits in stage["validation"]) > figures[0]
 
 
 def test_the_layout_that_sends_least_of_those_that_fit(folder):

@@ -258,6 +258,37 @@ def test_validation_keeps_the_best_rows(files, job):
     assert torch.equal(*rows)
 
 
+@pytest.mark.parametrize("patience", [None, 2])
+def test_rows_that_only_get_worse_give_back_the_start_and_it_is_said(files, job, patience):
+    held_out = {name: value for name, value in files.items() if "eval" in name}
+    options = replace(OPTIONS, objective="ntp", lr=5.0, max_grad_norm=None)
+    job |= held_out | {"validate_every": 2, "patience": patience}
+    said = []
+    with pytest.raises(Stop):
+        transfer(**job | {"training": options}, on_step=stop_at(4))
+    result = transfer(**job | {"training": options}, resume=True, on_message=said.append)
+    start = transfer(**job | {"training": replace(OPTIONS, steps=0), "output": job["output"].with_name("start")})
+    assert result.best_step == 0
+    assert min(bits for _, bits in result.validation) > result.evaluations["initialised"].bits_per_byte
+    rows = [load_file(x.output / "model.safetensors")["model.embed_tokens.weight"] for x in (result, start)]
+    assert torch.equal(*rows)
+    assert any("was better than the start of this training: that is the result" in x for x in said)
+    assert not any("training moved the rows" in x for x in said)
+    assert result.progress.step == (10 if patience is None else 4)
+    assert "the result is what this training began with" in (result.output / "README.md").read_text()
+
+
+def test_training_that_is_ended_by_fewer_steps_is_measured_there(files, job):
+    """Else the start, which is worse, would be the best that was measured."""
+    held_out = {name: value for name, value in files.items() if "eval" in name}
+    job |= held_out | {"validate_every": 8, "training": replace(OPTIONS, objective="ntp")}
+    with pytest.raises(Stop):
+        transfer(**job, on_step=stop_at(5))
+    result = transfer(**job | {"training": replace(job["training"], steps=4)}, resume=True)
+    assert [step for step, _ in result.validation] == [result.best_step] == [4]
+    assert result.evaluations["trained"].bits_per_byte < result.evaluations["initialised"].bits_per_byte
+
+
 def test_epochs_are_passes_over_the_data(job):
     """Every chunk that the data has is trained on as often."""
     few = job["output"].with_name("few.jsonl")

@@ -95,7 +95,9 @@ def sent(folder: Path, accelerator: Accelerator, rows: int, shard: bool) -> int:
     return sum(traffic.sent.values())
 
 
-def run(folder: Path, name: str, shard: bool = True, stop: int | None = None, resume: bool = False) -> None:
+def run(
+    folder: Path, name: str, shard: bool = True, stop: int | None = None, resume: bool = False, lr: float = 1e-2
+) -> None:
     """A transfer with everything that goes on beside the steps; `stop` counts those of both stages."""
     steps = itertools.count(1)
 
@@ -103,8 +105,8 @@ def run(folder: Path, name: str, shard: bool = True, stop: int | None = None, re
         if next(steps) == stop:
             raise KeyboardInterrupt
 
-    training = TrainingOptions(objective="aim", steps=4, lr=1e-2, shard=shard)
-    healing = HealingOptions("lora", steps=2, rank=3, objective="ntp")
+    training = TrainingOptions(objective="aim", steps=4, lr=lr, shard=shard)
+    healing = HealingOptions("lora", steps=2, rank=3, objective="ntp", lr=lr, rows_lr=lr)
     given = {
         "max_length": 48,
         "batch_size": 2,
@@ -128,9 +130,9 @@ if __name__ == "__main__":
     figures = {str(rows): sent(folder, accelerator, rows, shard=False) for rows in VOCABULARIES}
     figures["sharded"] = sent(folder, accelerator, 1000, shard=True)
     run(folder, "at-once")
-    for name, stop, shard in (("stopped", 3, True), ("changed", 6, False)):
+    for name, stop, shard, lr in (("stopped", 3, True, 1e-2), ("changed", 6, False, 1e-2), ("spoiled", 3, True, 3.0)):
         with suppress(KeyboardInterrupt):
-            run(folder, name, stop=stop)
-        run(folder, name, shard, resume=True)
+            run(folder, name, stop=stop, lr=lr)
+        run(folder, name, shard, resume=True, lr=lr)
     if accelerator.is_main_process:
         (folder / "sent.json").write_text(json.dumps(figures))

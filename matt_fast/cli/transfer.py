@@ -159,6 +159,8 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
         arguments["healing"] = HealingOptions(**{field: given[name] for field, name in HEALING.items()})
     elif alone := sorted(typed & set(HEALING.values())):
         raise ValueError(f"{alone[0]}: wanted heal with it, got none")
+    if _trains_on(given) and "init" not in typed and given["init"] == RECIPES[given["recipe"]].get("init"):
+        arguments["init"] = "mean"  # the recipe's is for rows that begin; these go on from what they are
     arguments["resume"] = "auto" if resumed == AUTO else resumed is not None
     arguments["eval_data"] = held_out_texts(given["eval_data"])
     arguments |= {name: list(given[name] or ()) for name in ("map_tokens", "language")}
@@ -167,6 +169,12 @@ def transfer_arguments(given: dict[str, Any], typed: set[str]) -> dict[str, Any]
     if layer.isdecimal():
         arguments["n_layers"] = int(layer)
     return arguments
+
+
+def _trains_on(given: dict[str, Any]) -> bool:
+    """Whether a recipe is to train a result on, which has its tokenizer already."""
+    places = (Path(given[name]).resolve() for name in ("model", "tokenizer"))
+    return given["recipe"] is not None and given["teacher"] is not None and len({*places}) == 1
 
 
 def held_out_texts(given: list[str] | str | None, argument: str = "eval_data") -> str | dict[str, str] | None:

@@ -107,6 +107,10 @@ class Job:
         return any(x is not None for x in reasons)
 
     @property
+    def trains_rows_alone(self) -> bool:
+        return bool(self.training.steps or self.epochs is not None)
+
+    @property
     def held_out(self) -> dict[str, str | Path]:
         """Name -> place of each held-out text; the first one decides."""
         if self.eval_data is None:
@@ -183,7 +187,7 @@ class Job:
         """
         if self.teacher is None:
             return None
-        of_rows = self.training.objectives() if self.training.steps else ()
+        of_rows = self.training.objectives() if self.trains_rows_alone else ()
         if unfit := [name for name in (*of_rows, *self._healing_names) if not compares_predictions(name)]:
             raise ValueError(
                 f"teacher: wanted objectives that compare what two models predict (alm, boundary-kl, segment-kl, ntp) "
@@ -198,7 +202,7 @@ class Job:
     def untrained_tables(self) -> list[str]:
         """Lines on the table that the objective leaves as it is initialised, in a model whose head is not tied."""
         names, found = self.training.objectives(), []
-        if self.healing is not None or not self.training.steps:
+        if self.healing is not None or not self.trains_rows_alone:
             return found
         if not trains_output(names):
             found.append(

@@ -89,7 +89,7 @@ class TransferResult:
         unspelled: new tokens that the teacher's tokens cannot spell, special ones among them.
         report: where the input rows started, and which of them stand out.
         trainable, seen: rows that were trainable, and those of them that occurred in training.
-        progress: losses, tokens, seconds of training, and what was skipped.
+        progress: losses, tokens, seconds of training, and what was skipped; both counts are of all processes.
         evaluations: "original", "initialised" and "trained" on the held-out text, the first where there are several;
             empty without one.
         other_texts: the same for each further text, by its name.

@@ -29,6 +29,7 @@ from matt_fast.recipe.subject import load_vocabulary
 from matt_fast.recipe.training_stages import (
     ROWS,
     TrainingData,
+    moved_in,
     nothing_to_train,
     seen_in,
     teacher_vocabulary,
@@ -214,7 +215,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     path, seen = folder / PROVENANCE, seen_in(work)
     dtype = stored_dtype(work.teacher)
     same, of = export.unmoved(vocabulary, start, rows, seen, dtype)
-    if same > of * UNMOVED:
+    if same > of * UNMOVED and moved_in(work):
         told = f"less than {str(dtype).removeprefix('torch.')} can tell, which the model is stored in"
         work.say(
             f"Warning: training moved the rows of {same:,} of the {of:,} new tokens that it saw by {told}; a higher "

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -22,7 +23,7 @@ from matt_fast.recipe.watching import LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import DivergedError, Progress, TrainingState, freeze, train
+from matt_fast.training.loop import DivergedError, Progress, TrainingState, freeze, joined, train
 from matt_fast.training.objectives import Target, plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
 from matt_fast.training.student import frozen_rows, make_student, make_target
@@ -159,6 +160,12 @@ def trained_in(job: Job) -> tuple[str, ...]:
     return ("trained",) if job.healing is None else ("trained", "healed")
 
 
+def moved_in(work: Work) -> bool:
+    """Whether any training ended with other weights than it began with, as validation may find the start the best."""
+    found = [json.loads((work.run.path(x) / NUMBERS).read_text(encoding="utf-8")) for x in trained_in(work.job)]
+    return any(x["progress"]["step"] and x["best_step"] != 0 for x in found)
+
+
 def seen_in(work: Work) -> torch.Tensor:
     """[student rows] int64: how often each id occurred in all training."""
     return sum(load_file(work.run.path(folder) / ROWS)["seen"] for folder in trained_in(work.job))
@@ -211,7 +218,7 @@ def _train(
     batches.close()
     seen = accelerator.reduce(state.seen.to(work.device), reduction="sum").cpu()
     numbers = {
-        "progress": asdict(state.progress),
+        "progress": asdict(state.progress) | joined(gather_object([state.progress.counts])),
         "validation": watcher.curve,
         "best_step": watcher.best_step,
         "training_memory": peak_memory(work.device),

@@ -41,7 +41,7 @@ class RunWatcher(Watcher):
 
     Attributes:
         curve: [step, bits per byte] of each validation.
-        best_step: the step of the best of them; None without.
+        best_step: the step of the best of them, 0 where the start was better; None without.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class RunWatcher(Watcher):
         self.curve: list[list[float]] = []
         self.best_step: int | None = None
         self.limits: dict[str, float] = {}
+        self.start_bits = math.inf  # of what this training begins with, on the text that decides
         self.unwritten = 0
         self.pending = False  # the validation behind the present step, which a signal left no time for
         self.warned = False
@@ -106,9 +107,10 @@ class RunWatcher(Watcher):
         self.metrics = Metrics(self.lines, self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
         if self.validates and self.work.is_main:
-            self.limits = self._limits()
-            if state.layers is not None and self.limits and step == 0:
-                self._keep(state, 0)
+            self.limits, self.start_bits = self._limits(), self._start_bits()
+            if step == 0:
+                self._try_to_keep(state)
+        self.best_step = self.work.processes.of_main(self.best_step)
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
             size += 0 if state.layers is None else 12 * state.layers.count
@@ -119,7 +121,8 @@ class RunWatcher(Watcher):
         if self.work.is_main:
             self.work.run.update("state.json", status="running", steps=self.options.steps, step=state.progress.step)
         go_on = True
-        if more.get("pending") and self.validates:
+        unmeasured = step == self.options.steps and step not in dict(self.curve)  # fewer steps are enough now
+        if self.validates and (more.get("pending") or unmeasured):
             go_on = self._validate(state)
             if self.pending:
                 self.work.stop.leave()
@@ -229,32 +232,41 @@ class RunWatcher(Watcher):
             )
             return False
         since = [at for at, _ in self.curve if self.best_step is not None and at > self.best_step]
-        if patience is not None and len(since) >= patience:
+        ends = patience is not None and len(since) >= patience
+        if self.best_step == 0 and (ends or step == self.options.steps):
+            self.work.say(
+                f"Warning: behind step {step} none of {len(self.curve)} validations was better than the start of this "
+                "training: that is the result."
+            )
+        elif ends:
             self.work.say(f"Stops at step {step}: the best of {len(self.curve)} validations was at {self.best_step}.")
-            return False
-        return True
+        return not ends
 
     def _judge(self, state: TrainingState, bits: float, *others: float) -> None:
         """Write down what was measured, and keep the weights where they are the best so far; in the main process."""
-        step, best = state.progress.step, dict(self.curve).get(self.best_step, math.inf)
+        step, best = state.progress.step, dict(self.curve).get(self.best_step, self.start_bits)
         self.curve.append([step, bits])
         self.metrics.log_validation(step, bits, dict(zip(self.limits, others, strict=True)))
         self.forgot = [name for name, x in zip(self.limits, others, strict=True) if x > self.limits[name]]
         if bits < best and not self.forgot:
-            try:
-                self._keep(state, step)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                before = "none are" if self.best_step is None else f"those of step {self.best_step} are"
-                self.work.listeners.on_message(  # `say` would write it down
-                    f"Warning: {error}: the weights of step {step}, the best so far, are not kept; until better ones "
-                    f"are measured, {before}"
-                )
+            self._try_to_keep(state)
         self.work.listeners.on_progress("steps", step, self.options.steps)
 
+    def _try_to_keep(self, state: TrainingState) -> None:
+        """Keep what is trained as it stands, the best so far; where the disk is full it is told."""
+        try:
+            self._keep(state, state.progress.step)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.best_step = self.best_step or None  # what is there at the end may well be better than the start
+            before = "none are" if self.best_step is None else f"those of step {self.best_step} are"
+            self.work.listeners.on_message(  # `say` would write it down
+                f"Warning: {error}: the weights of step {state.progress.step}, the best so far, are not kept; until "
+                f"better ones are measured, {before}"
+            )
+
     def _keep(self, state: TrainingState, step: int) -> None:
-        """Keep what is trained as it stands: the best so far."""
         tables = zip(("input", "output"), state.student.tables, strict=False)
         tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
         if state.layers is not None:
@@ -274,6 +286,16 @@ class RunWatcher(Watcher):
             for text in list(self.work.job.held_out)[1:]
         }
         return {text: share * bits for text, bits in starts.items()}
+
+    def _start_bits(self) -> float:
+        """The bits per byte of what this training begins with on the text that decides; infinite if not measured."""
+        rows = self.work.run.read("trained/numbers.json")  # not there while rows alone are trained
+        best = rows["best_step"] if rows and rows["progress"]["step"] else 0
+        if best:
+            return dict(rows["validation"])[best]
+        first = next(iter(self.work.job.held_out))
+        start = self.work.run.read("evaluations.json")["initialised"][first]["bits_per_byte"]
+        return math.inf if best is None else start
 
     def _bits(self, state: TrainingState) -> list[float]:
         """Bits per byte of the whole model as it stands, on each held-out text."""

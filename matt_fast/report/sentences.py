@@ -1,6 +1,7 @@
 """What a run did, in sentences, and its options in a table."""
 
 import shlex
+from collections import Counter
 from html import escape
 
 from matt_fast.report.words import GIB, cell, duration, last_part, named, table
@@ -138,11 +139,11 @@ def messages(record: Record) -> str:
     if outliers:
         worst = ", ".join(named(x["token"]) for x in outliers[:5])
         lines.append(f"{len(outliers):,} initialised rows stand out, badly fitted or poisoned; the worst: {worst}")
-    skipped = [
-        f"{count:,} {escape(what)}" for x in record.phases for what, count in x.progress.get("skipped", {}).items()
-    ]
+    skipped: Counter[str] = Counter()
+    for x in record.phases:
+        skipped |= Counter(x.progress.get("skipped", {}))  # both read the same data
     if skipped:
-        lines.append(f"Training passed over {', '.join(skipped)}")
+        lines.append("Training passed over " + ", ".join(f"{n:,} {escape(what)}" for what, n in skipped.items()))
     without = sum(x.progress.get("steps_without_new_tokens", 0) for x in record.phases)
     if without:
         lines.append(f"{without:,} steps had no new token and trained nothing")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from matt_fast.data.positions import Deal, Position, deal_anew
 from matt_fast.support.files import whole_folder, write_text
-from matt_fast.training.loop import Progress, TrainingState
+from matt_fast.training.loop import Progress, TrainingState, joined
 
 KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
@@ -42,7 +42,7 @@ class Checkpoints:
             accelerator: of the run.
             more: JSON of the caller, handed back by `read`.
         """
-        positions = gather_object([state.position])
+        positions, counts = zip(*gather_object([(state.position, state.progress.counts)]), strict=True)
         seen = accelerator.reduce(state.seen.to(accelerator.device), reduction="sum").cpu()
         if not accelerator.is_main_process:
             return
@@ -63,6 +63,7 @@ class Checkpoints:
         tensors["losses"] = torch.tensor(progress.pop("losses"), dtype=torch.float64)
         numbers = {
             "progress": progress,
+            "counts": counts,
             "positions": [{name: getattr(position, name) for name in POSITION} for position in positions],
             "deal": deal.first,
             "more": more or {},
@@ -135,7 +136,8 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
     if accelerator.is_main_process:  # it has what all of them counted
         state.seen.copy_(tensors["seen"])
     state.occurred.copy_(tensors["occurred"])
-    state.progress = Progress(**numbers["progress"] | {"losses": tensors["losses"].tolist()})
+    mine = joined(numbers["counts"][accelerator.process_index :: accelerator.num_processes])
+    state.progress = Progress(**numbers["progress"] | mine | {"losses": tensors["losses"].tolist()})
     positions = _positions(tensors, numbers)
     if len(positions) != accelerator.num_processes:
         positions = deal_anew(positions, accelerator.num_processes)

@@ -3,9 +3,10 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -67,6 +68,18 @@ class Progress:
     @property
     def waiting(self) -> float:
         return self.seconds_waiting / self.seconds if self.seconds else 0.0
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What each process counts in its own share of the data."""
+        return {"tokens": self.tokens, "skipped": self.skipped}
+
+
+def joined(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """`Progress.counts` of several processes, as one."""
+    shares = list(counts)
+    skipped = sum((Counter(x["skipped"]) for x in shares), Counter())
+    return {"tokens": sum(x["tokens"] for x in shares), "skipped": dict(skipped)}
 
 
 @dataclass

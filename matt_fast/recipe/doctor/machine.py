@@ -91,7 +91,7 @@ def memory(subject: Subject) -> Iterator[Said]:
     free = psutil.virtual_memory().available
     if device.type == "cuda" and torch.cuda.is_available():
         free = torch.cuda.mem_get_info(device)[0]
-    steps = [found.step] if subject.job.training.steps else []
+    steps = [found.step] if subject.job.trains_rows_alone else []
     peak = max((step.peak for step in (*steps, found.healing) if step is not None), default=0)
     line = f"a training step takes {size_in_words(peak)}, {size_in_words(free)} are free"
     if peak > free:
@@ -111,12 +111,12 @@ def work(subject: Subject) -> Iterator[Said]:
     if job.epochs is not None:
         yield ok(f"{found.step.flops / 1e12:,.2f} teraflop a step, at least {found.step.flops / rate:,.2f} s here")
         return
-    flops = found.step.flops * job.training.steps
-    steps = f"{job.training.steps:,} steps of {found.step.flops / 1e12:,.2f} teraflop"
-    if found.healing is not None:
-        flops += found.healing.flops * job.healing.steps
-        steps += f" and {job.healing.steps:,} of {found.healing.flops / 1e12:,.2f}"
-    seconds = flops / rate
+    parts = [(job.training.steps, found.step)] if job.training.steps else []
+    parts += [(job.healing.steps, found.healing)] if found.healing is not None else []
+    if not parts:
+        return
+    steps = " and ".join(f"{count:,} steps of {step.flops / 1e12:,.2f} teraflop" for count, step in parts)
+    seconds = sum(count * step.flops for count, step in parts) / rate
     shown = f"{seconds / 3600:,.1f} h" if seconds > 7200 else f"{seconds / 60:,.1f} min"
     line = f"{steps} take at least {shown} at the {rate / 1e12:,.2f} teraflop/s that a matrix product reaches here"
     yield look(line, "fewer --steps, shorter chunks or a GPU") if seconds > LONG else ok(line)

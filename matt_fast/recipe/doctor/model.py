@@ -7,6 +7,7 @@ import torch
 from matt_fast.model.checkpoint_files import configured_dtype, source_files
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, look, ok
+from matt_fast.recipe.job import Job
 from matt_fast.recipe.subject import Subject
 
 SECONDS = 6.0  # spent on reading weights
@@ -24,9 +25,16 @@ def kind(subject: Subject) -> Iterator[Said]:
 
 
 def target_layer(subject: Subject) -> Iterator[Said]:
-    n_layers = subject.job.layers_of(subject.teacher)
-    subject.job.check_kind(subject.teacher)
-    yield ok(f"layer {n_layers} of {subject.teacher.depth}, objective {subject.job.training.objective}")
+    """What is trained, by which objective; the target layer counts while rows are trained alone."""
+    job = subject.job
+    n_layers = job.layers_of(subject.teacher)
+    job.check_kind(subject.teacher)
+    if job.trains_rows_alone:
+        yield ok(f"layer {n_layers} of {subject.teacher.depth}, objective {job.training.objective}")
+    if job.healing is not None:
+        yield ok(f"rows and layers together ({job.healing.method}), objective {job.healing.objective}")
+    elif not job.trains_rows_alone:
+        yield ok("nothing is trained: rows are as they start")
 
 
 def head(subject: Subject) -> Iterator[Said]:
@@ -41,7 +49,13 @@ def head(subject: Subject) -> Iterator[Said]:
         untrained = subject.job.untrained_tables()
         yield from map(look, untrained)
         if not untrained:
-            yield ok(f"the output head has rows of its own; {subject.job.training.objective} trains both tables")
+            yield ok(f"the output head has rows of its own{_trained_by(subject.job)}")
+
+
+def _trained_by(job: Job) -> str:
+    if job.healing is not None:
+        return f"; {job.healing.objective} trains both tables"
+    return f"; {job.training.objective} trains both tables" if job.trains_rows_alone else ""
 
 
 def padding(subject: Subject) -> Iterator[Said]:
