@@ -164,7 +164,8 @@ def test_metadata_comes_from_the_original_and_from_what_was_measured(tmp_path):
     )
     (tmp_path / "config.json").write_text('{"_name_or_path": "org/base"}')
     base = read_base(tmp_path)
-    measured = replace(result(), evaluations={"trained": Evaluation(1.23456, 4.0, 100, 25, 2048, False)})
+    scores = {"trained": Evaluation(1.23456, 4.0, 100, 25, 2048, False)}
+    measured = replace(result(), evaluations=scores, text="My text")
     given = options(model=tmp_path, tokenizer="t", data="org/data", output="out", eval_data={"My text": "org/held"})
     text = model_card(measured, given, base, pipeline_tag=base.pipeline_tag)
     found = parts(text)[0]

@@ -186,7 +186,8 @@ def test_healing_stops_where_a_further_text_becomes_worse(files, job, monkeypatc
     lines = (job["output"] / "run" / "healing.jsonl").read_text().splitlines()
     assert '"bits_per_byte/english": 1000000.0' in lines[-1]
     card = (job["output"] / "README.md").read_text()
-    assert "| english: after training |" in card
+    assert result.text == "german"
+    assert all(f"| {name}: after training |" in card for name in ("german", "english"))
 
 
 @pytest.mark.parametrize("steps", [0, 2])

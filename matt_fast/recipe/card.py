@@ -12,7 +12,7 @@ from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
 from matt_fast.recipe.result import DIGITS, Healing, TransferResult
-from matt_fast.runs.record import HELD_OUT, held_out_names
+from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version
 from matt_fast.training.loop import Progress
@@ -27,9 +27,9 @@ STAGE_NAMES = {"original": "original model", "initialised": "after initialisatio
 def evaluation_rows(result: TransferResult) -> list[tuple[str, str, str]]:
     """(what, bits per byte with their interval, bytes per token) for each evaluation, as text."""
     rows = []
-    for text, evaluations in ({"": result.evaluations} | result.other_texts).items():
+    for text, evaluations in ({result.text: result.evaluations} | result.other_texts).items():
         for name, found in evaluations.items():
-            what = f"{text}: {STAGE_NAMES[name]}" if text else STAGE_NAMES[name]
+            what = STAGE_NAMES[name] if text == HELD_OUT else f"{text}: {STAGE_NAMES[name]}"
             rows.append((what, bits_in_words(found), f"{found.bytes_per_token:.3f}"))
     return rows
 
@@ -198,7 +198,6 @@ def _command(options: Mapping[str, Any], processes: int) -> list[str]:
 def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pipeline_tag: str | None) -> str:
     """The card's YAML."""
     data = str(options["data"] or "")
-    first, *_ = held_out_names(options) or [HELD_OUT]
     scores = [
         EvalResult(
             task_type=pipeline_tag or "text-generation",
@@ -208,7 +207,7 @@ def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pi
             metric_name="bits per byte",
             metric_value=round(found["trained"].bits_per_byte, DIGITS),
         )
-        for text, found in ({first: result.evaluations} | result.other_texts).items()
+        for text, found in ({result.text: result.evaluations} | result.other_texts).items()
         if "trained" in found
     ]
     named = is_hub_name(data)

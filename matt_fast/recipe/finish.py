@@ -17,6 +17,7 @@ from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
 from matt_fast.report.curves import draw_curves
 from matt_fast.report.writing import write_report
+from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
 from matt_fast.training.loop import Progress
@@ -121,13 +122,14 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
 
 
 def _evaluations(work: Work, found: dict[str, dict[str, dict]]) -> dict[str, dict]:
-    """The fields `evaluations` and `other_texts` of a result, from evaluations.json: stage -> text -> figures."""
+    """The fields `evaluations`, `text` and `other_texts` of a result, from evaluations.json: stage -> text -> figures."""
     by_text = {
         text: {stage: Evaluation(**figures[text]) for stage, figures in found.items()} for text in work.job.held_out
     }
     texts = list(by_text)
     return {
         "evaluations": by_text[texts[0]] if texts else {},
+        "text": texts[0] if texts else HELD_OUT,
         "other_texts": {text: by_text[text] for text in texts[1:]},
     }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.runs.record import HELD_OUT
 from matt_fast.training.loop import Progress
 
 DIGITS = 4  # of bits per byte that are compared, as they are printed
@@ -92,6 +93,7 @@ class TransferResult:
         progress: losses, tokens, seconds of training, and what was skipped; both counts are of all processes.
         evaluations: "original", "initialised" and "trained" on the held-out text, the first where there are several;
             empty without one.
+        text: the name of that held-out text.
         other_texts: the same for each further text, by its name.
         completions: "prompt", the name of the "text" that it begins, and what the "original" and the "adapted" model
             write behind it.
@@ -121,6 +123,7 @@ class TransferResult:
     validation: list[tuple[int, float]] = field(default_factory=list)
     best_step: int | None = None
     healing: Healing | None = None
+    text: str = HELD_OUT
     other_texts: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     snippets: SnippetCounts | None = None
     rehearsal: Rehearsal | None = None
