@@ -48,6 +48,8 @@ def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files,
     assert 0.9 < found.similarity < 1
     assert set(found.evaluations) == {"original", "applied"}
     assert found.evaluations["applied"].bytes_per_token > found.evaluations["original"].bytes_per_token
+    assert "config.json: pad_token_id: dropped '<pad>', which the new tokenizer does not have" in found.lost
+    assert all(f"- `{line}`" in (tmp_path / "out" / "README.md").read_text() for line in found.lost)
 
 
 def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa: F811

@@ -315,6 +315,9 @@ def test_a_chat_template_is_kept_only_if_its_tokens_exist(job):
     texts.mkdir()
     arguments["data"].rename(texts / "corpus.jsonl")
     (texts / "README.md").write_text("About this dataset.")
-    transfer(**arguments | {"training": TrainingOptions(steps=0), "data": texts}, on_message=said.append)
+    result = transfer(**arguments | {"training": TrainingOptions(steps=0), "data": texts}, on_message=said.append)
     assert "data: files of several formats are read: 1 .md, 1 .jsonl" in said
     assert "tokenizer: the model's chat template is lost, since the new tokenizer lacks '<bos>', '<eos>'" in said
+    lost = {f"- `{x}`" for x in said if "is lost" in x or "dropped" in x}
+    assert len(lost) > 1
+    assert lost < {*(result.output / "README.md").read_text().splitlines()}

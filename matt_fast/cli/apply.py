@@ -55,6 +55,8 @@ def apply(
             f"{result.similarity:.4f} (median cosine)")  # fmt: skip
         if result.healed:
             say(out.console, f"layers    {STAY}")
+        for line in result.lost:
+            say(out.console, f"lost      {line}")
         for name, figures in result.evaluations.items():
             say(
                 out.console,

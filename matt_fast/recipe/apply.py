@@ -15,7 +15,7 @@ from matt_fast.model.checkpoint_files import check_savable, check_weights
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.recipe.card import code
+from matt_fast.recipe.card import code, lost_lines
 from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
 from matt_fast.runs.folder import Run
@@ -38,6 +38,7 @@ class ApplyResult:
         similarity: median cosine of the shared tokens' rows in both models.
         healed: whether the transferred rows were trained together with layers, which stay behind.
         evaluations: "original" (the sibling as it was) and "applied" on the held-out text; empty without one.
+        lost: a line for each thing of the sibling that the result could not take over.
     """
 
     output: Path
@@ -46,6 +47,7 @@ class ApplyResult:
     similarity: float
     healed: bool = False
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -108,7 +110,7 @@ def apply(
     measure("original", model, vocabulary.teacher)
     on_stage("writing")
     with whole_folder(output) as part:
-        save_result(part, source, model, rows, vocabulary)
+        found.lost = save_result(part, source, model, rows, vocabulary)
         write_text(part / "README.md", _card(transferred, sibling, found))
     measure("applied", source.load_result(output, model.dtype), vocabulary.student)
     return found
@@ -196,4 +198,4 @@ def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> s
     if found.evaluations:
         lines += ["", "| | bits per byte | bytes per token |", "|---|---|---|"]
         lines += [f"| {k} | {v.bits_per_byte:.4f} | {v.bytes_per_token:.3f} |" for k, v in found.evaluations.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + lost_lines(found.lost)) + "\n"

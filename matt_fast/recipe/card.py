@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def model_card(
     result: TransferResult,
     options: Mapping[str, Any],
     base: Base,
+    lost: Sequence[str] = (),
     *,
     pipeline_tag: str | None = None,
     processes: int = 1,
@@ -100,6 +101,7 @@ def model_card(
         options: of `resolved_config`: what the model was made with.
         base: what the original model's own card says. Its licence is taken over; its languages are named in the text
             only, as nobody measured what the new model does in them: `options` tell the language of the new one.
+        lost: lines that `save_result` gave.
         pipeline_tag: the hub's name of what the model is for; None for none.
         processes: that trained together.
     """
@@ -121,6 +123,7 @@ def model_card(
         *_rows(result, options),
         f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
         "started. `token_provenance.jsonl` tells it for each token.",
+        *lost_lines(lost),
         "",
         "## Training",
         "",
@@ -139,6 +142,11 @@ def model_card(
     lines += [f"- Skipped: {line}." for line in skipped_lines(result)]
     lines += [*_held_out(result), *_completion_lines(result), *_command(options, processes)]
     return "\n".join(lines) + "\n"
+
+
+def lost_lines(lost: Sequence[str]) -> list[str]:
+    """A section on what the result could not take over; none where that is nothing."""
+    return ["", "## Not taken over", "", *(f"- {code(x)}" for x in lost)] if lost else []
 
 
 def _rows(result: TransferResult, options: Mapping[str, Any]) -> list[str]:

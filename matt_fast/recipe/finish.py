@@ -32,7 +32,8 @@ def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResul
         arguments |= {"init": f"<{job.init_name}>"} if callable(job.init) else {}
         tag = base.pipeline_tag or work.teacher.kind.pipeline_tag
         processes = work.accelerator.num_processes
-        card = model_card(result, arguments, base, pipeline_tag=tag, processes=processes)
+        lost = run.read("state.json").get("lost", ())
+        card = model_card(result, arguments, base, lost, pipeline_tag=tag, processes=processes)
         write_text(run.output / "README.md", card)
         summary = {x.name: getattr(result, x.name) for x in fields(result)}
         summary |= {"output": str(result.output), "progress": asdict(result.progress)}

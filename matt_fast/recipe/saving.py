@@ -21,7 +21,7 @@ def save_result(
     rows: Rows,
     vocabulary: VocabularyPair,
     changed: Collection[str] = (),
-) -> None:
+) -> list[str]:
     """Give a model new embeddings and write it with its tokenizer, configurations and processor.
 
     Args:
@@ -32,17 +32,22 @@ def save_result(
         vocabulary: of the original and of the result.
         changed: names of parameters that were trained beside the rows.
 
+    Returns:
+        a line for each thing of the original that the result could not take over.
+
     Raises:
         ValueError: rows that are not finite in the model's dtype; or what was written is not the original's, outside
             the vocabulary and `changed`.
     """
     export.check_rows(rows, model.get_input_embeddings().weight.dtype, vocabulary)
     export.replace_vocabulary(model, rows)
-    update_special_ids(model, vocabulary)
+    lost = update_special_ids(model, vocabulary)
+    if (line := export.lost_chat_template(vocabulary.student, vocabulary.teacher)) is not None:
+        lost.append(f"tokenizer: {line}")
     export.keep_chat_template(vocabulary.student, vocabulary.teacher)
-    export.repair_generation_config(model)
+    lost += export.repair_generation_config(model)
     with only_errors():
         model.save_pretrained(folder)
     check_same_weights(source, folder, model, changed)
     vocabulary.student.save_pretrained(folder)
-    copy_processor(source.model, folder, vocabulary)
+    return lost + copy_processor(source.model, folder, vocabulary)

@@ -208,7 +208,7 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     changed: set[str] = set()
     if job.healing is not None:
         full, changed = put_layers(full, work.run.path("healed"))
-    save_result(folder, work.teacher, full, rows, vocabulary, changed)
+    work.run.update("state.json", lost=save_result(folder, work.teacher, full, rows, vocabulary, changed))
     is_trainable = (frozen_from < 0).tolist()
     if job.healing is not None and job.healing.keep_adapter:
         shutil.copytree(work.run.path("healed") / ADAPTER, folder / ADAPTER)
