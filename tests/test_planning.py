@@ -20,8 +20,9 @@ from matt_fast.data.packing import Chunk
 from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head
-from matt_fast.planning.plan import GIB, _largest
+from matt_fast.planning.plan import _largest
 from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate, with_many_continuations
+from matt_fast.support.units import GIB
 from matt_fast.training.layers import TrainedLayers
 from matt_fast.training.loop import TrainingState, freeze, train
 from matt_fast.training.objectives import Student, Target, trains_output

@@ -203,7 +203,10 @@ def test_words_with_vowel_signs_become_tokens(base, tmp_path):
         print_new_tokenizer(Console(file=file, width=200), one)
     assert ["--join-marks" in x.getvalue() for x in said] == [True, False]
     assert result.bytes_per_token > 1.5 * told.bytes_per_token
-    for plain in (*TEXTS, *UKRAINIAN, "it's  12,345\n\n  x = y_1"):  # no marks, none of the new tokens
+    emoji = "I ❤️ it ❤️❤️, 🤷‍♀️!\ufe0f 1️⃣ ☎︎x \u0302"  # signs with marks
+    for plain in (*TEXTS, *UKRAINIAN, "it's  12,345\n\n  x = y_1", emoji):  # no letter with a mark, no new token
+        pieces = [x.backend_tokenizer.pre_tokenizer.pre_tokenize_str(plain) for x in (base(), made)]
+        assert pieces[0] == pieces[1]
         assert made(plain)["input_ids"] == base()(plain)["input_ids"]
     old, new = (x.backend_tokenizer for x in (base(), made))
     by_id = {i: entry for entry, i in made.get_vocab().items()}
@@ -508,6 +511,7 @@ def test_command_line(data, tmp_path):
 def test_two_tokens_with_one_id_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good, bad = byte_level(TEXTS, 300, eos_token="<eos>"), tmp_path / "bad.json"
+    (tmp_path / "some.txt").write_text("some text")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(with_holes())))
     assert next_added(good) is None
     taken = next_added(tokenizer)
@@ -519,7 +523,7 @@ def test_two_tokens_with_one_id_are_refused(tmp_path, monkeypatch):
         (lambda: VocabularyPair(good, tokenizer, 300), "tokenizer"),
         (lambda: VocabularyPair(tokenizer, good, 300), "teacher"),
         (lambda: extend(tokenizer, tmp_path / "out", words=["new"]), "model"),
-        (lambda: prune(tokenizer, tmp_path / "out", keep=290, data="none.txt"), "model"),
+        (lambda: prune(tokenizer, tmp_path / "out", keep=290, data="some.txt"), "model"),
         (lambda: merge(good, tokenizer, tmp_path / "out"), "other"),
     ):
         with pytest.raises(ValueError, match=f"^{name}: {message}"):

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from matt_fast.cli.output import say
-from matt_fast.cli.progress import GIB
 from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
+from matt_fast.support.units import GIB, MIB
 
 if TYPE_CHECKING:  # these import torch
     from matt_fast.initializers import InitReport
@@ -186,7 +186,7 @@ def print_layouts(console: Console, found: "Plan", processes: int, vram: int | N
     for name in ("", "peak, GiB", "rows, MiB sent", "layers, MiB sent", "s to send"):
         table.add_column(name, justify="right" if name else "left")
     for x in found.layouts:
-        sent = (f"{size / (1 << 20):,.1f}" for size in (x.rows, x.layers))
+        sent = (f"{size / MIB:,.1f}" for size in (x.rows, x.layers))
         table.add_row(Text(LAYOUTS[x.name]), f"{x.step.peak / GIB:.2f}", *sent, f"{x.seconds:,.3f}")
     print_table(console, table)
     if vram is not None:

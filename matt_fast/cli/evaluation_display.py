@@ -7,16 +7,14 @@ from rich.table import Table
 from rich.text import Text
 
 from matt_fast.cli.output import say
-from matt_fast.cli.progress import GIB
 from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
+from matt_fast.support.units import GIB, MIB
 
 if TYPE_CHECKING:  # these import torch
     from matt_fast.evaluation.speed import Speed
     from matt_fast.evaluation.tasks import TaskScore
     from matt_fast.recipe.evaluating import Measured, TextScore
-
-MIB = 1 << 20
 
 
 def print_measured(console: Console, found: "Measured") -> None:

@@ -7,9 +7,10 @@ from typer import Option
 from matt_fast.cli import options as o
 from matt_fast.cli.display import print_layouts, print_plan
 from matt_fast.cli.output import command_output
-from matt_fast.cli.progress import GIB, ProgressDisplay
+from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.planning.arguments import check_plan
 from matt_fast.support.checks import MANY, check_positive
+from matt_fast.support.units import GIB
 from matt_fast.training.options import HealingOptions, TrainingOptions
 
 

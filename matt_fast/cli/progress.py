@@ -15,11 +15,11 @@ from rich.text import Text
 
 from matt_fast.cli.output import say
 from matt_fast.support.printable import printable
+from matt_fast.support.units import GIB
 
 if TYPE_CHECKING:
     from matt_fast.training.loop import Progress as TrainingProgress
 
-GIB = 1 << 30
 SECONDS_WITHOUT_BAR = 2.0
 SECONDS_TO_FIRST_LINE = 15.0
 SECONDS_TO_NEXT_LINE = 30.0

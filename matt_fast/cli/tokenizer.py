@@ -11,16 +11,9 @@ from matt_fast.cli import options as o
 from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.cli.tokenizer_report import report
-from matt_fast.data.reading import check_plain_text, check_texts
-from matt_fast.model.folders import check_tokenizer_place
-from matt_fast.support.checks import (
-    MANY,
-    TOKENIZER_KINDS,
-    check_choice,
-    check_new_folder,
-    check_outside,
-    check_range,
-)
+from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
+from matt_fast.support.checks import TOKENIZER_KINDS
+from matt_fast.support.printable import some
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +56,7 @@ def extend(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Add tokens that a text wants, by going on with the merges of a BPE tokenizer; all that it has stays."""
-    _run("extend", dict(locals()), {"add": 1, "max_token_length": 2}, ("model",))
+    _run("extend", dict(locals()))
 
 
 @tokenizer.command()
@@ -86,7 +79,7 @@ def train(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Train a tokenizer from scratch on a text."""
-    _run("train", dict(locals()), {"size": 1, "max_token_length": 2}, ("like",))
+    _run("train", dict(locals()))
 
 
 @tokenizer.command()
@@ -101,7 +94,7 @@ def merge(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Append the tokens that another tokenizer has to a BPE tokenizer that lacks them, as the paper does."""
-    _run("merge", dict(locals()), {}, ("model", "other"))
+    _run("merge", dict(locals()))
 
 
 @tokenizer.command()
@@ -118,31 +111,17 @@ def prune(
     trust_remote_code: o.RemoteCode = False,
 ) -> None:
     """Remove the tokens of a BPE tokenizer that a text uses least."""
-    _run("prune", dict(locals()), {"keep": 1}, ("model",))
+    _run("prune", dict(locals()))
 
 
 tokenizer.command()(report)
 
 
-def _run(name: str, given: dict[str, Any], least: dict[str, int], places: tuple[str, ...]) -> None:
+def _run(name: str, given: dict[str, Any]) -> None:
     """Check what can be told by values, call the function of that name, and print what was made."""
     with command_output(given["json"], given["quiet"], given["debug"]) as out:
         arguments = {key: value for key, value in given.items() if key not in OUTSIDE}
-        for key in places:
-            if arguments[key] is not None:
-                check_tokenizer_place(arguments[key], key)
-        if arguments.get("words") is not None:
-            check_plain_text(arguments["words"], "words")
-        if arguments.get("data") is not None:
-            check_texts("data", arguments["data"], arguments["text_field"])
-            check_outside("output", arguments["output"], "data", arguments["data"])
-        if arguments.get("data", "") is None and arguments.get("words", "") is None:
-            raise ValueError("data: wanted text to learn tokens from, or words, got neither")
-        for key, value in least.items():
-            check_range(key, arguments[key], value, MANY)
-        if "kind" in arguments:
-            check_choice("kind", arguments["kind"], TOKENIZER_KINDS)
-        check_new_folder("output", arguments["output"])
+        check_tokenizer_arguments(arguments)
         with ProgressDisplay(out.console, announce=False) as display:
             display.on_stage("libraries")
             from matt_fast import tokenizers
@@ -159,19 +138,15 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     say(console, f"tokens           {result.tokens:,}{before}")
     for what, tokens in (("new", result.added), ("gone", result.removed)):
         if tokens:
-            say(console, f"{what:<16} {len(tokens):,}: {_some(tokens)}")
+            say(console, f"{what:<16} {len(tokens):,}: {some(tokens, SHOWN)}")
     if result.cut_tokens:
-        what = "since marks are letters now, no text has these"
-        say(
-            console,
-            f"cut              {what} {len(result.cut_tokens):,} of the base any more: {_some(result.cut_tokens)}",
-        )
+        what, tokens = "since a mark is its letter's now, no word has these", result.cut_tokens
+        say(console, f"cut              {what} {len(tokens):,} of the base any more: {some(tokens, SHOWN)}")
     for reason in dict.fromkeys(result.left_out.values()):
         those = [text for text, why in result.left_out.items() if why == reason]
-        more = "" if len(those) <= SHOWN else " …"
         say(
             console,
-            f"left out         {len(those):,}, since each {reason}: {', '.join(map(repr, those[:SHOWN]))}{more}",
+            f"left out         {len(those):,}, since each {reason}: {some(those, SHOWN)}",
         )
     if result.bytes_per_token is not None:
         before = "" if result.bytes_per_token_before is None else f" ({result.bytes_per_token_before:.2f} before)"
@@ -179,7 +154,3 @@ def print_new_tokenizer(console: "Console", result: "NewTokenizer") -> None:
     if result.cut_at_marks > MANY_MARKS:
         what = "of the letters are signs at which it cuts words, as its base does; with --join-marks it does not"
         say(console, f"cut at marks     {result.cut_at_marks:.0%} {what}")
-
-
-def _some(tokens: list[str]) -> str:
-    return ", ".join(map(repr, tokens[:SHOWN])) + ("" if len(tokens) <= SHOWN else " …")

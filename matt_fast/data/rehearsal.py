@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.model.positions import position_limit
 from matt_fast.model.sampling import continuations
+from matt_fast.support.texts import BROKEN
 
 QUESTION, ANSWER = 48, 160  # tokens, at most
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": 0.95}  # what is sharper would be learned too
 ROUNDS = 4  # of questions: one that says nothing is drawn again
 TAIL = 4  # tokens of a prompt that its continuation is decoded behind: alone it may lose the space before it
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 USER, ASSISTANT = "USER\u2063SPEAKS", "ASSISTANT\u2063SPEAKS"  # stand for what is said; in no template
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
 from matt_fast.model.sampling import continuations
-from matt_fast.support.texts import bounded_pieces, up_to
+from matt_fast.support.texts import BROKEN, bounded_pieces, up_to
 
 NEW = 32  # teacher tokens that are generated for a snippet, at most
 SHORTEST = 4  # of them, at least
@@ -21,7 +21,6 @@ CHARACTERS = 1 << 20  # of the text that openings and words are taken from
 WORDS, HOSTS = 1 << 16, 8  # that are looked at, and that are used of a token
 TOGETHER = 1 << 12  # texts tokenised at a time
 OPENED = {True: (True, False, True, True), False: (False, True, True, True)}  # the rounds, with text and without
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 BETWEEN = "\n\n"  # two snippets of a document
 
 

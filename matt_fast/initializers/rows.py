@@ -21,6 +21,7 @@ from matt_fast.initializers.states import rows_from_states
 from matt_fast.initializers.tokalign import cooccurrence_vectors, tokalign_mixtures
 from matt_fast.initializers.transtokenizers import transtokenizer_mixtures
 from matt_fast.initializers.wechsel import dictionary_from_pairs, train_word_vectors, wechsel_mixtures
+from matt_fast.model.head import one_table
 from matt_fast.support.texts import Joined
 
 
@@ -91,7 +92,7 @@ def initial_rows(
     boundary = init_head == "boundary" or (solved is not None and init_head == "same")
     given = texts, donor, parallel, embedding.weight, omp_k, on_progress, hub_options
     made = _new_rows("init", vocabulary, init, seed, *given)
-    tied = _one_table(teacher)
+    tied = one_table(teacher)
     bias = None if head is None else getattr(head, "bias", None)
     if bias is not None:
         known = vocabulary.matches, vocabulary.subtokens
@@ -141,16 +142,11 @@ def check_init_head(init_head: str, model: PreTrainedModel) -> None:
     """Raise a ValueError for an unknown name, and for one that wants rows of its own for a head that has none."""
     if init_head not in INIT_HEADS:
         raise ValueError(f"init_head: wanted one of {', '.join(INIT_HEADS)}, got {init_head!r}")
-    if init_head not in ("same", "boundary") and _one_table(model):
+    if init_head not in ("same", "boundary") and one_table(model):
         raise ValueError(
             "init_head: wanted same or boundary for a model whose output head is tied to its input embedding, so that "
             f"one row serves both (or untie, for a head of its own), got {init_head!r}"
         )
-
-
-def _one_table(model: PreTrainedModel) -> bool:
-    head = model.get_output_embeddings()
-    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def needs_whole_model(init: str | Path | Method, init_head: str) -> bool:

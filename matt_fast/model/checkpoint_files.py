@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from matt_fast.model.folders import ADAPTER
 from matt_fast.model.teacher import Teacher, only_errors
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-ADAPTER = "adapter_config.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes
 NAMED = 5  # tensors that an error names

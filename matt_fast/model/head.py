@@ -51,6 +51,12 @@ class Head:
         return _ChunkedCrossEntropy.apply(hidden, rows.trainable, rows.ids[rows.positions], self, targets)
 
 
+def one_table(model: PreTrainedModel) -> bool:
+    """Whether one table is embedding and head, or there is no head."""
+    head = model.get_output_embeddings()
+    return head is None or head.weight is model.get_input_embeddings().weight
+
+
 def logit_rule(model: PreTrainedModel) -> dict[str, float | None]:
     """The factor and soft-capping that `model` applies to its head's output: arguments of `Head`.
 

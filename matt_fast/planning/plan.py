@@ -18,12 +18,12 @@ from matt_fast.planning.arguments import check_plan
 from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
 from matt_fast.support.checks import ROWS
+from matt_fast.support.units import GIB
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
 from matt_fast.training.options import HealingOptions, TrainingOptions, options_of_healing
 
-GIB = 1 << 30
 SEARCHED = 1 << 19  # tokens of a batch: what is larger is not looked for
 CLOSE_ENOUGH = 64  # parts of the longest sequence that are left unsearched
 

@@ -12,6 +12,7 @@ from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.initializers import InitReport, Rows
 from matt_fast.model.checkpoint_files import check_savable, check_weights
+from matt_fast.model.head import one_table
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
@@ -144,8 +145,8 @@ def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
     """The sibling's rows and the transferred ones in one table, and how alike the shared ones are."""
     ids = torch.tensor(sorted(vocabulary.matches))
     teacher_ids = torch.tensor([vocabulary.matches[i].teacher_id for i in ids.tolist()])
-    tied = _one_table(model)
-    if tied and not _one_table(given):
+    tied = one_table(model)
+    if tied and not one_table(given):
         raise ValueError(
             "transferred: wanted one table for embedding and head, as the sibling has, got a model whose head has rows "
             "of its own (a transfer with untie)"
@@ -173,12 +174,6 @@ def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
         bias[ids] = own[teacher_ids].to(bias.dtype)
     none = InitReport(shared=len(ids), initialized=0, subtoken_mean=0, unspelled=0)
     return Rows(tables[0], tables[1] if len(tables) > 1 else None, bias, none), similarity
-
-
-def _one_table(model) -> bool:
-    """Whether one table is embedding and head, or there is no head."""
-    head = model.get_output_embeddings()
-    return head is None or head.weight is model.get_input_embeddings().weight
 
 
 def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult) -> str:

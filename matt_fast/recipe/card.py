@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from matt_fast.evaluation.intervals import bits_in_words
 from matt_fast.recipe.base_card import Base, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
-from matt_fast.recipe.result import DIGITS, Healing, TransferResult
+from matt_fast.recipe.result import Healing, TransferResult
+from matt_fast.report.words import DIGITS
 from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version

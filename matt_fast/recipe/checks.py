@@ -35,7 +35,6 @@ from matt_fast.recipe.preflight import (
     no_new_tokens,
     rehearse_ids,
     rehearse_saving,
-    size_in_words,
 )
 from matt_fast.recipe.same import libraries
 from matt_fast.recipe.special_ids import check_special_ids
@@ -45,6 +44,7 @@ from matt_fast.runs.folder import TRAININGS
 from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
+from matt_fast.support.units import size_in_words
 from matt_fast.support.version import own_version
 
 SHORT = 100  # characters of a held-out text

@@ -123,7 +123,7 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
 
 
 def _evaluations(work: Work, found: dict[str, dict[str, dict]]) -> dict[str, dict]:
-    """The fields `evaluations`, `text` and `other_texts` of a result, from evaluations.json: stage -> text -> figures."""
+    """The fields of a result that evaluations.json has: stage -> text -> figures."""
     by_text = {
         text: {stage: Evaluation(**figures[text]) for stage, figures in found.items()} for text in work.job.held_out
     }

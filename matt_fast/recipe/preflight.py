@@ -30,6 +30,7 @@ from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import translate_ids
 from matt_fast.support.files import raise_if_full
 from matt_fast.support.texts import bounded_pieces
+from matt_fast.support.units import size_in_words
 from matt_fast.training.options import HealingOptions
 
 CHECKPOINTS_KEPT = 2
@@ -243,12 +244,3 @@ def _generation_config(teacher: Teacher) -> GenerationConfig | None:
         if Path(teacher.model, GENERATION_CONFIG_NAME).exists():
             raise
         return None  # it has none
-
-
-def size_in_words(count: float) -> str:
-    """Bytes in the unit that reads best: "3.2 GiB"."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.report.words import DIGITS
 from matt_fast.runs.record import HELD_OUT
 from matt_fast.training.loop import Progress
 
-DIGITS = 4  # of bits per byte that are compared, as they are printed
 GROWN = 2  # times its start: more than the difference between batches
 
 

@@ -15,10 +15,10 @@ from matt_fast.recipe.transfer import transfer
 from matt_fast.runs.folder import Run
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import figure_class, save
+from matt_fast.support.units import GIB
 from matt_fast.support.version import own_version
 from matt_fast.training.options import TrainingOptions
 
-GIB = 1 << 30
 JSON, MODEL = "depths.json", ".part-model"  # in the output; the second while a depth is measured
 # Arguments of `transfer` that the figures do not depend on, and the one that a sweep changes.
 NO_SETTINGS = ("output", "n_layers", "resume", "checkpoint_every", "track")

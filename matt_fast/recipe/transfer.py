@@ -144,7 +144,8 @@ def transfer(
         checkpoint_every: a number of steps, or a time such as "10m"; "auto" is ten minutes, or longer where checkpoints
             would take more than 1% of the time. The last two are kept.
         validate_every: measure bits per byte of `eval_data` so often during training, and keep the best weights, be it
-            those before the first step: they become the result. The whole model is loaded for it. A time does not give the same bits in another run.
+            those before the first step: they become the result. The whole model is loaded for it. A time does not give
+            the same bits in another run.
         patience: stop behind so many validations without a better one.
         track: "tensorboard", "wandb" or "trackio", or several joined by ",". `run/metrics.jsonl` is always written.
         language: codes of the languages that the new model is for, such as "uk"; they go into its card.

@@ -8,11 +8,10 @@ from accelerate import Accelerator
 
 from matt_fast.reference.config import MATTConfig
 from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.support.units import GIB
 from matt_fast.training.loop import Progress
 
 logger = logging.getLogger(__name__)
-
-GIB = 1 << 30
 
 
 def losses_logged(parts: dict[str, float]) -> dict[str, float]:

@@ -8,9 +8,10 @@ from matt_fast.report.curves import Curve, Line
 from matt_fast.report.figures import TIMES, ratio, verdict
 from matt_fast.report.sentences import shown
 from matt_fast.report.training import VALIDATION, curves_of
-from matt_fast.report.words import DIGITS, GIB, NOTHING, cell, duration, table
+from matt_fast.report.words import DIGITS, NOTHING, cell, duration, table
 from matt_fast.runs.record import STATES, Record
 from matt_fast.support.printable import short_names
+from matt_fast.support.units import GIB
 
 ELSEWHERE = ("output",)  # options that always differ
 

@@ -4,8 +4,9 @@ import shlex
 from collections import Counter
 from html import escape
 
-from matt_fast.report.words import GIB, cell, duration, last_part, named, table
+from matt_fast.report.words import cell, duration, last_part, named, table
 from matt_fast.runs.record import STATES, Record
+from matt_fast.support.units import GIB
 
 STARTS = {
     "mean": "the mean of the old tokens that spell it",

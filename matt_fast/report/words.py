@@ -7,7 +7,6 @@ NAME = "report.html"
 NOTHING = "\N{EN DASH}"  # where there is no figure
 DIGITS = 4  # of bits per byte that are compared, as they are shown
 MINUTE, HOUR = 60, 3600
-GIB = 1 << 30
 
 
 def last_part(place: object) -> str:

@@ -23,6 +23,11 @@ def short_names(places: Sequence[str]) -> list[str]:
     return list(places)
 
 
+def some(things: Sequence, most: int = 5) -> str:
+    """The first of some things as Python writes them, and … where there are more."""
+    return ", ".join(map(repr, things[:most])) + (" …" if len(things) > most else "")
+
+
 def printable(text: str) -> str:
     r"""The text with control characters written as escapes (`\x1b`); line ends and tabs stay."""
     if text.isascii() and text.isprintable():

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import TypeVar
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoding makes of bytes that are no character
 MAX_CHARACTERS = 1 << 20  # of a piece, and of pieces that are tokenised together
 
 T = TypeVar("T")

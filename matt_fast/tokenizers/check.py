@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import ROLES, token_bytes
 from matt_fast.model.tokenizer_files import PROBE
+from matt_fast.support.printable import some
 from matt_fast.tokenizers.source import Source
 
 CONVERSATION = (
@@ -45,7 +46,7 @@ def check(
     texts = [*PROBE, *texts]
     tokens = token_bytes(made)
     silent = [i for i, token in tokens.items() if token.kind != "special" and not token.bytes]
-    _require(not silent, "every token to stand for some text", f"ids that do not: {_some(silent)}")
+    _require(not silent, "every token to stand for some text", f"ids that do not: {some(silent)}")
     ours, theirs = (_encode(x, texts) for x in (made, base.tokenizer))
     for text, one, other in zip(texts, ours, theirs, strict=True):
         back, before = (x.decode(ids) for x, ids in ((made, one), (base.tokenizer, other)))
@@ -59,7 +60,7 @@ def check(
 def _check_new(made: Source, base: Source, new: Mapping[str, int], texts, ours, theirs) -> None:
     model, old = made.by_merges, base.by_merges
     wrong = [entry for entry, i in new.items() if [token.id for token in model.tokenize(entry)] != [i]]
-    _require(not wrong, "every new token to be reached", f"{len(wrong):,} that are not: {_some(wrong)}")
+    _require(not wrong, "every new token to be reached", f"{len(wrong):,} that are not: {some(wrong)}")
     pieces = {i: [token.id for token in old.tokenize(entry)] for entry, i in new.items()}
     for text, one, other in zip(texts, ours, theirs, strict=True):
         spelled = [piece for i in one for piece in pieces.get(i, (i,))]
@@ -79,7 +80,7 @@ def _check_rest(made: Source, base: Source, removed: Collection[str], texts) -> 
         for entry in kept
         if [x.value for x in old.tokenize(entry)] == [entry] != [x.value for x in model.tokenize(entry)]
     ]
-    _require(not wrong, "every token to be reached as before", f"{len(wrong):,} that are not: {_some(wrong)}")
+    _require(not wrong, "every token to be reached as before", f"{len(wrong):,} that are not: {some(wrong)}")
     lines = [line for text in texts for line in text.splitlines() if line]
     before, after = (x.encode_batch(lines, add_special_tokens=False) for x in (base.plain, made.plain))
     for line, one, other in zip(lines, before, after, strict=True):
@@ -102,9 +103,9 @@ def _check_special_tokens(made: Source, base: Source, same_ids: bool) -> None:
         _require(same, f"the added token {token}", str(other))
     ids = made.entries
     moved = [entry for entry, i in base.tokenizer.get_vocab().items() if same_ids and ids.get(entry) != i]
-    _require(not moved, "the base's ids", f"others for {_some(moved)}")
+    _require(not moved, "the base's ids", f"others for {some(moved)}")
     missing = set(before.all_special_tokens) - set(after.all_special_tokens)
-    _require(not missing, "the base's special tokens", f"none of {_some(sorted(missing))}")
+    _require(not missing, "the base's special tokens", f"none of {some(sorted(missing))}")
 
 
 def _check_template(made: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase) -> None:
@@ -126,7 +127,3 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[li
 def _require(fits: bool, wanted: str, got: str) -> None:
     if not fits:
         raise ValueError(f"output: wanted {wanted}, got {got}")
-
-
-def _some(things: Sequence) -> str:
-    return ", ".join(map(repr, things[:5])) + (" …" if len(things) > 5 else "")

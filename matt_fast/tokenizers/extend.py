@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import check_plain_text, read_texts
-from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range
+from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -51,7 +51,7 @@ def extend(
             SentencePiece vocabulary, as long as may be for others, if None.
         join_marks: let vowel signs and accents (Unicode's marks) stay with their letters, where the pre-tokenizer cuts
             words at them, as GPT-2's does with Hindi, Khmer and Thai. Texts keep the base's tokens, but for those that
-            join a mark and a sign behind it: these are in `cut_tokens`, and no text has them any more.
+            join a mark and a sign behind it: these are in `cut_tokens`, and no word has them any more.
         split, text_field: of the data.
         on_stage: called with the name of each stage of the work.
         **options: for loading the tokenizer.
@@ -65,12 +65,7 @@ def extend(
             cannot be joined.
         FileExistsError: the folder has something in it.
     """
-    check_new_folder("output", output)
-    check_outside("output", output, "data", data)
-    check_range("add", add, 1, MANY)
-    check_range("max_token_length", max_token_length, 2, MANY)
-    if data is None and words is None:
-        raise ValueError("data: wanted text to learn tokens from, or words, got neither")
+    check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     base = read_source(model, **options)
     check_extensible(base)

@@ -10,13 +10,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
+from matt_fast.support.texts import BROKEN
 from matt_fast.tokenizers.result import texts_of
 from matt_fast.tokenizers.source import Source
 
 # What `tokenizers` has for ByteLevel with use_regex.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE = "\u0915\u093f\u0924\u093e"  # two letters of Devanagari with a vowel sign each
-LETTERS, WITH_MARKS = r"\p{L}", r"\p{L}\p{M}"
+LETTER, MARK = r"\p{L}", r"\p{M}"
 CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\p\{L\}")
 
 
@@ -35,9 +36,10 @@ def cut_at_marks(source: Source, texts: Iterable[str]) -> float:
 
 
 def join_marks(source: Source) -> Source:
-    """The tokenizer with a pre-tokenizer that takes marks for letters. Texts without marks are cut as before.
+    """The tokenizer with a pre-tokenizer that takes marks behind a letter for a part of it.
 
-    What the base writes as a mark and a sign behind it, as Llama 3 does with a vowel sign and a comma, is cut too.
+    Texts without such marks are cut as before, emoji with a variation selector (a mark behind a sign) among them. What
+    the base writes as a mark and a sign behind it, as Llama 3 does with a vowel sign and a comma, is cut too.
 
     Raises:
         ValueError: its pre-tokenizer has no pattern of letters to put marks into.
@@ -55,13 +57,14 @@ def join_marks(source: Source) -> Source:
 
 
 def cut_tokens(source: Source, joined: Source) -> list[str]:
-    """Texts of the base's tokens that `joined`, of `join_marks`, cuts at a mark before merges apply."""
+    """Texts of the base's tokens that `joined`, of `join_marks`, cuts behind a mark, where that has a letter before."""
     if joined is source:
         return []
-    whole = (x for x in texts_of(source, source.entries) if "\N{REPLACEMENT CHARACTER}" not in x)
+    whole = (x for x in texts_of(source, source.entries) if BROKEN not in x)
     marked = (x for x in whole if any(unicodedata.category(c)[0] == "M" for c in x))
     before, now = source.plain.pre_tokenizer, joined.plain.pre_tokenizer
-    return [x for x in marked if len(now.pre_tokenize_str(x)) > 1 == len(before.pre_tokenize_str(x))]
+    in_word = {x: x if unicodedata.category(x[0])[0] != "M" else PROBE[0] + x for x in marked}
+    return [x for x, y in in_word.items() if len(now.pre_tokenize_str(y)) > 1 == len(before.pre_tokenize_str(x))]
 
 
 def _joined(part: dict) -> dict:
@@ -77,11 +80,11 @@ def _joined(part: dict) -> dict:
 
 
 def _with_marks(pattern: str) -> str:
-    """A pattern in which marks stand wherever letters do."""
+    """A pattern in which each letter takes the marks behind it; signs keep theirs, as in an emoji."""
 
     def joined(found: re.Match) -> str:
-        if found[0] == LETTERS:
-            return f"[{WITH_MARKS}]"
-        return found[0] if r"\p{M}" in found[0] else found[0].replace(LETTERS, WITH_MARKS)
+        kind = found[0]
+        takes_letters = LETTER in kind and MARK not in kind and not kind.startswith("[^")
+        return f"(?:{kind}{MARK}*)" if takes_letters else kind
 
     return CLASS.sub(joined, pattern)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
-from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range
+from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
 from matt_fast.support.texts import bounded_pieces, groups
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.extend import check_extensible
@@ -52,9 +52,7 @@ def prune(
         ValueError: it has no merges, has no more than `keep` tokens, or so few cannot be left.
         FileExistsError: the folder has something in it.
     """
-    check_new_folder("output", output)
-    check_outside("output", output, "data", data)
-    check_range("keep", keep, 1, MANY)
+    check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     base = read_source(model, **options)
     check_extensible(base)

@@ -17,7 +17,7 @@ class NewTokenizer:
         left_out: what was asked for and could not become a token, with the reason.
         bytes_per_token, bytes_per_token_before: of the first 262,144 characters of the data, if there was any.
         cut_at_marks: of these, the share of letters and marks that are marks at which words are cut.
-        cut_tokens: texts of the base's tokens that no text has any more, since marks were joined with letters.
+        cut_tokens: texts of the base's tokens that no word has any more, since marks were joined with their letters.
     """
 
     tokens: int

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
-from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_new_folder, check_outside, check_range
+from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
@@ -66,11 +66,7 @@ def train(
             with marks that cannot be joined, or data that cannot be read.
         FileExistsError: the folder has something in it.
     """
-    check_new_folder("output", output)
-    check_outside("output", output, "data", data)
-    check_range("size", size, 1, MANY)
-    check_range("max_token_length", max_token_length, 2, MANY)
-    check_choice("kind", kind, TOKENIZER_KINDS)
+    check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     digits_alone = True
     if like is None:

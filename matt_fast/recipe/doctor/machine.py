@@ -21,9 +21,9 @@ from matt_fast.planning.plan import Plan, plan_step
 from matt_fast.planning.simulation import NeedsWeightsError, Vocabulary
 from matt_fast.recipe.doctor.finding import Said, fail, look, ok
 from matt_fast.recipe.job import Job
-from matt_fast.recipe.preflight import size_in_words
 from matt_fast.recipe.subject import Subject
 from matt_fast.support.installing import install_line
+from matt_fast.support.units import size_in_words
 from matt_fast.training.frozen import check_frozen
 from matt_fast.training.trackers import trackers_for
 

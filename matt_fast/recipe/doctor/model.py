@@ -9,6 +9,7 @@ from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.doctor.finding import Enough, ForSeconds, Said, look, ok
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.subject import Subject
+from matt_fast.support.units import size_in_words
 
 SECONDS = 6.0  # spent on reading weights
 
@@ -82,7 +83,7 @@ def values(subject: Subject) -> Iterator[Said]:
     except Enough:
         yield ok(
             f"{read.done:,} of {read.total:,} tensors were read in {SECONDS:.0f} s, all finite; a transfer reads all "
-            f"{size / 1e9:,.1f} GB"
+            f"{size_in_words(size)}"
         )
     else:
-        yield ok(f"all {read.total:,} tensors are finite ({size / 1e9:,.2f} GB read)")
+        yield ok(f"all {read.total:,} tensors are finite ({size_in_words(size)} read)")
