@@ -17,7 +17,9 @@ import pytest
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import new_tokenizer, save_tiny_model
 
+from matt_fast import transfer
 from matt_fast.support.installing import packages_line
 from matt_fast.training.metrics import Metrics
 from matt_fast.training.trackers import accelerator_options, trackers_for
@@ -238,6 +240,22 @@ def test_only_the_main_process_writes(tmp_path):
     metrics.log_validation(1, 2.0)
     metrics.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_login_that_wandb_lacks_is_told_before_there_is_work(tmp_path, monkeypatch):
+    def login():
+        raise RuntimeError("No API key configured")
+
+    monkeypatch.setitem(sys.modules, "wandb", fake := Tracked("wandb", []))
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
+    fake.login = login
+    save_tiny_model(tmp_path / "model")
+    new_tokenizer().save_pretrained(tmp_path / "new")
+    (tmp_path / "text.txt").write_text("text")
+    given, stages = [tmp_path / x for x in ("model", "new", "text.txt", "output")], []
+    with pytest.raises(ValueError, match="track: wanted a login at wandb, .* got none: No API key configured"):
+        transfer(*given, track="wandb", on_stage=stages.append, device="cpu")
+    assert (stages, (tmp_path / "output").exists()) == ([], False)
 
 
 def test_track_is_checked_before_anything_slow():

@@ -15,7 +15,7 @@ from matt_fast.runs.folder import Resume, Run, reserved
 from matt_fast.support.files import LATE
 from matt_fast.support.locks import this_process
 from matt_fast.support.stopping import stopping
-from matt_fast.training.trackers import accelerator_options
+from matt_fast.training.trackers import accelerator_options, log_in
 
 OF_THE_PROCESS = ("device", "precision", "track")  # what processes need before they can tell each other of errors
 
@@ -43,6 +43,8 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         options = accelerator_options(early.pop("track"), run.folder)
         accelerator = make_accelerator(**early, **options)
         processes = stack.enter_context(together(accelerator))
+        if accelerator.is_main_process:
+            log_in(arguments["track"])
         job = Job(**arguments)
         check_output_apart(output, arguments)
         processes.check_same(same_everywhere(job, resume) if processes.count > 1 else {})

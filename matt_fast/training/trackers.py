@@ -37,6 +37,23 @@ def trackers_for(track: str | None) -> list[str]:
     return names
 
 
+def log_in(track: str | None) -> None:
+    """Let wandb look for a login, or ask for one, before there is any work that would be lost. For the main process.
+
+    Raises:
+        ValueError: there is none, and no terminal to ask at.
+    """
+    if "wandb" not in trackers_for(track):
+        return
+    import wandb
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            wandb.login()
+    except Exception as error:  # of whatever kind its package raises
+        raise ValueError(f"track: wanted a login at wandb, or WANDB_MODE=offline, got none: {error}") from error
+
+
 def accelerator_options(track: str | None, folder: Path) -> dict[str, Any]:
     """What `Accelerator` takes for `start_trackers` to start these trackers; TensorBoard writes in `folder`.
 
