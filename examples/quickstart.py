@@ -21,6 +21,8 @@ from matt_fast.support.threads import wait_passively
 
 if __name__ == "__main__":
     wait_passively()  # before torch is imported
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries are for terminals
 
 import torch
 from manuals import manuals

@@ -253,7 +253,7 @@ def test_a_login_that_wandb_lacks_is_told_before_there_is_work(tmp_path, monkeyp
     new_tokenizer().save_pretrained(tmp_path / "new")
     (tmp_path / "text.txt").write_text("text")
     given, stages = [tmp_path / x for x in ("model", "new", "text.txt", "output")], []
-    with pytest.raises(ValueError, match="track: wanted a login at wandb, .* got none: No API key configured"):
+    with pytest.raises(ValueError, match=r"track: wanted a login at wandb, .* got none: No API key configured"):
         transfer(*given, track="wandb", on_stage=stages.append, device="cpu")
     assert (stages, (tmp_path / "output").exists()) == ([], False)
 

@@ -3,7 +3,6 @@
 Embeddings and the output head stay as they are in any case; `TrainingOptions` says what goes together.
 """
 
-import logging
 import tempfile
 import weakref
 from contextlib import ExitStack
@@ -59,8 +58,6 @@ def load_frozen(
         device: where the model runs.
     """
     if options.quantization is not None:
-        # One line for each product of each layer of each step.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         chosen = {
             "8bit": {"load_in_8bit": True},
             "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype},
