@@ -104,6 +104,7 @@ def test_the_picture_is_written_or_one_line_says_why_not(tmp_path, monkeypatch):
     assert told[1].endswith(f"No such file or directory: '{tmp_path / 'nothing.jsonl'}'")
     assert told[2:] == [
         "no curves.png: no step was written down",
-        f"no curves.png: {tmp_path / 'wrong.jsonl'}, line 2: wanted a JSON object, got '[1]\\n'",
+        f"no curves.png: {tmp_path / 'wrong.jsonl'}, line 2: wanted a JSON object with a step and numbers, "
+        "got '[1]\\n'",
         f"no curves.png: plots are drawn with matplotlib: {install_line('plot')}",
     ]

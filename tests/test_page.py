@@ -296,8 +296,8 @@ def test_what_is_no_run_or_a_damaged_one_is_refused(runs, tmp_path):
     for name, text, told in (
         ("metrics.jsonl", "{}\n[1]\n", "metrics.jsonl, line 2: wanted a JSON object"),
         ("state.json", "[", "runs: wanted a JSON object in"),
-        ("run.yaml", "{", "runs: wanted the files of a transfer in"),
-        ("run.json", "{}", "runs: wanted the files of a transfer in"),
+        ("run.yaml", "{", "runs: wanted what a transfer wrote in"),
+        ("run.json", "{}", "runs: wanted what a transfer wrote in"),
     ):
         was = (run / name).read_bytes() if (run / name).exists() else b""
         (run / name).write_text(text)

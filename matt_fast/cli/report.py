@@ -10,6 +10,7 @@ from matt_fast.cli.output import command_output, say
 from matt_fast.cli.progress import ProgressDisplay
 from matt_fast.report.sentences import progress_line
 from matt_fast.report.words import NAME
+from matt_fast.runs.folder import damaged_files
 from matt_fast.runs.record import read_record
 from matt_fast.show.choices import PAGES, check_output, read_text
 from matt_fast.support.files import write_text
@@ -50,13 +51,15 @@ def report(
             shown = []
             for record in records:
                 display.on_stage(f"tokenizers of {record.folder.name}")
-                found = look_again(record, sample, trust_remote_code=trust_remote_code)
+                with damaged_files(record.folder / "run", "runs"):
+                    found = look_again(record, sample, trust_remote_code=trust_remote_code)
                 options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
                 words = sample or record.sample
                 if influence and words and record.has_model:
                     found = replace(found, **_influence(display, record.folder, words[:SHORT], options, found.missing))
                 shown.append(found)
-            page = report_page(shown)
+            with damaged_files(", ".join(str(x.folder / "run") for x in records), "runs"):
+                page = report_page(shown)
         write_text(output, page)
         missing = {str(x.record.folder): dict(x.missing) for x in shown}
         for folder, parts in missing.items():

@@ -217,7 +217,7 @@ class Shards:
                 f"prepared: wanted what `matt-fast prepare` made, got {self.place!r}, which has no {MANIFEST}: is it "
                 "there, and all of it made?"
             ) from error
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"prepared: wanted a whole {MANIFEST} in {self.place!r}, got {error!r}") from error
 
     def open(self, name: str) -> IO[bytes]:

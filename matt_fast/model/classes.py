@@ -57,6 +57,8 @@ def model_class(config: PreTrainedConfig) -> ModelClass:
         ValueError: an encoder-decoder, or a class of a kind that has no language model of one stack of layers.
     """
     names = config.architectures or ()
+    if not isinstance(names, list | tuple) or not all(isinstance(x, str) for x in names):
+        raise ValueError(f"model: wanted a list of names as architectures in its configuration, got {names!r}")
     name = names[0] if names else None
     wanted = f"model: wanted one of {POSSIBLE}, got {name or type(config).__name__}"
     if getattr(config, "is_encoder_decoder", False):

@@ -124,7 +124,7 @@ def _as_in_file(
     _tell_other_ids(tokenizer, raw, path, argument)
     if alone:
         return tokenizer
-    _take_prefix_space(raw["pre_tokenizer"], tokenizer)
+    _take_prefix_space(raw.get("pre_tokenizer"), tokenizer)
     original = Tokenizer.from_str(json.dumps(raw))
     original.no_truncation()
     original.no_padding()
@@ -146,7 +146,7 @@ def _as_in_file(
 def _tell_other_ids(tokenizer: PreTrainedTokenizerBase, raw: dict, path: str | Path, argument: str) -> None:
     """Warn of added tokens that have other ids than their file says: `tokenizers` counts them anew."""
     known = tokenizer.get_vocab()
-    others = [x for x in raw["added_tokens"] if known.get(x["content"], x["id"]) != x["id"]]
+    others = [x for x in raw.get("added_tokens", ()) if known.get(x["content"], x["id"]) != x["id"]]
     if others:
         token = others[0]["content"]
         warnings.warn(

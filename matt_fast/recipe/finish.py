@@ -17,6 +17,7 @@ from matt_fast.recipe.training_stages import NUMBERS, seen_in
 from matt_fast.recipe.work import Work
 from matt_fast.report.curves import draw_curves
 from matt_fast.report.writing import write_report
+from matt_fast.runs.folder import damaged_files
 from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
@@ -65,6 +66,15 @@ def finished_result(work: Work) -> TransferResult:
             f"resume: the run in {str(work.run.output)!r} is finished and cannot go on with {'; '.join(other)}; give "
             "another output. To train its result on: model and tokenizer that folder, teacher the original"
         )
+    with damaged_files(work.run.path("result.json"), work.run.argument):
+        result = _read_result(work)
+    if work.is_main:
+        work.run.finish()  # a kill may have left a part of what is removed
+        work.listeners.on_message(f"The run in {work.run.output} is finished.")
+    return result
+
+
+def _read_result(work: Work) -> TransferResult:
     values = work.run.read("result.json")
     values["output"] = work.run.output
     values["report"] = InitReport.of_json(values["report"])
@@ -76,9 +86,6 @@ def finished_result(work: Work) -> TransferResult:
         values["snippets"] = SnippetCounts(**values["snippets"])
     if values.get("rehearsal") is not None:
         values["rehearsal"] = Rehearsal(**values["rehearsal"])
-    if work.is_main:
-        work.run.finish()  # a kill may have left a part of what is removed
-        work.listeners.on_message(f"The run in {work.run.output} is finished.")
     return TransferResult(**values)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from matt_fast.recipe.arguments import check_arguments, check_output_apart
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
+from matt_fast.recipe.run_files import check_run_files
 from matt_fast.recipe.same import same_everywhere
 from matt_fast.recipe.work import Listeners, Work, make_accelerator
 from matt_fast.runs.folder import Resume, Run, reserved
@@ -51,6 +52,7 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         if accelerator.is_main_process:
             run = stack.enter_context(reserved(output, resume))
             stop.how_to_go_on = lambda: run.how_to_go_on
+            check_run_files(run)
         _check_shared(run, processes)
         try:
             yield Work(job, run, accelerator, processes, stop, listeners)

@@ -66,7 +66,7 @@ def read_curves(metrics: Path, names: Iterable[str] = ("loss", *OBJECTIVES, "lr"
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line but the last is no JSON object.
+        ValueError: a line but the last is no JSON object with a step and numbers.
     """
     found = defaultdict(lambda: (array("d"), array("d")))
     with open(metrics, encoding="utf-8") as file:
@@ -75,13 +75,14 @@ def read_curves(metrics: Path, names: Iterable[str] = ("loss", *OBJECTIVES, "lr"
                 break  # being written
             try:
                 values = dict(json.loads(line))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{metrics}, line {number}: wanted a JSON object, got {line[:40]!r}") from error
-            for name in names:
-                if values.get(name) is not None:
-                    steps, column = found[name]
-                    steps.append(values["step"])
-                    column.append(values[name])
+                for name in names:
+                    if values.get(name) is not None:
+                        steps, column = found[name]
+                        steps.append(values["step"])
+                        column.append(values[name])
+            except (KeyError, TypeError, ValueError) as error:
+                wanted = "a JSON object with a step and numbers"
+                raise ValueError(f"{metrics}, line {number}: wanted {wanted}, got {line[:40]!r}") from error
     return {name: tuple(np.frombuffer(column) for column in found[name]) for name in names if name in found}
 
 

@@ -21,12 +21,15 @@ Each is whole or not there. What a finished run does not need any more is remove
 
 import json
 import math
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from matt_fast.support.files import check_writable, remove_parts, write_text
 from matt_fast.support.locks import locked
@@ -38,6 +41,27 @@ TRAININGS = {"steps": ("trained", "."), "heal_steps": ("healed", "healing")}  # 
 WRITTEN_OFTEN = ("checkpoints", "best", "healing", "healing/checkpoints", "healing/best")  # while it trains
 DRAWN = "drawn.jsonl"
 HEAVY = ("rows", "data", "checkpoints", "best", "trained", "healing", "healed", "result")
+
+
+CLEAR = re.compile(r"[\w ]+: wanted ")  # an error that says already what is wrong
+
+
+@contextmanager
+def damaged_files(place: str | Path, argument: str) -> Iterator[None]:
+    """Code that reads a file of a run, or the files in its folder: where it cannot, the error names the place.
+
+    Raises:
+        ValueError: what lies at `place` is torn, or was changed by hand.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, ValueError) and CLEAR.match(str(error)):
+            raise
+        raise ValueError(
+            f"{argument}: wanted what a transfer wrote in {str(place)!r}, got something else ({line})"
+        ) from error
 
 
 class Run:

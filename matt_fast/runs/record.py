@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from matt_fast.runs.folder import Run
+from matt_fast.runs.folder import Run, damaged_files
 from matt_fast.support.locks import at_work
 
 HELD_OUT = "held-out text"  # the name of one that was given none
@@ -139,7 +139,7 @@ def read_record(folder: Path, argument: str = "runs", *, ends: bool = False) -> 
         )
     about, state, result = (run.read(f"{name}.json") for name in ("run", "state", "result"))
     configuration = run.text("run.yaml")
-    try:
+    with damaged_files(run.folder, argument):
         options = yaml.safe_load(configuration)
         settings = about["settings"]
         figures = result["evaluations"] if "evaluations" in result else run.read("evaluations.json")
@@ -166,11 +166,6 @@ def read_record(folder: Path, argument: str = "runs", *, ends: bool = False) -> 
             sample=run.text("sample.txt") if run.path("sample.txt").is_file() else None,
             phases=_phases(run, options, result),
         )
-    except (AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"{argument}: wanted the files of a transfer in {str(run.folder)!r}, got damaged ones ({line})"
-        ) from error
 
 
 def held_out_names(options: Mapping[str, Any]) -> list[str]:

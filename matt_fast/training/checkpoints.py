@@ -108,11 +108,10 @@ class Checkpoints:
             try:
                 tensors = load_file(folder / TENSORS)
                 numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-            except (OSError, SafetensorError, ValueError) as error:
+                _restore(state, tensors, numbers, accelerator)
+                return dict(numbers["more"])
+            except (AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
                 faults.append(f"{folder}: {error}")
-                continue
-            _restore(state, tensors, numbers, accelerator)
-            return numbers["more"]
         if faults:
             raise ValueError("no checkpoint can be read; delete them to begin training anew: " + "; ".join(faults))
         return None
