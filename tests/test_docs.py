@@ -39,6 +39,7 @@ SHORTER = (  # what would take long
     (re.compile(r"HuggingFaceTB/SmolLM2-135M(?:-Instruct)?"), "MODEL"),
     (re.compile(r"\bsteps=\d+"), "steps=2"),
     (re.compile(r"--(heal-)?steps \d{2,}"), r"--\1steps 2"),
+    (re.compile(r"--rehearse \d{2,}"), "--rehearse 2"),
     (re.compile(r"--add \d{2,}"), "--add 20"),
 )
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -259,7 +260,7 @@ def test_the_notebook_runs_from_top_to_bottom(world, tmp_path):
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     texts = [str(world / "texts" / name) for name in ("corpus.jsonl", "held-out.jsonl", "files/english-held-out.jsonl")]
     parameters.source += f"\nMODEL, TEXTS = {str(world / 'all' / 'MODEL')!r}, {texts!r}"
-    parameters.source += "\nNEW_TOKENS, STEPS, PIECES, WRITTEN = 20, 2, 2, 3"
+    parameters.source += "\nNEW_TOKENS, STEPS, REHEARSED, PIECES, WRITTEN = 20, 2, 2, 2, 3"
     NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}, timeout=600).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert sum("image/png" in output.get("data", ()) for output in outputs) == 2
