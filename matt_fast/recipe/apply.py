@@ -21,7 +21,7 @@ from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
 from matt_fast.runs.folder import Run
 from matt_fast.runs.record import PROVENANCE, read_provenance
-from matt_fast.support.checks import check_new_folder
+from matt_fast.support.checks import check_argument_types, check_new_folder
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.support.version import own_version
 
@@ -82,6 +82,7 @@ def apply(
         FileExistsError: `output` is not empty.
         ValueError: the models are no siblings; the message says by what.
     """
+    check_argument_types(apply, locals())
     check_arguments({"eval_data": eval_data, "eval_pieces": eval_pieces, "text_field": text_field})
     check_new_folder("output", output)
     output = Path(output)

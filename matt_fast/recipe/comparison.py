@@ -24,6 +24,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.support.checks import check_argument_types
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import plan_ahead, trains_output
@@ -102,6 +103,7 @@ def compare_initializers(
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
+    check_argument_types(compare_initializers, locals())
     arguments, inits = dict(locals()), list(inits)
     for init in inits:
         check_arguments(arguments | {"init": init})

@@ -1,12 +1,15 @@
 """Arguments checked by their values: types, choices, paths. Imports nothing slow."""
 
+import functools
+import inspect
 import math
-from collections.abc import Collection, Iterable
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from matt_fast.support.files import check_writable
 
@@ -30,6 +33,21 @@ def check_field_types(settings: Any) -> None:
     """`check_type` for each field of a dataclass."""
     for field in fields(settings):
         check_type(field.name, getattr(settings, field.name), field.type)
+
+
+def check_argument_types(function: Callable, given: Mapping[str, Any]) -> None:
+    """`check_type` for each argument of a function by its annotation, as far as that names classes.
+
+    Args:
+        function: of which the annotations are.
+        given: its arguments by name, as `locals()` has them at its beginning.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = parameter.annotation
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = tuple(get_origin(x) or x for x in kinds)
+        if name in given and all(isinstance(x, type) for x in kinds) and parameter.kind is not parameter.VAR_KEYWORD:
+            check_type(name, given[name], functools.reduce(operator.or_, kinds))
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
