@@ -36,7 +36,7 @@ def job_of(given: Mapping[str, Any]) -> Job:
     if unknown := sorted(given.keys() - arguments.keys()):
         raise TypeError(f"{', '.join(unknown)}: wanted arguments of transfer, got others")
     arguments |= given
-    check_argument_types(transfer, arguments)
+    check_argument_types(transfer, given)
     arguments["training"] = arguments["training"] or TrainingOptions()
     return Job(**{x.name: arguments[x.name] for x in fields(Job)})
 
