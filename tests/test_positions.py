@@ -139,7 +139,8 @@ def test_a_packer_with_too_many_rows_gives_them_out(folder):
 def test_a_checkpoint_of_two_processes_is_read_by_three(folder, small_groups, tmp_path, monkeypatch):
     first = deal_anew(run(folder, [Position()] * 3, 7, batch_size=1)[1], 2)
     _, positions = run(folder, first, 5, batch_size=2, packing=True)
-    monkeypatch.setattr(checkpoints, "gather_object", lambda _: positions)
+    counts = {"tokens": 7, "skipped": {"a": 1}}, {"tokens": 5, "skipped": {"a": 2, "b": 3}}
+    monkeypatch.setattr(checkpoints, "gather_object", lambda _: [*zip(positions, counts, strict=True)])
     table = EmbeddingTable(torch.randn(10, 4), torch.full((12,), -1), torch.randn(12, 4))
     state = TrainingState.begin(Student(table), TrainingOptions())
 
@@ -152,6 +153,9 @@ def test_a_checkpoint_of_two_processes_is_read_by_three(folder, small_groups, tm
         for process, expected in enumerate(positions if processes == 2 else deal_anew(positions, 3)):
             Checkpoints(tmp_path).read(state, accelerator(process, processes))
             assert repr(state.position) == repr(expected)
+            assert state.progress.counts == (counts[process] if process < 2 else {"tokens": 0, "skipped": {}})
+    Checkpoints(tmp_path).read(state, accelerator(0, 1))
+    assert state.progress.counts == {"tokens": 12, "skipped": {"a": 3, "b": 3}}
     assert len(positions[0].deal.begun) or len(positions[0].deal.behind)
 
 
