@@ -63,7 +63,7 @@ class RunWatcher(Watcher):
         self.curve: list[list[float]] = []
         self.best_step: int | None = None
         self.limits: dict[str, float] = {}
-        self.start_bits = math.inf  # of what this training begins with, on the text that decides
+        self.start_bits = math.inf  # of the weights of step 0, where they are kept, on the text that decides
         self.unwritten = 0
         self.pending = False  # the validation behind the present step, which a signal left no time for
         self.warned = False
@@ -107,9 +107,10 @@ class RunWatcher(Watcher):
         self.metrics = Metrics(self.lines, self.work.accelerator, **options)
         self.trainable = max(1, len(state.occurred))
         if self.validates and self.work.is_main:
-            self.limits, self.start_bits = self._limits(), self._start_bits()
+            self.limits = self._limits()
             if step == 0:
                 self._try_to_keep(state)
+            self.start_bits = self._start_bits() if self.best_step == 0 else math.inf
         self.best_step = self.work.processes.of_main(self.best_step)
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
@@ -267,6 +268,7 @@ class RunWatcher(Watcher):
             )
 
     def _keep(self, state: TrainingState, step: int) -> None:
+        """Keep what is trained as it stands: the best so far."""
         tables = zip(("input", "output"), state.student.tables, strict=False)
         tensors = {name: table.trainable.cpu().contiguous() for name, table in tables}
         if state.layers is not None:
