@@ -233,6 +233,7 @@ def _triton_loss(
     return matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant, metric=metric, **options)
 
 
+@torch.compiler.disable(reason="aim_loss by torch operations has other shapes for the segments of each batch")
 def _plain_loss(
     teacher, student, ids, plan, backend, variant, metric, reduction, scale, causal, **options
 ) -> torch.Tensor:
