@@ -17,7 +17,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.planning.arguments import check_plan
 from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
-from matt_fast.support.checks import ROWS
+from matt_fast.support.checks import ROWS, checked
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import trains_output
@@ -70,6 +70,7 @@ class Plan:
         return min((x for x in self.layouts if x.step.peak <= vram), key=lambda x: x.sent, default=None)
 
 
+@checked
 def plan(
     model: str | Path,
     tokenizer: str | Path,

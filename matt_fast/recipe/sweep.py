@@ -13,6 +13,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
 from matt_fast.recipe.transfer import transfer
 from matt_fast.runs.folder import Run
+from matt_fast.support.checks import checked
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import figure_class, save
 from matt_fast.support.version import own_version
@@ -62,6 +63,7 @@ def default_depths(depth: int) -> list[int]:
     return sorted({max(1, round(depth * sixth / 6)) for sixth in range(1, 7)})
 
 
+@checked
 def sweep_layers(
     model: str | Path,
     tokenizer: str | Path,

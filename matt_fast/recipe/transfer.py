@@ -19,6 +19,8 @@ from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.training_stages import heal, train_rows
 from matt_fast.recipe.work import Listeners
 from matt_fast.runs.folder import Resume
+from matt_fast.support.checks import checked
+from matt_fast.support.own_state import own_state
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
@@ -44,6 +46,8 @@ def to_stderr(message: str) -> None:
         print(printable(message), file=sys.stderr, flush=True)
 
 
+@checked
+@own_state()
 def transfer(
     model: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase,

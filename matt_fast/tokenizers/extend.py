@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import check_plain_text, read_texts
-from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range
+from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range, checked
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -19,6 +19,7 @@ from matt_fast.tokenizers.symbols import Symbols, learn
 SENTENCEPIECE_LENGTH = 16  # characters: the longest piece that SentencePiece's trainer makes by default
 
 
+@checked
 def extend(
     model: str | Path | PreTrainedTokenizerBase,
     output: str | Path,

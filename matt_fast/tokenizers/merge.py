@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import token_bytes
-from matt_fast.support.checks import check_new_folder
+from matt_fast.support.checks import check_new_folder, checked
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.extend import check_extensible, write_extended
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -17,6 +17,7 @@ from matt_fast.tokenizers.spelling import Spelling
 Place = str | Path | PreTrainedTokenizerBase
 
 
+@checked
 def merge(
     model: Place,
     other: Place,

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
-from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range
+from matt_fast.support.checks import MANY, check_new_folder, check_outside, check_range, checked
 from matt_fast.support.texts import bounded_pieces, groups
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.extend import check_extensible
@@ -21,6 +21,7 @@ from matt_fast.tokenizers.source import Sample, Source, keep_tokens, read_source
 TOGETHER = 64  # texts
 
 
+@checked
 def prune(
     model: str | Path | PreTrainedTokenizerBase,
     output: str | Path,

@@ -9,7 +9,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
-from matt_fast.support.checks import MANY, TOKENIZER_KINDS, check_choice, check_new_folder, check_outside, check_range
+from matt_fast.support.checks import (
+    MANY,
+    TOKENIZER_KINDS,
+    check_choice,
+    check_new_folder,
+    check_outside,
+    check_range,
+    checked,
+)
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
@@ -30,6 +38,7 @@ LOW = 10.0  # how far the log-probability of a piece that is not in the text lie
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
+@checked
 def train(
     output: str | Path,
     *,

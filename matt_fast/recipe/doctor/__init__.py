@@ -14,6 +14,8 @@ from matt_fast.recipe.doctor.finding import FAIL, LOOK, OK, Finding, Said
 from matt_fast.recipe.subject import NotLookedAt, Subject
 from matt_fast.recipe.transfer import job_of
 from matt_fast.runs.folder import Run
+from matt_fast.support.checks import checked
+from matt_fast.support.own_state import own_state
 
 __all__ = ["FAIL", "LOOK", "OK", "Finding", "doctor"]
 
@@ -48,6 +50,8 @@ OF_THE_TEXT = ("text", "round trip", "offsets", "segments", "chunks")
 Look = Callable[[Subject], Iterable[Said]]
 
 
+@checked
+@own_state()
 def doctor(
     model: str | Path,
     tokenizer: str | Path,
