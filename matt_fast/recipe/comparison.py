@@ -88,7 +88,8 @@ def compare_initializers(
     Long because it documents every argument.
 
     Args:
-        model, tokenizer, data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
+        model, tokenizer: folders or hub names.
+        data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
             text_field, seed, trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         probe: train each start for the steps of these options, on `data`, at a third of the depth: figures before

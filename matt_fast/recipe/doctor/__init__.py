@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from matt_fast.recipe.checks import CHECKS, Check
 from matt_fast.recipe.doctor import data as of_data
 from matt_fast.recipe.doctor import machine as of_machine
@@ -54,7 +56,7 @@ Look = Callable[[Subject], Iterable[Said]]
 @own_state()
 def doctor(
     model: str | Path,
-    tokenizer: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase,
     data: str | Path | None,
     output: str | Path | None = None,
     *,
