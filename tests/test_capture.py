@@ -137,7 +137,7 @@ def test_what_comes_along_is_the_layers_own():
     assert (local.sliding_window, everywhere.sliding_window) == (7, None)
     assert local.scale == pytest.approx(1 / 3)
     assert capped.softcap == 0.7
-    assert local.causal
+    assert local.options == {"scale": pytest.approx(1 / 3), "sliding_window": 7, "softcap": None, "causal": True}
     assert local.documents is None
     assert local.query.shape == (2, 4, N, 16)
     assert local.value.shape == (2, 2, N, 16)

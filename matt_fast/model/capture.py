@@ -59,6 +59,11 @@ class AttentionInputs:
         """(query, key, value), the form that `aim_loss` takes."""
         return self.query, self.key, self.value
 
+    @property
+    def options(self) -> dict:
+        """How this attention weighs and who sees whom, by the names of `aim_loss`'s arguments."""
+        return {name: getattr(self, name) for name in ("scale", "sliding_window", "softcap", "causal")}
+
 
 @dataclass
 class Capture:
@@ -145,8 +150,7 @@ def capture(
     """
     check_model(model)
     attention = {_index(x) for x in attention}
-    hidden = None if hidden is None else _index(hidden)
-    layers = attention | (set() if hidden is None else {hidden})
+    layers = attention | (set() if hidden is None else {_index(hidden)})
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     for layer in sorted(layers):
         if not 0 <= layer < depth:

@@ -12,7 +12,10 @@ from matt_fast.model.packed import check_packed, documents_of, find_packing, res
 def check_model(model: nn.Module) -> None:
     """Raise an error for something around a model, and for one whose layers do not have a number each."""
     if not hasattr(model, "config") or hasattr(model, "module"):
-        inside = "; give its .module, and average gradients over processes yourself, or take fully_shard (FSDP2)"
+        inside = (
+            "; give its .module where it only averages gradients over processes, and average them yourself; to spread "
+            "weights take fully_shard (FSDP2)"
+        )
         advice = inside if hasattr(model, "module") else ""
         raise TypeError(f"model: wanted a transformers model, got {type(model).__name__}{advice}")
     if getattr(model.config, "is_encoder_decoder", False) and model.get_encoder() is not model:
