@@ -195,7 +195,7 @@ def capture_attention(
     """Run `model` up to the attention of one layer and return the states that this attention receives.
 
     The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
-    Gradients flow to the model's parameters and to `inputs_embeds`. The model is left as it was.
+    Gradients flow to the model's parameters and to `inputs_embeds`. The model is for one thread, and left as it was.
 
     Args:
         model: a transformers model whose attention goes through the attention interface: as it is, with adapters
