@@ -45,7 +45,7 @@ def test_what_fits_is_given_back(value, wanted):
         (["uk", 1], Sequence[str], r"wanted Sequence\[str\], got \['uk', 1\] \(list\)"),
         ({"a": 1}, Mapping[str, str | Path], r"wanted Mapping\[str, str \| Path\], got \{'a': 1\} \(dict\)"),
         ("f", Callable[[str], int] | None, r"wanted a function or None, got 'f' \(str\)"),
-        ("never", bool | Literal["auto"], r"wanted bool or 'auto', got 'never' \(str\)"),
+        (3, bool | Literal["auto"], r"wanted bool or 'auto', got 3 \(int\)"),
         (torch.nn.Linear(2, 2), str | Path, r"wanted str or Path, got Linear\(in_features=2, .* \(Linear\)"),
         ("x" * 999, int, r"wanted int, got 'x{79}… \(str\)"),
     ],

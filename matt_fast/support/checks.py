@@ -48,10 +48,10 @@ def _alternatives(wanted: Any) -> tuple:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, inside = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in inside
     if isinstance(value, bool):
         return kind is bool
+    if origin is Literal:  # another value of its kind is a ValueError, of whoever knows the values
+        return type(value) in map(type, inside)
     if origin is Callable:
         return callable(value)
     if origin is None:
