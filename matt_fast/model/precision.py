@@ -16,6 +16,10 @@ WITHOUT = (
     "AVX512_CORE",
     "AVX512_CORE_VNNI",
 )  # sets that lack it
+# oneDNN, and torch before it, keep a compiled product for each of the last 1,024 shapes, MiB each, and batches of text
+# are of any shape. A step has some 40.
+PRODUCTS = 64
+CAPACITIES = ("LRU_CACHE_CAPACITY",), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 
 
 def choose_dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
@@ -43,3 +47,11 @@ def multiplies_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     most = next((os.environ[x].upper() for x in ISA if x in os.environ), "")
     return device.type == "cpu" and most not in WITHOUT and torch.cpu._is_avx512_bf16_supported()
+
+
+def keep_few_products() -> None:
+    """Let products of bfloat16 on a CPU keep PRODUCTS shapes, before the first of them, where the environment says no
+    other number."""
+    for names in CAPACITIES:
+        if not any(x in os.environ for x in names):
+            os.environ[names[0]] = str(PRODUCTS)

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from matt_fast.model.classes import model_class
 from matt_fast.model.folders import check_model_place
 from matt_fast.model.layers import layer_config
+from matt_fast.model.precision import keep_few_products
 from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.model.trust import check_implementations, no_pickles
 
@@ -140,6 +141,7 @@ class Teacher:
         return self._load(folder, dtype=dtype)
 
     def _load(self, path: str | Path, **arguments) -> PreTrainedModel:
+        keep_few_products()
         with self._building(path), no_pickles() if self.use_safetensors else nullcontext():
             return self.kind.loader.from_pretrained(path, **arguments, **self.options).eval()
 
