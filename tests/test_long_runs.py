@@ -25,6 +25,7 @@ from matt_fast.recipe import watching
 from matt_fast.recipe.export import unmoved
 from matt_fast.runs.record import read_record
 from matt_fast.support import stopping
+from matt_fast.training import loop
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.course import TOGETHER, rising
 
@@ -314,3 +315,47 @@ def test_who_is_at_work_on_a_run_is_seen_from_outside(job):
     assert re.fullmatch(r"rows alone, step 5 of 8, loss [\d.]+; \d+ s left at its speed so far", where)
     assert told == "True"
     assert read_record(job["output"]).at_work is None
+
+
+def without_memory(monkeypatch, step: int, times: int) -> None:
+    """Let the device have no memory for a step, behind its first batch's gradients."""
+    real, failed = loop.losses, []
+
+    def losses(*given, **named):
+        state = watchers[-1].state
+        seen.append(state.progress.step)
+        if state.progress.step == step - 1 and len(failed) < times and seen.count(step - 1) % 2 == 0:
+            failed.append(step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(*given, **named)
+
+    seen, watchers, began = [], [], watching.RunWatcher.began
+    monkeypatch.setattr(watching.RunWatcher, "began", lambda self, *x: watchers.append(self) or began(self, *x))
+    monkeypatch.setattr(loop, "losses", losses)
+
+
+@pytest.mark.parametrize("healing", [None, HealingOptions("lora", steps=8, objective="ntp")], ids=["rows", "layers"])
+def test_a_step_without_memory_is_made_once_more(files, tmp_path, monkeypatch, healing):
+    given = files | {"training": replace(OPTIONS, accumulation=2, steps=8 if healing is None else 0)}
+    given |= {"healing": healing, "checkpoint_every": 2}
+    said = []
+    whole = transfer(**given, output=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        without_memory(patched, step=4, times=1)
+        transfer(**given, output=tmp_path / "parts", on_message=said.append)
+    assert sum("no memory left in step 4" in x for x in said) == 1
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+
+    with monkeypatch.context() as patched:
+        without_memory(patched, step=4, times=2)
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            transfer(**given, output=tmp_path / "less")
+    notes = " ".join(raised.value.__notes__)
+    assert "checkpointing, with which a run that has begun can go on" in notes
+    assert "--resume" in notes
+    given["training"] = replace(given["training"], checkpointing=True)
+    said.clear()
+    less = transfer(**given, output=tmp_path / "less", resume=True, on_message=said.append)
+    assert "Goes on behind step 2." in said
+    assert any(x.startswith("checkpointing: False before, True from here on") for x in said)
+    assert less.progress.losses == pytest.approx(whole.progress.losses, rel=1e-5)

@@ -25,7 +25,8 @@ from matt_fast.training.options import (
 
 # Of what decides the result these may be others when a run goes on; steps not fewer than are done, epochs only more.
 STEPS = ("steps", "heal_steps")
-MAY_CHANGE = (*STEPS, "epochs", "validate_every", "patience", "processes", "shard")
+HOW = ("checkpointing", "offload", "compile")  # how it is computed: the result is the same but for rounding
+MAY_CHANGE = (*STEPS, *HOW, "epochs", "validate_every", "patience", "processes", "shard")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
 NOT_COMPARED = (

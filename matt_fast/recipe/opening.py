@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from matt_fast.recipe.arguments import check_arguments, check_output_apart
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, together
@@ -53,11 +55,21 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
         try:
             yield Work(job, run, accelerator, processes, stop, listeners)
         except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                error.add_note(_less_memory(job))
             going_on = run.begun and run.has_something and run.status != "finished"
             if accelerator.is_main_process and going_on:
                 error.add_note(run.how_to_go_on)
             raise
         processes.wait()
+
+
+def _less_memory(job: Job) -> str:
+    """What would take less of the device's memory than what the job does."""
+    found = [] if job.training.checkpointing else ["checkpointing, with which a run that has begun can go on too"]
+    found += ["a smaller batch_size with more accumulation", "a shorter max_length"]
+    found += [] if job.training.quantization else ["quantization"]
+    return f"Less memory: {', '.join(found)}. matt-fast plan says what a step takes."
 
 
 def _check_shared(run: Run, processes: Processes) -> None:

@@ -65,7 +65,7 @@ class RunWatcher(Watcher):
         self.limits: dict[str, float] = {}
         self.unwritten = 0
         self.pending = False  # the validation behind the present step, which a signal left no time for
-        self.warned = False
+        self.warned = self.told_of_memory = False
         self.forgot: list[str] = []
         self.metrics: Metrics | None = None
         self.files, self.epoch = LocalFiles(None), 0
@@ -134,6 +134,14 @@ class RunWatcher(Watcher):
         if progress.epoch != self.epoch:
             self.epoch = progress.epoch
             self._look_at_files()
+
+    def out_of_memory(self, step: int) -> None:
+        if not self.told_of_memory:
+            self.work.say(
+                f"Warning: the device had no memory left in step {step}: what was cached is given back, and the step "
+                "made once more; so will others be. Where a step fails twice, the run ends"
+            )
+        self.told_of_memory = True
 
     def _look_at_files(self) -> None:
         """Say it where the data is no longer what the run began with: each pass reads what is there then."""

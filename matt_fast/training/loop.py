@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -120,6 +121,9 @@ class Watcher:
         """Called in each process after each step with the wishes that any process had; whether training goes on."""
         return True
 
+    def out_of_memory(self, step: int) -> None:
+        """The device had no memory for a step, which is made once more."""
+
 
 class DivergedError(FloatingPointError):
     """The loss is not finite, or far above where it began."""
@@ -159,6 +163,7 @@ def train(
     Raises:
         DivergedError: (a FloatingPointError) the loss or a gradient is not finite, with the tables as after the last
             good step; or the loss was DIVERGED times the first for DIVERGED_STEPS steps.
+        torch.OutOfMemoryError: the device had no memory for a step, twice.
     """
     state = student if isinstance(student, TrainingState) else TrainingState.begin(student, options)
     watcher = watcher or Watcher()
@@ -200,14 +205,20 @@ def _step(
     micro_batches = [batch.to(accelerator.device) for batch in micro_batches]
     rows = student.rows(_of_all_processes(ids, accelerator))
 
-    sums = torch.zeros(1 + len(names), device=accelerator.device)
-    for batch in micro_batches:
-        sides = {"causal": causal, "teaching": None if state.layers is None else state.layers.teaching()}
-        parts = losses(teacher, student_model, student, rows, batch, n_layers, options, **sides)
-        loss = combine(parts) / len(micro_batches)
-        if loss.requires_grad:
-            loss.backward()
-        sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
+    passes = partial(
+        _passes, teacher, student_model, state, rows, micro_batches, n_layers, options, accelerator.device, causal
+    )
+    sums = None
+    try:
+        sums = passes()
+    except torch.OutOfMemoryError:
+        if options.shard:  # the other processes are in the middle of it, and wait for this one
+            raise
+    if sums is None:  # behind the except: what the failed pass held is free only now
+        _drop_gradients(rows, state.layers)
+        torch.cuda.empty_cache()
+        watcher.out_of_memory(progress.step + 1)
+        sums = passes()
     state.occurred[rows.input.slots] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
     progress.parts = dict(zip(names, values, strict=True))
@@ -221,6 +232,36 @@ def _step(
     if progress.first_loss is None and not without and progress.loss > 0:  # 0 where a batch has nothing to predict
         progress.first_loss = progress.loss
     return granted
+
+
+def _passes(
+    teacher: PreTrainedModel,
+    student_model: PreTrainedModel,
+    state: TrainingState,
+    rows: StepRows,
+    micro_batches: list[Batch],
+    n_layers: int,
+    options: TrainingOptions,
+    device: torch.device,
+    causal: bool,
+) -> torch.Tensor:
+    """[1 + objectives], the loss and its parts, means over the batches. Gradients are in `rows` and the layers."""
+    sums = torch.zeros(1 + len(options.objectives()), device=device)
+    for batch in micro_batches:
+        sides = {"causal": causal, "teaching": None if state.layers is None else state.layers.teaching()}
+        parts = losses(teacher, student_model, state.student, rows, batch, n_layers, options, **sides)
+        loss = combine(parts) / len(micro_batches)
+        if loss.requires_grad:
+            loss.backward()
+        sums += torch.stack([loss, *(part / len(micro_batches) for part in parts.values())]).detach()
+    return sums
+
+
+def _drop_gradients(rows: StepRows, layers: "TrainedLayers | None") -> None:
+    for table_rows in rows.by_table:
+        table_rows.trainable.grad = None
+    if layers is not None:
+        layers.gradients()
 
 
 def _count(state: TrainingState, micro_batches: list[Batch]) -> None:
