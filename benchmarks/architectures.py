@@ -27,6 +27,7 @@ from transformers.utils import logging
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tiny import TEXTS, byte_level  # the tests' tokenizer and texts
+from usage import arguments
 
 from matt_fast import TrainingOptions, doctor, evaluate, transfer
 from matt_fast.support.files import write_text
@@ -104,6 +105,12 @@ MODELS = {
     "BERT": ("BertConfig", HEADS),
     "T5": ("T5Config", {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}),
 }
+
+
+def model_name(text: str) -> str:
+    if text not in MODELS:
+        raise ValueError(text)
+    return text
 
 
 def main(names: list[str]) -> None:
@@ -209,4 +216,4 @@ def page(rows: dict[str, tuple[str, str]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(arguments(__doc__, model_name))

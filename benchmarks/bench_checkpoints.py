@@ -4,13 +4,13 @@ Writes three checkpoints of so many trained rows, flushed to the disk, and print
 ten minutes, which is how often they are written unless they would take more than 1% of the time.
 """
 
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from usage import arguments
 
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.watching import USUAL
@@ -36,4 +36,4 @@ def main(rows: int, hidden: int, place: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
+    main(*arguments(__doc__, int, int, str, least=2))

@@ -22,6 +22,7 @@ import types
 from pathlib import Path
 
 import torch
+from usage import arguments
 
 from matt_fast.initializers.focus import sparsemax_coefficients
 from matt_fast.initializers.mixtures import apply
@@ -114,4 +115,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["matt-fast"], ["deepfocus"]):
         one_side(*sys.argv[1:3], *map(int, sys.argv[3:]))
     else:
-        main(*map(int, sys.argv[1:]))
+        main(*arguments(__doc__, int))

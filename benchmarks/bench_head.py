@@ -17,11 +17,14 @@ from matt_fast.model.head import Head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_loss import allocations
+from usage import arguments
 
 ROWS = 4096
 
 
 def main(vocabulary: int = 388_000, width: int = 2560, tokens: int = 1024) -> None:
+    if vocabulary < ROWS:
+        raise SystemExit(f"VOCABULARY: wanted {ROWS} or more, the rows that are trained; got {vocabulary}")
     torch.manual_seed(0)
     weight = (torch.randn(1024, width) / width**0.5).bfloat16().repeat(vocabulary // 1024 + 1, 1)[:vocabulary]
     ids = torch.arange(ROWS)
@@ -58,4 +61,4 @@ def main(vocabulary: int = 388_000, width: int = 2560, tokens: int = 1024) -> No
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*arguments(__doc__, int))

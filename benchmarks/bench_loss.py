@@ -9,7 +9,6 @@ float64 is tested against the formula). Peak memory is what the step adds to its
 
 import functools
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from machine import CLOCK
+from usage import arguments
 
 from matt_fast.loss import aim_loss
 from matt_fast.loss.documents import find_documents
@@ -193,4 +193,4 @@ def peak_mebibytes(case: Case) -> float:
 
 
 if __name__ == "__main__":
-    print(peak_mebibytes(Case(**json.loads(sys.argv[1]))))
+    print(peak_mebibytes(Case(**arguments(__doc__, json.loads, least=1)[0])))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from usage import arguments
 
 from matt_fast.initializers import omp
 
@@ -100,4 +101,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:5], int(sys.argv[5]))
     else:
-        main(*map(int, sys.argv[1:5]), *sys.argv[5:6])
+        main(*arguments(__doc__, int, int, int, int, str))

@@ -9,12 +9,12 @@ together, in a process of its own: what training these rows takes.
 """
 
 import json
-import sys
 
 import peaks
 import pytest
 import torch
 from machine import CLOCK
+from usage import arguments
 
 from matt_fast.model.embeddings import RowAdamW
 
@@ -105,4 +105,4 @@ def peak_mebibytes(engine: str, count: int) -> float:
 
 
 if __name__ == "__main__":
-    print(peak_mebibytes(*json.loads(sys.argv[1])))
+    print(peak_mebibytes(*arguments(__doc__, json.loads, least=1)[0]))

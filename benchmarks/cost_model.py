@@ -33,6 +33,7 @@ from costs.texts import PAIRS, Pair
 from costs.update import UPDATE_BYTES, update_cost
 from matt_kernels import AimPlan, aim_plan
 from matt_kernels.configs import is_lopsided
+from usage import arguments
 
 LENGTH = 4096
 WIDTHS = ((16, 16), (16, 32), (32, 16), (32, 32), (64, 64))
@@ -275,7 +276,7 @@ def report() -> str:
 
 
 if __name__ == "__main__":
-    if "--grouped" in sys.argv:
+    if arguments(__doc__, ["--grouped"].index):
         grouped.ROWS.write_text(json.dumps(grouped.compile_all(), indent=1) + "\n")
     Path(__file__).with_name("COST.md").write_text(report())
     print("benchmarks/COST.md")

@@ -7,11 +7,11 @@ tokens. A model that has learned a text may be better on held-out text of that k
 answered.
 """
 
-import sys
 from math import log
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from usage import arguments
 
 QUESTIONS = (
     "What is the capital of France and what is it known for?",
@@ -66,8 +66,7 @@ def bits_per_byte(folder: str, dialogues: list[tuple[str, str]]) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise SystemExit(__doc__)
-    dialogues = answers(sys.argv[1])
-    for folder in sys.argv[1:]:
+    folders = arguments(__doc__, str, least=1)
+    dialogues = answers(folders[0])
+    for folder in folders:
         print(f"{folder}: {bits_per_byte(folder, dialogues):.4f} bits per byte", flush=True)

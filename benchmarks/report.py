@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from usage import arguments
+
 HERE = Path(__file__).parent
 LOSS_AXES = ("n", "variant", "metric", "head_dim", "dtype", "part")
 BASE = {"variant": "aim", "metric": "mse", "head_dim": 64, "dtype": "float32", "part": "both"}
@@ -319,6 +321,6 @@ def main(run: str | None = None) -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        main(*arguments(__doc__, str))
     except ValueError as error:
         sys.exit(str(error))

@@ -27,9 +27,7 @@ class AIMModule(lightning.LightningModule):
             batch["student_segments"],
             teacher_documents=teacher.documents,
             student_documents=student.documents,
-            scale=student.scale,
-            sliding_window=student.sliding_window,
-            softcap=student.softcap,
+            **student.options,
         )
         self.log("aim_loss", loss)
         return loss

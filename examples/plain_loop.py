@@ -26,9 +26,7 @@ def train(teacher, student, batches, layer, lr=1e-3):
             batch["student_segments"],
             teacher_documents=target.documents,
             student_documents=states.documents,
-            scale=states.scale,
-            sliding_window=states.sliding_window,
-            softcap=states.softcap,
+            **states.options,
         )
         optimizer.zero_grad()
         loss.backward()

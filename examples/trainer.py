@@ -32,8 +32,6 @@ class AIMTrainer(Trainer):
             inputs["student_segments"],
             teacher_documents=teacher.documents,
             student_documents=student.documents,
-            scale=student.scale,
-            sliding_window=student.sliding_window,
-            softcap=student.softcap,
+            **student.options,
         )
         return (loss, outputs) if return_outputs else loss

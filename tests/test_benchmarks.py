@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import bench_loss
 import compare
 import report
+import usage
 from bench_loss import Case
 
 STATS = {"max": 1.0, "mean": 1.0, "stddev": 0.1, "iqr": 0.1, "q1": 1.0, "q3": 1.1, "rounds": 3, "iterations": 1}
@@ -137,3 +138,27 @@ def test_loss_cases(case):
     assert bench_loss.relative_error(case) >= 0
     prepare, run = bench_loss.part_of(case)
     run(*prepare())
+
+
+def test_each_script_tells_what_it_takes():
+    for script in sorted(Path(report.__file__).parent.rglob("*.py")):
+        text = script.read_text()
+        if "__main__" in text:
+            assert any(x in text for x in ("ArgumentParser(", "typer.run(", "arguments(__doc__")), script
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "said"), [("--help", 0, "What it is."), ("3 x", 2, "got 3 x, wanted"), ("", 2, "got no arg")]
+)
+def test_usage(given, status, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script.py", *given.split()])
+    with pytest.raises(SystemExit) as ended:
+        usage.arguments("\nWhat it is.\n", int, least=1)
+    assert ended.value.code in ({0, None} if status == 0 else {status})
+    output = capsys.readouterr()
+    assert said in (output.out if status == 0 else output.err)
+
+
+def test_usage_gives_arguments_of_their_kinds(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "3", "a", "b"])
+    assert usage.arguments("", int, str) == [3, "a", "b"]

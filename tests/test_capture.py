@@ -2,10 +2,13 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
@@ -14,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from matt_fast import aim_loss
 from matt_fast.model.capture import capture_attention
 from matt_fast.model.layers import layer_config
 
@@ -133,7 +137,7 @@ def test_what_comes_along_is_the_layers_own():
     assert (local.sliding_window, everywhere.sliding_window) == (7, None)
     assert local.scale == pytest.approx(1 / 3)
     assert capped.softcap == 0.7
-    assert local.causal
+    assert local.options == {"scale": pytest.approx(1 / 3), "sliding_window": 7, "softcap": None, "causal": True}
     assert local.documents is None
     assert local.query.shape == (2, 4, N, 16)
     assert local.value.shape == (2, 2, N, 16)
@@ -203,6 +207,96 @@ def test_bad_input_is_named():
         layer_config(model.config, 5)
 
 
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"layer": 1.0}, TypeError, "layer: wanted an integer, got 1.0"),
+        ({"input_ids": [[1, 2]]}, TypeError, r"input_ids: wanted a tensor \[B, n\], got list"),
+        ({"input_ids": torch.arange(5)}, ValueError, r"input_ids: wanted shape \[B, n\], got \(5,\)"),
+        ({"input_ids": None}, TypeError, "wanted input_ids or inputs_embeds by name, got neither"),
+        ({"attention_mask": [[1] * N] * 2}, TypeError, r"attention_mask: wanted a tensor \[B, n\], got list"),
+        ({"attention_mask": torch.ones(2, N - 1)}, ValueError, rf"attention_mask: .* = \(2, {N}\), got \(2, {N - 1}\)"),
+        ({"position_ids": torch.arange(N)}, ValueError, rf"position_ids: .* = \(2, {N}\), got \({N},\)"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(changed, error, message):
+    with pytest.raises(error, match=message):
+        capture_attention(make_model("llama"), **{"layer": 1, **masked_inputs("plain")[0], **changed})
+
+
+def test_documents_are_those_that_attention_tells_apart():
+    """A mask of other numbers hides what it hides in transformers; positions that go on say nothing."""
+    model, (inputs, _) = make_model("llama"), masked_inputs("plain")
+    numbered = torch.ones(2, N, dtype=torch.int64)
+    numbered[:, 9:] = 2
+    numbered[0, -3:] = 0
+    with torch.no_grad():
+        found = capture_attention(model, 2, **inputs, attention_mask=numbered)
+        expected = eager_output(model, 2, {**inputs, "attention_mask": numbered})
+    real = numbered.bool()
+    assert torch.equal(found.documents, real.long() - 1)
+    torch.testing.assert_close(attention_output(found)[real].float(), expected[real], rtol=2e-5, atol=2e-5)
+    for positions in (torch.arange(N)[None], torch.arange(3, N + 3).expand(2, N)):
+        assert capture_attention(model, 1, **inputs, position_ids=positions).documents is None
+
+
+def test_a_layer_may_be_a_number_of_numpy():
+    model, (inputs, _) = make_model("llama"), masked_inputs("plain")
+    expected = capture_attention(model, 2, **inputs)
+    assert torch.equal(capture_attention(model, np.int64(2), **inputs).query, expected.query)
+
+
+def test_an_encoder_with_a_decoder_is_refused():
+    """Both have a layer 1, and the encoder's comes first."""
+    config = BartConfig(vocab_size=50, d_model=16, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=8)
+    model = BartForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="model: wanted a decoder or an encoder, got BartForConditionalGeneration"):
+        capture_attention(model, 1, input_ids=torch.arange(5)[None])
+
+
+def test_gradients_with_the_models_own_checkpointing():
+    """The reentrant kind runs layers without gradients: the loss would have none, unseen beside another loss."""
+    inputs, _ = masked_inputs("right")
+    gradients = []
+    for kind in (None, False, True):
+        model = make_model("llama").train()
+        if kind is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": kind})
+        if kind:
+            with pytest.raises(ValueError, match="wanted gradient checkpointing with use_reentrant=False, got"):
+                capture_attention(model, 2, **inputs)
+            with torch.no_grad():
+                capture_attention(model, 2, **inputs)
+        else:
+            captured = capture_attention(model, 2, **inputs)
+            (captured.query.square().sum() + captured.value.square().sum()).backward()
+            gradients.append(model.get_input_embeddings().weight.grad)
+    assert gradients[0].abs().sum() > 0
+    assert torch.equal(*gradients)
+
+
+def test_a_step_around_it_may_be_compiled():
+    """torch.compile leaves capture and the loss as they are: they are not traced, let alone for each batch anew."""
+    model, graphs = make_model("llama"), []
+
+    def step(ids, segments):
+        with torch.no_grad():
+            teacher = capture_attention(model, 1, input_ids=ids)
+        student = capture_attention(model, 1, input_ids=(ids + 1) % 101)
+        return 2 * aim_loss(teacher.states, student.states, segments, segments, backend="torch")
+
+    compiled = torch.compile(step, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for n in (N, N - 4, N - 9):
+        ids, segments = masked_inputs("plain")[0]["input_ids"][:, :n], torch.arange(n).expand(2, n) // (n % 3 + 1)
+        expected, got = step(ids, segments), compiled(ids, segments)
+        assert torch.equal(expected, got)
+        weights = [torch.autograd.grad(x, model.get_input_embeddings().weight)[0] for x in (expected, got)]
+        assert torch.equal(*weights)
+    torch._dynamo.reset()
+    functions = {node.target for graph in graphs for node in graph.graph.nodes if node.op == "call_function"}
+    assert not functions & {torch.bmm, torch.matmul, torch.nn.functional.linear}
+
+
 def test_a_model_without_the_interface_is_an_error():
     from transformers import BloomConfig
 
@@ -211,11 +305,23 @@ def test_a_model_without_the_interface_is_an_error():
         capture_attention(model, 1, input_ids=torch.arange(5)[None])
 
 
+class Around(torch.nn.Module):
+    """Hands on what it is asked for, as FullyShardedDataParallel and DeepSpeed's engine do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.module = model
+
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name == "module" else getattr(super().__getattr__("module"), name)
+
+
 def test_what_is_around_a_model_is_named():
     """Nothing can be caught in what torch.compile made; DistributedDataParallel would not average these gradients."""
     inputs, _ = masked_inputs("plain")
-    with pytest.raises(TypeError, match=r"model: wanted a transformers model, got DataParallel; give its \.module"):
-        capture_attention(torch.nn.DataParallel(make_model("llama")), 1, **inputs)
+    for around in (torch.nn.DataParallel, Around):
+        with pytest.raises(TypeError, match=rf"wanted a transformers model, got {around.__name__}; give its \.module"):
+            capture_attention(around(make_model("llama")), 1, **inputs)
     model = make_model("llama")
     expected = capture_attention(model, 1, **inputs).query
     model.model.layers[1].compile(backend="eager")

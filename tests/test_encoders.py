@@ -20,7 +20,7 @@ from transformers import (
     pipeline,
 )
 
-from matt_fast import TrainingOptions, evaluate, transfer
+from matt_fast import TrainingOptions, aim_loss, capture_attention, evaluate, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
@@ -124,6 +124,12 @@ def test_the_loss_is_over_all_pairs_of_eager_attention_and_blind_to_padding(fold
             influences(m, LAYERS - 1, i, s) for m, i, s in zip((model, renewed), ids, segments, strict=True)
         )
         each.append((theirs - mine).square().mean())
+        with torch.no_grad():  # in a loop of one's own
+            caught = [
+                capture_attention(m, LAYERS - 1, input_ids=i[None]) for m, i in zip((model, renewed), ids, strict=True)
+            ]
+        found = aim_loss(*(x.states for x in caught), *(x[None] for x in segments), **caught[1].options)
+        torch.testing.assert_close(found.double(), each[-1], rtol=1e-3, atol=1e-9)
     torch.testing.assert_close(ours.double(), torch.stack(each).mean(), rtol=1e-3, atol=1e-9)
 
 

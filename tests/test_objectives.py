@@ -22,8 +22,8 @@ from matt_fast.data.continuations import with_continuations
 from matt_fast.data.packing import Chunk
 from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
+from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
-from matt_fast.training import objectives
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import combine, losses, trains_output
 from matt_fast.training.options import OBJECTIVES
@@ -299,7 +299,7 @@ def test_boundary_kl_compares_what_may_come_behind_a_segment(sides):
 
 
 def test_no_side_runs_further_than_its_objectives_need(sides, monkeypatch):
-    layers = objectives.capture.__globals__["decoder_layers"](sides.model)
+    layers = decoder_layers(sides.model)
     for objective, teacher, student in (
         ("aim", 1, 1),  # stopped inside the second layer
         ("token-distillation", 2, 2),

@@ -69,6 +69,15 @@ def test_outputs_that_cannot_be_written_are_refused(tmp_path):
     assert sorted(x.name for x in tmp_path.iterdir()) == ["dangling", "file"]
 
 
+def test_a_home_folder_that_no_shell_has_named_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for output in ("~", "~/out"):
+        with pytest.raises(ValueError, match=f"^output: wanted a path that names the home folder, got '{output}'"):
+            check_writable("output", output)
+    check_writable("output", "~out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     of_rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     for error in (OSError(errno.ENOSPC, "No space left on device"), of_rust):

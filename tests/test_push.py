@@ -104,6 +104,25 @@ def test_who_says_no_is_told_how_to_do_it_later(monkeypatch, folder):
     assert broken.exit_code == 1
     assert "push: 'me/new' did not take it: the line is down" in broken.stderr
     assert f"To push it again: matt-fast push {folder} --to me/new" in broken.stderr
+    more = "--also", "run", "--public", "--yes"
+    broken = run(monkeypatch, Hub(fails=True), "push", folder, "--to", "me/new", *more)
+    assert f"To push it again: matt-fast push {folder} --to me/new --public --also run\n" in broken.stderr
+
+
+def test_a_hub_that_does_not_say_what_is_there_is_told_as_such(monkeypatch, folder):
+    hub = Hub()
+    hub.repo_info = raising(ConnectionError("503 Service Unavailable"))
+    found = run(monkeypatch, hub, "push", folder, "--to", "me/new", "--yes")
+    assert found.exit_code == 1
+    assert "to: the hub did not say whether 'me/new' is there: 503 Service Unavailable" in found.stderr
+    assert not hub.made
+
+
+def raising(error):
+    def fail(*given, **named):
+        raise error
+
+    return fail
 
 
 TEAM = {"name": "team", "roleInOrg": "read"}

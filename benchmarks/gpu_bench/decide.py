@@ -19,7 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
-from probe import DRY, SHARES, compile_one, device_ms, forget_interpreter, graph_of, host_and_all_ms
+from probe import DRY, SHARES, check_gpu, compile_one, device_ms, forget_interpreter, graph_of, host_and_all_ms
 
 METRICS = "mse", "cosine"
 # What the loss may take at most, in times of flash attention, from 4,096 tokens on.
@@ -153,7 +153,9 @@ def parse() -> argparse.Namespace:
     add("--minutes", type=float, default=7.5)
     add("--processes", type=int, default=14)
     add("--dry-run", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    check_gpu()
+    return options
 
 
 def main() -> None:

@@ -254,6 +254,14 @@ class Probe:
 PARTS = ("compile", "kernels", "attention", "bits", "shapes", "host", "plan_on_the_device")
 
 
+def check_gpu() -> None:
+    """End where there is no GPU to measure, before anything is compiled."""
+    import torch
+
+    if not DRY and not torch.cuda.is_available():
+        raise SystemExit("torch sees no GPU; --dry-run tries every part on a CPU")
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -266,6 +274,7 @@ def parse() -> argparse.Namespace:
     add("--processes", type=int, default=1 if DRY else 14)
     add("--dry-run", action="store_true")
     options = parser.parse_args()
+    check_gpu()
     options.deadline = time.monotonic() + 60 * options.minutes
     return options
 

@@ -78,7 +78,7 @@ def push_files(folder: Path, target: "Target", yes: bool, out: Output, also: lis
     for name in target.replaced(files):
         say(out.console, f"Goes away there, as no part of this model: {name}")
     if not yes and not typer.confirm("Push them?", err=True):
-        say(out.console, f"Nothing was pushed. To do it: {target.command(folder)}")
+        say(out.console, f"Nothing was pushed. To do it: {target.command(folder, files)}")
         raise typer.Exit(1)
     url = run(folder, target, files)
     say(out.console, f"Pushed: {url}")

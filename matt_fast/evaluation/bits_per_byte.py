@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import special_affixes, start_of_text
 from matt_fast.model.positions import position_limit
-from matt_fast.support.checks import MANY, check_range
+from matt_fast.support.checks import MANY, check_range, check_type
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,49 @@ def evaluate(
       seventh token masked. These figures compare with each other only: pieces of a word tell each other.
 
     Args:
-        model: gives logits [B, n, vocabulary].
+        model: gives logits [B, n, vocabulary]; without dropout meanwhile.
         tokenizer: the model's own.
-        documents: texts; those that are None or have no text are passed over, and counted.
+        documents: texts, as `matt_fast.data.documents.read_documents` gives those of a file; those that are None or
+            have no text are passed over, and counted.
         piece_bytes: UTF-8 bytes of a piece, at most; 2,048 if None, 480 for a masked model.
         max_pieces: stop after so many pieces.
         masked: whether `model` is a masked language model.
         on_piece: called with the number of pieces that are scored, after each.
 
     Raises:
+        TypeError: model and tokenizer are not loaded; `documents` is one text or a place, or holds something else.
         ValueError: there is no text; the tokenizer has neither a bos nor an eos token, or no mask token; an id has no
             logit; a piece has more tokens than the model has positions, see `position_limit`.
     """
+    if not hasattr(model, "get_input_embeddings"):
+        raise TypeError(f"model: wanted a language model, loaded, got {model!r:.80} ({type(model).__name__})")
+    check_type("tokenizer", tokenizer, PreTrainedTokenizerBase)
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        kind = type(documents).__name__
+        raise TypeError(
+            f"documents: wanted texts, ['One text.', 'Another.'] for example, got {documents!r:.80} ({kind})"
+        )
     check_range("max_pieces", max_pieces, 1, MANY)
     if piece_bytes is None:
         piece_bytes = MASKED_PIECE_BYTES if masked else PIECE_BYTES
+    with _without_dropout(model):
+        return _score(model, tokenizer, documents, piece_bytes, max_pieces, masked, on_piece)
+
+
+@contextmanager
+def _without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    """All modules as in evaluation, then as they were."""
+    trained = [x for x in model.modules() if x.training] if isinstance(model, torch.nn.Module) else []
+    try:
+        for module in trained:
+            module.training = False
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def _score(model, tokenizer, documents, piece_bytes, max_pieces, masked, on_piece) -> Evaluation:
     score = _masked_nats if masked else _causal_nats
     limit = position_limit(model) if isinstance(model, PreTrainedModel) else None
     check_scorable(tokenizer, masked)
@@ -129,6 +158,9 @@ def check_positions(piece: str, tokens: int, limit: int | None, argument: str = 
 
 def _with_text(documents: Iterable[str | None], without: Counter) -> Iterator[str]:
     for document in documents:
+        if document is not None and not isinstance(document, str):
+            shown = f"{document!r:.80} ({type(document).__name__})"
+            raise TypeError(f"documents: wanted each to be a str or None, got {shown}")
         if not document or document.isspace():
             without["documents"] += 1
         else:

@@ -45,9 +45,9 @@ def aim_loss(
             H a multiple of H_kv (MHA, GQA, MQA). Detached: the teacher never gets a gradient.
         student: the same with n_S tokens; B, H, H_kv, d and d_v equal the teacher's. Gradients flow to those of q, k, v
             that require one, and the others cost nothing. Differentiable once.
-        teacher_segments, student_segments: integers [B, n_T] and [B, n_S]: 0..m-1 in order in every row, the same m on
-            both sides, -100 for tokens in no segment. A special token inside a document is a visible key like any other
-            but forms no pair. Keep ids on the CPU: "torch" and "eager" copy ids on a GPU back once per call, and
+        teacher_segments, student_segments: int64 or int32 [B, n_T] and [B, n_S]: 0..m-1 in order in every row, the same
+            m on both sides, -100 for tokens in no segment. A special token inside a document is a visible key like any
+            other but forms no pair. Keep ids on the CPU: "torch" and "eager" copy ids on a GPU back once per call, and
             "triton" checks those without waiting, on the device: NaN instead of an error where they break the rules.
         teacher_documents, student_documents: integers [B, n], both or neither: for packed or padded rows, the document
             of each token, -1 for padding. A document is contiguous; segment ids run on through the row; nothing is seen
@@ -233,6 +233,7 @@ def _triton_loss(
     return matt_kernels.aim_loss(teacher, student, plan=plan, variant=variant, metric=metric, **options)
 
 
+@torch.compiler.disable(reason="aim_loss by torch operations has other shapes for the segments of each batch")
 def _plain_loss(
     teacher, student, ids, plan, backend, variant, metric, reduction, scale, causal, **options
 ) -> torch.Tensor:
@@ -326,7 +327,7 @@ def _check_ids(ids: dict, teacher: Tensors, student: Tensors) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor; got {type(x).__name__}")
         if x.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} must be int64; got {x.dtype}")
+            raise TypeError(f"{name} must be int64 or int32; got {x.dtype}")
         query = teacher[0] if name.startswith("teacher") else student[0]
         if x.shape != (query.shape[0], query.shape[2]):
             wanted = (query.shape[0], query.shape[2])

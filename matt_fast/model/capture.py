@@ -8,7 +8,7 @@ specific to an architecture.
 
 import contextvars
 import functools
-import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,15 +20,9 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from matt_fast.model.inputs import check_model, prepare_inputs
 from matt_fast.model.layers import decoder_layers
-from matt_fast.model.packed import (
-    Packing,
-    attend_by_document,
-    check_packed,
-    documents_of,
-    find_packing,
-    restarted_positions,
-)
+from matt_fast.model.packed import Packing, attend_by_document
 
 # What an attention function may be given that changes the softmax in a way the AIM loss does not model.
 UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
@@ -47,8 +41,8 @@ class AttentionInputs:
             otherwise the largest distance to a key that it sees; None without a window.
         softcap: bound of the tanh soft-capping of the logits; None without.
         causal: whether a query sees only keys at or before its own position.
-        documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None when every row
-            is one document without padding.
+        documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None where no mask
+            was given, and no positions that start again: every row is one document.
     """
 
     query: torch.Tensor
@@ -64,6 +58,11 @@ class AttentionInputs:
     def states(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(query, key, value), the form that `aim_loss` takes."""
         return self.query, self.key, self.value
+
+    @property
+    def options(self) -> dict:
+        """How this attention weighs and who sees whom, by the names of `aim_loss`'s arguments."""
+        return {name: getattr(self, name) for name in ("scale", "sliding_window", "softcap", "causal")}
 
 
 @dataclass
@@ -95,10 +94,16 @@ class _Recorder:
     documents: torch.Tensor | None
     packing: Packing | None
     missing: set
+    gradients: bool = field(default_factory=torch.is_grad_enabled)  # whether the pass keeps what backward needs
     attended: set[int] = field(default_factory=set)  # layers that called their attention function
     result: Capture = field(default_factory=Capture)
 
     def seen(self, what) -> None:
+        if self.gradients and not torch.is_grad_enabled():
+            raise ValueError(
+                "model: wanted gradient checkpointing with use_reentrant=False, got use_reentrant=True, which runs "
+                "layers without gradients: what is caught in them would have none"
+            )
         self.missing.discard(what)
         if not self.missing:
             raise Complete
@@ -107,6 +112,7 @@ class _Recorder:
 _recorder: contextvars.ContextVar[_Recorder] = contextvars.ContextVar("recorder")
 
 
+@torch.compiler.disable(reason="capture switches the model's attention and ends its forward pass early")
 def capture(
     model: PreTrainedModel,
     *,
@@ -135,22 +141,16 @@ def capture(
         checkpointing: keep the inputs of layers only, and run a layer once more in backward. Layers in `attention` are
             left as they are.
         compiled: run layers through torch.compile, but for those in `attention`; not for rows of several documents.
-        **inputs: what the model's forward takes: `input_ids` or `inputs_embeds` [B, n(, hidden)], and where needed
-            `attention_mask` [B, n] (padding on either side) or `position_ids` [B, n]; positions that start again say
-            the same as `documents`.
+        **inputs: as for `capture_attention`.
 
     Raises:
-        TypeError: `model` is something around a model, such as DistributedDataParallel.
-        ValueError: nothing was asked for; a layer does not exist, never called its attention function through the
-            interface, as in a model that torch.compile was given, or has attention of a kind that the AIM loss does not
-            describe; the model has no head; packed documents would see each other, or are to be compiled, or meet the
-            model's own gradient checkpointing.
+        TypeError: as `capture_attention`.
+        ValueError: as `capture_attention`; also nothing was asked for, the model has no head, packed documents would
+            see each other, or are to be compiled, or meet the model's own gradient checkpointing.
     """
-    if not hasattr(model, "config"):
-        inside = "; give its .module, and average gradients over processes yourself" if hasattr(model, "module") else ""
-        raise TypeError(f"model: wanted a transformers model, got {type(model).__name__}{inside}")
-    attention = set(attention)
-    layers = attention | (set() if hidden is None else {hidden})
+    check_model(model)
+    attention = {_index(x) for x in attention}
+    layers = attention | (set() if hidden is None else {_index(hidden)})
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     for layer in sorted(layers):
         if not 0 <= layer < depth:
@@ -158,7 +158,7 @@ def capture(
     wanted = attention | ({"hidden"} if hidden is not None else set()) | ({"head"} if head else set())
     if not wanted:
         raise ValueError("capture: wanted attention, hidden or head, got none of them")
-    documents, packing, inputs = _prepare_inputs(model, documents, inputs)
+    documents, packing, inputs = prepare_inputs(model, documents, inputs)
     if packing is not None and compiled:
         raise ValueError(
             "documents and compiled: wanted one of them, got both (positions that start again count as documents): "
@@ -195,29 +195,34 @@ def capture_attention(
     """Run `model` up to the attention of one layer and return the states that this attention receives.
 
     The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
-    Arguments and errors are those of `capture`.
+    Gradients flow to the model's parameters and to `inputs_embeds`. The model is for one thread, and left as it was.
+
+    Args:
+        model: a transformers model whose attention goes through the attention interface: as it is, with adapters
+            (PEFT), or spread by FSDP2. Not compiled, though a step around this call may be.
+        layer: counted from 0.
+        attn_implementation: what the layers below run, as for `from_pretrained`; None: what it was loaded with.
+        **inputs: as the model's forward takes them: `input_ids` [B, n] or `inputs_embeds` [B, n, hidden], and where
+            needed `attention_mask` [B, n] (1 for tokens, 0 for padding on either side) or `position_ids` [B, n].
+            Without a mask, positions that start again are those of packed documents, of which none sees another; or
+            give `documents` [B, n], the document of each token, -1 for padding.
+
+    Raises:
+        TypeError: `model` is something around a model, such as DistributedDataParallel; `layer` is no integer, an input
+            no tensor.
+        ValueError: a layer that does not exist, or whose attention cannot be caught or is of a kind that the AIM loss
+            does not describe; an encoder beside a decoder; gradient checkpointing of the reentrant kind; shapes that do
+            not fit.
     """
-    return capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs).attention[layer]
+    given = capture(model, attention=[layer], attn_implementation=attn_implementation, **inputs)
+    return given.attention[_index(layer)]
 
 
-def _prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, inputs: dict):
-    """(the document of each token or None, how to take packed rows apart or None, what the model is to be given)."""
-    inputs = dict(inputs)
-    mask = inputs.get("attention_mask")
-    if mask is not None and mask.ndim != 2:
-        raise ValueError(f"attention_mask: wanted shape [B, n] (1 for tokens, 0 for padding), got {tuple(mask.shape)}")
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        inputs.setdefault("use_cache", False)
-    if documents is None:
-        documents = documents_of(mask, inputs.get("position_ids"))
-        if mask is None and documents is not None and documents.any():
-            return documents, find_packing(documents), inputs
-        return documents, None, inputs
-    check_packed(model, documents, inputs)
-    packing = find_packing(documents)
-    device = next(inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None).device
-    inputs["position_ids"] = restarted_positions(packing, model).to(device, non_blocking=True)
-    return documents, packing, inputs
+def _index(layer) -> int:
+    try:
+        return operator.index(layer)
+    except TypeError as error:
+        raise TypeError(f"layer: wanted an integer, got {layer!r}") from error
 
 
 def _checkpoints_itself(model: nn.Module) -> bool:
@@ -262,7 +267,7 @@ def _register(base: str) -> str:
     """Register the capturing twin of an attention implementation and its mask; return its name."""
     name = f"matt_fast_{base}"
     if base != "eager" and base not in AttentionInterface._global_mapping:
-        known = ", ".join(sorted(AttentionInterface._global_mapping))
+        known = ", ".join(sorted(x for x in AttentionInterface._global_mapping if not x.startswith("matt_fast_")))
         raise ValueError(f"attn_implementation: wanted eager or one of {known}; got {base!r}")
     AttentionInterface.register(name, functools.partial(_attention, base))
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, base))

@@ -37,7 +37,7 @@ def find_packing(documents: torch.Tensor) -> Packing:
 def documents_of(attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None) -> torch.Tensor | None:
     """Document ids from padding or from positions that start again, as transformers' own mask reads them."""
     if attention_mask is not None:
-        return attention_mask.to(torch.int64) - 1
+        return attention_mask.bool().to(torch.int64) - 1
     if position_ids is None:
         return None
     step = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)

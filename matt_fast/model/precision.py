@@ -23,13 +23,13 @@ CAPACITIES = ("LRU_CACHE_CAPACITY",), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_
 
 
 def choose_dtype(accelerator: Accelerator, precision: str) -> torch.dtype:
-    """The dtype of frozen weights: what accelerate is configured with, but bfloat16 for "auto" on a device that
+    """The dtype of frozen weights: for "auto" what accelerate is configured with, or bfloat16 on a device that
     multiplies in it.
 
     Raises:
-        ValueError: accelerate is configured with fp16 or below.
+        ValueError: "auto", and accelerate is configured with fp16 or below.
     """
-    chosen = accelerator.mixed_precision
+    chosen = accelerator.mixed_precision if precision == "auto" else precision
     if chosen not in DTYPES:
         raise ValueError(
             f"precision: wanted 'no' or 'bf16' (the gradients of the AIM loss are too small for fp16 and below), but "

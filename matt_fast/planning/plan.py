@@ -17,7 +17,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.planning.arguments import check_plan
 from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
-from matt_fast.support.checks import ROWS, check_argument_types
+from matt_fast.support.checks import ROWS, checked
 from matt_fast.support.units import GIB
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
@@ -70,6 +70,7 @@ class Plan:
         return min((x for x in self.layouts if x.step.peak <= vram), key=lambda x: x.sent, default=None)
 
 
+@checked
 def plan(
     model: str | Path,
     tokenizer: str | Path,
@@ -114,7 +115,6 @@ def plan(
         ValueError: an argument does not fit; `length` is more than the model's positions; `vram` is too small for a
             single token.
     """
-    check_argument_types(plan, locals())
     check_plan(locals())
     source = Teacher(model, untie=untie, trust_remote_code=trust_remote_code)
     rows = len(cast(torch.Tensor, source.outline(DTYPES[precision], 1).get_input_embeddings().weight))

@@ -21,8 +21,9 @@ from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
 from matt_fast.runs.folder import Run
 from matt_fast.runs.record import PROVENANCE, read_provenance
-from matt_fast.support.checks import check_argument_types, check_new_folder
+from matt_fast.support.checks import check_new_folder, checked
 from matt_fast.support.files import whole_folder, write_text
+from matt_fast.support.own_state import own_state
 from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
@@ -52,6 +53,8 @@ class ApplyResult:
 
 
 @torch.no_grad()
+@checked
+@own_state()
 def apply(
     transferred: str | Path,
     sibling: str | Path,
@@ -82,7 +85,6 @@ def apply(
         FileExistsError: `output` is not empty.
         ValueError: the models are no siblings; the message says by what.
     """
-    check_argument_types(apply, locals())
     check_arguments({"eval_data": eval_data, "eval_pieces": eval_pieces, "text_field": text_field})
     check_new_folder("output", output)
     output = Path(output)

@@ -18,14 +18,15 @@ from matt_fast.data.documents import read_documents
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.stream import AlignedBatches
 from matt_fast.evaluation.bits_per_byte import evaluate
-from matt_fast.initializers import InitReport, Rows, check_init_head, initial_rows
+from matt_fast.initializers import InitReport, Method, Rows, check_init_head, initial_rows
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.support.memory import peak_memory, reset_peak_memory
+from matt_fast.support.own_state import own_state
 from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import plan_ahead, trains_output
 from matt_fast.training.options import TrainingOptions
@@ -53,11 +54,13 @@ class Initialised:
     probed: float | None = None
 
 
+@checked
+@own_state()
 def compare_initializers(
     model: str | Path,
     tokenizer: str | Path,
     eval_data: str | Path,
-    inits: Iterable[str],
+    inits: Iterable[str | Path | Method],
     *,
     data: str | Path | None = None,
     init_head: str = "same",
@@ -85,7 +88,8 @@ def compare_initializers(
     Long because it documents every argument.
 
     Args:
-        model, tokenizer, data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
+        model, tokenizer: folders or hub names.
+        data, donor, omp_k, parallel, init_head, untie, eval_data, eval_pieces, split,
             text_field, seed, trust_remote_code, allow_pickle: as in `transfer`.
         inits: what `transfer` takes as `init`.
         probe: train each start for the steps of these options, on `data`, at a third of the depth: figures before
@@ -103,7 +107,6 @@ def compare_initializers(
     Raises:
         ValueError: an argument does not fit; the message names it.
     """
-    check_argument_types(compare_initializers, locals())
     arguments, inits = dict(locals()), list(inits)
     for init in inits:
         check_arguments(arguments | {"init": init})

@@ -17,7 +17,7 @@ from matt_fast.evaluation.tasks import TaskOptions, Tasks, TaskScore, compare
 from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
-from matt_fast.support.checks import check_argument_types, check_choice
+from matt_fast.support.checks import check_choice, checked
 
 DTYPES = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,6 +65,7 @@ class Measured:
     speed: dict[str, Speed] = field(default_factory=dict)
 
 
+@checked
 def evaluate_models(
     models: Mapping[str, str],
     texts: Mapping[str, str | Path],
@@ -104,7 +105,6 @@ def evaluate_models(
         ValueError: an argument does not fit; a masked model beside tasks, prompts or speed.
         ImportError: tasks without lm-evaluation-harness.
     """
-    check_argument_types(evaluate_models, locals())
     check_choice("precision", precision, DTYPES)
     chosen = None if tasks is None else Tasks(tasks)
     if chosen is not None:

@@ -13,6 +13,7 @@ from matt_fast.initializers import Method, check_init_head, needs_whole_model
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
 from matt_fast.runs.record import HELD_OUT
+from matt_fast.support.checks import check_field_types
 from matt_fast.training.objectives import compares_predictions, trains_input, trains_output
 from matt_fast.training.options import (
     HealingOptions,
@@ -89,6 +90,7 @@ class Job:
     allow_pickle: bool
 
     def __post_init__(self):
+        check_field_types(self)
         check_arguments({x.name: getattr(self, x.name) for x in fields(self)})
         if self.healing is not None:
             options_of_healing(self.training, self.healing)  # an error now, not behind the training of the rows

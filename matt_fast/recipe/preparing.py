@@ -35,7 +35,7 @@ from matt_fast.data.summary import digest_files, hub_revision
 from matt_fast.recipe.arguments import check_prepare
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.transfer import job_of
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.support.files import remove_parts, write_text
 from matt_fast.support.installing import install_line, packages_line
 from matt_fast.support.locks import locked
@@ -67,6 +67,7 @@ class PrepareResult:
     manifest: Manifest | None
 
 
+@checked
 def prepare(
     model: str | Path,
     tokenizer: str | Path,
@@ -109,7 +110,6 @@ def prepare(
         ImportError: datatrove, or what its executor needs, is not installed.
         ChildProcessError: a worker was killed.
     """
-    check_argument_types(prepare, locals())
     given = {"model": model, "tokenizer": tokenizer, "teacher": teacher, "data": data}
     check_prepare(
         given

@@ -29,9 +29,11 @@ class Target:
     public: bool
     there: Sequence[str] | None
 
-    def command(self, folder: Path) -> str:
-        """How to push a folder there by hand."""
-        return f"matt-fast push {shlex.quote(str(folder))} --to {self.name}{' --public' if self.public else ''}"
+    def command(self, folder: Path, files: Sequence[tuple[str, int]] = ()) -> str:
+        """How to push a folder there by hand, and what of it is left out else, where that is among the files."""
+        tops = {name.partition("/")[0] for name, _ in files}
+        more = ["--public"] * self.public + [f"--also {x}" for x in LEFT_OUT if x in tops]
+        return " ".join([f"matt-fast push {shlex.quote(str(folder))} --to {self.name}", *more])
 
     @property
     def described(self) -> str:
@@ -106,6 +108,8 @@ def find_target(name: str, public: bool, argument: str) -> Target:
         info = api.repo_info(name, files_metadata=False)
     except RepositoryNotFoundError:
         return Target(name, public, None)
+    except Exception as error:
+        raise OSError(f"{argument}: the hub did not say whether {name!r} is there: {_line(error)}") from error
     if not info.private and not public:
         raise ValueError(f"{argument}: {name!r} is there already, and everyone sees it: give --public to mean that")
     return Target(name, not info.private, [x.rfilename for x in info.siblings or ()])
@@ -159,7 +163,7 @@ def push(folder: Path, target: Target, files: Sequence[tuple[str, int]]) -> str:
     except Exception as error:  # of many kinds, by the network
         raise OSError(
             f"push: {target.name!r} did not take it: {_line(error)}\n"
-            f"The model is in {str(folder)!r}. To push it again: {target.command(folder)}"
+            f"The model is in {str(folder)!r}. To push it again: {target.command(folder, files)}"
         ) from error
 
 

@@ -13,7 +13,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
 from matt_fast.recipe.transfer import transfer
 from matt_fast.runs.folder import Run
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import figure_class, save
 from matt_fast.support.units import GIB
@@ -63,6 +63,7 @@ def default_depths(depth: int) -> list[int]:
     return sorted({max(1, round(depth * sixth / 6)) for sixth in range(1, 7)})
 
 
+@checked
 def sweep_layers(
     model: str | Path,
     tokenizer: str | Path,
@@ -99,7 +100,6 @@ def sweep_layers(
         RuntimeError: the process of a transfer was killed.
         ImportError: matplotlib is missing.
     """
-    check_argument_types(sweep_layers, locals())
     if options.get("healing") is not None:
         raise ValueError("heal: wanted none with a sweep over layers, which compares the training of rows alone")
     figure_class()  # before hours of work

@@ -19,7 +19,8 @@ from matt_fast.recipe.result import TransferResult
 from matt_fast.recipe.training_stages import heal, train_rows
 from matt_fast.recipe.work import Listeners
 from matt_fast.runs.folder import Resume
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
+from matt_fast.support.own_state import own_state
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
@@ -36,7 +37,6 @@ def job_of(given: Mapping[str, Any]) -> Job:
     if unknown := sorted(given.keys() - arguments.keys()):
         raise TypeError(f"{', '.join(unknown)}: wanted arguments of transfer, got others")
     arguments |= given
-    check_argument_types(transfer, given)
     arguments["training"] = arguments["training"] or TrainingOptions()
     return Job(**{x.name: arguments[x.name] for x in fields(Job)})
 
@@ -46,6 +46,8 @@ def to_stderr(message: str) -> None:
         print(printable(message), file=sys.stderr, flush=True)
 
 
+@checked
+@own_state()
 def transfer(
     model: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase,
@@ -169,7 +171,6 @@ def transfer(
         KeyboardInterrupt, SystemExit: Ctrl-C; SIGTERM, SIGHUP or SIGUSR1. In training behind a checkpoint.
     """
     given = locals()
-    check_argument_types(transfer, given)
     outside = ("output", "resume", "on_step", "on_stage", "on_progress", "on_message")
     arguments = {name: value for name, value in given.items() if name not in outside}
     arguments |= {"training": training or TrainingOptions(), "map_tokens": list(map_tokens), "language": list(language)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.utils import InitProcessGroupKwargs, set_seed
 from transformers import PreTrainedModel
 
@@ -27,6 +28,7 @@ from matt_fast.training.objectives import trains_output
 from matt_fast.training.sharding import shard_layers
 
 MESSAGES = 100  # that are kept
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # where accelerate reads it, once
 
 
 @dataclass(frozen=True)
@@ -195,14 +197,19 @@ def make_accelerator(device: str | None, precision: str, **options) -> Accelerat
     Raises:
         ValueError: another device is in use in this process already.
     """
-    if device is not None and torch.device(device).type != "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = device
-    accelerator = Accelerator(
-        mixed_precision=None if precision == "auto" else precision,
-        cpu=device is not None and torch.device(device).type == "cpu",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout())],
-        **options,
-    )
-    if device is not None and accelerator.device.type != torch.device(device).type:
+    kind = None if device is None else torch.device(device).type
+    if not is_initialized():
+        options |= {"cpu": kind == "cpu", "mixed_precision": None if precision == "auto" else precision}
+    before = os.environ.get(DEVICE)
+    try:
+        if kind not in (None, "cpu"):
+            os.environ[DEVICE] = str(device)
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout())], **options)
+    finally:
+        if before is None:
+            os.environ.pop(DEVICE, None)
+        else:
+            os.environ[DEVICE] = before
+    if kind is not None and accelerator.device.type != kind:
         raise ValueError(f"device: wanted {device!r}, but this process uses {accelerator.device} already")
     return accelerator

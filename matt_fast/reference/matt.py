@@ -33,6 +33,7 @@ from matt_fast.reference.output import MATTOutput
 from matt_fast.reference.rows import input_table, place, student_tables, write_back
 from matt_fast.support.checks import check_type
 from matt_fast.support.installing import packages_line
+from matt_fast.support.own_state import own_state
 from matt_fast.training.loop import Progress, train
 from matt_fast.training.trackers import finish_trackers
 
@@ -133,6 +134,7 @@ class MATT:
         logger.info("%d of %d tokens are shared", int(mask.sum()), len(mask))
         return mask
 
+    @own_state()
     def train(self, teacher_model: PreTrainedModelForAIM, student_model: PreTrainedModelForAIM, **kwargs) -> MATTOutput:
         """Train the student's embeddings on the prepared data; `student_model` has them afterwards, too.
 

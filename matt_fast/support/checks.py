@@ -3,13 +3,12 @@
 import functools
 import inspect
 import math
-import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from matt_fast.support.files import check_writable
 
@@ -20,34 +19,88 @@ TOKENIZER_KINDS = ("byte-bpe", "sentencepiece-bpe", "unigram")  # that can be tr
 _WIDER = {int: Integral, float: Real}  # numbers of NumPy too, and whole ones where a fraction may be
 
 
-def check_type(name: str, value: Any, wanted: type | UnionType) -> None:
-    """Raise a TypeError that names the argument unless `value` is of a type, or of one of several (`int | None`)."""
-    kinds = get_args(wanted) or (wanted,)
-    fits = bool in kinds if isinstance(value, bool) else isinstance(value, tuple(_WIDER.get(x, x) for x in kinds))
-    if not fits:
-        names = " or ".join("None" if x is type(None) else x.__name__ for x in kinds)
-        raise TypeError(f"{name}: wanted {names}, got {value!r} ({type(value).__name__})")
+SHOWN = 80  # characters of a wrong value
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def check_type(name: str, value: Any, wanted: Any) -> Any:
+    """Raise a TypeError that names the argument unless `value` is what an annotation says, `int | None` for example.
+
+    Of what is in a sequence or a mapping that is looked at too; a string is no sequence of strings.
+
+    Returns:
+        The value; a number of NumPy as Python's, which can be written as JSON.
+    """
+    kinds = _alternatives(wanted)
+    if not any(_fits(value, kind) for kind in kinds):
+        raise TypeError(
+            f"{name}: wanted {' or '.join(map(_named, kinds))}, got {_shown(value)} ({type(value).__name__})"
+        )
+    if isinstance(value, Real) and not isinstance(value, int | float):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return float(value) if type(value) is not float and isinstance(value, float) else value
+
+
+def _alternatives(wanted: Any) -> tuple:
+    return get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inside = get_origin(kind), get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    if origin is Literal:  # another value of its kind is a ValueError, of whoever knows the values
+        return type(value) in map(type, inside)
+    if origin is Callable:
+        return callable(value)
+    if origin is None:
+        return isinstance(value, _WIDER.get(kind, kind))
+    if isinstance(value, str | bytes) or not isinstance(value, origin):
+        return False
+    parts = value.values() if issubclass(origin, Mapping) else value if issubclass(origin, Sequence) else ()
+    return all(any(_fits(part, x) for x in _alternatives(inside[-1])) for part in parts)
+
+
+def _named(kind: Any) -> str:
+    if kind is type(None):
+        return "None"
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is Callable:
+        return "a function"
+    return (
+        kind.__name__ if get_origin(kind) is None else str(kind).replace("collections.abc.", "").replace("pathlib.", "")
+    )
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def check_field_types(settings: Any) -> None:
-    """`check_type` for each field of a dataclass."""
+    """`check_type` for each field of a dataclass; numbers of NumPy become Python's there."""
     for field in fields(settings):
-        check_type(field.name, getattr(settings, field.name), field.type)
+        value = getattr(settings, field.name)
+        if (plain := check_type(field.name, value, field.type)) is not value:
+            object.__setattr__(settings, field.name, plain)  # frozen
 
 
-def check_argument_types(function: Callable, given: Mapping[str, Any]) -> None:
-    """`check_type` for each argument of a function by its annotation, as far as that names classes.
+def checked(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """A function whose arguments are checked by its annotations, see `check_type`."""
 
-    Args:
-        function: of which the annotations are.
-        given: its arguments by name, as `locals()` has them at its beginning.
-    """
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint = parameter.annotation
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        kinds = tuple(get_origin(x) or x for x in kinds)
-        if name in given and all(isinstance(x, type) for x in kinds) and parameter.kind is not parameter.VAR_KEYWORD:
-            check_type(name, given[name], functools.reduce(operator.or_, kinds))
+    @functools.wraps(function)
+    def check_and_call(*given: Given.args, **named: Given.kwargs) -> Returned:
+        signature = inspect.signature(function)
+        bound = signature.bind(*given, **named)
+        for name, value in bound.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.kind is not parameter.VAR_KEYWORD and parameter.annotation is not parameter.empty:
+                bound.arguments[name] = check_type(name, value, parameter.annotation)
+        return function(*bound.args, **bound.kwargs)
+
+    return check_and_call
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

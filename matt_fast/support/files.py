@@ -89,8 +89,11 @@ def check_writable(argument: str, path: str | Path) -> None:
 
     Raises:
         OSError: a file is there, or a folder or file cannot be made.
+        ValueError: the path begins with "~": a folder of that name is not what was meant.
     """
     path = Path(path)
+    if path.parts[:1] == ("~",):
+        raise ValueError(f"{argument}: wanted a path that names the home folder, got {str(path)!r}")
     nearest = next(x for x in (path, *path.parents) if os.path.lexists(x))
     try:
         with tempfile.TemporaryDirectory(prefix=".matt-fast-probe-", dir=nearest) as probe:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import check_plain_text, read_texts
 from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -20,6 +20,7 @@ from matt_fast.tokenizers.symbols import Symbols, learn
 SENTENCEPIECE_LENGTH = 16  # characters: the longest piece that SentencePiece's trainer makes by default
 
 
+@checked
 def extend(
     model: str | Path | PreTrainedTokenizerBase,
     output: str | Path,
@@ -66,7 +67,6 @@ def extend(
             cannot be joined.
         FileExistsError: the folder has something in it.
     """
-    check_argument_types(extend, locals())
     check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     base = read_source(model, **options)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.vocabulary import token_bytes
 from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.extend import check_extensible, write_extended
 from matt_fast.tokenizers.merging import UNREACHABLE, Merging
@@ -18,6 +18,7 @@ from matt_fast.tokenizers.spelling import Spelling
 Place = str | Path | PreTrainedTokenizerBase
 
 
+@checked
 def merge(
     model: Place,
     other: Place,
@@ -49,7 +50,6 @@ def merge(
         ValueError: the base has no merges, the other has nothing that it lacks, or marks cannot be joined.
         FileExistsError: the folder has something in it.
     """
-    check_argument_types(merge, locals())
     check_tokenizer_arguments(locals())
     on_stage("tokenizers")
     base, theirs = read_source(model, **options), read_source(other, "other", **options)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
 from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.support.texts import bounded_pieces, groups
 from matt_fast.tokenizers.check import check
 from matt_fast.tokenizers.extend import check_extensible
@@ -22,6 +22,7 @@ from matt_fast.tokenizers.source import Sample, Source, keep_tokens, read_source
 TOGETHER = 64  # texts
 
 
+@checked
 def prune(
     model: str | Path | PreTrainedTokenizerBase,
     output: str | Path,
@@ -53,7 +54,6 @@ def prune(
         ValueError: it has no merges, has no more than `keep` tokens, or so few cannot be left.
         FileExistsError: the folder has something in it.
     """
-    check_argument_types(prune, locals())
     check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     base = read_source(model, **options)

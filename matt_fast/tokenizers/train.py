@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from matt_fast.alignment.vocabulary import BYTE_TOKEN
 from matt_fast.data.documents import read_documents
 from matt_fast.data.tokenizer_arguments import check_tokenizer_arguments
-from matt_fast.support.checks import check_argument_types
+from matt_fast.support.checks import checked
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.tokenizers import marks
 from matt_fast.tokenizers.check import check
@@ -31,6 +31,7 @@ LOW = 10.0  # how far the log-probability of a piece that is not in the text lie
 ROLES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
+@checked
 def train(
     output: str | Path,
     *,
@@ -67,7 +68,6 @@ def train(
             with marks that cannot be joined, or data that cannot be read.
         FileExistsError: the folder has something in it.
     """
-    check_argument_types(train, locals())
     check_tokenizer_arguments(locals())
     on_stage("tokenizer")
     digits_alone = True

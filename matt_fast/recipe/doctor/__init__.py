@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from matt_fast.recipe.checks import CHECKS, Check
 from matt_fast.recipe.doctor import data as of_data
 from matt_fast.recipe.doctor import machine as of_machine
@@ -14,6 +16,8 @@ from matt_fast.recipe.doctor.finding import FAIL, LOOK, OK, Finding, Said
 from matt_fast.recipe.subject import NotLookedAt, Subject
 from matt_fast.recipe.transfer import job_of
 from matt_fast.runs.folder import Run
+from matt_fast.support.checks import checked
+from matt_fast.support.own_state import own_state
 
 __all__ = ["FAIL", "LOOK", "OK", "Finding", "doctor"]
 
@@ -48,9 +52,11 @@ OF_THE_TEXT = ("text", "round trip", "offsets", "segments", "chunks")
 Look = Callable[[Subject], Iterable[Said]]
 
 
+@checked
+@own_state()
 def doctor(
     model: str | Path,
-    tokenizer: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase,
     data: str | Path | None,
     output: str | Path | None = None,
     *,
