@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from matt_fast.support.checks import check_type, checked
         ((x for x in "ab"), Iterable[str]),
         ({"a": Path("b")}, str | Mapping[str, str | Path]),
         (len, str | Callable[[str], int]),
+        ({"time": 3}, Mapping[str, Any] | None),
         ("auto", bool | Literal["auto"]),
         (True, bool | Literal["auto"]),
     ],

@@ -67,7 +67,7 @@ class Measured:
 
 @checked
 def evaluate_models(
-    models: Mapping[str, str],
+    models: Mapping[str, str | Path],
     texts: Mapping[str, str | Path],
     *,
     tokenizer: str | None = None,
@@ -120,7 +120,7 @@ def evaluate_models(
     spoken = passages(next(iter(documents.values()))) if speed else []
     for source in sources.values():
         check_values(source, check_weights(source), on_progress)
-    found, scores, written, n_bytes = Measured(dict(models)), {}, {}, 0
+    found, scores, written, n_bytes = Measured({name: str(x) for name, x in models.items()}), {}, {}, 0
     loaded: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]] = {}
     for name, source in sources.items():
         on_stage(f"loading ({name})")

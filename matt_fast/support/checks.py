@@ -48,6 +48,8 @@ def _alternatives(wanted: Any) -> tuple:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, inside = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if isinstance(value, bool):
         return kind is bool
     if origin is Literal:  # another value of its kind is a ValueError, of whoever knows the values
