@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -229,7 +230,7 @@ def _step(
             raise
     if sums is None:  # behind the except: what the failed pass held is free only now
         _drop_gradients(rows, state.layers)
-        torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         watcher.out_of_memory(progress.step + 1)
         sums = passes()
     state.occurred[rows.input.slots] = True
