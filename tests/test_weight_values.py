@@ -184,6 +184,7 @@ def job(tmp_path):
 def test_a_result_with_other_weights_is_not_published(job, monkeypatch):
     def spoil(model, vocabulary):
         model.model.layers[2].mlp.up_proj.weight.data[0, 0] += 1
+        return []
 
     monkeypatch.setattr(saving, "update_special_ids", spoil)
     with pytest.raises(ValueError, match=r"these differ: model.layers.2.mlp.up_proj.weight"):
