@@ -10,7 +10,9 @@ from accelerate.state import AcceleratorState, PartialState, is_initialized
 from safetensors.torch import load_file
 from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
 
-from matt_fast import TrainingOptions, apply, compare_initializers, transfer
+from matt_fast import HealingOptions, TrainingOptions, apply, compare_initializers, plan, transfer
+from matt_fast.model.teacher import Teacher
+from matt_fast.recipe.evaluating import evaluate_models
 from matt_fast.support.own_state import own_state
 
 
@@ -76,7 +78,7 @@ def test_accelerate_begins_anew_behind_it(no_accelerate):
     assert is_initialized()
 
 
-def test_a_notebook_that_only_infers_trains_the_same(tmp_path, no_accelerate):
+def test_a_notebook_that_only_infers_trains_the_same(tmp_path, no_accelerate, monkeypatch):
     """Without gradients training would go on all the same, on nonsense; another precision is another matter."""
     save_tiny_model(tmp_path / "model")
     new_tokenizer().save_pretrained(tmp_path / "new")
@@ -98,7 +100,22 @@ def test_a_notebook_that_only_infers_trains_the_same(tmp_path, no_accelerate):
     assert torch.equal(found, expected)
     assert settings() == before
     assert not torch.equal(rows("bf16", "bf16"), expected)
-    with torch.no_grad():
+
+    def planned():
+        found = plan(*sources[:2], length=16, batch_size=1, healing=HealingOptions("lora"))
+        return found.step, found.healing
+
+    def figures():
+        return evaluate_models({"one": sources[0]}, {"text": sources[2]}, pieces=1).texts
+
+    usual = planned(), figures()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         compare_initializers(*sources[:2], sources[2], ["mean"], eval_pieces=1)
-        apply(tmp_path / "plain", sources[0], tmp_path / "applied")
+        assert (planned(), figures()) == usual  # a step without gradients would take less memory
+    assert not is_initialized()
+
+    seen, load = [], Teacher.load
+    monkeypatch.setattr(Teacher, "load", lambda *x, **y: seen.append(torch.is_grad_enabled()) or load(*x, **y))
+    apply(tmp_path / "plain", sources[0], tmp_path / "applied")
+    assert seen[0] is False  # it keeps nothing for a backward pass that never comes
     assert not is_initialized()

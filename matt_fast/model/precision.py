@@ -17,7 +17,7 @@ WITHOUT = (
     "AVX512_CORE_VNNI",
 )  # sets that lack it
 # oneDNN, and torch before it, keep a compiled product for each of the last 1,024 shapes, MiB each, and batches of text
-# are of any shape. A step has some 40.
+# are of any shape.
 PRODUCTS = 64
 CAPACITIES = ("LRU_CACHE_CAPACITY",), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
 

@@ -18,6 +18,7 @@ from matt_fast.planning.arguments import check_plan
 from matt_fast.planning.processes import BANDWIDTH, Layout, layouts
 from matt_fast.planning.simulation import Step, Vocabulary, simulate
 from matt_fast.support.checks import ROWS, checked
+from matt_fast.support.own_state import own_state
 from matt_fast.support.units import GIB
 from matt_fast.training.frozen import outline_frozen
 from matt_fast.training.loop import freeze
@@ -71,6 +72,7 @@ class Plan:
 
 
 @checked
+@own_state()
 def plan(
     model: str | Path,
     tokenizer: str | Path,

@@ -52,9 +52,9 @@ class ApplyResult:
     lost: list[str] = field(default_factory=list)
 
 
-@torch.no_grad()
 @checked
 @own_state()
+@torch.no_grad()
 def apply(
     transferred: str | Path,
     sibling: str | Path,
@@ -126,10 +126,9 @@ def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) ->
     if not path.is_file():
         raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
     copied = {x["id"]: x["teacher_ids"][0] for x in read_provenance(folder, "transferred", copied=True)}
+    trained_on = any(x["start"] == OWN_ROW for x in read_provenance(folder, "transferred"))
     ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
-    if any(
-        x["start"] == OWN_ROW for x in read_provenance(folder, "transferred")
-    ):  # of a result that trained on: the ids are its own
+    if trained_on:  # the ids are its own
         copied, ours = ({i: i for i in x} for x in (copied, ours))
     if different := sorted(x for x in copied.keys() | ours.keys() if copied.get(x) != ours.get(x)):
         token = vocabulary.student.convert_ids_to_tokens(different[0])

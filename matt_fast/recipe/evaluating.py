@@ -18,6 +18,7 @@ from matt_fast.model.checkpoint_files import check_weights
 from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
 from matt_fast.support.checks import check_choice, checked
+from matt_fast.support.own_state import own_state
 
 DTYPES = {"auto": "auto", "no": torch.float32, "bf16": torch.bfloat16}
 
@@ -66,6 +67,7 @@ class Measured:
 
 
 @checked
+@own_state()
 def evaluate_models(
     models: Mapping[str, str | Path],
     texts: Mapping[str, str | Path],

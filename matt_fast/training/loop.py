@@ -275,7 +275,7 @@ def _drop_gradients(rows: StepRows, layers: "TrainedLayers | None") -> None:
     for table_rows in rows.by_table:
         table_rows.trainable.grad = None
     if layers is not None:
-        layers.gradients()
+        layers.student.zero_grad()
 
 
 def _count(state: TrainingState, micro_batches: list[Batch]) -> None:
