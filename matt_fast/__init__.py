@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matt_fast.initializers import initialize as initialize
     from matt_fast.loss import AIMLoss as AIMLoss
     from matt_fast.loss import aim_loss as aim_loss
-    from matt_fast.model.capture import AttentionInputs as AttentionInputs
+    from matt_fast.model.attention import AttentionInputs as AttentionInputs
     from matt_fast.model.capture import capture_attention as capture_attention
     from matt_fast.model.layers import layer_config as layer_config
     from matt_fast.modeling import (
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "AIMLoss": "matt_fast.loss",
-    "AttentionInputs": "matt_fast.model.capture",
+    "AttentionInputs": "matt_fast.model.attention",
     "GPTNeoXForAIM": "matt_fast.modeling",
     "Gemma3ForAIM": "matt_fast.modeling",
     "HealingOptions": "matt_fast.training.options",

@@ -4,6 +4,9 @@ Attention states are caught in every model that goes through transformers' atten
 registered under a name of its own, the model is switched to it for the call, and at the target layers it keeps what it
 was given. Other layers run the implementation the caller asks for. Hidden states are caught by hooks. Nothing is
 specific to an architecture.
+
+The model is one for all threads: they capture from it one after the other, and what a thread runs on it meanwhile in
+another way finds the implementation that the model had.
 """
 
 import contextvars
@@ -20,49 +23,11 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from matt_fast.model.attention import AttentionInputs, attention_inputs
 from matt_fast.model.inputs import check_model, prepare_inputs
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.packed import Packing, attend_by_document
-
-# What an attention function may be given that changes the softmax in a way the AIM loss does not model.
-UNSUPPORTED_ATTENTION_ARGUMENTS = ("s_aux", "sinks", "position_bias", "alibi")
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """What one layer's attention function received (paper §3.2, eq. 1 and 2).
-
-    Attributes:
-        query: [B, H, n, d], after rotary embedding and query/key normalisation, in the model's dtype.
-        key: [B, H_kv, n, d], likewise.
-        value: [B, H_kv, n, d_v].
-        scale: factor on the logits.
-        sliding_window: as `aim_loss` takes it: with `causal` the number of keys a query sees, itself included,
-            otherwise the largest distance to a key that it sees; None without a window.
-        softcap: bound of the tanh soft-capping of the logits; None without.
-        causal: whether a query sees only keys at or before its own position.
-        documents: [B, n] int64, the document of each token, counted per row, and -1 for padding; None where no mask
-            was given, and no positions that start again: every row is one document.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    scale: float
-    sliding_window: int | None
-    softcap: float | None
-    causal: bool
-    documents: torch.Tensor | None
-
-    @property
-    def states(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(query, key, value), the form that `aim_loss` takes."""
-        return self.query, self.key, self.value
-
-    @property
-    def options(self) -> dict:
-        """How this attention weighs and who sees whom, by the names of `aim_loss`'s arguments."""
-        return {name: getattr(self, name) for name in ("scale", "sliding_window", "softcap", "causal")}
+from matt_fast.model.switching import alone, switched
 
 
 @dataclass
@@ -78,6 +43,9 @@ class Capture:
     attention: dict[int, AttentionInputs] = field(default_factory=dict)
     hidden: torch.Tensor | None = None
     head_input: torch.Tensor | None = None
+
+
+PREFIX = "matt_fast_"  # of the names of attention functions that capture
 
 
 class Complete(BaseException):
@@ -170,8 +138,8 @@ def capture(
             "the documents; give checkpointing=True instead"
         )
     recorder = _Recorder(documents, packing, wanted)
-    implementation = _register(attn_implementation or model.config._attn_implementation)
-    with ExitStack() as stack:
+    with alone(model), ExitStack() as stack:
+        implementation = _twin(model, attn_implementation)
         if hidden is not None:
             stack.callback(decoder_layers(model)[hidden].register_forward_hook(_keep_hidden).remove)
         if head:
@@ -195,7 +163,8 @@ def capture_attention(
     """Run `model` up to the attention of one layer and return the states that this attention receives.
 
     The target layer's attention, its output projection, its feed-forward block and all later layers are not computed.
-    Gradients flow to the model's parameters and to `inputs_embeds`. The model is for one thread, and left as it was.
+    Gradients flow to the model's parameters and to `inputs_embeds`. The model is left as it was. Several threads may
+    capture from it, one waits for another; what they run on it meanwhile in another way is as ever.
 
     Args:
         model: a transformers model whose attention goes through the attention interface: as it is, with adapters
@@ -234,14 +203,12 @@ def _checkpoints_itself(model: nn.Module) -> bool:
 @contextmanager
 def _recording(model: PreTrainedModel, implementation: str, recorder: _Recorder) -> Iterator[None]:
     """Attention goes through a capturing twin, which tells `recorder`."""
-    previous = model.config._attn_implementation
-    token = _recorder.set(recorder)
-    try:
-        model.set_attn_implementation(implementation)
-        yield
-    finally:
-        _recorder.reset(token)
-        model.set_attn_implementation(previous)
+    with switched(model, implementation):
+        token = _recorder.set(recorder)
+        try:
+            yield
+        finally:
+            _recorder.reset(token)
 
 
 @contextmanager
@@ -257,26 +224,53 @@ def _changed(
             if checkpointing:
                 again = functools.partial(_forward_again, model, implementation, recorder, forward)
                 forward = functools.partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
-            layer.forward = forward
-            stack.callback(delattr, layer, "forward")
+            stack.callback(_put_back, layer, vars(layer).get("forward"))
+            layer.forward = functools.partial(_in_pass, recorder, forward, layer.forward)
         yield
 
 
+def _in_pass(recorder: _Recorder, changed: Callable, forward: Callable, *arguments, **options):
+    """A layer's changed forward in the recorder's pass, and its own in that of another thread."""
+    return (changed if _recorder.get(None) is recorder else forward)(*arguments, **options)
+
+
+def _put_back(layer: nn.Module, forward: Callable | None) -> None:
+    """Take a changed forward away; what stood in its place before was put there by whoever keeps weights elsewhere."""
+    del layer.forward
+    if forward is not None:
+        layer.forward = forward
+
+
+def _twin(model: PreTrainedModel, chosen: str | None) -> str:
+    """The name of the attention function that captures and runs the chosen implementation, or the model's own."""
+    own = model.config.get_text_config(decoder=True)._attn_implementation
+    return _register(chosen or own, own)
+
+
 @functools.cache
-def _register(base: str) -> str:
-    """Register the capturing twin of an attention implementation and its mask; return its name."""
-    name = f"matt_fast_{base}"
-    if base != "eager" and base not in AttentionInterface._global_mapping:
-        known = ", ".join(sorted(x for x in AttentionInterface._global_mapping if not x.startswith("matt_fast_")))
-        raise ValueError(f"attn_implementation: wanted eager or one of {known}; got {base!r}")
-    AttentionInterface.register(name, functools.partial(_attention, base))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, base))
+def _register(base: str, own: str) -> str:
+    """Register the capturing twin of an attention implementation and its mask; return its name.
+
+    Args:
+        base: what it runs in the passes that are captured from.
+        own: what the model runs in others, as of another thread at the same time.
+    """
+    known = AttentionInterface._global_mapping
+    if base != "eager" and base not in known:
+        names = ", ".join(sorted(x for x in known if not x.startswith(PREFIX)))
+        raise ValueError(f"attn_implementation: wanted eager or one of {names}; got {base!r}")
+    name = f"{PREFIX}{base}" if base == own else f"{PREFIX}{base}_{len(known)}"  # transformers reads names for "flash"
+    AttentionInterface.register(name, functools.partial(_attention, base, own))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, base, own))
     return name
 
 
-def _mask(base: str, *arguments, **options):
+def _mask(base: str, own: str, *arguments, **options):
     """The registered mask function: packed rows get none, `_attention` takes them apart."""
-    if _recorder.get().packing is not None:
+    recorder = _recorder.get(None)
+    if recorder is None:
+        return ALL_MASK_ATTENTION_FUNCTIONS[own](*arguments, **options)
+    if recorder.packing is not None:
         return None
     return ALL_MASK_ATTENTION_FUNCTIONS[base](*arguments, **options)
 
@@ -287,20 +281,23 @@ def _compiled(forward: Callable) -> Callable:
     return torch.compile(forward, dynamic=True)
 
 
-def _attention(base: str, module, query, key, value, attention_mask, **kwargs):
+def _attention(base: str, own: str, module, query, key, value, attention_mask, **kwargs):
     """The registered attention function: keep the inputs of the target layers, delegate the work."""
     attention = _base_attention(base, module)
     if torch.compiler.is_compiling():  # neither layers to capture nor packed rows are ever compiled
         return attention(module, query, key, value, attention_mask, **kwargs)
-    recorder, layer = _recorder.get(), module.layer_idx
+    recorder = _recorder.get(None)
+    if recorder is None:
+        return _base_attention(own, module)(module, query, key, value, attention_mask, **kwargs)
+    layer = module.layer_idx
     recorder.attended.add(layer)
     arguments = {"module": module, "query": query, "key": key, "value": value, **kwargs}
     if layer in recorder.missing:
-        recorder.result.attention[layer] = _attention_inputs(arguments, recorder.documents, layer)
+        recorder.result.attention[layer] = attention_inputs(arguments, recorder.documents, layer)
         recorder.seen(layer)
     if recorder.packing is None:
         return attention(module, query, key, value, attention_mask, **kwargs)
-    given = _attention_inputs(arguments, recorder.documents, layer)
+    given = attention_inputs(arguments, recorder.documents, layer)
     return attend_by_document(
         attention,
         ALL_MASK_ATTENTION_FUNCTIONS[base],
@@ -322,15 +319,17 @@ def _forward_again(model, implementation: str, recorder: _Recorder, forward, *ar
 
 
 def _keep_hidden(module, arguments, output) -> None:
-    recorder = _recorder.get()
-    recorder.result.hidden = output[0] if isinstance(output, tuple) else output
-    recorder.seen("hidden")
+    recorder = _recorder.get(None)
+    if recorder is not None:
+        recorder.result.hidden = output[0] if isinstance(output, tuple) else output
+        recorder.seen("hidden")
 
 
 def _keep_head_input(module, arguments) -> None:
-    recorder = _recorder.get()
-    (recorder.result.head_input,) = arguments
-    recorder.seen("head")
+    recorder = _recorder.get(None)
+    if recorder is not None:
+        (recorder.result.head_input,) = arguments
+        recorder.seen("head")
 
 
 def _head_of(model: PreTrainedModel) -> nn.Module:
@@ -344,34 +343,6 @@ def _base_attention(base: str, module) -> Callable:
     if base == "eager":  # every modelling file has its own; the interface does not list them
         return sys.modules[type(module).__module__].eager_attention_forward
     return AttentionInterface._global_mapping[base]
-
-
-def _attention_inputs(arguments: dict, documents: torch.Tensor | None, layer: int) -> AttentionInputs:
-    module, query = arguments["module"], arguments["query"]
-    for name in UNSUPPORTED_ATTENTION_ARGUMENTS:
-        if arguments.get(name) is not None:
-            raise ValueError(f"layer: the attention of layer {layer} uses {name}, which the AIM loss does not describe")
-    layer_types = getattr(module.config, "layer_types", None)
-    if layer_types is not None and layer_types[layer] not in ("full_attention", "sliding_attention"):
-        raise ValueError(
-            f"layer: wanted a layer with full or sliding attention, but layer {layer} has {layer_types[layer]}"
-        )
-    scale = arguments.get("scaling")
-    causal = arguments.get("is_causal")
-    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-    window = arguments.get("sliding_window")
-    if window is not None and not causal:
-        window -= 1  # attention functions are given the first distance that is hidden (as flash attention takes it)
-    return AttentionInputs(
-        query=query,
-        key=arguments["key"],
-        value=arguments["value"],
-        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        sliding_window=window,
-        softcap=arguments.get("softcap"),
-        causal=causal,
-        documents=documents,
-    )
 
 
 def _check_all_attended(model: PreTrainedModel, recorder: _Recorder, reached: int) -> None:

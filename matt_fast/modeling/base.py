@@ -15,6 +15,7 @@ from matt_fast.model.capture import capture
 from matt_fast.model.checkpoint_files import check_loaded
 from matt_fast.model.folders import check_model_place
 from matt_fast.model.layers import decoder_layers, layer_config
+from matt_fast.model.switching import switched
 from matt_fast.model.teacher import only_errors
 from matt_fast.model.trust import check_implementations, no_pickles
 from matt_fast.model.weight_values import check_finite
@@ -201,13 +202,9 @@ class PreTrainedModelForAIM(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         labels = {"labels": ntp_labels} if self.with_ntp and ntp_labels is not None else {}
         layer = self.n_layers - 1
-        previous = self.trunk.config._attn_implementation
         states = capture(self.trunk, attention=[layer], **inputs).attention[layer]
-        self.trunk.set_attn_implementation("eager")
-        try:
+        with switched(self.trunk, "eager"):
             output = self.trunk(**inputs, **labels, output_attentions=True, use_cache=False)
-        finally:
-            self.trunk.set_attn_implementation(previous)
         loss = output.loss if labels else None
         return AIMOutput(ntp_loss=loss, attentions=output.attentions[layer], value_states=states.value)
 

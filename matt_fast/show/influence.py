@@ -10,7 +10,8 @@ from matt_fast.alignment.vocabulary import Token, VocabularyPair, show_token
 from matt_fast.data.chunks import make_chunks, sides_of
 from matt_fast.loss.documents import Document, find_documents
 from matt_fast.loss.eager import segment_states
-from matt_fast.model.capture import AttentionInputs, capture_attention
+from matt_fast.model.attention import AttentionInputs
+from matt_fast.model.capture import capture_attention
 from matt_fast.model.embeddings import rows_of_any_number
 
 MAX_TOKENS = 256  # of either side: states of one head are tokens × segments × head size
