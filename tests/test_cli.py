@@ -12,8 +12,6 @@ from commands import PATHS, REQUIRED, message, run, stub_all
 
 from matt_fast.cli import app
 from matt_fast.cli.transfer import held_out_texts
-from matt_fast.data import shards
-from matt_fast.recipe import arguments as by_value
 
 WRONG = [
     (["--steps=x"], "--steps"),
@@ -192,10 +190,6 @@ def test_arguments_are_checked_before_slow_imports(tmp_path):
     for (arguments, status, words), line in zip(cases, done.stdout.splitlines(), strict=True):
         ended, said = json.loads(line)
         assert (ended, words in said) == (status, True), (arguments, said)
-
-
-def test_what_can_be_known_torch_free_is_what_the_rest_knows():
-    assert by_value.MANIFEST == shards.MANIFEST
 
 
 def test_held_out_texts_by_name(tmp_path):

@@ -11,7 +11,8 @@ from test_runs import Stop, files, stop_at  # noqa: F401, a fixture
 from tiny import new_tokenizer, save_tiny_model
 
 from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
-from matt_fast.data.shards import MANIFEST, Shards
+from matt_fast.data.places import MANIFEST
+from matt_fast.data.shards import Shards
 from matt_fast.recipe.evaluating import evaluate_models
 from matt_fast.recipe.preparing import prepare
 

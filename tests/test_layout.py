@@ -104,6 +104,22 @@ def test_every_file_says_what_it_is_for():
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
 
 
+def test_what_names_one_thing_stands_in_one_place():
+    """Names of files, marks in them, and ids that stand for nothing: two could come to differ."""
+    places: dict[tuple, set] = {}
+    for file in PACKAGE.rglob("*.py"):
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign):
+                (target,), value = statement.targets, statement.value
+                several = isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
+                for name, part in zip(target.elts, value.elts, strict=True) if several else [(target, value)]:
+                    text = isinstance(part, ast.Constant) and isinstance(part.value, str | bytes)
+                    if text or isinstance(part, ast.UnaryOp):
+                        named = () if text else (ast.unparse(name),)
+                        places.setdefault((ast.unparse(part), *named), set()).add(file.name)
+    assert not {value: files for value, files in places.items() if len(files) > 1}
+
+
 def test_files_and_functions_are_short():
     """No file above 400 lines, no function above 80 unless its docstring says why in a line "Long because"."""
     for file in PACKAGE.rglob("*.py"):

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import token_bytes
+from matt_fast.alignment.vocabulary import PROBE, token_bytes
 
 PAIRS_BELOW = 0x20000  # no character above is composed of two
-PROBE = "a b  c\n    return x_1, (y)"
 NO_TEXT = b"\xff"  # occurs in no UTF-8
 
 _encoders: WeakKeyDictionary[PreTrainedTokenizerBase, "_Encoder"] = WeakKeyDictionary()

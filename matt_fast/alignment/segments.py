@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SPECIAL = -100
+from matt_fast.support.ids import SPECIAL
+
 CHUNK = 1 << 16  # tokens of both sides taken at a time: their arrays then stay in the processor's cache
 POSITIONS_PER_TOKEN = 32  # up to here tables over all positions, which are several times as fast as searches
 

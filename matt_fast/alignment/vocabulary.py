@@ -21,6 +21,7 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BYTE_LEVEL = bytes_to_unicode()
 BYTE_OF = {character: byte for byte, character in BYTE_LEVEL.items()}
 # Single tokens with a role in the model, matched by the role where their texts differ ("<s>" and "<bos>").
+PROBE = "a b  c\n    return x_1, (y)"  # which a tokenizer should encode and decode to itself
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 HOLES, FEW_TOKENS = 2, 1 << 14  # rows that a tokenizer may ask for: so many times its tokens, and these more
 
@@ -267,10 +268,9 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     One space in front is let pass, which SentencePiece adds by design. White space that becomes one space, as by the
     normalizers of XLM-RoBERTa and T5, is a warning where the result will write so.
     """
-    text = "a b  c\n    return x_1, (y)"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     decoded = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-    found, wanted = decoded.removeprefix(" ").casefold(), text.casefold()
+    found, wanted = decoded.removeprefix(" ").casefold(), PROBE.casefold()
     if found.split() != wanted.split():
         kind = type(tokenizer.backend_tokenizer.model).__name__
         why = (
@@ -278,10 +278,10 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             if kind == "WordPiece"
             else "Its pre-tokenizer, decoder or declared class does not fit its vocabulary"
         )
-        raise ValueError(f"{name}: wanted a tokenizer that keeps spaces, but {text!r} came back as {decoded!r}. {why}")
+        raise ValueError(f"{name}: wanted a tokenizer that keeps spaces, but {PROBE!r} came back as {decoded!r}. {why}")
     if found != wanted and name == "tokenizer":
         warnings.warn(
-            f"{name}: it does not keep line ends and runs of spaces ({text!r} came back as {decoded!r}), so what the "
+            f"{name}: it does not keep line ends and runs of spaces ({PROBE!r} came back as {decoded!r}), so what the "
             "model writes will not have them, and bits per byte leave them out",
             stacklevel=3,
         )

@@ -21,9 +21,9 @@ from rich.text import Text
 
 from matt_fast.cli.lasting import lasting_output
 from matt_fast.support.printable import printable
+from matt_fast.support.version import PACKAGE
 
 LONG = ("losses", "made", "pieces")  # a value for each step, token or piece; they are in files of the output
-PACKAGE = Path(__file__).parents[1]
 SILENT = {  # what libraries read when they are imported
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -29,7 +29,6 @@ tokenizer = typer.Typer(
 
 Base = Annotated[str, Option(help="Folder or hub name of the model, or of its tokenizer.")]
 Data = Annotated[str, Option(help=f"Text: {o.TEXTS}, a folder of them, or a hub dataset.")]
-Output = Annotated[Path, Option(help="Folder to write; must be new or empty.")]
 MaxTokenLength = Annotated[
     int | None, Option(help="Characters of a learned token; 16 for SentencePiece, else no limit, by default.")
 ]
@@ -42,7 +41,7 @@ OUTSIDE = ("json", "quiet", "debug")
 @tokenizer.command()
 def extend(
     model: Base,
-    output: Output,
+    output: o.OutputFolder,
     data: Annotated[str | None, Option(help="Text to learn new tokens from.")] = None,
     add: Annotated[int, Option(help="New tokens to learn, at most.")] = 5000,
     words: Annotated[Path | None, Option(help="Text file, a word a line: each becomes a token.")] = None,
@@ -63,7 +62,7 @@ def extend(
 def train(
     data: Data,
     size: Annotated[int, Option(help="Tokens of the vocabulary, at most, special ones included.")],
-    output: Output,
+    output: o.OutputFolder,
     kind: Annotated[str, Option(help=f"{', '.join(TOKENIZER_KINDS)}.")] = "byte-bpe",
     like: Annotated[
         str | None,
@@ -86,7 +85,7 @@ def train(
 def merge(
     model: Base,
     other: Annotated[str, Option(help="Tokenizer or model whose tokens are appended.")],
-    output: Output,
+    output: o.OutputFolder,
     join_marks: JoinMarks = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -102,7 +101,7 @@ def prune(
     model: Base,
     keep: Annotated[int, Option(help="Tokens to keep, special ones included.")],
     data: Data,
-    output: Output,
+    output: o.OutputFolder,
     split: o.Split = "train",
     text_field: o.TextField = "text",
     json: o.Json = False,

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from matt_fast.alignment.segments import SPECIAL
 from matt_fast.data.packing import Chunk
 from matt_fast.data.positions import Position
-
-PADDING = -1
+from matt_fast.support.ids import PADDING, SPECIAL
 
 
 @dataclass(frozen=True)

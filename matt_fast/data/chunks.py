@@ -15,6 +15,7 @@ from matt_fast.alignment.vocabulary import VocabularyPair, special_affixes
 from matt_fast.data.packing import Chunk
 from matt_fast.support.texts import bounded_pieces, groups
 
+WITHOUT_TEXT = "documents without text"  # a reason to pass something over
 TOKENISE_TOGETHER = 1024  # texts; their chunks are shuffled together, and of few texts batches would be alike
 CHARACTERS_TOGETHER = 1 << 20  # about a second's work, so that several workers have enough of it
 
@@ -100,7 +101,7 @@ class Cutter:
         skipped: Counter = Counter()
         for text in pieces:
             if not text:
-                skipped["documents without text"] += 1
+                skipped[WITHOUT_TEXT] += 1
                 continue
             for parts in _cut(*next(aligned), self.limits, self.affixes, skipped):
                 yield skipped.copy(), Chunk(*parts)

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from matt_fast.alignment.continuations import NONE, Continuations, Spellings
-from matt_fast.data.batches import PADDING, Batch, Continued
+from matt_fast.data.batches import Batch, Continued
+from matt_fast.support.ids import PADDING
 
 
 def with_continuations(tables: Continuations, batch: Batch) -> Batch:

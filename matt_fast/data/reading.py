@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from matt_fast.data.compressed import BUFFER, COMPRESSIONS, SIGNS, compression_of, ending_of, format_ending, unpacked
 from matt_fast.data.rows import SHOWN, csv_rows, decoded, json_rows
 from matt_fast.support.checks import check_location
+from matt_fast.support.files import LFS_POINTER
 from matt_fast.support.texts import rejoin
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ DESCRIPTIONS = {"dataset_info.json", "state.json"}  # what `datasets` writes bes
 SPLITS = "dataset_dict.json"  # of several datasets
 PIECE = 1 << 16  # characters of plain text given at a time: some 15,000 tokens
 ROWS_TOGETHER = 256  # of a parquet file
-LFS = b"version https://git-lfs.github.com/spec/"
 ARROW_FILE = b"ARROW1"  # of a file with an index; `datasets` writes streams, without one
 
 OTHER_FORMAT, ENDINGS = "files of another format", 5  # of which so many endings are named
@@ -161,8 +161,8 @@ def read_texts(
                 raw.seek(0)
             yield from _column_texts(raw, file, text_field, argument)
             return
-        start = stream.peek(len(LFS))
-        if start.startswith(LFS):
+        start = stream.peek(len(LFS_POINTER))
+        if start.startswith(LFS_POINTER):
             raise ValueError(
                 f"{argument}: wanted the content of {str(file)!r}, got a pointer of git-lfs, see git lfs pull"
             )

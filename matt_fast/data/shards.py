@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from matt_fast.data.chunks import Side, identity, make_chunks
 from matt_fast.data.packing import Chunk
+from matt_fast.data.places import MANIFEST, is_url
 from matt_fast.support.files import whole_file, write_text
 from matt_fast.support.fingerprints import fingerprint_file
 from matt_fast.support.installing import packages_line
@@ -33,7 +34,7 @@ from matt_fast.support.installing import packages_line
 SHARDS_VERSION = 1  # count up when shards change: folders of another version are refused
 COLUMNS = ("teacher_ids", "student_ids", "teacher_segments", "student_segments")
 SCHEMA = pa.schema([(name, pa.list_(pa.int32())) for name in COLUMNS])
-MANIFEST, SHARDS = "manifest.json", "shards"
+SHARDS = "shards"
 CHUNKS_TOGETHER = 1024  # that a record batch has, and that are shuffled together in a stream
 PACKAGES = ("matt-fast", "tokenizers", "transformers", "datasets", "pyarrow", "datatrove")
 
@@ -178,10 +179,6 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:  # datatrove, or a checkout that was never installed
             found[name] = "unknown"
     return found
-
-
-def is_url(place: str | Path) -> bool:
-    return "://" in str(place)
 
 
 def is_shards(place: str | Path) -> bool:

@@ -19,9 +19,10 @@ from matt_fast.data.chunks import Cutter, Side, tokenised_together
 from matt_fast.data.documents import Texts, read_documents
 from matt_fast.data.own import OwnChunks, is_own
 from matt_fast.data.packing import Chunk, Packer
+from matt_fast.data.places import is_url
 from matt_fast.data.positions import Position
 from matt_fast.data.prepared import ShuffledChunks, left_out_of
-from matt_fast.data.shards import Shards, is_url
+from matt_fast.data.shards import Shards
 from matt_fast.support.texts import bounded_pieces
 
 TEXT_ORDER = 4  # counted up with each change of how texts are shuffled: a `Position` then means other texts

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matt_fast.data.chunks import WITHOUT_TEXT
 from matt_fast.data.compressed import ending_of
 from matt_fast.data.documents import read_documents
 from matt_fast.data.reading import find_files, format_of, passed_over, read_texts
 
 FIRST_ROWS = 100  # of a hub dataset, which is not read to the end
 REPORT_EVERY = 16 << 20  # bytes
-WITHOUT_TEXT = "documents without text"
 _EMPTY = hashlib.sha256().hexdigest()
 
 

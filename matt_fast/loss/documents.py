@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SPECIAL = -100
-PADDING = -1
+from matt_fast.support.ids import PADDING, SPECIAL
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from matt_fast.model.folders import ADAPTER
 from matt_fast.model.teacher import Teacher, only_errors
+from matt_fast.support.files import LFS_POINTER
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_POINTER = 1024  # bytes
 NAMED = 5  # tensors that an error names
 BUFFER = re.compile(r"(?:inv_freq|attn\.(?:masked_)?bias|position_ids|relative_position_index)$")  # made, not read
@@ -131,7 +131,7 @@ def is_pointer(file: Path) -> bool:
     if file.stat().st_size > LARGEST_POINTER:
         return False
     with file.open("rb") as stream:
-        return stream.read(len(POINTER)) == POINTER
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def weight_files(folder: Path, teacher: Teacher) -> list[Path]:

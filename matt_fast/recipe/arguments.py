@@ -10,6 +10,7 @@ from typing import Any
 
 from matt_fast.alignment.mapping import check_map
 from matt_fast.data.parallel import check_pairs_file
+from matt_fast.data.places import MANIFEST, is_url
 from matt_fast.data.reading import check_texts
 from matt_fast.initializers.choices import FROM_DONOR, FROM_PAIRS, FROM_TEXTS, INIT_HEADS, INITS
 from matt_fast.model.folders import check_model_place, check_tokenizer_place
@@ -29,7 +30,6 @@ from matt_fast.support.every import Every
 from matt_fast.support.files import check_writable
 from matt_fast.training.trackers import TRACKERS
 
-MANIFEST = "manifest.json"  # of prepared chunks
 EXECUTORS = ("local", "slurm", "ray")  # of datatrove
 SHARDS = 100_000  # at most: names count so far
 WORKERS = 256
@@ -156,7 +156,7 @@ def _check_prepared(given: Mapping[str, Any]) -> None:
     """What goes together with prepared chunks."""
     if "data_cache" in given:
         raise ValueError("data_cache: wanted none beside prepared, which has the chunks, got one")
-    if "://" not in str(given["prepared"]):
+    if not is_url(given["prepared"]):
         if not Path(given["prepared"], MANIFEST).is_file():
             raise FileNotFoundError(
                 f"prepared: wanted a folder of `matt-fast prepare` that is finished, or a URL, got "

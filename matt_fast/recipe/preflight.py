@@ -31,9 +31,9 @@ from matt_fast.recipe.special_ids import translate_ids
 from matt_fast.support.files import raise_if_full
 from matt_fast.support.texts import bounded_pieces
 from matt_fast.support.units import size_in_words
+from matt_fast.training.checkpoints import CHECKPOINTS_KEPT
 from matt_fast.training.options import HealingOptions
 
-CHECKPOINTS_KEPT = 2
 CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
 LOOKED_AT = 1 << 22  # characters of the data, for a new token
 LORA = 0.1  # of the layers' numbers, at most, in adapters of a usual rank

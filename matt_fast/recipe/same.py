@@ -12,10 +12,9 @@ from matt_fast.data.reading import find_files
 from matt_fast.recipe.job import Job
 from matt_fast.runs.folder import Resume
 from matt_fast.support.fingerprints import fingerprint_file, fingerprint_folder
-from matt_fast.support.version import own_version
+from matt_fast.support.version import PACKAGE, own_version
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "datasets", "peft", "numpy", "safetensors")
-PACKAGE = Path(__file__).parents[1]
 ENDS = 1 << 16  # bytes of a text that are read at its beginning, in its middle and at its end
 
 

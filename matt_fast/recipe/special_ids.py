@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from matt_fast.alignment.vocabulary import VocabularyPair
+from matt_fast.alignment.vocabulary import ROLES, VocabularyPair
 
 # The student's own token counts before the one that the teacher's becomes.
-OWN = tuple(f"{role}_token_id" for role in ("bos", "eos", "pad", "cls", "sep", "mask", "unk"))
+OWN = tuple(f"{role}_id" for role in ROLES)
 # An id, or a list of ids: image_token_id, boi_token_index, image_start_id, pad_index ...
 ID_FIELD = re.compile(
     r"(?:^|_)tok(?:en)?s?_(?:id|ids|index|indices|idx)$"

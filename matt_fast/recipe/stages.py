@@ -15,8 +15,9 @@ from matt_fast.data.coverage import cover
 from matt_fast.data.epochs import count_batches
 from matt_fast.data.own import OTHERS
 from matt_fast.data.parallel import read_pairs
+from matt_fast.data.places import is_url
 from matt_fast.data.prepared import prepare_once
-from matt_fast.data.shards import MadeOf, Shards, is_url
+from matt_fast.data.shards import MadeOf, Shards
 from matt_fast.initializers import InitReport, Rows, initial_rows, needs_whole_model
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export

@@ -15,6 +15,7 @@ from pathlib import Path
 PART = ".part-"
 PROBE = 1 << 24  # bytes
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or a share of it
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS did not fetch
 LATE = 60.0  # seconds that a network file system may take to show what another machine wrote
 
 

@@ -1,6 +1,9 @@
 """Which matt-fast this is."""
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def own_version() -> str:

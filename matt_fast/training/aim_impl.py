@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-NO_WORD = -100
+from matt_fast.support.ids import SPECIAL
 
 
 def get_aim_impl(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
@@ -126,8 +126,8 @@ def _pairs(weight: torch.Tensor, value: torch.Tensor, words: torch.Tensor, ends:
 
 def _words(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n] ids -> ([n] the number of the word that a token is part of, -1 for none; [m] where each word ends)."""
-    outside = ids.new_full((1,), NO_WORD)
-    inside = ids != NO_WORD
+    outside = ids.new_full((1,), SPECIAL)
+    inside = ids != SPECIAL
     first = inside & (ids.diff(prepend=outside) != 0)
     last = inside & (ids.diff(append=outside) != 0)
     return torch.where(inside, first.cumsum(0) - 1, -1), last.nonzero().flatten()

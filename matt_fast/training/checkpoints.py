@@ -16,13 +16,13 @@ from matt_fast.data.positions import Deal, Position, deal_anew
 from matt_fast.support.files import whole_folder, write_text
 from matt_fast.training.loop import Progress, TrainingState, joined
 
-KEPT = 2
+CHECKPOINTS_KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 POSITION = ("epoch", "before", "item", "group", "chunk", "sharded", "read")
 
 
 class Checkpoints:
-    """A folder of checkpoints, the last KEPT of them.
+    """A folder of checkpoints, the last CHECKPOINTS_KEPT of them.
 
     Each is a folder `step-N` with `state.safetensors` (rows, layers, moments, counts, random state, rows that packing
     was filling) and `state.json` (progress, the place in the data of each process, and what else was given).
@@ -71,7 +71,7 @@ class Checkpoints:
         with whole_folder(self.folder / f"step-{state.progress.step:09}") as part:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / TENSORS)
             write_text(part / NUMBERS, json.dumps(numbers))
-        for old in self.steps()[:-KEPT]:
+        for old in self.steps()[:-CHECKPOINTS_KEPT]:
             shutil.rmtree(old)
 
     def steps(self) -> list[Path]:

@@ -8,13 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matt_fast.support.installing import packages_line
+from matt_fast.support.installing import NAME, packages_line
 
 if TYPE_CHECKING:  # the command line checks `track` before it takes the time to import accelerate
     from accelerate import Accelerator
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # each is the name of its package, too
-PROJECT = "matt-fast"
 
 
 def trackers_for(track: str | None) -> list[str]:
@@ -91,7 +90,7 @@ def start_trackers(accelerator: "Accelerator", folder: Path, name: str, config: 
         "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
     }
     with contextlib.redirect_stdout(sys.stderr):  # what they say is no part of what a command prints
-        accelerator.init_trackers(PROJECT, init_kwargs=options)
+        accelerator.init_trackers(NAME, init_kwargs=options)
         for tracker in accelerator.trackers:
             if step == 0 or tracker.name != "tensorboard":  # which makes a further run of each configuration
                 tracker.store_init_configuration(_flat(config))

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matt_fast.alignment.offsets import tokenize
 from matt_fast.alignment.reachable import unreachable
-from matt_fast.alignment.vocabulary import Token, special_affixes
+from matt_fast.alignment.vocabulary import ROLES, Token, special_affixes
 from matt_fast.recipe.doctor.finding import Said, look, ok, share
 from matt_fast.recipe.doctor.sample import sample_of
 from matt_fast.recipe.export import lost_chat_template
@@ -16,7 +16,6 @@ from matt_fast.recipe.subject import Subject
 ROUND_TRIP, OFFSETS = 1 << 17, 1 << 16  # characters looked at
 SHOWN = 24  # characters of an example
 FEW = 0.001  # a share that is not worth a word
-ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 CHAT = ({"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."})
 
 
@@ -82,9 +81,8 @@ def special(subject: Subject) -> Iterator[Said]:
     """Tokens with a role, and what is put around a text."""
     vocabulary = subject.vocabulary
     teacher, student = vocabulary.teacher, vocabulary.student
-    lost = [
-        x for x in ROLES if getattr(teacher, f"{x}_token_id") is not None and getattr(student, f"{x}_token_id") is None
-    ]
+    ids = (f"{x}_id" for x in ROLES)
+    lost = [x.removesuffix("_token_id") for x in ids if getattr(teacher, x) is not None and getattr(student, x) is None]
     if lost:
         advice = "name them in its tokenizer_config.json" + ("; without eos generation does not end" * ("eos" in lost))
         yield look(f"the new tokenizer has no {', '.join(lost)} token, and the model's has", advice)
