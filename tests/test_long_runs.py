@@ -342,8 +342,10 @@ def test_a_step_without_memory_is_made_once_more(files, tmp_path, monkeypatch, h
     whole = transfer(**given, output=tmp_path / "whole")
     with monkeypatch.context() as patched:
         without_memory(patched, step=4, times=1)
-        transfer(**given, output=tmp_path / "parts", on_message=said.append)
+        parts = transfer(**given, output=tmp_path / "parts", on_message=said.append)
     assert sum("no memory left in step 4" in x for x in said) == 1
+    trained, undisturbed = (x.progress if healing is None else x.healing.progress for x in (parts, whole))
+    assert trained.flops == undisturbed.flops > 0
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
 
     with monkeypatch.context() as patched:

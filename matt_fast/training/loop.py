@@ -189,9 +189,8 @@ def train(
         asked = time.perf_counter()
         micro_batches = [next(batches) for _ in range(options.accumulation)]
         progress.seconds_waiting += time.perf_counter() - asked
-        with count_flops(progress, sum(batch.padding[1] for batch in micro_batches)):
-            step = teacher, student_model, state, micro_batches, n_layers, options, accelerator, causal, watcher
-            granted = _step(*step)
+        step = teacher, student_model, state, micro_batches, n_layers, options, accelerator, causal, watcher
+        granted = _step(*step)
         progress.step += 1
         progress.seconds = time.perf_counter() - start
         on_step(progress)
@@ -222,9 +221,10 @@ def _step(
     passes = partial(
         _passes, teacher, student_model, state, rows, micro_batches, n_layers, options, accelerator.device, causal
     )
-    sums = None
+    sums, tokens = None, sum(batch.padding[1] for batch in micro_batches)
     try:
-        sums = passes()
+        with count_flops(progress, tokens):
+            sums = passes()
     except torch.OutOfMemoryError:
         if options.shard:  # the other processes are in the middle of it, and wait for this one
             raise
@@ -232,7 +232,8 @@ def _step(
         _drop_gradients(rows, state.layers)
         clear_device_cache(garbage_collection=True)
         watcher.out_of_memory(progress.step + 1)
-        sums = passes()
+        with count_flops(progress, tokens):  # of a pass that failed nothing is counted
+            sums = passes()
     state.occurred[rows.input.slots] = True
     (progress.loss, *values), granted = _update(state, rows, sums, options, accelerator, watcher.wishes(progress))
     progress.parts = dict(zip(names, values, strict=True))
