@@ -17,6 +17,7 @@ import pytest
 import torch
 from killing import digests
 from killing import prepare as small_job
+from tiny import TEXTS, jsonl
 
 import matt_fast.recipe.checks
 import matt_fast.recipe.finish
@@ -353,7 +354,8 @@ def test_a_step_without_memory_is_made_once_more(files, tmp_path, monkeypatch, h
         with pytest.raises(torch.OutOfMemoryError) as raised:
             transfer(**given, output=tmp_path / "less")
     notes = " ".join(raised.value.__notes__)
-    assert "checkpointing, with which a run that has begun can go on" in notes
+    more = "batch_size 1 with accumulation 4"
+    assert f"Less memory: checkpointing or {more}, with which a run that has begun can go on too, a shorter" in notes
     assert "--resume" in notes
     given["training"] = replace(given["training"], checkpointing=True)
     said.clear()
@@ -361,3 +363,40 @@ def test_a_step_without_memory_is_made_once_more(files, tmp_path, monkeypatch, h
     assert "Goes on behind step 2." in said
     assert any(x.startswith("checkpointing: False before, True from here on") for x in said)
     assert less.progress.losses == pytest.approx(whole.progress.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("healing", [None, HealingOptions("lora", steps=8, objective="ntp")], ids=["rows", "layers"])
+def test_a_run_goes_on_with_smaller_batches_of_the_same_rows(files, tmp_path, monkeypatch, healing):
+    """All texts have as many tokens, so that a mean over two batches is that over one of both."""
+    first, *words = sorted(set(TEXTS[0].split()))
+    orders = (np.random.default_rng(i).permutation(words) for i in range(40))
+    data = tmp_path / "data.jsonl"
+    data.write_text(jsonl(" ".join([first, *order]) for order in orders))
+    given = files | {"data": data, "batch_size": 4, "checkpoint_every": 3, "healing": healing, "eval_data": None}
+    given["training"] = replace(OPTIONS, steps=8 if healing is None else 0)
+    read: dict[str, list] = {}
+
+    def count(state, batches):
+        pairs = (pair for x in batches for pair in zip(x.student_ids, x.student_documents, strict=True))
+        read.setdefault(place, []).append((len(batches), [ids[documents >= 0].tolist() for ids, documents in pairs]))
+        counted(state, batches)
+
+    counted, said = loop._count, []
+    monkeypatch.setattr(loop, "_count", count)
+    place = "whole"
+    whole = transfer(**given, output=tmp_path / "whole")
+    place = "begun"
+    with pytest.raises(Stop):
+        transfer(**given, output=tmp_path / "begun", on_step=stop_at(5))
+    smaller = given | {"batch_size": 1, "training": replace(given["training"], accumulation=4)}
+    with pytest.raises(ValueError, match="batch_size: was 4, now 1, which makes updates of 1 rows that had 4"):
+        transfer(**given | {"batch_size": 1}, output=tmp_path / "begun", resume=True)
+    place = "smaller"
+    result = transfer(**smaller, output=tmp_path / "begun", resume=True, on_message=said.append)
+    assert said[0].startswith("batch_size x accumulation: 4 x 1 before, 1 x 4 from here on: updates have the same rows")
+    assert "Goes on behind step 3." in said
+    assert [rows for _, rows in read["smaller"]] == [rows for _, rows in read["whole"][3:]]
+    assert {count for count, _ in read["smaller"]} == {4}
+    losses, expected = ((x.progress if healing is None else x.healing.progress).losses for x in (result, whole))
+    assert len(expected) == 8
+    assert losses == pytest.approx(expected, rel=1e-5)

@@ -163,11 +163,45 @@ def test_what_may_change_with_the_processes():
     before = {"processes": 2, "accumulation": 2, "epochs": None}
     assert not changes(before, before | {"processes": 3}, False)
     assert not changes(before, before | {"processes": 1, "accumulation": 4}, False)
-    assert changes(before, before | {"processes": 3, "accumulation": 4}, False) == ["accumulation: was 2, now 4"]
+    (line,) = changes(before, before | {"processes": 3, "accumulation": 4}, False)
+    assert line == "accumulation: was 2, now 4, which makes updates of 12 rows that had 4"
     with_epochs = before | {"epochs": 1.5}
     assert not changes(with_epochs, with_epochs | {"processes": 4, "accumulation": 1}, False)
     (line,) = changes(with_epochs, with_epochs | {"processes": 3}, False)
-    assert line.startswith("processes x accumulation: was 4, now 6")
+    assert line.startswith("rows of an update: was 4, now 6")
+
+
+def test_the_rows_of_an_update_may_be_divided_anew():
+    before = {"processes": 2, "batch_size": 4, "accumulation": 1, "epochs": 1.5}
+    for now in ({"batch_size": 2, "accumulation": 2}, {"processes": 1, "accumulation": 2}, {"processes": 8}):
+        now = now if len(now) == 2 else now | {"batch_size": 1}
+        assert not changes(before, before | now, False)
+    (line,) = changes(before | {"epochs": None}, before | {"epochs": None, "batch_size": 2}, False)
+    assert line == "batch_size: was 4, now 2, which makes updates of 4 rows that had 8"
+    found = changes(before, before | {"batch_size": 2, "accumulation": 3}, False)
+    assert [x.partition(":")[0] for x in found] == ["rows of an update", "accumulation", "batch_size"]
+
+
+@pytest.mark.parametrize("way", ["texts", "packed texts", "shards", "prepared", "packed prepared", "own"])
+def test_batches_of_another_size_go_on_with_the_same_rows(folder, tmp_path, small_groups, way):
+    """In each of several processes: the rows of so many steps, in their order, and the place behind them."""
+    options = {"packing": True} if "packed" in way else {}
+    if "texts" not in way and way != "shards":
+        options["prepared"] = [prepare_once(tmp_path, folder, *SIDES, split="train", text_field="text")]
+    if way == "own":
+        options["own"] = prepare_once(tmp_path, folder / "0.jsonl", *SIDES, split="train", text_field="text")
+    _, begun = run(folder, [Position(sharded=way == "shards")] * 2, 5, batch_size=6, **options)
+    found = {}
+    for size, count in ((6, 9), (3, 18), (2, 27), (1, 54), (9, 6)):
+        batches, ends = run(folder, begun, count, batch_size=size, **options)
+        rows = [
+            ids[documents >= 0].tolist()
+            for batch in batches
+            for ids, documents in zip(batch.student_ids, batch.student_documents, strict=True)
+        ]
+        found[size] = rows, repr(ends)
+    assert len(found[6][0]) == 2 * 54
+    assert all(x == found[6] for x in found.values())
 
 
 def test_items_go_round():

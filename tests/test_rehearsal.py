@@ -18,7 +18,7 @@ from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.alignment.vocabulary import Token, VocabularyPair
 from matt_fast.data import rehearsal
 from matt_fast.data.chunks import Side, sides_of
-from matt_fast.data.epochs import count_batches
+from matt_fast.data.epochs import count_rows
 from matt_fast.data.positions import deal_anew
 from matt_fast.data.prepared import open_chunks, prepare_once
 from matt_fast.data.rehearsal import Template, lacking_tokens, own_texts, template_of
@@ -225,19 +225,18 @@ def test_a_stream_goes_on_among_the_teachers_own(prepared, packing):
         assert {x.read for x in deal_anew(positions, processes)} == {-(-done // processes)}
 
 
-def test_how_many_batches_a_pass_has(prepared):
+def test_how_many_rows_a_pass_has(prepared):
     sides, file, folder, own = prepared
     chunks = len(open_chunks([folder]))
     given = {"seed": 4, "prepared": [folder], "own": own, "batch_size": 1}
     of_a_pass = itertools.takewhile(lambda x: x.position.epoch == 0, AlignedBatches(file, *sides, **given))
-    assert len(list(of_a_pass)) == count_batches([folder], 1, 1, None, own) == chunks + chunks // 4
-    assert count_batches([folder], 4, 2, None, own) == (chunks + chunks // 4) / 8
+    assert len(list(of_a_pass)) == count_rows([folder], None, own) == chunks + chunks // 4
     limits = (64, 64)
     longer = [Side(x.name, x.tokenizer, x.rows, 64) for x in sides]
     packed = AlignedBatches(file, *longer, packing=True, **given)
     full = list(itertools.takewhile(lambda x: x.position.epoch == 0, packed))
     rows = len(full) + len(full[-1].position.open_rows())
-    assert count_batches([folder], 1, 1, limits, own) == pytest.approx(rows, abs=2)
+    assert count_rows([folder], limits, own) == pytest.approx(rows, abs=2)
 
 
 def test_a_transfer_goes_on_to_the_same_bits(files, tmp_path):  # noqa: F811

@@ -1,4 +1,4 @@
-"""How many batches a pass over prepared data has."""
+"""How many rows a pass over prepared data has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +18,11 @@ class _Lengths:
     lengths: NDArray[np.int64]
 
 
-def count_batches(
-    folders: Sequence[Path],
-    batch_size: int,
-    processes: int,
-    limits: tuple[int, int] | None,
-    own: Path | None = None,
-) -> float:
-    """Batches of one process in a pass over the chunks of `prepare_once`, with the fraction of the last.
+def count_rows(folders: Sequence[Path], limits: tuple[int, int] | None, own: Path | None = None) -> int:
+    """Rows of batches in a pass over the chunks of `prepare_once`.
 
     Args:
         folders: of the chunks.
-        batch_size: rows of a batch.
-        processes: that share a pass.
         limits: teacher and student tokens of a row, with packing; it then depends a little on the order of a pass, and
             the order on disk is counted. None without.
         own: folder of what the teacher wrote of its own, which comes among them, see `OwnChunks`.
@@ -40,8 +32,7 @@ def count_batches(
         theirs, count = _lengths([own]), len(lengths) // (EVERY - 1)
         places = (EVERY - 1) * np.arange(1, count + 1)
         lengths = np.insert(lengths, places, theirs[np.arange(count) % len(theirs)], axis=0)
-    rows = len(lengths) if limits is None else sum(1 for _ in pack(map(_Lengths, lengths), limits))
-    return rows / processes / batch_size
+    return len(lengths) if limits is None else sum(1 for _ in pack(map(_Lengths, lengths), limits))
 
 
 def _lengths(folders: Sequence[Path]) -> NDArray[np.int64]:

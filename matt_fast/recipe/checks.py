@@ -24,7 +24,7 @@ from matt_fast.model.tables import check_tables
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe.config import dump_config, resolved_config
 from matt_fast.recipe.export import lost_chat_template
-from matt_fast.recipe.job import HOW, STEPS, Job, changes
+from matt_fast.recipe.job import DIVISION, HOW, STEPS, Job, changes
 from matt_fast.recipe.preflight import (
     check_max_length,
     check_pieces,
@@ -115,6 +115,12 @@ def _told_of_changes(known: dict, settings: dict, done: Mapping[str, float]) -> 
     if settings["processes"] != before["processes"]:
         was, now = before["processes"], settings["processes"]
         yield f"processes: {was} before, {now} from here on, with batch_size rows each."
+    divisions = [" x ".join(str(x[name]) for name in DIVISION) for x in (before, settings)]
+    if divisions[0] != divisions[1]:
+        yield (
+            f"{' x '.join(DIVISION)}: {divisions[0]} before, {divisions[1]} from here on: updates have the same rows, "
+            "and their loss is the mean of other batches' means."
+        )
     for name in HOW:
         if settings[name] != before[name]:
             yield f"{name}: {before[name]!r} before, {settings[name]!r} from here on: the same but for rounding."

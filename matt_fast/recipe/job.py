@@ -26,6 +26,7 @@ from matt_fast.training.options import (
 # Of what decides the result these may be others when a run goes on; steps not fewer than are done, epochs only more.
 STEPS = ("steps", "heal_steps")
 HOW = ("checkpointing", "offload", "compile")  # how it is computed: the result is the same but for rounding
+DIVISION = ("batch_size", "accumulation")  # of the rows of an update: others where it has as many, in the same order
 MAY_CHANGE = (*STEPS, *HOW, "epochs", "validate_every", "patience", "processes", "shard")
 RATES = ("lr", "heal_lr", "heal_rows_lr")  # these may where the loss went up: another one is what the run needs then
 # Where things lie, and what does not decide the result: files and folders are compared by their contents.
@@ -234,6 +235,11 @@ class Job:
         return {"output": output} | {x.name: getattr(self, x.name) for x in fields(self)}
 
 
+def rows_of_update(settings: Mapping) -> int:
+    """How many rows all processes together take for an update, by `Job.settings` and "processes"."""
+    return math.prod(settings.get(name, 1) for name in ("processes", *DIVISION))
+
+
 def changes(before: dict, now: dict, diverged: bool, done: Mapping[str, float] = MappingProxyType({})) -> list[str]:
     """What of the settings is not as it was and may not change, a line each.
 
@@ -243,12 +249,14 @@ def changes(before: dict, now: dict, diverged: bool, done: Mapping[str, float] =
         done: steps of each of STEPS that are behind; infinitely many where that training is over.
     """
     found = []
-    batches, was = (x.get("processes", 1) * x.get("accumulation", 1) for x in (now, before))  # of an update
-    if batches != was and now.get("epochs") is not None:
-        found.append(f"processes x accumulation: was {was}, now {batches}, which makes other epochs of the steps")
+    rows, was = (rows_of_update(x) for x in (now, before))
+    if rows != was and now.get("epochs") is not None:
+        found.append(f"rows of an update: was {was}, now {rows}, which makes other epochs of the steps")
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        if name == "accumulation" and batches == was:
+        if name in DIVISION:
+            if old != new and rows != was:
+                found.append(f"{name}: was {old!r}, now {new!r}, which makes updates of {rows} rows that had {was}")
             continue
         behind = done.get("steps" if name == "epochs" else name, 0)
         if old != new and behind == math.inf:

@@ -70,9 +70,12 @@ def opened(arguments: Mapping[str, Any], output: str | Path, resume: Resume, lis
 
 def _less_memory(job: Job) -> str:
     """What would take less of the device's memory than what the job does."""
-    found = [] if job.training.checkpointing else ["checkpointing, with which a run that has begun can go on too"]
-    found += ["a smaller batch_size with more accumulation", "a shorter max_length"]
-    found += [] if job.training.quantization else ["quantization"]
+    kept = [] if job.training.checkpointing else ["checkpointing"]
+    if job.batch_size > 1:
+        parts = next(n for n in range(2, job.batch_size + 1) if job.batch_size % n == 0)
+        kept.append(f"batch_size {job.batch_size // parts} with accumulation {job.training.accumulation * parts}")
+    found = [f"{' or '.join(kept)}, with which a run that has begun can go on too"] if kept else []
+    found += ["a shorter max_length"] + ([] if job.training.quantization else ["quantization"])
     return f"Less memory: {', '.join(found)}. matt-fast plan says what a step takes."
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.data.chunks import Side, sides_of
 from matt_fast.data.coverage import cover
-from matt_fast.data.epochs import count_batches
+from matt_fast.data.epochs import count_rows
 from matt_fast.data.own import OTHERS
 from matt_fast.data.parallel import read_pairs
 from matt_fast.data.places import is_url
@@ -23,6 +23,7 @@ from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.recipe import export
 from matt_fast.recipe.checks import begin_or_go_on, check_teacher, check_unchanged
 from matt_fast.recipe.completing import write_completions
+from matt_fast.recipe.job import rows_of_update
 from matt_fast.recipe.rehearsal import own_chunks
 from matt_fast.recipe.saving import save_result
 from matt_fast.recipe.snippets import snippet_chunks
@@ -105,7 +106,8 @@ def measure_start(work: Work, vocabulary: VocabularyPair, start: Rows) -> None:
 
 def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, TrainingOptions]:
     """The data, its chunks on disk where they are made before training, and the steps to take."""
-    job, options, processes = work.job, work.job.training, work.accelerator.num_processes
+    job, options = work.job, work.job.training
+    rows = rows_of_update(job.settings() | {"processes": work.accelerator.num_processes})
     pair = teacher_vocabulary(work, vocabulary)
     sides = sides_of(pair, job.max_length)
     if nothing_to_train(work, vocabulary):
@@ -114,13 +116,11 @@ def prepare(work: Work, vocabulary: VocabularyPair) -> tuple[TrainingData, Train
     data = TrainingData(sides, folders, own=own_chunks(work, pair, sides) if job.rehearse else None)
     if job.per_token is not None:
         found = cover(folders, vocabulary.new, job.per_token, job.seed)
-        rows = job.batch_size * options.accumulation * processes * (1 if data.own is None else OTHERS)
-        work.say(found.message(job.per_token, rows))
+        work.say(found.message(job.per_token, rows * (1 if data.own is None else OTHERS)))
         data = replace(data, leading=found.chunks)
     if job.epochs is not None:
         limits = [side.max_length for side in sides] if options.packing else None
-        batches = count_batches(folders, job.batch_size, processes, limits, data.own)
-        options = replace(options, steps=max(1, round(job.epochs * batches / options.accumulation)))
+        options = replace(options, steps=max(1, round(job.epochs * count_rows(folders, limits, data.own) / rows)))
     return data, options
 
 
