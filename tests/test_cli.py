@@ -98,7 +98,7 @@ def test_every_number_of_every_command_has_its_range(monkeypatch, tmp_path, comm
                 assert allowed, (option.name, value)
             else:
                 assert option.name in said, (option.name, value, said)
-    assert len(numbers) == {"transfer": 28, "prepare": 3, "evaluate": 5, "plan": 10, "compare-inits": 7}[command]
+    assert len(numbers) == {"transfer": 28, "prepare": 3, "evaluate": 5, "plan": 11, "compare-inits": 7}[command]
 
 
 def test_an_output_with_something_in_it_is_refused(called, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,28 @@ def test_healing_has_to_fit_too(folders):
     assert not any("--offload" in name for name in remedies)  # which does not go with healing
     packed = plan(*folders, **settings, training=TrainingOptions(quantization="4bit")).healing.peak
     assert remedies["--quantization 4bit"].peak == packed
+
+
+def test_healing_alone(folders):
+    """No step of rows is predicted, or has to fit, where a transfer makes none."""
+    settings = {"length": 32, "precision": "no", "device": "cpu", "healing": HealingOptions("lora", objective="ntp")}
+    rows = TrainingOptions(objective="segment-kl+boundary-kl")  # takes more than healing
+    both = plan(*folders, **settings, training=rows)
+    assert both.step.peak > both.healing.peak
+    alone = plan(*folders, **settings, training=replace(rows, steps=0), vram=both.healing.peak)
+    assert (alone.step, alone.healing, alone.remedies) == (None, both.healing, ())
+    assert 4 <= alone.largest_batch < 6
+    assert plan(*folders, **settings, training=rows, vram=both.healing.peak).remedies
+    options = ["plan", f"--model={folders[0]}", f"--tokenizer={folders[1]}", "--device=cpu", "--length=32"]
+    shown = run(*options, "--heal=lora", "--steps=0", "--teraflops=1")
+    assert "Predicted peak of healing" in shown.stdout
+    assert "teraflop a step of rows and layers together" in shown.stdout
+    assert shown.stdout.count("GiB") == 1  # of the table, which a line on healing beside it would repeat
+    refused = run(*options, "--steps=0")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "Error: steps: wanted 1 or more without healing, got 0, which trains nothing\n",
+    )
 
 
 def test_no_more_positions_than_the_model_has(folders):

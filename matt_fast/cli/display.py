@@ -145,25 +145,28 @@ def print_findings(console: Console, findings: list["Finding"]) -> None:
 
 def print_plan(console: Console, found: "Plan", teraflops: float | None = None) -> None:
     """Memory by part, work, and what fits; with `teraflops` a time that follows from it."""
-    table = Table(title="Predicted peak", title_justify="left")
+    alone = found.step is None  # healing, which then has what else is the rows' place
+    step = found.healing if alone else found.step
+    table = Table(title="Predicted peak" + " of healing" * alone, title_justify="left")
     table.add_column("")
     table.add_column("GiB", justify="right")
-    for name, size in found.step.parts.items():
-        if size >= found.step.peak / 100:
+    for name, size in step.parts.items():
+        if size >= step.peak / 100:
             table.add_row(Text(printable(name)), f"{size / GIB:.2f}")
-    table.add_row("all tensors", f"{found.step.peak / GIB:.2f}", style="bold")
+    table.add_row("all tensors", f"{step.peak / GIB:.2f}", style="bold")
     console.print(table)
     lines = [
         f"target layer   {found.n_layers}",
         f"rows           {found.trainable:,} of {found.rows:,} are trained",
-        f"work           {found.step.flops / 1e12:,.2f} teraflop a step",
+        f"work           {step.flops / 1e12:,.2f} teraflop a step" + " of rows and layers together" * alone,
     ]
-    if found.healing is not None:
+    beside = found.healing is not None and not alone
+    if beside:
         peak, flops = found.healing.peak / GIB, found.healing.flops / 1e12
         lines.append(f"healing        {peak:.2f} GiB at most, {flops:,.2f} teraflop a step of rows and layers together")
     if teraflops is not None:
-        line = f"modelled time  {found.step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s"
-        if found.healing is not None:
+        line = f"modelled time  {step.flops / 1e12 / teraflops:,.3f} s a step at {teraflops:g} teraflop/s"
+        if beside:
             line += f", {found.healing.flops / 1e12 / teraflops:,.3f} s of healing"
         lines.append(line)
     if found.longest is not None:

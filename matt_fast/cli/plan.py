@@ -21,6 +21,7 @@ def plan(
     batch: Annotated[int, Option(help="Chunks, --batch-size of a transfer.")] = 4,
     vram: Annotated[float | None, Option(help="GiB that a step may use: search what fits.")] = None,
     layer: o.PlannedLayer = None,
+    steps: Annotated[int, Option(help="Updates of a transfer; 0 for healing alone.")] = 1000,
     objective: o.Objective = "token-distillation",
     heal: o.Heal = None,
     heal_objective: o.HealObjective = "segment-kl",
@@ -57,6 +58,7 @@ def plan(
             check_positive(name, value, MANY)
         training = TrainingOptions(
             objective=objective,
+            steps=steps,
             accumulation=accumulation,
             checkpointing=checkpointing,
             quantization=quantization,

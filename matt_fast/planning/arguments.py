@@ -21,6 +21,8 @@ def check_plan(arguments: Mapping[str, Any]) -> None:
     check_positive("bandwidth", arguments["bandwidth"], MANY)
     check_positive("vram", arguments["vram"])
     training = arguments["training"]
+    if training is not None and training.steps == 0 and arguments["healing"] is None:
+        raise ValueError("steps: wanted 1 or more without healing, got 0, which trains nothing")
     if training is not None and training.shard and arguments["processes"] == 1:
         raise ValueError("shard: wanted processes of 2 or more with it, got 1")
     check_choice("precision", arguments["precision"], ("no", "bf16"))

@@ -47,19 +47,20 @@ class Plan:
     Attributes:
         n_layers: the target layer, counted from 1.
         rows, trainable: of the new vocabulary, and those of them that are trained.
-        step: peak memory by part, and multiplications and additions.
+        step: of rows alone: peak memory by part, and multiplications and additions; None where there is none (`steps`
+            of `training` is 0).
         longest: tokens of a row that fit at this batch size, to within 2%, 0 if none do; None without `vram`. Batches
             of more than half a million tokens are not looked for, as for `largest_batch`.
         largest_batch: rows that fit at this length, likewise.
         remedies: if the step does not fit, what to turn on, and what it then takes.
         healing: a step of rows and layers together; None where none was asked for.
-        layouts: of several processes; none of one.
+        layouts: of several processes, in the step of rows alone; none of one process.
     """
 
     n_layers: int
     rows: int
     trainable: int
-    step: Step
+    step: Step | None
     longest: int | None = None
     largest_batch: int | None = None
     remedies: tuple[Remedy, ...] = ()
@@ -103,7 +104,7 @@ def plan(
         model, tokenizer: folders or hub names; of the model its configuration and tokenizer are read.
         length, batch_size: tokens of a chunk on either side, and chunks.
         n_layers: the target layer; a third of the depth if None.
-        training: see `TrainingOptions`.
+        training: see `TrainingOptions`; with `steps` 0 a step of healing is predicted alone.
         healing: see `HealingOptions`; a step of it is predicted beside, and has to fit too.
         precision: of the frozen weights: "no" (float32) or "bf16".
         freeze_shared, untie: as in `transfer`.
@@ -154,7 +155,7 @@ def plan_step(
     if training.backend == "auto":
         on_gpu = device == "cuda" and find_spec("triton") is not None
         training = replace(training, backend="triton" if on_gpu else "torch")
-    with_head = trains_output(training.objectives())
+    with_head = training.steps > 0 and trains_output(training.objectives())
     if with_head and source.masked:
         raise ValueError(
             f"objective: ntp and boundary-head want a causal language model, but {str(source.model)!r} is masked"
@@ -172,8 +173,8 @@ def plan_step(
         model = outline(precision, options.quantization, options.offload, processes if options.shard else 1)
         return simulate(model, vocabulary, length, batch_size, n_layers, options, processes=processes)
 
-    found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run())
-    if processes > 1:
+    found = Plan(n_layers, vocabulary.rows, vocabulary.trainable, run() if training.steps else None)
+    if processes > 1 and training.steps:
         every = layouts(
             lambda chosen: run(shard=chosen.shard),
             smallest,
@@ -195,7 +196,8 @@ def plan_step(
 
     def larger(**changes) -> Step:
         """Of the steps of a run the one that takes most."""
-        steps = [run(**changes)] if healing is None else [run(**changes), heal(healing, **changes)]
+        steps = [run(**changes)] if training.steps else []
+        steps += [] if healing is None else [heal(healing, **changes)]
         return max(steps, key=lambda step: step.peak)
 
     if healing is not None:

@@ -91,8 +91,7 @@ def memory(subject: Subject) -> Iterator[Said]:
     free = psutil.virtual_memory().available
     if device.type == "cuda" and torch.cuda.is_available():
         free = torch.cuda.mem_get_info(device)[0]
-    steps = [found.step] if subject.job.trains_rows_alone else []
-    peak = max((step.peak for step in (*steps, found.healing) if step is not None), default=0)
+    peak = max((step.peak for step in (found.step, found.healing) if step is not None), default=0)
     line = f"a training step takes {size_in_words(peak)}, {size_in_words(free)} are free"
     if peak > free:
         yield fail(line, "matt-fast plan --vram tells what would make it fit")
@@ -111,7 +110,7 @@ def work(subject: Subject) -> Iterator[Said]:
     if job.epochs is not None:
         yield ok(f"{found.step.flops / 1e12:,.2f} teraflop a step, at least {found.step.flops / rate:,.2f} s here")
         return
-    parts = [(job.training.steps, found.step)] if job.training.steps else []
+    parts = [(job.training.steps, found.step)] if found.step is not None else []
     parts += [(job.healing.steps, found.healing)] if found.healing is not None else []
     if not parts:
         return
@@ -130,7 +129,8 @@ def _made_plan(subject: Subject) -> Plan | Said:
     job, kind = subject.job, "cuda" if device_of(subject).type == "cuda" else "cpu"
     given = {"length": job.max_length, "batch_size": job.batch_size, "n_layers": job.n_layers, "device": kind}
     rows = Vocabulary(subject.vocabulary.rows, subject.trainable)
-    training = replace(job.training, compile=False)  # which the meta device does not have
+    steps = job.training.steps or int(job.trains_rows_alone)  # whatever epochs are
+    training = replace(job.training, steps=steps, compile=False)  # which the meta device does not have
     try:
         given |= {"precision": NAMES[_dtype(subject)], "healing": job.healing}
         return plan_step(subject.teacher, rows, training, **given)
