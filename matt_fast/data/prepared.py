@@ -32,6 +32,7 @@ from matt_fast.data.packing import Chunk
 from matt_fast.data.reading import find_files
 from matt_fast.data.shards import COLUMNS, Shards, as_chunks, is_shards
 from matt_fast.data.summary import digest_files
+from matt_fast.support.checks import check_content
 from matt_fast.support.files import flush, flush_tree
 from matt_fast.support.fingerprints import compare, fingerprint_folder
 from matt_fast.support.temporary import work_folder
@@ -103,7 +104,8 @@ def find_damage(folder: Path) -> list[str]:
     """What of prepared data is not as it was written, a line for each file; nothing if all is."""
     try:
         written = json.loads((folder / FILES).read_text())
-    except (OSError, ValueError):
+        check_content(FILES, written, dict[str, str])
+    except (OSError, TypeError, ValueError):
         return [f"{FILES} is gone or damaged"]
     found = fingerprint_folder(folder)
     del found[FILES]

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from matt_fast.data.chunks import Side, identity, make_chunks
 from matt_fast.data.packing import Chunk
 from matt_fast.data.places import MANIFEST, is_url
+from matt_fast.support.checks import made_of
 from matt_fast.support.files import whole_file, write_text
 from matt_fast.support.fingerprints import fingerprint_file
 from matt_fast.support.installing import packages_line
@@ -164,7 +165,10 @@ def records_there(folder: Path, count: int, only: int | None = None) -> dict[int
         path = folder / shard_name(number, count)
         record = path.with_suffix(".json")
         if record.exists() and path.exists():
-            known = ShardRecord(**json.loads(record.read_text(encoding="utf-8")))
+            try:
+                known = made_of(ShardRecord, json.loads(record.read_text(encoding="utf-8")))
+            except (TypeError, ValueError):  # damaged: the shard is made again
+                continue
             if path.stat().st_size == known.bytes and fingerprint_file(path) == known.fingerprint:
                 found[number] = known
     return found
@@ -205,10 +209,11 @@ class Shards:
         try:
             with self.open(MANIFEST) as file:
                 values = json.loads(file.read())
-            made_of = MadeOf(**{name: values["made_of"].get(name) for name in MadeOf._fields})
+            known = MadeOf(**{name: values["made_of"].get(name) for name in MadeOf._fields})
             names = [x.name for x in fields(ShardRecord)]
-            shards = tuple(ShardRecord(**{name: x[name] for name in names}) for x in values["shards"])
-            return Manifest(made_of, values["data"], shards, values["versions"])
+            shards = tuple(made_of(ShardRecord, {name: x[name] for name in names}) for x in values["shards"])
+            found = {"made_of": known, "data": values["data"], "shards": shards, "versions": values["versions"]}
+            return made_of(Manifest, found)
         except FileNotFoundError as error:
             raise ValueError(
                 f"prepared: wanted what `matt-fast prepare` made, got {self.place!r}, which has no {MANIFEST}: is it "

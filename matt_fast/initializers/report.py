@@ -8,6 +8,7 @@ import torch
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.omp import SparseCoefficients, outliers
+from matt_fast.support.checks import check_type, made_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class InitReport:
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> "InitReport":
         """The report whose fields JSON gave back, with lists for tuples and sets."""
-        outliers = tuple(Outlier(**x) for x in values["outliers"])
-        return cls(**{**values, "outliers": outliers, "made": frozenset(values["made"])})
+        outliers = tuple(made_of(Outlier, x) for x in values["outliers"])
+        check_type("made", values["made"], list[int])
+        return made_of(cls, {**values, "outliers": outliers, "made": frozenset(values["made"])})
 
 
 def init_report(

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, fields
+from typing import Any
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.evaluation.bits_per_byte import Evaluation
@@ -19,6 +20,7 @@ from matt_fast.report.curves import draw_curves
 from matt_fast.report.writing import write_report
 from matt_fast.runs.folder import damaged_files
 from matt_fast.runs.record import HELD_OUT
+from matt_fast.support.checks import made_of
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
 from matt_fast.training.loop import Progress
@@ -78,15 +80,14 @@ def _read_result(work: Work) -> TransferResult:
     values = work.run.read("result.json")
     values["output"] = work.run.output
     values["report"] = InitReport.of_json(values["report"])
-    values["progress"] = Progress(**values["progress"])
-    values |= _evaluations(work, values.pop("evaluations"))
+    values |= _evaluations(work, values.pop("evaluations")) | _training(values)
     if values["healing"] is not None:
-        values["healing"] = Healing(**values["healing"] | {"progress": Progress(**values["healing"]["progress"])})
+        values["healing"] = made_of(Healing, values["healing"] | _training(values["healing"]))
     if values["snippets"] is not None:
-        values["snippets"] = SnippetCounts(**values["snippets"])
+        values["snippets"] = made_of(SnippetCounts, values["snippets"])
     if values.get("rehearsal") is not None:
-        values["rehearsal"] = Rehearsal(**values["rehearsal"])
-    return TransferResult(**values)
+        values["rehearsal"] = made_of(Rehearsal, values["rehearsal"])
+    return made_of(TransferResult, values)
 
 
 def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:
@@ -112,10 +113,9 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
         report=start.report,
         trainable=len(trainable),
         seen=int((seen[trainable] > 0).sum()),
-        progress=Progress(**numbers["progress"]),
+        **_training(numbers),
         **_evaluations(work, run.read("evaluations.json")),
         completions=read_completions(run),
-        validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
         seconds=seconds,
         training_memory=max(x["training_memory"] for x in (numbers, healed) if x),
@@ -132,7 +132,8 @@ def _result(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResu
 def _evaluations(work: Work, found: dict[str, dict[str, dict]]) -> dict[str, dict]:
     """The fields of a result that evaluations.json has: stage -> text -> figures."""
     by_text = {
-        text: {stage: Evaluation(**figures[text]) for stage, figures in found.items()} for text in work.job.held_out
+        text: {stage: made_of(Evaluation, figures[text]) for stage, figures in found.items()}
+        for text in work.job.held_out
     }
     texts = list(by_text)
     return {
@@ -142,11 +143,16 @@ def _evaluations(work: Work, found: dict[str, dict[str, dict]]) -> dict[str, dic
     }
 
 
+def _training(numbers: dict) -> dict[str, Any]:
+    """The fields of a result that a training's numbers have."""
+    validation = [(step, bits) for step, bits in numbers["validation"]]
+    return {"progress": made_of(Progress, numbers["progress"]), "validation": validation}
+
+
 def _healing(work: Work, numbers: dict) -> Healing:
     return Healing(
         method=work.job.healing.method,
         trained_numbers=numbers["trained_numbers"],
-        progress=Progress(**numbers["progress"]),
-        validation=[tuple(x) for x in numbers["validation"]],
         best_step=numbers["best_step"],
+        **_training(numbers),
     )

@@ -19,7 +19,7 @@ from matt_fast.initializers import Rows
 from matt_fast.model.checkpoint_files import stored_dtype
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.job import Job
-from matt_fast.recipe.watching import LAYERS, RunWatcher
+from matt_fast.recipe.watching import KEPT, LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
@@ -190,7 +190,7 @@ def _train(
     job, accelerator = work.job, work.accelerator
     target = state.student.target
     checkpoints = Checkpoints(watcher.place / "checkpoints")
-    more = checkpoints.read(state, accelerator)
+    more = checkpoints.read(state, accelerator, KEPT)
     stream = AlignedBatches(
         job.data,
         *data.sides,

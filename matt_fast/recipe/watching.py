@@ -25,6 +25,7 @@ from matt_fast.training.options import TrainingOptions
 
 USUAL = 600.0  # seconds between two checkpoints
 LAYERS = "layers."
+KEPT = {"curve": list[list[float]], "best_step": int | None, "pending": bool}  # in a checkpoint, beside training's own
 SHOWN = 3  # files that changed
 UNWRITTEN = 3  # checkpoints in a row for which the disk has no room, until the run ends: little is lost then
 SHARE = 0.01  # of the time, that checkpoints may take where nobody said how often they are written

@@ -1,5 +1,6 @@
 """What a run did, in sentences, and its options in a table."""
 
+import math
 import shlex
 from collections import Counter
 from html import escape
@@ -52,8 +53,9 @@ def progress_line(record: Record) -> str:
     phases, line = [x for x in record.phases if x.metrics.is_file()], record.last_line
     if not phases or not line:
         return ""
-    step, steps, loss = line["step"], record.steps or phases[-1].steps, line["loss"]
-    left = duration(line["seconds"] / step * (steps - step))
+    step, steps = line["step"], record.steps or phases[-1].steps
+    loss = math.nan if line["loss"] is None else line["loss"]
+    left = duration(line["seconds"] / max(1, step) * (steps - step))
     return f"{phases[-1].title.lower()}, step {step:,} of {steps:,}, loss {loss:.4g}; {left} left at its speed so far"
 
 

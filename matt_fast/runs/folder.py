@@ -30,7 +30,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError
 
+from matt_fast.runs.contents import CONTENTS
+from matt_fast.support.checks import check_content, check_type
 from matt_fast.support.files import check_writable, remove_parts, write_text
 from matt_fast.support.locks import locked
 from matt_fast.support.version import own_version
@@ -55,7 +58,7 @@ def damaged_files(place: str | Path, argument: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, IndexError, KeyError, SafetensorError, TypeError, ValueError, yaml.YAMLError) as error:
         line = " ".join(f"{type(error).__name__}: {error}".split())
         if isinstance(error, ValueError) and CLEAR.match(str(error)):
             raise
@@ -97,16 +100,22 @@ class Run:
             raise ValueError(f"{self.argument}: wanted UTF-8 in {str(path)!r}, got other bytes") from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """A file of JSON in the folder; {} if it is not there.
+        """A file of JSON in the folder, checked by `CONTENTS`; {} if it is not there.
 
         Raises:
             ValueError: it has something else in it.
         """
         path = self.path(name)
+        if not path.exists():
+            return {}
         try:
-            return dict(json.loads(self.text(name))) if path.exists() else {}
+            found = json.loads(self.text(name))
+            check_type(name, found, dict)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.argument}: wanted a JSON object in {str(path)!r}, got something else") from error
+        with damaged_files(path, self.argument):
+            check_content(path.stem, found, CONTENTS.get(name, {}))
+        return found
 
     def write(self, name: str, value: dict) -> None:
         write_text(self.path(name), json.dumps(value, indent=1) + "\n")

@@ -10,7 +10,9 @@ from typing import Any
 
 import yaml
 
+from matt_fast.runs.contents import CONTENTS, IN_RESULT
 from matt_fast.runs.folder import Run, damaged_files
+from matt_fast.support.checks import check_content
 from matt_fast.support.locks import at_work
 
 HELD_OUT = "held-out text"  # the name of one that was given none
@@ -106,7 +108,12 @@ class Record:
                 with phase.metrics.open("rb") as file:
                     file.seek(max(0, file.seek(0, os.SEEK_END) - ENOUGH))
                     lines = [x for x in file.read().splitlines(keepends=True) if STEP.match(x)]
-                return json.loads(lines[-1]) if lines else {}
+                if not lines:
+                    return {}
+                with damaged_files(phase.metrics, "runs"):
+                    line = json.loads(lines[-1])
+                    check_content("line", line, {"step": int, "loss": float | None, "seconds": float})
+                return line
         return {}
 
     @property
@@ -139,14 +146,20 @@ def read_record(folder: Path, argument: str = "runs", *, ends: bool = False) -> 
         )
     about, state, result = (run.read(f"{name}.json") for name in ("run", "state", "result"))
     configuration = run.text("run.yaml")
-    with damaged_files(run.folder, argument):
+    with damaged_files(run.path("run.yaml"), argument):
         options = yaml.safe_load(configuration)
+        check_content("run", options, CONTENTS["run.yaml"])
+    with damaged_files(run.path("result.json"), argument):
+        for name, wanted in IN_RESULT.items():
+            if result.get(name):
+                check_content(f"result.{name}", result[name], wanted)
+    with damaged_files(run.folder, argument):
         settings = about["settings"]
         figures = result["evaluations"] if "evaluations" in result else run.read("evaluations.json")
         evaluations = {text: {} for texts in figures.values() for text in texts}
         for stage, texts in figures.items():
             for text, values in texts.items():
-                evaluations[text][stage] = {**values, "bits_per_byte": float(values["bits_per_byte"])}
+                evaluations[text][stage] = values
         status, head = "finished" if ends else run.status, settings["init_head"]
         return Record(
             folder=folder,

@@ -22,6 +22,7 @@ _WIDER = {int: Integral, float: Real}  # numbers of NumPy too, and whole ones wh
 SHOWN = 80  # characters of a wrong value
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
+Made = TypeVar("Made")
 
 
 def check_type(name: str, value: Any, wanted: Any) -> Any:
@@ -61,7 +62,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, str | bytes) or not isinstance(value, origin):
         return False
     parts = value.values() if issubclass(origin, Mapping) else value if issubclass(origin, Sequence) else ()
-    return all(any(_fits(part, x) for x in _alternatives(inside[-1])) for part in parts)
+    wanted = next(x for x in reversed(inside) if x is not ...)  # of tuple[int, ...] the first
+    return all(any(_fits(part, x) for x in _alternatives(wanted)) for part in parts)
 
 
 def _named(kind: Any) -> str:
@@ -79,6 +81,39 @@ def _named(kind: Any) -> str:
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+
+
+def check_content(name: str, found: Any, wanted: Any) -> None:
+    """`check_type` of what a file has.
+
+    Args:
+        name: what errors call it.
+        found: what JSON or YAML gave.
+        wanted: a type, or of an object such a thing for each of its keys, where `...` is any other key. A key whose
+            value may be None may be missing.
+
+    Raises:
+        TypeError: something else is there; the message names the place in it.
+    """
+    if not isinstance(wanted, Mapping):
+        check_type(name, found, wanted)
+        return
+    check_type(name, found, dict)
+    for key, kind in wanted.items():
+        for each in found if key is ... else [key]:
+            check_content(f"{name}.{each}", found.get(each), kind)
+
+
+def made_of(kind: type[Made], found: Any) -> Made:
+    """A dataclass of what JSON gave, its fields by name.
+
+    Raises:
+        TypeError: other fields, or values of other types than they want.
+    """
+    check_type(kind.__name__, found, dict)
+    made = kind(**found)
+    check_field_types(made)
+    return made
 
 
 def check_field_types(settings: Any) -> None:

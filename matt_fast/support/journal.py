@@ -23,7 +23,12 @@ class Journal:
             if not line.endswith(b"\n"):
                 os.truncate(path, size)
                 break
-            self._known.update(json.loads(line))
+            try:
+                self._known.update(json.loads(line))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}: wanted JSON objects, one a line, got {line[:40]!r}; delete it to make all of it again"
+                ) from error
             size += len(line)
 
     def __call__(self, key: str, make: Callable[[], Found]) -> Found:

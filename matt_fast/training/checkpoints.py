@@ -3,22 +3,35 @@
 import contextlib
 import json
 import shutil
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from matt_fast.data.positions import Deal, Position, deal_anew
-from matt_fast.support.files import whole_folder, write_text
+from matt_fast.support.checks import check_content, made_of
+from matt_fast.support.files import wait_to_see, whole_folder, write_text
 from matt_fast.training.loop import Progress, TrainingState, joined
 
 CHECKPOINTS_KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 POSITION = ("epoch", "before", "item", "group", "chunk", "sharded", "read")
+CONTENT = {  # of NUMBERS
+    "progress": dict,
+    "counts": list[dict],
+    "positions": list[dict],
+    "deal": int,
+}
+COUNTS = {"tokens": int, "skipped": dict[str, int]}
+UNREADABLE = (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 
 
 class Checkpoints:
@@ -92,29 +105,59 @@ class Checkpoints:
             if int(folder.name.removeprefix("step-")) >= step:
                 shutil.rmtree(folder)
 
-    def read(self, state: TrainingState, accelerator: Accelerator) -> dict | None:
-        """Bring `state`, which is at its beginning, to that of the last checkpoint that can be read.
+    def read(
+        self, state: TrainingState, accelerator: Accelerator, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict | None:
+        """Bring `state`, which is at its beginning, to that of the last checkpoint that can be read; all processes.
 
-        Another number of processes goes on with what is not behind, see `deal_anew`.
+        Another number of processes goes on with what is not behind, see `deal_anew`. A checkpoint that cannot be read
+        is named in a warning.
+
+        Args:
+            state: of this process.
+            accelerator: of the run.
+            more: what must be in what `write` was given as `more`, see `check_content`.
 
         Returns:
             What `write` was given as `more`; None where there is no checkpoint.
 
         Raises:
-            ValueError: none of those there can be read.
+            ValueError: none of those there can be read, or not the one that the main process goes on from.
         """
-        faults = []
+        found, last, faults = None, None, []
         for folder in reversed(self.steps()):
             try:
-                tensors = load_file(folder / TENSORS)
-                numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-                _restore(state, tensors, numbers, accelerator)
-                return dict(numbers["more"])
-            except (AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+                found, last = _read(folder, state, accelerator, more), folder.name
+                break
+            except torch.OutOfMemoryError:
+                raise
+            except UNREADABLE as error:
                 faults.append(f"{folder}: {error}")
-        if faults:
+        if faults and last is None:
             raise ValueError("no checkpoint can be read; delete them to begin training anew: " + "; ".join(faults))
-        return None
+        (chosen,) = broadcast_object_list([last])
+        if chosen != last:  # this process sees others: a network file system shows late what another machine wrote
+            try:
+                wait_to_see(self.folder / str(chosen))
+                found = _read(self.folder / str(chosen), state, accelerator, more)
+            except UNREADABLE as error:
+                raise ValueError(
+                    f"checkpoints: wanted {chosen} in {str(self.folder)!r}, from which the main process goes on, but "
+                    f"process {accelerator.process_index} cannot read it: {error}"
+                ) from error
+        for fault in faults if accelerator.is_main_process else ():
+            warnings.warn(f"no checkpoint that can be read, {fault}; the run goes on from {chosen}", stacklevel=2)
+        return found
+
+
+def _read(folder: Path, state: TrainingState, accelerator: Accelerator, more: Mapping[str, Any]) -> dict:
+    tensors = load_file(folder / TENSORS)
+    numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+    check_content(NUMBERS, numbers, CONTENT | {"more": more or dict})
+    for counts in numbers["counts"]:
+        check_content("counts", counts, COUNTS)
+    _restore(state, tensors, numbers, accelerator)
+    return dict(numbers["more"])
 
 
 def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Accelerator) -> None:
@@ -136,7 +179,7 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
         state.seen.copy_(tensors["seen"])
     state.occurred.copy_(tensors["occurred"])
     mine = joined(numbers["counts"][accelerator.process_index :: accelerator.num_processes])
-    state.progress = Progress(**numbers["progress"] | mine | {"losses": tensors["losses"].tolist()})
+    state.progress = made_of(Progress, numbers["progress"] | mine | {"losses": tensors["losses"].tolist()})
     positions = _positions(tensors, numbers)
     if len(positions) != accelerator.num_processes:
         positions = deal_anew(positions, accelerator.num_processes)
@@ -153,7 +196,7 @@ def _positions(tensors: dict, numbers: dict) -> list[Position]:
     for process, place in enumerate(numbers["positions"]):
         names = "open_shapes", "open_numbers"
         arrays = {name: tensors[f"position.{process}.{name}"].numpy().copy() for name in names}
-        found.append(Position(**place, deal=deal, **arrays))
+        found.append(made_of(Position, place | arrays | {"deal": deal}))
     return found
 
 

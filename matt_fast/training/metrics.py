@@ -13,6 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from matt_fast.support.checks import check_content
 from matt_fast.support.memory import peak_memory
 from matt_fast.training.loop import Progress
 from matt_fast.training.trackers import finish_trackers, log_to_trackers, start_trackers
@@ -153,7 +154,11 @@ class Metrics:
                 else:
                     last = line
         if last:
-            self._last = json.loads(last)
+            try:
+                self._last = json.loads(last)
+                check_content("line", self._last, {"tokens": int, "seconds": float})
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{self._path}: wanted lines of metrics, got {last[:40]!r}: {error}") from error
         os.truncate(self._path, size)
 
     def _report(self, error: OSError) -> None:
