@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from killing import digests
 from killing import prepare as small_job
 from tiny import TEXTS, jsonl
@@ -22,13 +23,18 @@ from tiny import TEXTS, jsonl
 import matt_fast.recipe.checks
 import matt_fast.recipe.finish
 from matt_fast import HealingOptions, TrainingOptions, transfer
+from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe import watching
 from matt_fast.recipe.export import unmoved
+from matt_fast.runs.folder import Run
 from matt_fast.runs.record import read_record
-from matt_fast.support import stopping
+from matt_fast.support import locks, stopping
 from matt_fast.training import loop
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.course import TOGETHER, rising
+from matt_fast.training.loop import Progress, TrainingState
+from matt_fast.training.metrics import Metrics
+from matt_fast.training.objectives import Student
 
 OPTIONS = TrainingOptions(objective="ntp", steps=8, lr=1e-2)
 
@@ -400,3 +406,81 @@ def test_a_run_goes_on_with_smaller_batches_of_the_same_rows(files, tmp_path, mo
     losses, expected = ((x.progress if healing is None else x.healing.progress).losses for x in (result, whole))
     assert len(expected) == 8
     assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gone", [["run.json"], ["run.json", "state.json"]], ids=["known", "unknown"])
+def test_parts_of_a_run_without_what_it_is_are_left_alone(files, tmp_path, gone):
+    """Neither taken for those of a run with other options, nor removed."""
+    output = tmp_path / "output"
+    with pytest.raises(Stop):
+        transfer(**files, output=output, on_step=stop_at(5))
+    for name in gone:
+        (output / "run" / name).unlink()
+    there = sorted(output.rglob("*"))
+    other = files | {"training": replace(OPTIONS, lr=1.0)}
+    for resume in (False, True, "auto"):
+        with pytest.raises(FileExistsError, match=r"has parts of a run without its run/run\.json"):
+            transfer(**other, output=output, resume=resume)
+    assert sorted(output.rglob("*")) == there
+
+
+def test_a_full_disk_does_not_end_a_run_that_has_something_to_say(files, tmp_path, monkeypatch):
+    said, update = [], Run.update
+
+    def full(run, name, **values):
+        if "messages" in values and "no memory" in str(values):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        update(run, name, **values)
+
+    monkeypatch.setattr(Run, "update", full)
+    without_memory(monkeypatch, step=4, times=1)
+    given = files | {"training": replace(OPTIONS, accumulation=2), "output": tmp_path / "output", "eval_data": None}
+    transfer(**given, on_message=said.append)
+    assert sum("no memory left in step 4" in x for x in said) == 1
+
+
+def test_metrics_go_on_when_a_network_file_system_comes_back(tmp_path):
+    """A handle that it forgot stays forgotten."""
+    metrics = Metrics(tmp_path / "metrics.jsonl", Accelerator(cpu=True))
+    metrics.log(Progress(step=1, loss=1.0))
+    os.close(metrics._file.fileno())
+    with pytest.warns(UserWarning, match="is not written, training goes on without it"):
+        metrics.log(Progress(step=2, loss=1.0))
+    metrics.log(Progress(step=3, loss=1.0))
+    metrics.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [1, 3]
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_run_and_one_that_is_damaged_goes(tmp_path, monkeypatch):
+    table = EmbeddingTable(torch.zeros(4, 3), torch.tensor([0, 1, -1, -1]), torch.zeros(4, 3))
+    state, checkpoints, accelerator = TrainingState.begin(Student(table), OPTIONS), Checkpoints(tmp_path), None
+    accelerator = Accelerator(cpu=True)
+
+    def write(step):
+        state.progress.step = step
+        checkpoints.write(state, accelerator)
+        return [int(x.name[5:]) for x in checkpoints.steps()]
+
+    def busy(*given, **named):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    assert [write(step) for step in (1, 2)][-1] == [1, 2]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", busy)
+        assert write(4) == [1, 2, 4]
+    assert write(5) == [4, 5]
+    (tmp_path / "step-000000005" / "state.json").write_text("")
+    with pytest.warns(UserWarning, match="step-000000005"):
+        checkpoints.read(state, accelerator)
+    assert state.progress.step == 4
+    assert write(4) == [4]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "lockf", none)
+    wanted = r"output: wanted a file system with locks, .*lock' refuses: .*No locks available"
+    with pytest.raises(OSError, match=wanted), locks.locked(tmp_path / "lock"):
+        pass

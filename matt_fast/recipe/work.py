@@ -20,7 +20,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
 from matt_fast.recipe.processes import Processes, timeout
 from matt_fast.runs.folder import Run
-from matt_fast.support.files import wait_to_see, whole_folder
+from matt_fast.support.files import FULL, wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
 from matt_fast.training.frozen import check_frozen, load_frozen
 from matt_fast.training.loop import freeze
@@ -130,10 +130,14 @@ class Work:
             self.note(message)
 
     def note(self, message: str) -> None:
-        """Keep a line for the report, once."""
+        """Keep a line for the report, once; where the disk is full it is not kept."""
         known = self.run.read("state.json").get("messages", [])
         if self.is_main and message not in known and len(known) < MESSAGES:
-            self.run.update("state.json", messages=[*known, message])
+            try:
+                self.run.update("state.json", messages=[*known, message])
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
 
     def frozen(self, depth: int | None) -> PreTrainedModel:
         """The frozen model, so deep, with its head, on the device where it is quantised or offloaded.

@@ -186,6 +186,11 @@ class Run:
     def check_free(self, resume: Resume) -> None:
         """Raise unless the folder is new or empty, or, with `resume`, has a run in it; with "auto" either will do."""
         place = str(self.output)
+        if not self.begun and self.has_something:
+            raise FileExistsError(
+                f"output: wanted a new or empty folder, or a run, but {place!r} has parts of a run without its "
+                "run/run.json, which says what they are of: bring that back, or delete the folder"
+            )
         if self.status == "new":
             others = [x.name for x in self.output.iterdir() if x != self.folder] if self.output.is_dir() else []
             if resume is True:

@@ -22,6 +22,10 @@ def locked(path: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise FileExistsError(f"output: {str(path.parent.parent)!r} is being written by {owner}") from error
+        except OSError as error:
+            raise OSError(
+                error.errno, f"output: wanted a file system with locks, which that of {str(path)!r} refuses: {error}"
+            ) from error
         file.truncate(0)
         file.write(f"{this_process()}\n")
         file.flush()

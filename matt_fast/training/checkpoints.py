@@ -84,8 +84,9 @@ class Checkpoints:
         with whole_folder(self.folder / f"step-{state.progress.step:09}") as part:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part / TENSORS)
             write_text(part / NUMBERS, json.dumps(numbers))
+        self.remove_from(state.progress.step + 1)  # what could not be read when the run went on
         for old in self.steps()[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # tried again with the next one: no reason to end a run
 
     def steps(self) -> list[Path]:
         """The checkpoints that are there whole, the oldest first."""

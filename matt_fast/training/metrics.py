@@ -1,5 +1,6 @@
 """What one sees of a training run while it works: metrics.jsonl, and the trackers that are told the same."""
 
+import contextlib
 import errno
 import io
 import json
@@ -127,12 +128,18 @@ class Metrics:
         """Hand a line to the system, where it outlives this process; or none of it."""
         if self._file is None:
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
-        end = self._file.seek(0, os.SEEK_END)
         try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                self._file.truncate(end)
+                raise
         except OSError:
-            self._file.truncate(end)
+            file, self._file = self._file, None  # a network file system may never take this one back
+            with contextlib.suppress(OSError):
+                file.close()
             raise
 
     def _cut(self, step: int) -> None:
