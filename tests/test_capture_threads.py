@@ -1,5 +1,7 @@
 """Threads that use one model at the same time: each gets what it would get alone, and the model stays as it was."""
 
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from test_capture import make_model, masked_inputs
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from matt_fast.model.capture import capture
+from matt_fast.model.switching import alone
 
 WAIT = 20  # seconds, at most
 
@@ -121,3 +124,25 @@ def test_what_keeps_a_layers_weights_elsewhere_stays_there():
     layer.forward = own = layer.forward
     capture(model, hidden=1, checkpointing=True, **masked_inputs("plain")[0])
     assert vars(layer)["forward"] is own
+
+
+def test_a_forked_process_waits_for_no_thread_of_its_parent():
+    """A data worker, say, that is started while another thread captures."""
+    model, held, over = make_model("llama"), threading.Event(), threading.Event()
+
+    def hold():
+        with alone(model):
+            held.set()
+            over.wait(WAIT)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        assert held.wait(WAIT)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(5)
+            with alone(model):
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        over.set()
+    assert status == 0

@@ -1,5 +1,6 @@
 """Another attention implementation for the length of a block: of one thread at a time, and afterwards as it was."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 # By the input embedding, which a model shares with the one that it is a part of.
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)  # which has none of the threads that hold them
 
 
 @contextmanager
