@@ -21,7 +21,7 @@ from matt_fast import HealingOptions, TrainingOptions, doctor, transfer
 from matt_fast.data.places import MANIFEST
 from matt_fast.data.shards import Shards
 from matt_fast.model.embeddings import EmbeddingTable
-from matt_fast.recipe import finish
+from matt_fast.recipe import finish, sweep
 from matt_fast.recipe.evaluating import evaluate_models
 from matt_fast.recipe.preparing import prepare
 from matt_fast.recipe.run_files import check_run_files
@@ -226,6 +226,21 @@ def test_a_process_that_sees_another_checkpoint_reads_the_main_ones(tmp_path, tr
     (tmp_path / "step-000000001" / "state.json").write_text("{")
     with pytest.raises(ValueError, match=r"checkpoints: wanted step-000000001 in .* but process 0 cannot read it"):
         checkpoints.read(state, accelerator)
+
+
+def test_something_else_at_any_place_of_a_sweep_or_a_preparation_is_named(files, tmp_path):  # noqa: F811
+    path = tmp_path / "depths.json"
+    sweep._write(sweep.Sweep(1.0, 2.0, [sweep.Depth(1, 1.5, 3.0, 4)], {"seed": 0}), tmp_path)
+    for place, said in said_of(path, lambda: sweep._measured(tmp_path, {"seed": 0})).items():
+        wanted = "was measured with other settings" if place[0] == "settings" else "wanted what a sweep wrote in"
+        assert wanted in said, place
+    arguments = files["model"], files["tokenizer"], files["data"], tmp_path / "chunks"
+    prepare(*arguments, max_length=48, shards=1)
+    (tmp_path / "chunks" / MANIFEST).unlink()
+    again = functools.partial(prepare, *arguments, max_length=48, shards=1)
+    (tmp_path / "chunks" / "prepare.json").write_text('{"made_of": []}')
+    with pytest.raises(ValueError, match=r"output: wanted what `matt-fast prepare` wrote in '.*prepare\.json'"):
+        again()
 
 
 def test_lines_of_a_run_that_are_none_are_named(job, tmp_path):

@@ -35,7 +35,8 @@ from matt_fast.data.summary import digest_files, hub_revision
 from matt_fast.recipe.arguments import check_prepare
 from matt_fast.recipe.subject import Subject
 from matt_fast.recipe.transfer import job_of
-from matt_fast.support.checks import checked
+from matt_fast.runs.folder import damaged_files
+from matt_fast.support.checks import check_content, checked
 from matt_fast.support.files import remove_parts, write_text
 from matt_fast.support.installing import install_line, packages_line
 from matt_fast.support.locks import locked
@@ -214,7 +215,9 @@ class MakeShard:
                 raise FileExistsError(f"output: wanted a new or empty folder, but {self.folder!r} has {others[0]!r}")
             write_text(folder / ASKED, json.dumps(asked, indent=1) + "\n")
             return
-        before = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+        with damaged_files(folder / ASKED, "output", by="`matt-fast prepare`"):
+            before = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+            check_content("prepare", before, dict.fromkeys(asked, dict))
         others = [
             f"{name}: was {before[part].get(name)!r}, now {asked[part].get(name)!r}"
             for part in asked

@@ -12,8 +12,8 @@ from pathlib import Path
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
 from matt_fast.recipe.transfer import transfer
-from matt_fast.runs.folder import Run
-from matt_fast.support.checks import checked
+from matt_fast.runs.folder import Run, damaged_files
+from matt_fast.support.checks import checked, made_of
 from matt_fast.support.files import write_text
 from matt_fast.support.plots import figure_class, save
 from matt_fast.support.units import GIB
@@ -175,8 +175,11 @@ def _measured(folder: Path, settings: dict) -> Sweep | None:
     if not file.exists():
         Run(folder).check_free(resume=False)
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    before = found.get("settings", {})
+    with damaged_files(file, "output", by="a sweep"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        depths = [made_of(Depth, depth) for depth in values["depths"]]
+        found = made_of(Sweep, values | {"depths": depths})
+    before = found.settings
     other = [
         f"{name} {before.get(name)!r} there, {settings.get(name)!r} here"
         for name in sorted(before.keys() | settings.keys())
@@ -184,7 +187,7 @@ def _measured(folder: Path, settings: dict) -> Sweep | None:
     ]
     if other:
         raise ValueError(f"output: {str(file)!r} was measured with other settings: {'; '.join(other)}")
-    return Sweep(**found | {"depths": [Depth(**depth) for depth in found["depths"]]})
+    return found
 
 
 @contextmanager

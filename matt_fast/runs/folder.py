@@ -50,8 +50,13 @@ CLEAR = re.compile(r"[\w ]+: wanted ")  # an error that says already what is wro
 
 
 @contextmanager
-def damaged_files(place: str | Path, argument: str) -> Iterator[None]:
+def damaged_files(place: str | Path, argument: str, by: str = "a transfer") -> Iterator[None]:
     """Code that reads a file of a run, or the files in its folder: where it cannot, the error names the place.
+
+    Args:
+        place: of the file or folder.
+        argument: what errors call it.
+        by: who wrote it.
 
     Raises:
         ValueError: what lies at `place` is torn, or was changed by hand.
@@ -63,7 +68,7 @@ def damaged_files(place: str | Path, argument: str) -> Iterator[None]:
         if isinstance(error, ValueError) and CLEAR.match(str(error)):
             raise
         raise ValueError(
-            f"{argument}: wanted what a transfer wrote in {str(place)!r}, got something else ({line})"
+            f"{argument}: wanted what {by} wrote in {str(place)!r}, got something else ({line})"
         ) from error
 
 
