@@ -72,6 +72,17 @@ def test_a_sound_transfer_has_nothing_that_will_fail(job):
     assert without["held-out text"][0].verdict == LOOK
 
 
+def test_the_default_one_of_several_templates_is_tried(sound):
+    teacher, student = (AutoTokenizer.from_pretrained(sound / "model") for _ in range(2))
+    subject = SimpleNamespace(vocabulary=SimpleNamespace(teacher=teacher, student=student))
+    several = {"default": "{{ messages[0].content }}", "tools": "{{ 1 / 0 }}"}
+    for own, start in ((None, "kept from the model; "), (several, "the new one is used; ")):
+        teacher.chat_template, student.chat_template = several, own
+        (said,) = of_tokenizers.chat(subject)
+        assert said.verdict == OK
+        assert said.found.startswith(f"{start}a question and an answer are ")
+
+
 def test_all_faults_are_found_in_the_words_of_a_transfer(job, sound, tmp_path):
     save_tiny_model(tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+
+from matt_fast.support.printable import printable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CACHED = "models--"  # of the hub's cache: models--ORG--NAME/snapshots/REVISION
@@ -54,6 +56,18 @@ def read_base(model: str | Path, on_message: Callable[[str], None] = lambda text
     languages = (languages,) if isinstance(languages, str) else tuple(x for x in languages if isinstance(x, str))
     tag = data.get("pipeline_tag")
     return Base(name, license, languages, tag if isinstance(tag, str) else None)
+
+
+def base_metadata(base: Base, pipeline_tag: str | None, **more) -> ModelCardData:
+    """The metadata of the card of a model that is made of `base`: where it comes from, its licence, what it is for."""
+    return ModelCardData(
+        base_model=None if base.name is None else printable(base.name),
+        library_name="transformers",
+        pipeline_tag=pipeline_tag,
+        tags=["tokenizer-transfer", "matt-fast"],
+        **{key: printable(value) for key, value in base.license},
+        **more,
+    )
 
 
 def is_hub_name(text: object) -> bool:

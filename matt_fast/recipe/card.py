@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
 from matt_fast.evaluation.intervals import bits_in_words
-from matt_fast.recipe.base_card import Base, is_hub_name
+from matt_fast.recipe.base_card import Base, base_metadata, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
 from matt_fast.recipe.result import Healing, TransferResult
 from matt_fast.report.words import DIGITS
@@ -220,17 +220,14 @@ def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pi
         if "trained" in found
     ]
     named = is_hub_name(data)
-    found = ModelCardData(
-        base_model=None if base.name is None else printable(base.name),
+    found = base_metadata(
+        base,
+        pipeline_tag,
         datasets=[data] if named else None,
         language=list(options.get("language") or ()) or None,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["tokenizer-transfer", "matt-fast"],
         model_name=printable(Path(options["output"]).name) if scores else None,
         eval_results=scores or None,
         base_model_relation="finetune" if base.name is not None and _trained(result) else None,
-        **{key: printable(value) for key, value in base.license},
     )
     return found.to_yaml(line_break="\n")
 

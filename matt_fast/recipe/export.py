@@ -90,11 +90,10 @@ def lost_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTo
     template = teacher.chat_template
     if tokenizer.chat_template or not template:
         return None
-    if not isinstance(template, str):
-        return "the model's chat template is lost, being several"
+    text = template if isinstance(template, str) else "\n".join(template.values())
     special = [x.content for x in teacher.added_tokens_decoder.values() if x.special]
     known = tokenizer.get_vocab()
-    lacking = [x for x in dict.fromkeys((*teacher.all_special_tokens, *special)) if x in template and x not in known]
+    lacking = [x for x in dict.fromkeys((*teacher.all_special_tokens, *special)) if x in text and x not in known]
     if not lacking:
         return None
     return f"the model's chat template is lost, since the new tokenizer lacks {', '.join(map(repr, lacking))}"

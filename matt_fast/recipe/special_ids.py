@@ -52,10 +52,10 @@ def update_special_ids(model: PreTrainedModel, vocabulary: VocabularyPair) -> li
 def translate_ids(config: Container, vocabulary: VocabularyPair, where: str | None = None) -> list[str]:
     """Translate all token ids in a configuration to the new vocabulary, in place, each once.
 
-    The new tokenizer's own bos, eos, pad, cls, sep, mask and unk ids come first; generation ends with another eos of the
-    model's too. All others become those of the same student tokens. An id without one is dropped: from its list, or it becomes None, or -1 in a field that wants a
-    number (of an image's tokens, say). Parts that have a vocabulary of their own, such as a decoder of sounds, are left
-    alone.
+    The new tokenizer's own bos, eos, pad, cls, sep, mask and unk ids come first; generation ends with another eos of
+    the model's too. All others become those of the same student tokens. An id without one is dropped: from its list, or
+    it becomes None, or -1 in a field that wants a number (of an image's tokens, say). Parts that have a vocabulary of
+    their own, such as a decoder of sounds, are left alone.
 
     Args:
         config: of a model with its parts, of generation, or the content of a JSON file.

@@ -109,8 +109,8 @@ def chat(subject: Subject) -> Iterator[Said]:
     if lost is not None:
         yield look(lost, "add such tokens as special ones, or give it a template")
         return
-    template = own or teacher.chat_template
     try:
+        template = (student if own else teacher).get_chat_template()  # of several the default one
         text = student.apply_chat_template(list(CHAT), chat_template=template, tokenize=False)
     except Exception as error:  # of the template's language, or raised by the template
         line = " ".join(str(error).split())
