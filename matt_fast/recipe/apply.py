@@ -17,7 +17,7 @@ from matt_fast.model.head import one_table
 from matt_fast.model.tables import check_tables
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.arguments import check_arguments
-from matt_fast.recipe.base_card import Base, base_metadata, read_base
+from matt_fast.recipe.base_card import FORMAT, Base, base_metadata, read_base
 from matt_fast.recipe.card import code, lost_lines
 from matt_fast.recipe.export import OWN_ROW
 from matt_fast.recipe.saving import save_result
@@ -221,7 +221,7 @@ def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult, base
         "",
         f"Made with matt-fast {own_version()}: {found.new:,} tokens got the rows that a transfer made for {rows}"
         f"; {found.shared:,} keep those of {name} (median cosine between both models {found.similarity:.4f}). All "
-        f"other weights are those of {name}." + (f" {STAY}" if found.healed else ""),
+        f"other weights are those of {name}. {FORMAT}" + (f" {STAY}" if found.healed else ""),
     ]
     if found.carried:
         lines += ["", f"Special tokens that {name} alone has: {', '.join(map(code, found.carried))}."]
