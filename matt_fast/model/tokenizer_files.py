@@ -51,7 +51,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     Args:
         path: folder, file or hub name.
         argument: what errors call it.
-        **options: further arguments of `from_pretrained`.
+        **options: further arguments of `from_pretrained`; code of the place's own is not run unless they say so.
 
     Raises:
         FileNotFoundError: it can only be a path, and nothing is there.
@@ -59,6 +59,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
             (`check_distinct_ids`).
     """
     check_location(argument, path, (".json", ".gguf"))
+    options = {"trust_remote_code": False} | options  # None would ask at the terminal
     try:
         tokenizer = _load(path, argument, options)
         tokenizer("a")  # settings of another type end here
