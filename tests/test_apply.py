@@ -8,7 +8,7 @@ import torch
 from commands import run as run_command
 from huggingface_hub import ModelCard
 from test_runs import files  # noqa: F401, a fixture
-from tiny import TEXTS, byte_level, jsonl, save_tiny_model
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PhiConfig
 
 from matt_fast import HealingOptions, TrainingOptions, apply, transfer
@@ -58,11 +58,15 @@ def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files,
     assert all(f"- `{line}`" in (tmp_path / "out" / "README.md").read_text() for line in found.lost)
 
 
-def test_a_chat_sibling_keeps_how_it_is_talked_to(tmp_path):
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_chat_sibling_keeps_how_it_is_talked_to(extended, tmp_path):
     """Special tokens that the original lacks, with their rows; roles, template, end of text, padding side; licence."""
     base = save_tiny_model(tmp_path / "base")
     (tmp_path / "data.jsonl").write_text(jsonl(TEXTS))
-    extend(tmp_path / "base", tmp_path / "new", data=tmp_path / "data.jsonl", add=12)
+    if extended:
+        extend(tmp_path / "base", tmp_path / "new", data=tmp_path / "data.jsonl", add=12)
+    else:  # its end of text is called otherwise, and it has no padding
+        new_tokenizer().save_pretrained(tmp_path / "new")
     given = {"data": tmp_path / "data.jsonl", "training": TrainingOptions(steps=1)}
     transfer(tmp_path / "base", tmp_path / "new", output=tmp_path / "transferred", **given)
     chat, sibling = base, AutoModelForCausalLM.from_pretrained(tmp_path / "base")
@@ -79,15 +83,20 @@ def test_a_chat_sibling_keeps_how_it_is_talked_to(tmp_path):
         "apply", f"--from={tmp_path / 'transferred'}", f"--to={tmp_path / 'chat'}", f"--output={tmp_path / 'out'}"
     )
     assert found.exit_code == 0, found.output
-    assert "2 special tokens that the sibling alone has: '<|end|>', '<|user|>'" in " ".join(found.output.split())
+    carried = "2 special tokens that the sibling alone has: '<|end|>'"
+    carried = carried if extended else "3 special tokens that the sibling alone has: '<pad>', '<|end|>'"
+    assert f"{carried}, '<|user|>'" in " ".join(found.output.split())
     old, new = (AutoTokenizer.from_pretrained(tmp_path / x) for x in ("chat", "out"))
     made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     talk = [{"role": "user", "content": "self"}]
     assert new.apply_chat_template(talk, tokenize=False) == "<|user|>self<|end|>"
     assert (new.eos_token, new.padding_side, new.model_max_length) == ("<|end|>", "left", 96)
-    assert len(new) == made.config.vocab_size == 270 + 12 + 2
+    assert len(new) == made.config.vocab_size == (270 + 12 + 2 if extended else 330 + 3)
     assert made.generation_config.eos_token_id == made.config.eos_token_id == new.eos_token_id
-    ids = [[x.get_vocab()[token] for token in ("<|end|>", "<|user|>", "<bos>", "a")] for x in (old, new)]
+    assert old.pad_token == new.pad_token == "<pad>"
+    ids = [[x.get_vocab()[token] for token in ("<|end|>", "<|user|>", "<pad>", "a")] for x in (old, new)]
+    ids[0].append(old.get_vocab()["<eos>"])
+    ids[1].append(new.get_vocab()["<eos>" if extended else "</s>"])
     tables = [x.get_input_embeddings().weight for x in (sibling, made)]
     assert torch.equal(tables[0][ids[0]], tables[1][ids[1]])
     card = ModelCard.load(tmp_path / "out" / "README.md").data

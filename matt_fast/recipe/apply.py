@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerBase
 
-from matt_fast.alignment.vocabulary import ROLES, VocabularyPair, match_tokens
+from matt_fast.alignment.vocabulary import ROLES, Match, VocabularyPair, match_tokens
 from matt_fast.data.documents import read_documents
 from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.initializers import InitReport, Rows
@@ -29,6 +29,7 @@ from matt_fast.support.own_state import own_state
 from matt_fast.support.version import own_version
 
 ALIKE = 0.9  # of the cosine of a shared row in both models, at the median: below, they are not of one family
+BY_ROLE = "copied (role)"
 SETTINGS = ("padding_side", "truncation_side", "model_max_length")
 STAY = "The layers that the transfer trained together with the rows stayed behind; what that costs, measuring tells."
 
@@ -106,9 +107,15 @@ def apply(
     model, given = source.load("auto"), donor.load("auto")
     rows_before = len(model.get_input_embeddings().weight)
     teacher, student = source.load_tokenizer(), source.load_tokenizer(transferred)
-    carried = _take_over(student, teacher, rows_before)
+    before = _Before.read(Path(transferred))
+    carried = _take_over(student, teacher, rows_before, before)
     vocabulary = VocabularyPair(teacher, student, rows_before)
-    _check_vocabulary(Path(transferred), vocabulary, str(sibling))
+    vocabulary.matches |= {
+        i: Match(old, "role")
+        for i, old in before.roles.items()
+        if old < rows_before and (i not in vocabulary.matches or vocabulary.matches[i].how == "role")
+    }
+    _check_vocabulary(before, vocabulary, str(sibling))
     rows, similarity = _joined(model, given, vocabulary)
     healed = _healed(Path(transferred))
     found = ApplyResult(output, len(vocabulary.matches), len(vocabulary.new), similarity, healed, carried)
@@ -131,9 +138,37 @@ def apply(
     return found
 
 
-def _take_over(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, teacher_rows: int) -> list[str]:
+@dataclass(frozen=True)
+class _Before:
+    """What a transfer's provenance tells of the model that it began with.
+
+    Attributes:
+        copied: new id -> old id, the shared tokens.
+        roles: those of them that were matched by their role, such as beginning or end.
+        trained_on: the transfer kept the tokenizer, so that the old ids are the new ones.
+    """
+
+    copied: dict[int, int]
+    roles: dict[int, int]
+    trained_on: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Before":
+        if not (path := folder / PROVENANCE).is_file():
+            raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
+        lines = read_provenance(folder, "transferred", copied=True)
+        trained_on = any(x["start"] == OWN_ROW for x in read_provenance(folder, "transferred"))
+        copied = {x["id"]: x["teacher_ids"][0] for x in lines}
+        roles = {x["id"] for x in lines if x["start"] == BY_ROLE and not trained_on}
+        return cls(copied, {i: copied[i] for i in roles}, trained_on)
+
+
+def _take_over(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, teacher_rows: int, before: _Before
+) -> list[str]:
     """Give a transferred tokenizer, in place, what the sibling's has; returns the special tokens that it lacked."""
-    shared = {match.teacher_id for match in match_tokens(student, teacher).values()}
+    matches = match_tokens(student, teacher).values()
+    shared = {x.teacher_id for x in matches if x.how == "bytes" or before.trained_on} | {*before.roles.values()}
     added = [x for i, x in sorted(teacher.added_tokens_decoder.items()) if i not in shared and i < teacher_rows]
     lacking = [x for x in added if x.special]  # others are text, which the transferred tokenizer spells in its own way
     student.add_tokens(lacking, special_tokens=True)
@@ -149,15 +184,10 @@ def _take_over(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBas
     return [x.content for x in lacking]
 
 
-def _check_vocabulary(folder: Path, vocabulary: VocabularyPair, sibling: str) -> None:
-    """Compare the sibling's vocabulary with that of the model which was transferred, as its provenance has it."""
-    path = folder / PROVENANCE
-    if not path.is_file():
-        raise ValueError(f"transferred: wanted the output of a transfer, but {str(path)!r} is not there")
-    copied = {x["id"]: x["teacher_ids"][0] for x in read_provenance(folder, "transferred", copied=True)}
-    trained_on = any(x["start"] == OWN_ROW for x in read_provenance(folder, "transferred"))
-    ours = {student: match.teacher_id for student, match in vocabulary.matches.items()}
-    if trained_on:  # the ids are its own
+def _check_vocabulary(before: _Before, vocabulary: VocabularyPair, sibling: str) -> None:
+    """Compare the sibling's vocabulary with that of the model which was transferred."""
+    copied, ours = before.copied, {student: match.teacher_id for student, match in vocabulary.matches.items()}
+    if before.trained_on:
         copied, ours = ({i: i for i in x} for x in (copied, ours))
     if different := sorted(x for x in copied if copied[x] != ours.get(x)):
         token = vocabulary.student.convert_ids_to_tokens(different[0])
