@@ -9,7 +9,13 @@ from commands import run as run_command
 from huggingface_hub import ModelCard
 from test_runs import files  # noqa: F401, a fixture
 from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PhiConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    PhiConfig,
+)
 
 from matt_fast import HealingOptions, TrainingOptions, apply, transfer
 from matt_fast.recipe.apply import STAY
@@ -159,6 +165,31 @@ def test_layers_that_were_trained_with_the_rows_are_told_to_stay_behind(files, f
             assert STAY in " ".join(told.split())
         made = AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-out").state_dict()
         assert all(torch.equal(made[x], own[x]) for x in own if "embed_tokens" not in x and "lm_head" not in x)
+
+
+def test_a_sibling_for_another_task_has_no_rows_of_a_head(files, family, tmp_path):  # noqa: F811
+    """Neither a table nor a bias, also where the transferred model has them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    save_tiny_model(tmp_path / "phi", PhiConfig(**sizes))
+    given = {"tokenizer": files["tokenizer"], "data": files["data"], "training": TrainingOptions(steps=1)}
+    transfer(tmp_path / "phi", **given, output=tmp_path / "transferred")
+    cases = ((family[0], files["model"], "model"), (tmp_path / "transferred", tmp_path / "phi", "phi"))
+    for transferred, original, name in cases:
+        sibling = AutoModelForSequenceClassification.from_pretrained(original, num_labels=3)
+        sibling.save_pretrained(tmp_path / f"{name}-sibling")
+        AutoTokenizer.from_pretrained(original).save_pretrained(tmp_path / f"{name}-sibling")
+        apply(transferred, tmp_path / f"{name}-sibling", tmp_path / f"{name}-out")
+        made = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{name}-out")
+        old, new = (AutoTokenizer.from_pretrained(tmp_path / f"{name}-{x}") for x in ("sibling", "out"))
+        (logits,) = made(**new("a", return_tensors="pt")).logits
+        ids = torch.tensor([[old.bos_token_id, old.get_vocab()["a"]]])
+        torch.testing.assert_close(logits, sibling.eval()(ids).logits[0])
+    with pytest.raises(ValueError, match="eval_data wants a language model"):
+        apply(transferred, tmp_path / "phi-sibling", tmp_path / "measured", eval_data=files["eval_data"])
+    provenance = (tmp_path / "transferred" / "token_provenance.jsonl").read_text()
+    (tmp_path / "phi-out" / "token_provenance.jsonl").write_text(provenance)
+    with pytest.raises(ValueError, match="transferred: wanted a model with an output head, as the sibling has"):
+        apply(tmp_path / "phi-out", tmp_path / "phi", tmp_path / "headless")
 
 
 def test_rows_for_a_head_of_its_own_are_not_lost_in_a_tied_sibling(files, tmp_path):  # noqa: F811

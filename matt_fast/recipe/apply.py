@@ -100,6 +100,8 @@ def apply(
     on_stage("models")
     donor = Teacher(transferred, argument="transferred", **hub)
     source = Teacher(sibling, argument="sibling", **hub)
+    if eval_data is not None:
+        source.check_language_model("eval_data")
     for each in (donor, source):
         check_weights(each)
     check_savable(source)
@@ -210,11 +212,13 @@ def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
     both = ids < given_rows  # tokens that the sibling alone has come behind
     length = max(given_rows, vocabulary.rows)
     tied = one_table(model)
-    if tied and not one_table(given):
+    if tied and model.get_output_embeddings() is not None and not one_table(given):
         raise ValueError(
             "transferred: wanted one table for embedding and head, as the sibling has, got a model whose head has rows "
             "of its own (a transfer with untie)"
         )
+    if not tied and given.get_output_embeddings() is None:
+        raise ValueError("transferred: wanted a model with an output head, as the sibling has, got one without")
     tables, similarity = [], 1.0
     for name in ("input", "output")[: 2 - tied]:
         old, new = (getattr(x, f"get_{name}_embeddings")().weight for x in (model, given))
@@ -233,11 +237,12 @@ def _joined(model, given, vocabulary: VocabularyPair) -> tuple[Rows, float]:
             f"not alike (median cosine {similarity:.3f}, wanted {ALIKE} or more)"
         )
     bias, own = (getattr(x.get_output_embeddings(), "bias", None) for x in (given, model))
-    if bias is not None and own is not None:
-        bias = torch.cat([bias, bias.new_zeros(length - given_rows)])
+    if own is not None:
+        bias = torch.cat([own.new_zeros(given_rows) if bias is None else bias, own.new_zeros(length - given_rows)])
         bias[ids] = own[teacher_ids].to(bias.dtype)
     none = InitReport(shared=len(ids), initialized=0, subtoken_mean=0, unspelled=0)
-    return Rows(tables[0], tables[1] if len(tables) > 1 else None, bias, none), similarity
+    output = tables[1] if len(tables) > 1 else None
+    return Rows(tables[0], output, None if own is None else bias, none), similarity
 
 
 def _card(transferred: str | Path, sibling: str | Path, found: ApplyResult, base: Base, tag: str | None) -> str:
