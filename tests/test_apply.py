@@ -61,7 +61,9 @@ def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files,
     assert any(
         "the model's chat template is lost, since the new tokenizer lacks '<bos>'" in line for line in found.lost
     )
-    assert all(f"- `{line}`" in (tmp_path / "out" / "README.md").read_text() for line in found.lost)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"- `{line}`" in card for line in found.lost)
+    assert all(f"| {name} | {x.bits_per_byte:.4f} |" in card for name, x in found.evaluations.items())
 
 
 @pytest.mark.parametrize("extended", [True, False])

@@ -137,6 +137,7 @@ def apply(
         tag = base.pipeline_tag or source.kind.pipeline_tag
         write_text(part / "README.md", _card(transferred, sibling, found, base, tag))
     measure("applied", source.load_result(output, model.dtype), vocabulary.student)
+    write_text(output / "README.md", _card(transferred, sibling, found, base, tag))
     return found
 
 
