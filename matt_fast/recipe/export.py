@@ -86,10 +86,12 @@ def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTo
 
 
 def lost_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
-    """A line that says why `tokenizer`, which has none, does not get the teacher's chat template; None if it does."""
+    """A line that says why the result does not have the teacher's chat template; None if it does, or there is none."""
     template = teacher.chat_template
-    if tokenizer.chat_template or not template:
+    if not template or tokenizer.chat_template == template:
         return None
+    if tokenizer.chat_template:
+        return "the model's chat template is lost, since the new tokenizer has another"
     text = template if isinstance(template, str) else "\n".join(template.values())
     special = [x.content for x in teacher.added_tokens_decoder.values() if x.special]
     known = tokenizer.get_vocab()
