@@ -44,7 +44,7 @@ def keep_digits(rows: Rows, start: Rows, model: PreTrainedModel, vocabulary: Voc
     sources |= {} if head is None else {"output": head.weight, "output_bias": getattr(head, "bias", None)}
     for name, source in sources.items():
         table, before = getattr(rows, name), getattr(start, name)
-        if table is not None:
+        if table is not None and len(ids):
             same = (table[ids] == before[ids].to(table)).reshape(len(ids), -1).all(1)
             table[ids[same]] = source.detach()[theirs[same]].to(table)
 
