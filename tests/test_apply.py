@@ -6,12 +6,20 @@ import shutil
 import pytest
 import torch
 from commands import run as run_command
+from huggingface_hub import ModelCard
 from test_runs import files  # noqa: F401, a fixture
-from tiny import byte_level, save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PhiConfig
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    PhiConfig,
+)
 
 from matt_fast import HealingOptions, TrainingOptions, apply, transfer
 from matt_fast.recipe.apply import STAY
+from matt_fast.tokenizers import extend
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,8 @@ def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files,
     found = apply(transferred, sibling, tmp_path / "out", eval_data=files["eval_data"], eval_pieces=2)
     made, rows, own = (AutoModelForCausalLM.from_pretrained(x) for x in (tmp_path / "out", transferred, sibling))
     old, new = (AutoTokenizer.from_pretrained(x) for x in (sibling, tmp_path / "out"))
-    assert new.get_vocab() == AutoTokenizer.from_pretrained(transferred).get_vocab()
+    given_vocab = AutoTokenizer.from_pretrained(transferred).get_vocab()
+    assert new.get_vocab() == given_vocab | {"<pad>": len(given_vocab)}  # which the sibling alone has
     kept = {i: old.get_vocab()[token] for token, i in new.get_vocab().items() if token in old.get_vocab()}
     assert 0 < len(kept) <= found.shared
     table, given, before = (x.get_input_embeddings().weight for x in (made, rows, own))
@@ -48,8 +57,58 @@ def test_new_tokens_get_the_transferred_rows_and_all_else_is_the_siblings(files,
     assert 0.9 < found.similarity < 1
     assert set(found.evaluations) == {"original", "applied"}
     assert found.evaluations["applied"].bytes_per_token > found.evaluations["original"].bytes_per_token
-    assert "config.json: pad_token_id: dropped '<pad>', which the new tokenizer does not have" in found.lost
-    assert all(f"- `{line}`" in (tmp_path / "out" / "README.md").read_text() for line in found.lost)
+    assert made.config.pad_token_id == new.pad_token_id == new.get_vocab()["<pad>"]
+    assert any(
+        "the model's chat template is lost, since the new tokenizer lacks '<bos>'" in line for line in found.lost
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"- `{line}`" in card for line in found.lost)
+    assert all(f"| {name} | {x.bits_per_byte:.4f} |" in card for name, x in found.evaluations.items())
+
+
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_chat_sibling_keeps_how_it_is_talked_to(extended, tmp_path):
+    """Special tokens that the original lacks, with their rows; roles, template, end of text, padding side; licence."""
+    base = save_tiny_model(tmp_path / "base")
+    (tmp_path / "data.jsonl").write_text(jsonl(TEXTS))
+    if extended:
+        extend(tmp_path / "base", tmp_path / "new", data=tmp_path / "data.jsonl", add=12)
+    else:  # its end of text is called otherwise, and it has no padding
+        new_tokenizer().save_pretrained(tmp_path / "new")
+    given = {"data": tmp_path / "data.jsonl", "training": TrainingOptions(steps=1)}
+    transfer(tmp_path / "base", tmp_path / "new", output=tmp_path / "transferred", **given)
+    chat, sibling = base, AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    chat.add_special_tokens({"eos_token": "<|end|>", "additional_special_tokens": ["<|user|>"]})
+    chat.chat_template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}"
+    chat.padding_side = chat.init_kwargs["padding_side"] = "left"
+    chat.model_max_length = 96
+    sibling.resize_token_embeddings(len(chat), mean_resizing=False)
+    sibling.generation_config.eos_token_id = chat.eos_token_id
+    sibling.save_pretrained(tmp_path / "chat")
+    chat.save_pretrained(tmp_path / "chat")
+    (tmp_path / "chat" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: owner/base\n---\n")
+    found = run_command(
+        "apply", f"--from={tmp_path / 'transferred'}", f"--to={tmp_path / 'chat'}", f"--output={tmp_path / 'out'}"
+    )
+    assert found.exit_code == 0, found.output
+    carried = "2 special tokens that the sibling alone has: '<|end|>'"
+    carried = carried if extended else "3 special tokens that the sibling alone has: '<pad>', '<|end|>'"
+    assert f"{carried}, '<|user|>'" in " ".join(found.output.split())
+    old, new = (AutoTokenizer.from_pretrained(tmp_path / x) for x in ("chat", "out"))
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    talk = [{"role": "user", "content": "self"}]
+    assert new.apply_chat_template(talk, tokenize=False) == "<|user|>self<|end|>"
+    assert (new.eos_token, new.padding_side, new.model_max_length) == ("<|end|>", "left", 96)
+    assert len(new) == made.config.vocab_size == (270 + 12 + 2 if extended else 330 + 3)
+    assert made.generation_config.eos_token_id == made.config.eos_token_id == new.eos_token_id
+    assert old.pad_token == new.pad_token == "<pad>"
+    ids = [[x.get_vocab()[token] for token in ("<|end|>", "<|user|>", "<pad>", "a")] for x in (old, new)]
+    ids[0].append(old.get_vocab()["<eos>"])
+    ids[1].append(new.get_vocab()["<eos>" if extended else "</s>"])
+    tables = [x.get_input_embeddings().weight for x in (sibling, made)]
+    assert torch.equal(tables[0][ids[0]], tables[1][ids[1]])
+    card = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (card.license, card.base_model, card.pipeline_tag) == ("apache-2.0", "owner/base", "text-generation")
 
 
 def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa: F811
@@ -110,6 +169,31 @@ def test_layers_that_were_trained_with_the_rows_are_told_to_stay_behind(files, f
         assert all(torch.equal(made[x], own[x]) for x in own if "embed_tokens" not in x and "lm_head" not in x)
 
 
+def test_a_sibling_for_another_task_has_no_rows_of_a_head(files, family, tmp_path):  # noqa: F811
+    """Neither a table nor a bias, also where the transferred model has them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    save_tiny_model(tmp_path / "phi", PhiConfig(**sizes))
+    given = {"tokenizer": files["tokenizer"], "data": files["data"], "training": TrainingOptions(steps=1)}
+    transfer(tmp_path / "phi", **given, output=tmp_path / "transferred")
+    cases = ((family[0], files["model"], "model"), (tmp_path / "transferred", tmp_path / "phi", "phi"))
+    for transferred, original, name in cases:
+        sibling = AutoModelForSequenceClassification.from_pretrained(original, num_labels=3)
+        sibling.save_pretrained(tmp_path / f"{name}-sibling")
+        AutoTokenizer.from_pretrained(original).save_pretrained(tmp_path / f"{name}-sibling")
+        apply(transferred, tmp_path / f"{name}-sibling", tmp_path / f"{name}-out")
+        made = AutoModelForSequenceClassification.from_pretrained(tmp_path / f"{name}-out")
+        old, new = (AutoTokenizer.from_pretrained(tmp_path / f"{name}-{x}") for x in ("sibling", "out"))
+        (logits,) = made(**new("a", return_tensors="pt")).logits
+        ids = torch.tensor([[old.bos_token_id, old.get_vocab()["a"]]])
+        torch.testing.assert_close(logits, sibling.eval()(ids).logits[0])
+    with pytest.raises(ValueError, match="eval_data wants a language model"):
+        apply(transferred, tmp_path / "phi-sibling", tmp_path / "measured", eval_data=files["eval_data"])
+    provenance = (tmp_path / "transferred" / "token_provenance.jsonl").read_text()
+    (tmp_path / "phi-out" / "token_provenance.jsonl").write_text(provenance)
+    with pytest.raises(ValueError, match="transferred: wanted a model with an output head, as the sibling has"):
+        apply(tmp_path / "phi-out", tmp_path / "phi", tmp_path / "headless")
+
+
 def test_rows_for_a_head_of_its_own_are_not_lost_in_a_tied_sibling(files, tmp_path):  # noqa: F811
     given = {name: value for name, value in files.items() if "eval" not in name} | {
         "training": TrainingOptions(steps=1)
@@ -133,9 +217,10 @@ def test_a_head_with_a_bias_keeps_that_of_shared_tokens(files, tmp_path):  # noq
     made, rows = (AutoModelForCausalLM.from_pretrained(tmp_path / x).lm_head.bias for x in ("out", "transferred"))
     lines = [json.loads(x) for x in (tmp_path / "transferred" / "token_provenance.jsonl").open()]
     shared = [x["id"] for x in lines if x["start"].startswith("copied")]
-    assert len(shared) == found.shared
+    assert len(shared) + len(found.carried) == found.shared
+    assert torch.equal(made[-1], sibling.lm_head.bias[AutoTokenizer.from_pretrained(tmp_path / "phi").pad_token_id])
     assert torch.equal(
         made[shared], sibling.lm_head.bias[[x["teacher_ids"][0] for x in lines if x["id"] in set(shared)]]
     )
-    new = sorted(set(range(len(made))) - set(shared))
+    new = sorted(set(range(len(rows))) - set(shared))
     assert torch.equal(made[new], rows[new])

@@ -113,6 +113,24 @@ def test_any_name_is_one_code_span(name):
     assert content == (shown(name) or " ") or (content.strip(" ") == "" == name.strip(" "))
 
 
+def test_counts_of_nothing_are_not_told(tmp_path):
+    report = InitReport(5, 0, 0, 0)
+    back = replace(result(), new=0, trainable=0, seen=0, progress=replace(result().progress, step=0), report=report)
+    given = {"model": "org/model", "tokenizer": "org/tokenizer", "data": "org/data", "output": "out"}
+    text = model_card(back, options(**given), Base())
+    assert "tokens are new" not in text
+    assert "trainable rows" not in text
+    new = replace(result(), new=9, report=InitReport(5, 4, 3, 2))
+    made = "- 9 tokens are new. `mean` made the first rows of 4; 3 were left to their sub-tokens; 2 to the mean of all"
+    assert made in model_card(new, options(**given), Base())
+
+
+def test_a_sentence_encoder_stays_one_for_the_hub(tmp_path):
+    for said, library in (("sentence-transformers", "sentence-transformers"), ("mlx", "transformers")):
+        (tmp_path / "README.md").write_text(f"---\nlibrary_name: {said}\n---\n")
+        assert parts(card(base=read_base(tmp_path)))[0]["library_name"] == library
+
+
 def test_folders_are_named_by_their_last_part(tmp_path):
     for name in ("my model", "text.jsonl", "rows"):
         (tmp_path / name).mkdir()

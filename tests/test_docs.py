@@ -105,6 +105,8 @@ def world(tmp_path_factory) -> Path:
     student = AutoModelForCausalLM.from_pretrained(folder / "all" / "MODEL")
     student.resize_token_embeddings(len(new_tokenizer()), mean_resizing=False)
     student.save_pretrained(folder / "all" / "start")
+    shutil.copytree(folder / "all" / "start", folder / "all" / "FOLDER")
+    (folder / "all" / "FOLDER" / "token_provenance.jsonl").write_text('{"id": 329, "start": "mean"}\n')
     (folder / "all" / "TEXT").mkdir()
     (folder / "all" / "TEXT" / "text.txt").write_text("\n\n".join(TEXTS), encoding="utf-8")
     return folder

@@ -18,6 +18,7 @@ from matt_fast.recipe.doctor import data as of_data
 from matt_fast.recipe.doctor import tokenizers as of_tokenizers
 from matt_fast.recipe.doctor.data import STRIDE, WINDOW, find_copies
 from matt_fast.recipe.doctor.finding import share
+from matt_fast.recipe.export import lost_chat_template
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,27 @@ def test_a_sound_transfer_has_nothing_that_will_fail(job):
     without = by_name(doctor(**job | {"output": None, "eval_data": None}))
     assert not {"disk", "output"} & without.keys()
     assert without["held-out text"][0].verdict == LOOK
+
+
+def test_a_template_that_the_model_does_not_know_is_told(sound):
+    teacher, student = (AutoTokenizer.from_pretrained(sound / "model") for _ in range(2))
+    student.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    told, tried = of_tokenizers.chat(SimpleNamespace(vocabulary=SimpleNamespace(teacher=teacher, student=student)))
+    assert (told.verdict, tried.verdict) == (LOOK, OK)
+    assert told.found == "the model's chat template is lost, since the new tokenizer has another"
+    teacher.chat_template = None  # one that had none loses none
+    assert lost_chat_template(student, teacher) is None
+
+
+def test_the_default_one_of_several_templates_is_tried(sound):
+    teacher, student = (AutoTokenizer.from_pretrained(sound / "model") for _ in range(2))
+    subject = SimpleNamespace(vocabulary=SimpleNamespace(teacher=teacher, student=student))
+    several = {"default": "{{ messages[0].content }}", "tools": "{{ 1 / 0 }}"}
+    for own, start in ((None, "kept from the model; "), (several, "the new one is used; ")):
+        teacher.chat_template, student.chat_template = several, own
+        (said,) = of_tokenizers.chat(subject)
+        assert said.verdict == OK
+        assert said.found.startswith(f"{start}a question and an answer are ")
 
 
 def test_all_faults_are_found_in_the_words_of_a_transfer(job, sound, tmp_path):

@@ -50,7 +50,8 @@ def models(tmp_path_factory):
         torch.manual_seed(seed)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model.get_input_embeddings().weight.data.normal_(std=0.2)
-        model.generation_config.update(do_sample=True, repetition_penalty=3.0, eos_token_id=None)
+        model.generation_config.update(do_sample=True, repetition_penalty=3.0, eos_token_id=None, max_length=20)
+        model.generation_config.update(stop_strings=["e"], suppress_tokens=[*range(5, 200)], no_repeat_ngram_size=2)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder

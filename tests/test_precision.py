@@ -1,5 +1,6 @@
 """What frozen weights are in, where nobody says: what the device multiplies in."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_runs import Stop, files, stop_at  # noqa: F401, a fixture
-from tiny import save_tiny_model
+from tiny import TEXTS, jsonl, save_tiny_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from matt_fast import TrainingOptions, transfer
 from matt_fast.model import precision
 from matt_fast.model.precision import choose_dtype
+from matt_fast.tokenizers import extend
 
 CPU = torch.device("cpu")
 
@@ -55,6 +58,42 @@ def test_a_run_goes_on_in_what_it_began_with(files, tmp_path, monkeypatch):  # n
     on(False, "parts", resume=True)
     half, parts, single = ((tmp_path / x / "model.safetensors").read_bytes() for x in ("whole", "parts", "single"))
     assert half == parts != single
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_rows_that_stay_keep_the_digits_that_they_are_stored_with(tied, steps, tmp_path):
+    """Shared rows of both tables, trained or not, and a result's own where it trains on without them."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    save_tiny_model(tmp_path / "base", LlamaConfig(**sizes, tie_word_embeddings=tied))
+    (tmp_path / "data.jsonl").write_text(jsonl(TEXTS))
+    extend(tmp_path / "base", tmp_path / "new", data=tmp_path / "data.jsonl", add=9)
+    given = {"data": tmp_path / "data.jsonl", "precision": "bf16"}
+    first, second = (TrainingOptions(steps=steps, objective=x) for x in ("token-distillation", "ntp"))
+    transfer(tmp_path / "base", tmp_path / "new", output=tmp_path / "made", training=first, **given)
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    assert same_rows(tmp_path / "base", made, range(270))
+    for module in {made.get_input_embeddings(), made.get_output_embeddings()}:
+        module.weight.data.add_(torch.randn_like(module.weight), alpha=1e-3)  # with more digits than bfloat16 has
+    made.save_pretrained(tmp_path / "made")
+    more = {"tokenizer": tmp_path / "made", "teacher": tmp_path / "base", "output": tmp_path / "more"}
+    transfer(tmp_path / "made", training=second, **more, **given)
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "more")
+    assert same_rows(tmp_path / "made", made, unseen(tmp_path / "more"))
+
+
+def same_rows(before, made, ids) -> bool:
+    """Whether a model has the rows of one in a folder, in both tables."""
+    pair = AutoModelForCausalLM.from_pretrained(before), made
+    tables = [(x.get_input_embeddings(), x.get_output_embeddings()) for x in pair]
+    return all(torch.equal(old.weight[list(ids)], new.weight[list(ids)]) for old, new in zip(*tables, strict=True))
+
+
+def unseen(folder) -> list[int]:
+    """Ids of a result whose rows training did not reach, nor moved."""
+    lines = [json.loads(line) for line in (folder / "token_provenance.jsonl").open()]
+    assert all(x.get("moved", 0.0) == 0.0 for x in lines if not x["seen"])
+    return [x["id"] for x in lines if not (x["trained"] and x["seen"])]
 
 
 SHAPES = """

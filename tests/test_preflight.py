@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections import namedtuple
@@ -76,6 +77,22 @@ def test_a_home_folder_that_no_shell_has_named_is_refused(tmp_path, monkeypatch)
             check_writable("output", output)
     check_writable("output", "~out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_that_is_a_link_or_the_present_one_is_filled(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "link")
+    for path in (tmp_path / "link", "."):
+        with pytest.raises(FileNotFoundError), whole_folder(path) as part:
+            os.replace(part / "missing", part / "x")
+        assert not list((tmp_path / "real").iterdir())
+        with whole_folder(path) as part:
+            (part / "deep").mkdir()
+            (part / "deep" / "x").write_text("content")
+        assert (tmp_path / "real" / "deep" / "x").read_text() == "content"
+        shutil.rmtree(tmp_path / "real" / "deep")
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path, monkeypatch):

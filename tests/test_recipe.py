@@ -24,7 +24,7 @@ from matt_fast import TrainingOptions, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
 from matt_fast.cli.display import print_result
 from matt_fast.model.embeddings import EmbeddingTable
-from matt_fast.recipe.export import keep_chat_template
+from matt_fast.recipe.export import keep_chat_template, lost_chat_template
 from matt_fast.recipe.preflight import missing_new_tokens
 from matt_fast.training.loop import freeze
 from matt_fast.training.objectives import Student, losses
@@ -311,6 +311,12 @@ def test_a_chat_template_is_kept_only_if_its_tokens_exist(job):
     same.chat_template = None
     keep_chat_template(same, teacher_tokenizer)
     assert same.chat_template is None
+    plain = {"default": "{{ messages[0].content }}", "tools": "<bos>{{ tools }}"}
+    teacher_tokenizer.chat_template = plain
+    keep_chat_template(same, teacher_tokenizer)
+    assert same.chat_template == plain
+    teacher_tokenizer.chat_template, same.chat_template = plain | {"tools": "<turn>{{ tools }}"}, None
+    assert "lacks '<turn>'" in lost_chat_template(same, teacher_tokenizer)
     said, texts = [], arguments["data"].with_name("texts")
     texts.mkdir()
     arguments["data"].rename(texts / "corpus.jsonl")

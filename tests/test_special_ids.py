@@ -104,6 +104,18 @@ def test_generation_settings_of_all_shapes(pair):
     assert named == fields | {"forced_decoder_ids", "lang_to_id"}
 
 
+def test_a_model_ends_with_what_it_ended_with(pair):
+    """Also where that is no list, and the tokenizer's own end of text is another token, as many chat models have it."""
+    a, _, _, gone = old_of(pair, *NAMED)
+    for old, wanted in ((a, ["</s>", "<|a|>"]), (pair.teacher.eos_token_id, "</s>"), (gone, "</s>"), (None, "</s>")):
+        generation = GenerationConfig(eos_token_id=old)
+        translate_ids(generation, pair)
+        assert generation.eos_token_id == pair.student.convert_tokens_to_ids(wanted)
+    config = LlamaConfig(eos_token_id=a)  # of which some classes take a single id alone
+    translate_ids(config, pair)
+    assert config.eos_token_id == pair.student.eos_token_id
+
+
 def test_a_scalar_without_a_token_is_no_token(pair, tmp_path):
     (gone,) = old_of(pair, "<|gone|>")
     generation = GenerationConfig(decoder_start_token_id=gone)

@@ -486,6 +486,18 @@ def test_an_output_among_the_texts_is_refused(tmp_path):
     assert not inside.exists()
 
 
+def test_texts_that_are_longer_than_a_model_takes_are_no_warning(data, tmp_path, monkeypatch):
+    """They are cut, or only counted; transformers tells of errors to come."""
+    tokenizer = byte_level(TEXTS, 270)
+    tokenizer.model_max_length = 8
+    tokenizer.save_pretrained(tmp_path / "base")
+    told = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *more: told.append(text))
+    extend(tmp_path / "base", tmp_path / "new", data=data, add=4)
+    load_tokenizer(tmp_path / "new")(TEXTS[0])
+    assert told == []
+
+
 def test_command_line(data, tmp_path):
     like_llama3().save_pretrained(tmp_path / "base")
     run = CliRunner().invoke

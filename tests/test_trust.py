@@ -6,6 +6,7 @@ import math
 import pickle
 import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoConfig, Gemma3Config
 
 from matt_fast.data import documents
 from matt_fast.model.teacher import Teacher
+from matt_fast.model.tokenizer_files import load_tokenizer
 from matt_fast.model.trust import check_implementations
 from matt_fast.modeling import LlamaForAIM
 
@@ -198,6 +200,16 @@ def test_code_of_a_repository_runs_where_it_may(paths):
     code_of(paths / "model", paths / "trace" / "code", keep_type=False)
     run(*command("plan", paths), "--trust-remote-code")
     assert traces(paths) == ["code"]
+
+
+def test_nobody_is_asked_whether_code_may_run(paths, monkeypatch):
+    """transformers asks, and waits, where it is not told: in a notebook that makes a tokenizer, for one."""
+    code_of(paths / "model", paths / "trace" / "code", keep_type=False)
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "y")
+    with suppress(ValueError):
+        load_tokenizer(paths / "model")
+    assert asked == traces(paths) == []
 
 
 KERNELS = [

@@ -140,12 +140,14 @@ def test_names_and_dtypes_that_transformers_changes(folder, result):
     file = folder / "model.safetensors"
     tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    check_same_weights(Teacher(folder), written, model)
+    assert check_same_weights(Teacher(folder), written, model) == []
     model = model.to(torch.bfloat16)
     model.save_pretrained(written, max_shard_size="20KB")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    check_same_weights(Teacher(folder), written, model)
+    (line,) = check_same_weights(Teacher(folder), written, model)
+    told = f"{len(tensors)} tensors are bfloat16 now, as config.json has it, and were stored with more digits: "
+    assert line.startswith(f"model.safetensors: {told}")
 
 
 def test_experts_that_transformers_joins(tmp_path):

@@ -53,6 +53,9 @@ def apply(
             )
         say(out.console, f"tokens    {result.shared:,} shared, {result.new:,} new; shared rows alike to "
             f"{result.similarity:.4f} (median cosine)")  # fmt: skip
+        if result.carried:
+            say(out.console, f"carried   {len(result.carried):,} special tokens that the sibling alone has: "
+                f"{', '.join(map(repr, result.carried[:5]))}{' …' if len(result.carried) > 5 else ''}")  # fmt: skip
         if result.healed:
             say(out.console, f"layers    {STAY}")
         for line in result.lost:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from matt_fast.alignment.vocabulary import start_of_text
 from matt_fast.evaluation.bits_per_byte import cut_pieces
 from matt_fast.model.positions import position_limit
+from matt_fast.model.sampling import no_settings
 from matt_fast.support.checks import MANY, check_range
 
 PROMPT_BYTES = 100
@@ -56,7 +57,9 @@ def complete(
         enough = _EnoughBytes(tokenizer, ids, n_bytes)
         inputs = torch.tensor([ids], device=model.device)
         options = {"attention_mask": torch.ones_like(inputs), "stopping_criteria": [enough]}
-        generated = model.generate(inputs, generation_config=_greedy(model, tokenizer, room), **options)
+        settings = _greedy(model, tokenizer, room)
+        with no_settings(model):
+            generated = model.generate(inputs, generation_config=settings, **options)
         text = enough.written(generated[0].tolist())
         found.append(text.encode()[:n_bytes].decode(errors="ignore"))
         on_prompt(len(found))
@@ -103,17 +106,12 @@ def _beginning(text: str, n_bytes: int) -> str:
 
 
 def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, most: int) -> GenerationConfig:
-    """Settings of its own for each, so that nothing in the model's generation configuration changes one of two."""
+    """The likeliest token each time, until the model ends the text."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
     return GenerationConfig(
         max_new_tokens=most,
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
         eos_token_id=ends,
         pad_token_id=pad,
     )

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -58,7 +59,7 @@ def continuations(
         raise ValueError(f"model: wanted one that transformers can generate with, got {type(model).__name__}")
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # rows of alike lengths need little padding
-    ends, before = list(ends), model.generation_config
+    ends = list(ends)
     settings = [ends, shortest, temperature, top_k, top_p]
     options = GenerationConfig(
         do_sample=False,  # `_Draw` leaves one token
@@ -67,8 +68,7 @@ def continuations(
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
     )
-    try:
-        model.generation_config = GenerationConfig()  # what it has there would be mixed into the options
+    with no_settings(model):
         for first in range(0, len(order), ROWS_AT_ONCE):
             rows = order[first : first + ROWS_AT_ONCE]
             some, drawn = [list(prompts[i]) for i in rows], numbers[rows]
@@ -80,9 +80,18 @@ def continuations(
                 end = next((place for place, token in enumerate(row) if token in ends), len(row))
                 found[i] = row[:end]
             on_progress(first + len(rows), len(order))
+    return found
+
+
+@contextmanager
+def no_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Hide a model's own generation settings, which transformers mixes into those that `generate` is given."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
     finally:
         model.generation_config = before
-    return found
 
 
 def _generated(

@@ -14,6 +14,7 @@ from matt_fast.alignment.vocabulary import check_constant, check_distinct_ids
 from matt_fast.model.folders import contents
 from matt_fast.support.checks import check_location
 
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # than the model takes
 FILE, SETTINGS = "tokenizer.json", ("tokenizer_config.json", "special_tokens_map.json")
 # Where pre-tokenizers and normalisers differ: digits, contractions, cases, spaces, line ends, marks, scripts, signs.
 PROBE = (
@@ -51,7 +52,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     Args:
         path: folder, file or hub name.
         argument: what errors call it.
-        **options: further arguments of `from_pretrained`.
+        **options: further arguments of `from_pretrained`; code of the place's own is not run unless they say so.
 
     Raises:
         FileNotFoundError: it can only be a path, and nothing is there.
@@ -59,6 +60,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
             (`check_distinct_ids`).
     """
     check_location(argument, path, (".json", ".gguf"))
+    options = {"trust_remote_code": False} | options  # None would ask at the terminal
     try:
         tokenizer = _load(path, argument, options)
         tokenizer("a")  # settings of another type end here
@@ -72,6 +74,7 @@ def load_tokenizer(path: str | Path, argument: str = "tokenizer", **options) -> 
     check_constant(tokenizer, argument)
     tokenizer = _as_in_file(tokenizer, path, argument, options)
     check_distinct_ids(tokenizer, argument)
+    tokenizer.deprecation_warnings[TOO_LONG] = True  # told already, for transformers: texts are cut behind it
     return tokenizer
 
 
@@ -84,7 +87,7 @@ def first_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBas
         ids = [
             x.encode(line, add_special_tokens=False).ids
             if isinstance(x, Tokenizer)
-            else x(line, add_special_tokens=False)["input_ids"]
+            else x(line, add_special_tokens=False, verbose=False)["input_ids"]
             for x in (one, other)
         ]
         cuts = [_cuts(x if isinstance(x, Tokenizer) else x.backend_tokenizer, line) for x in (one, other)]

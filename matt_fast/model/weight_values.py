@@ -47,6 +47,12 @@ class WeightFiles:
         place = self._places[name]
         return tuple(place.shape if isinstance(place, torch.Tensor) else place.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> torch.dtype:
+        place = self._places[name]
+        if isinstance(place, torch.Tensor):
+            return place.dtype
+        return (place.get_slice(name)[:0] if self.shape(name) else place.get_tensor(name)).dtype
+
     def parts(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """(first row, rows), together the tensor; a scalar is one part."""
         place, shape = self._places[name], self.shape(name)
@@ -129,7 +135,9 @@ def _not_finite(parts: Iterable[tuple[int, torch.Tensor]], dtype: torch.dtype | 
     return f"({count:,} values{where}" + (f", too large for {str(dtype).removeprefix('torch.')})" if cast else ")")
 
 
-def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel, changed: Collection[str] = ()) -> None:
+def check_same_weights(
+    teacher: Teacher, folder: Path, model: PreTrainedModel, changed: Collection[str] = ()
+) -> list[str]:
     """Look whether a result has the weights that the teacher has, bit for bit, but for its vocabulary's tables.
 
     Files are compared tensor by tensor. Where transformers stores other tensors than it read (experts that it joins,
@@ -141,12 +149,16 @@ def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel, c
         model: the result, of which names are read.
         changed: names of parameters that were trained too.
 
+    Returns:
+        a line if the source stores tensors with more digits than the dtype that its configuration names has.
+
     Raises:
         ValueError: there are differences, which it names.
     """
     tables = table_names(model) | set(changed)
     with WeightFiles(source_files(teacher)) as ours, WeightFiles(sorted(folder.glob("*.safetensors"))) as theirs:
         different = [name for name in _unlike(ours, theirs) if not _among(name, tables)]
+        rounded = [name for name in sorted(theirs.names) if _is_rounded(ours, theirs, name, model.base_model_prefix)]
     if different:
         found, written = teacher.load("auto").state_dict(), teacher.load_result(folder, "auto").state_dict()
         names = (found.keys() | written.keys()) - tables
@@ -157,6 +169,22 @@ def check_same_weights(teacher: Teacher, folder: Path, model: PreTrainedModel, c
             f"result: wanted all weights outside the vocabulary as they are in {str(teacher.model)!r}, bit for bit, "
             f"but these differ: {some_of(different)}"
         )
+    if not rounded:
+        return []
+    dtype = str(stored_dtype(teacher)).removeprefix("torch.")
+    line = f"{len(rounded)} tensors are {dtype} now, as config.json has it, and were stored with more digits"
+    return [f"model.safetensors: {line}: {some_of(rounded)}"]
+
+
+def _is_rounded(source: WeightFiles, result: WeightFiles, name: str, prefix: str) -> bool:
+    """Whether a tensor of the result has fewer digits than the source's, which may lack the body's name in front."""
+    old = next((x for x in (name, name.removeprefix(f"{prefix}.")) if x in source.names), None)
+    if old is None:
+        return False
+    dtypes = source.dtype(old), result.dtype(name)
+    if not all(x.is_floating_point and x.itemsize > 1 for x in dtypes):  # whole numbers, quantised ones
+        return False
+    return torch.finfo(dtypes[0]).eps < torch.finfo(dtypes[1]).eps
 
 
 def _unlike(source: WeightFiles, result: WeightFiles) -> list[str]:

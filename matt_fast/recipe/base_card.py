@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
+
+from matt_fast.support.printable import printable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CACHED = "models--"  # of the hub's cache: models--ORG--NAME/snapshots/REVISION
+LIBRARIES = ("transformers", "sentence-transformers")  # that load a result like the original
+FORMAT = "For transformers 5 or newer: older ones may pass over parts of config.json without an error."
 LICENSE = ("license", "license_name", "license_link")
 
 
@@ -25,12 +29,14 @@ class Base:
         license: what its card says: "license", and "license_name" and "license_link" of one of its own; {} without.
         languages: likewise.
         pipeline_tag: likewise; None without.
+        library: that loads it.
     """
 
     name: str | None = None
     license: tuple[tuple[str, str], ...] = ()
     languages: tuple[str, ...] = ()
     pipeline_tag: str | None = None
+    library: str = LIBRARIES[0]
 
 
 def read_base(model: str | Path, on_message: Callable[[str], None] = lambda text: None) -> Base:
@@ -53,7 +59,20 @@ def read_base(model: str | Path, on_message: Callable[[str], None] = lambda text
     languages = data.get("language") or ()
     languages = (languages,) if isinstance(languages, str) else tuple(x for x in languages if isinstance(x, str))
     tag = data.get("pipeline_tag")
-    return Base(name, license, languages, tag if isinstance(tag, str) else None)
+    library = next((x for x in LIBRARIES if x == data.get("library_name")), LIBRARIES[0])
+    return Base(name, license, languages, tag if isinstance(tag, str) else None, library)
+
+
+def base_metadata(base: Base, pipeline_tag: str | None, **more) -> ModelCardData:
+    """The metadata of the card of a model that is made of `base`: where it comes from, its licence, what it is for."""
+    return ModelCardData(
+        base_model=None if base.name is None else printable(base.name),
+        library_name=base.library,
+        pipeline_tag=pipeline_tag,
+        tags=["tokenizer-transfer", "matt-fast"],
+        **{key: printable(value) for key, value in base.license},
+        **more,
+    )
 
 
 def is_hub_name(text: object) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult
 
 from matt_fast.evaluation.intervals import bits_in_words
-from matt_fast.recipe.base_card import Base, is_hub_name
+from matt_fast.recipe.base_card import FORMAT, Base, base_metadata, is_hub_name
 from matt_fast.recipe.command import command_line, last_parts
 from matt_fast.recipe.result import Healing, TransferResult
 from matt_fast.report.words import DIGITS
@@ -116,14 +116,13 @@ def model_card(
         f"# {code(name)} {'trained on' if result.report.own else 'with a new tokenizer'}",
         "",
         f"Made with matt-fast {own_version()}: the tokenizer of {code(name)} "
-        f"{_embeddings(result, options['objective'])}. {_other_weights(result)}",
+        f"{_embeddings(result, options['objective'])}. {_other_weights(result)} {FORMAT}",
         *_languages(options, base),
         "",
         "## Vocabulary",
         "",
         *_rows(result, options),
-        f"- {result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they "
-        "started. `token_provenance.jsonl` tells it for each token.",
+        f"- {_seen(result)}",
         *lost_lines(lost),
         "",
         "## Training",
@@ -159,13 +158,26 @@ def _rows(result: TransferResult, options: Mapping[str, Any]) -> list[str]:
             f"- {result.shared} tokens are shared with {original}, byte for byte or by their role; rows: {kept}.",
             f"- {result.new} more have rows that train on.",
         ]
+    made = f"{init} made the first rows of {report.initialized}"
+    if report.subtoken_mean:
+        made += f"; {report.subtoken_mean} were left to their sub-tokens"
+    if report.unspelled:
+        made += f"; {report.unspelled} to the mean of all rows, as the original's tokens cannot spell them"
     return [
         f"- {result.shared} tokens are shared with the original, byte for byte or by their role, and have its rows, "
         f"{kept}.",
-        f"- {result.new} tokens are new. {init} made the first rows of {report.initialized}; "
-        f"{report.subtoken_mean} were left to their sub-tokens, and {report.unspelled} to the mean of all rows, as the "
-        "original's tokens cannot spell them.",
+        *([f"- {result.new} tokens are new. {made}."] if result.new else []),
     ]
+
+
+def _seen(result: TransferResult) -> str:
+    """How many rows training saw, and where more of it is."""
+    if not result.trainable:
+        return "`token_provenance.jsonl` tells for each token which row it has."
+    return (
+        f"{result.seen} of the {result.trainable} trainable rows occurred in training; the others are as they started. "
+        "`token_provenance.jsonl` tells it for each token."
+    )
 
 
 def _completion_lines(result: TransferResult) -> list[str]:
@@ -220,17 +232,14 @@ def _metadata(result: TransferResult, options: Mapping[str, Any], base: Base, pi
         if "trained" in found
     ]
     named = is_hub_name(data)
-    found = ModelCardData(
-        base_model=None if base.name is None else printable(base.name),
+    found = base_metadata(
+        base,
+        pipeline_tag,
         datasets=[data] if named else None,
         language=list(options.get("language") or ()) or None,
-        library_name="transformers",
-        pipeline_tag=pipeline_tag,
-        tags=["tokenizer-transfer", "matt-fast"],
         model_name=printable(Path(options["output"]).name) if scores else None,
         eval_results=scores or None,
         base_model_relation="finetune" if base.name is not None and _trained(result) else None,
-        **{key: printable(value) for key, value in base.license},
     )
     return found.to_yaml(line_break="\n")
 

@@ -26,6 +26,29 @@ def replace_vocabulary(model: PreTrainedModel, rows: Rows) -> None:
             model.get_output_embeddings().bias.copy_(rows.output_bias)
 
 
+def keep_digits(rows: Rows, start: Rows, model: PreTrainedModel, vocabulary: VocabularyPair) -> None:
+    """Give those of `rows` that are a model's own, and as they started, the digits that it is stored with, in place.
+
+    Args:
+        rows: whole tables.
+        start: those that they began as, made of the model in a dtype that may have fewer digits.
+        model: the original, in the dtype that it is stored in.
+        vocabulary: the two vocabularies.
+    """
+    old = {i: match.teacher_id for i, match in vocabulary.matches.items()}
+    old |= {i: vocabulary.mapped[i][0] for i in vocabulary.own}
+    ids = torch.tensor(sorted(old), dtype=torch.int64)
+    theirs = torch.tensor([old[i] for i in ids.tolist()], dtype=torch.int64)
+    head = model.get_output_embeddings()
+    sources = {"input": model.get_input_embeddings().weight}
+    sources |= {} if head is None else {"output": head.weight, "output_bias": getattr(head, "bias", None)}
+    for name, source in sources.items():
+        table, before = getattr(rows, name), getattr(start, name)
+        if table is not None and len(ids):
+            same = (table[ids] == before[ids].to(table)).reshape(len(ids), -1).all(1)
+            table[ids[same]] = source.detach()[theirs[same]].to(table)
+
+
 def check_rows(rows: Rows, dtype: torch.dtype, vocabulary: VocabularyPair) -> None:
     """Raise a ValueError that names the tokens whose rows are not finite in the dtype that the model is stored in."""
     for name in ("input", "output", "output_bias"):
@@ -86,15 +109,16 @@ def keep_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTo
 
 
 def lost_chat_template(tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> str | None:
-    """A line that says why `tokenizer`, which has none, does not get the teacher's chat template; None if it does."""
+    """A line that says why the result does not have the teacher's chat template; None if it does, or there is none."""
     template = teacher.chat_template
-    if tokenizer.chat_template or not template:
+    if not template or tokenizer.chat_template == template:
         return None
-    if not isinstance(template, str):
-        return "the model's chat template is lost, being several"
+    if tokenizer.chat_template:
+        return "the model's chat template is lost, since the new tokenizer has another"
+    text = template if isinstance(template, str) else "\n".join(template.values())
     special = [x.content for x in teacher.added_tokens_decoder.values() if x.special]
     known = tokenizer.get_vocab()
-    lacking = [x for x in dict.fromkeys((*teacher.all_special_tokens, *special)) if x in template and x not in known]
+    lacking = [x for x in dict.fromkeys((*teacher.all_special_tokens, *special)) if x in text and x not in known]
     if not lacking:
         return None
     return f"the model's chat template is lost, since the new tokenizer lacks {', '.join(map(repr, lacking))}"

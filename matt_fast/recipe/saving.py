@@ -48,6 +48,6 @@ def save_result(
     lost += export.repair_generation_config(model)
     with only_errors():
         model.save_pretrained(folder)
-    check_same_weights(source, folder, model, changed)
+    lost += check_same_weights(source, folder, model, changed)
     vocabulary.student.save_pretrained(folder)
     return lost + copy_processor(source.model, folder, vocabulary)

@@ -10,6 +10,7 @@ from matt_fast.alignment.vocabulary import ROLES, VocabularyPair
 
 # The student's own token counts before the one that the teacher's becomes.
 OWN = tuple(f"{role}_id" for role in ROLES)
+STOP = "eos_token_id"  # the role that several tokens can have
 # An id, or a list of ids: image_token_id, boi_token_index, image_start_id, pad_index ...
 ID_FIELD = re.compile(
     r"(?:^|_)tok(?:en)?s?_(?:id|ids|index|indices|idx)$"
@@ -51,10 +52,10 @@ def update_special_ids(model: PreTrainedModel, vocabulary: VocabularyPair) -> li
 def translate_ids(config: Container, vocabulary: VocabularyPair, where: str | None = None) -> list[str]:
     """Translate all token ids in a configuration to the new vocabulary, in place, each once.
 
-    The new tokenizer's own bos, eos, pad, cls, sep, mask and unk ids come first. All others become those of the same
-    student tokens. An id without one is dropped: from its list, or it becomes None, or -1 in a field that wants a
-    number (of an image's tokens, say). Parts that have a vocabulary of their own, such as a decoder of sounds, are left
-    alone.
+    The new tokenizer's own bos, eos, pad, cls, sep, mask and unk ids come first; generation ends with another eos of
+    the model's too. All others become those of the same student tokens. An id without one is dropped: from its list, or
+    it becomes None, or -1 in a field that wants a number (of an image's tokens, say). Parts that have a vocabulary of
+    their own, such as a decoder of sounds, are left alone.
 
     Args:
         config: of a model with its parts, of generation, or the content of a JSON file.
@@ -71,8 +72,8 @@ def translate_ids(config: Container, vocabulary: VocabularyPair, where: str | No
 
 
 class _Translation:
-    def __init__(self, vocabulary: VocabularyPair, optional: bool):
-        self.student, self.rows, self.optional = vocabulary.student, vocabulary.rows, optional
+    def __init__(self, vocabulary: VocabularyPair, generation: bool):
+        self.student, self.rows, self.generation = vocabulary.student, vocabulary.rows, generation
         self.names = {i: token for token, i in vocabulary.teacher.get_vocab().items()}
         self.student_of: dict[int, int] = {}
         for student_id, match in sorted(vocabulary.matches.items(), key=lambda item: item[1].how != "bytes"):
@@ -115,7 +116,7 @@ class _Translation:
             return old, []
         if old in self.student_of:
             return self.student_of[old], []
-        optional = self.optional or name.startswith(("forced_", "decoder_"))
+        optional = self.generation or name.startswith(("forced_", "decoder_"))
         return None if optional else NO_TOKEN, [old]
 
     def role(self, name: str, old: Any) -> tuple[Any, list[int]]:
@@ -126,6 +127,8 @@ class _Translation:
             kept = list(dict.fromkeys([own, *kept]))
         if isinstance(old, list | tuple):
             return kept, dropped
+        if name == STOP and self.generation and len(kept) > 1:  # what the model learned to end with still ends a text
+            return kept, []
         return (kept[0], []) if kept else (None, dropped)
 
     def ids(self, old: list[int]) -> tuple[list[int], list[int]]:

@@ -206,6 +206,9 @@ def _fill(folder: Path, work: Work, vocabulary: VocabularyPair, start: Rows) -> 
     rows = start
     for stage in trained_in(job):  # one may have trained a table that the next left alone
         rows = trained_rows(work, stage, vocabulary, rows, full)
+    if full.dtype != work.dtype:  # in which rows started
+        for tables in (rows, start):
+            export.keep_digits(tables, start, full, vocabulary)
     changed: set[str] = set()
     if job.healing is not None:
         full, changed = put_layers(full, work.run.path("healed"))

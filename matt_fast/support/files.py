@@ -31,7 +31,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(PART + path.name)
     try:
-        with _named(path):
+        with _named(path, part):
             yield part
             flush(part)
         os.replace(part, path)
@@ -42,32 +42,39 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder to fill; it becomes `path` when the block ends, in place of what was there, or vanishes."""
+    """A new folder to fill; it becomes `path` when the block ends, in place of what was there, or vanishes.
+
+    An empty folder is filled where it is: it may be a link, a disk of its own, or in one that cannot be written.
+    """
     path = Path(path)
-    part = path.with_name(PART + path.name)
+    inside = path.is_dir() and not any(path.iterdir())
+    part = path / PART if inside else path.with_name(PART + path.name)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with _named(path):
+        with _named(path, part):
             yield part
             readable(part)
             flush_tree(part)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(part, path)
-        flush(path.parent)
+        if inside:
+            move_into(part, path)
+        else:
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(part, path)
+            flush(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: Path, part: Path | None = None) -> Iterator[None]:
     """Writers in Python and in Rust say that a disk is full, but not which one; and name the part of a file."""
     try:
         yield
     except Exception as error:
         raise_if_full(error, path)
-        if getattr(error, "filename", None) == str(path.with_name(PART + path.name)):
+        if getattr(error, "filename", None) == str(part):
             error.filename = str(path)
         raise
 

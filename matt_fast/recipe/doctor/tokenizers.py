@@ -104,11 +104,13 @@ def chat(subject: Subject) -> Iterator[Said]:
     if not own and not teacher.chat_template:
         yield ok("neither tokenizer has a template")
         return
-    if lost is not None:
+    if lost is not None and not own:
         yield look(lost, "add such tokens as special ones, or give it a template")
         return
-    template = own or teacher.chat_template
+    if lost is not None:
+        yield look(lost, "if the model does not know that one, give the new tokenizer the model's")
     try:
+        template = (student if own else teacher).get_chat_template()  # of several the default one
         text = student.apply_chat_template(list(CHAT), chat_template=template, tokenize=False)
     except Exception as error:  # of the template's language, or raised by the template
         line = " ".join(str(error).split())
