@@ -74,6 +74,15 @@ def test_the_meta_device_keeps_what_a_real_pass_keeps(name, checkpointing):
         assert kept_for_backward(model_of(name, "meta"), checkpointing=checkpointing) == real > 0
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A CPU's attention has room for each of its threads, which no plan counts; beside such small models it shows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def real_step(name: str, options: TrainingOptions, dtype, healing=None) -> tuple[int, Vocabulary]:
     """Bytes in use at most in a step of `train` in which every token is another row."""
     model = trunk_of(model_of(name, dtype=dtype), options)
