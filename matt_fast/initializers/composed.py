@@ -22,8 +22,8 @@ from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import rows_of_any_number
 
 LENGTH, TOGETHER = 256, 4  # student tokens of a stretch, and stretches of a step
-STRETCHES = 96
-PASSES = 2
+STRETCHES = 64
+PASSES = 3
 RATE = 0.576  # of Adam, over the width: the map's numbers are shares
 BETAS = (0.9, 0.98)
 PRIOR = 0.25  # in a tied table: the price of a squared nat in a new token's logit, in shares of a state's variance
@@ -60,7 +60,7 @@ def composed_rows(
         model: the teacher, a causal language model.
         vocabulary: the two vocabularies.
         start: [student rows, hidden] float32, on the model's device: shared rows, and what the map adds to.
-        text: in which both sides are run; 24,576 tokens of it at most.
+        text: in which both sides are run; 16,384 tokens of it at most.
         prefix: what the student puts before a text.
         layer: whose output (the residual stream behind it) is compared, counted from 0.
         seed: of the choice and order of stretches.
