@@ -38,6 +38,7 @@ from matt_fast.recipe.preflight import (
     rehearse_saving,
 )
 from matt_fast.support import files
+from matt_fast.support.checks import check_new_folder
 from matt_fast.support.files import check_writable, seconds_to_write, whole_file, whole_folder
 
 SMALL = {
@@ -93,6 +94,18 @@ def test_an_empty_folder_that_is_a_link_or_the_present_one_is_filled(tmp_path, m
         assert (tmp_path / "real" / "deep" / "x").read_text() == "content"
         shutil.rmtree(tmp_path / "real" / "deep")
     assert (tmp_path / "link").is_symlink()
+
+
+def test_what_a_killed_write_left_in_an_empty_folder_is_in_nobodys_way(tmp_path):
+    left = tmp_path / ".part-"
+    left.mkdir()
+    (left / "half").write_text("torn")
+    check_new_folder("output", tmp_path)
+    with whole_folder(tmp_path) as part:
+        (part / "x").write_text("content")
+    assert [x.name for x in tmp_path.iterdir()] == ["x"]
+    with pytest.raises(FileExistsError, match="output: wanted a new or empty folder"):
+        check_new_folder("output", tmp_path)
 
 
 def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path, monkeypatch):

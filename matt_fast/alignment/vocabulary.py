@@ -20,8 +20,8 @@ from matt_fast.support.printable import visible
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 BYTE_LEVEL = bytes_to_unicode()
 BYTE_OF = {character: byte for byte, character in BYTE_LEVEL.items()}
-# Single tokens with a role in the model, matched by the role where their texts differ ("<s>" and "<bos>").
 PROBE = "a b  c\n    return x_1, (y)"  # which a tokenizer should encode and decode to itself
+# Single tokens with a role in the model, matched by the role where their texts differ ("<s>" and "<bos>").
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 HOLES, FEW_TOKENS = 2, 1 << 14  # rows that a tokenizer may ask for: so many times its tokens, and these more
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from matt_fast.support.files import check_writable
+from matt_fast.support.files import check_writable, is_empty
 
 MANY = 1_000_000_000  # steps, pieces, bytes: more than anyone will wait for
 LENGTH, ROWS = 1 << 24, 1 << 16  # tokens of a chunk, and chunks of a batch, at most
@@ -207,6 +207,6 @@ def check_new_folder(name: str, path: str | Path) -> None:
     Something else there is a FileExistsError.
     """
     place = Path(path)
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+    if place.exists() and not is_empty(place):
         raise FileExistsError(f"{name}: wanted a new or empty folder, but {str(path)!r} has something in it")
     check_writable(name, place)

@@ -47,7 +47,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     An empty folder is filled where it is: it may be a link, a disk of its own, or in one that cannot be written.
     """
     path = Path(path)
-    inside = path.is_dir() and not any(path.iterdir())
+    inside = is_empty(path)
     part = path / PART if inside else path.with_name(PART + path.name)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -137,6 +137,11 @@ def wait_to_see(path: Path) -> None:
             raise FileNotFoundError(f"{str(path)!r} was written by another process, but is not seen here")
         os.listdir(path.parent)  # makes NFS ask for what is new
         time.sleep(0.1)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder is there and has nothing in it but what a killed write left."""
+    return folder.is_dir() and all(x.name.startswith(PART) for x in folder.iterdir())
 
 
 def remove_parts(folder: Path) -> list[Path]:
