@@ -87,6 +87,7 @@ def test_a_chat_sibling_keeps_how_it_is_talked_to(extended, tmp_path):
     sibling.save_pretrained(tmp_path / "chat")
     chat.save_pretrained(tmp_path / "chat")
     (tmp_path / "chat" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: owner/base\n---\n")
+    (tmp_path / "chat" / "NOTICE").write_text("of the sibling")
     found = run_command(
         "apply", f"--from={tmp_path / 'transferred'}", f"--to={tmp_path / 'chat'}", f"--output={tmp_path / 'out'}"
     )
@@ -109,6 +110,7 @@ def test_a_chat_sibling_keeps_how_it_is_talked_to(extended, tmp_path):
     assert torch.equal(tables[0][ids[0]], tables[1][ids[1]])
     card = ModelCard.load(tmp_path / "out" / "README.md").data
     assert (card.license, card.base_model, card.pipeline_tag) == ("apache-2.0", "owner/base", "text-generation")
+    assert (tmp_path / "out" / "NOTICE").read_text() == "of the sibling"
 
 
 def test_models_of_another_family_are_refused(files, family, tmp_path):  # noqa: F811

@@ -17,9 +17,11 @@ from matt_fast import HealingOptions, TrainingOptions, TransferResult, transfer
 from matt_fast.cli import transfer as command
 from matt_fast.evaluation import Evaluation
 from matt_fast.initializers import InitReport
+from matt_fast.recipe import licence_files
 from matt_fast.recipe.base_card import Base, read_base
 from matt_fast.recipe.card import code, model_card
 from matt_fast.recipe.config import resolved_config
+from matt_fast.recipe.licence_files import copy_licence
 from matt_fast.recipe.result import Healing
 from matt_fast.support.printable import printable
 from matt_fast.training.loop import Progress
@@ -245,3 +247,31 @@ def test_the_card_tells_what_was_trained_and_nothing_else():
         text = model_card(result(), given, Base(None))
         assert ("target layer" in text) is layer
         assert goal in text
+
+
+def test_the_texts_of_a_licence_go_with_the_model(tmp_path, monkeypatch):
+    place, result = tmp_path / "model", tmp_path / "result"
+    for folder in (place, result):
+        folder.mkdir()
+    theirs = ("LICENSE", "Licence.txt", "NOTICE.md", "COPYING", "USE_POLICY.md", "LICENSE-MODEL")
+    for name in (*theirs, "README.md", "license_plates.json", "tokenizer.json"):
+        (place / name).write_text(name)
+    (place / "LICENSES").mkdir()
+    (result / "NOTICE.md").write_text("its own")
+    assert copy_licence(place, result) == []
+    assert {path.name for path in result.iterdir()} == set(theirs)
+    assert (result / "NOTICE.md").read_text() == "its own"
+    assert (result / "LICENSE").read_text() == "LICENSE"
+    asked = []
+    monkeypatch.setattr(licence_files, "snapshot_download", lambda name, **more: asked.append((name, more)) or place)
+    (result / "LICENSE").unlink()
+    assert copy_licence("org/model", result) == []
+    assert (result / "LICENSE").exists()
+    assert asked == [("org/model", {"allow_patterns": licence_files.PATTERNS})]
+
+    def unreachable(name, **more):
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(licence_files, "snapshot_download", unreachable)
+    (line,) = copy_licence("org/model", result)
+    assert line == "LICENSE: the texts of the licence of 'org/model' could not be copied (ConnectionError: no network)"

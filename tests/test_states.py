@@ -439,6 +439,26 @@ def test_composed_rows_are_one_map_of_pieces(pair, monkeypatch):
     assert (held - start[ids]).norm() < 0.3 * change.norm()
 
 
+def test_one_enormous_gradient_does_not_lead_the_map_astray(llama, monkeypatch):
+    """With SmolLM2-135M one step's can be a hundred times as long as all others: Adam followed it, and stayed there."""
+    model, vocabulary = llama
+    start = initial_rows(model, vocabulary, "mean", 0).input
+    text, prefix = spell_texts(TEXTS, vocabulary), start_of_text(vocabulary.student)
+    monkeypatch.setattr(composed, "LENGTH", 32)
+    monkeypatch.setattr(composed, "TOGETHER", 2)
+    given = model, vocabulary, start, text, prefix, 1, 0
+    _, rows = composed.composed_rows(*given)
+    exact, calls = torch.autograd.grad, []
+
+    def one_is_enormous(*arguments):
+        calls.append(arguments)
+        return tuple(x * (1000 if len(calls) == 2 else 1) for x in exact(*arguments))
+
+    monkeypatch.setattr(torch.autograd, "grad", one_is_enormous)
+    torch.testing.assert_close(composed.composed_rows(*given)[1], rows)
+    assert len(calls) > 2
+
+
 @pytest.mark.parametrize(
     ("init", "init_head"),
     [("contextual", "same"), ("composed", "same"), ("mean", "boundary"), ("random", "boundary")],

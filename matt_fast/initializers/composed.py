@@ -98,7 +98,9 @@ def composed_rows(
             if tied is not None:
                 logits = (change @ tied.metric * change).sum(1)
                 loss = loss + PRIOR * logits[_take(numbers, batches[at].positions)].mean()
-            (weight.grad,) = torch.autograd.grad(loss, weight)  # the model's own weights get none
+            (gradient,) = torch.autograd.grad(loss, weight)  # the model's own weights get none
+            # A step among some hundreds has one a hundred times as long, which Adam would go on along until its end.
+            weight.grad = nn.functional.normalize(gradient, dim=(0, 1))
             optimizer.step()
             schedule.step()
             if on_progress is not None:

@@ -10,6 +10,7 @@ from matt_fast.initializers import Rows
 from matt_fast.model.teacher import Teacher, only_errors
 from matt_fast.model.weight_values import check_same_weights
 from matt_fast.recipe import export
+from matt_fast.recipe.licence_files import copy_licence
 from matt_fast.recipe.processor_files import copy_processor
 from matt_fast.recipe.special_ids import update_special_ids
 
@@ -22,7 +23,7 @@ def save_result(
     vocabulary: VocabularyPair,
     changed: Collection[str] = (),
 ) -> list[str]:
-    """Give a model new embeddings and write it with its tokenizer, configurations and processor.
+    """Give a model new embeddings and write it with its tokenizer, configurations, processor and licence.
 
     Args:
         folder: to write into; there, and empty.
@@ -50,4 +51,4 @@ def save_result(
         model.save_pretrained(folder)
     lost += check_same_weights(source, folder, model, changed)
     vocabulary.student.save_pretrained(folder)
-    return lost + copy_processor(source.model, folder, vocabulary)
+    return lost + copy_processor(source.model, folder, vocabulary) + copy_licence(source.model, folder)
