@@ -23,6 +23,7 @@ CONTEXTS = 1  # of a token, at most
 WIDTH = 24  # teacher tokens before a token
 ROUNDS = 4
 PROBES = 512  # occurrences that the shared matrix is estimated from
+LONGEST = 3.0  # times the median: what one of them may weigh, by the length of its Jᵀv; 1% are longer
 ROWS_AT_ONCE = 128
 PRIOR = 0.03  # weight of the distance from the start, in units of the shared matrix's mean eigenvalue
 LOOSER, TIGHTER = 1 / 3, 4.0  # how the damping of a row changes when its step helped, and when it did not
@@ -78,23 +79,26 @@ def mean_square_jacobian(
 ) -> torch.Tensor:
     """In what metric a change of an input row matters: the mean of JᵀJ, J the derivative of the states by the row.
 
-    It is estimated from one random direction v at each of 512 places, as the mean of Jᵀv vᵀJ. Arguments as in
-    `contextual_rows`.
+    It is estimated from one random direction v at each of 512 places, as the mean of Jᵀv vᵀJ. Where a state is about to
+    become one of the few enormous ones of a model, J is hundreds of times as large as elsewhere, and such a place would
+    be all that the mean tells: its Jᵀv is shortened. Arguments as in `contextual_rows`.
 
     Returns:
         [hidden, hidden] float32, symmetric and not negative.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(found.ids), generator=generator)[:PROBES]
-    matrix = start.new_zeros(start.shape[1], start.shape[1])
+    products = []
     with rows_of_any_number(model.get_input_embeddings()):
         for some in chosen.split(ROWS_AT_ONCE):
             rows = start[found.ids[some].to(start.device)].clone().requires_grad_()
             states = _Places(model, vocabulary, layer, found[some]).states(rows)
             direction = torch.randn(states.shape, generator=generator).to(states)
-            (product,) = torch.autograd.grad(states, rows, direction)
-            matrix += product.T @ product
-    return matrix / len(chosen)
+            products += torch.autograd.grad(states, rows, direction)
+    each = torch.cat(products)
+    lengths = each.norm(dim=1, keepdim=True).clamp_min(torch.finfo(each.dtype).tiny)
+    each *= (LONGEST * lengths.median() / lengths).clamp(max=1)
+    return each.T @ each / len(each)
 
 
 class _Places:
