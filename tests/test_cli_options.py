@@ -155,7 +155,8 @@ def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, 
     (tmp_path / "options.yaml").write_text("batch-size: 3\n")
     ended = run("transfer", *PATHS, "--recipe=paper", "--lr=0.5", f"--config={tmp_path / 'options.yaml'}")
     assert ended.exit_code == 0, ended.stderr
-    assert "recipe paper: --init focus --objective aim" in ended.stdout
+    shown = "recipe paper: --init focus --objective aim --layer third --lr 0.5 --decay-steps 0 --max-length 256"
+    assert f"{shown} --batch-size 3" in " ".join(ended.stdout.split())
     options, given = called[-1]["training"], called[-1]
     assert (options.objective, options.lr, options.decay_steps) == ("aim", 0.5, 0)
     assert (given["init"], given["max_length"], given["batch_size"], given["healing"]) == ("focus", 256, 3, None)
@@ -167,6 +168,7 @@ def test_a_recipe_gives_options_under_those_that_are_typed_or_in_a_file(called, 
     assert called[-1]["init"] == "composed"
     again = ["--model=org/done", "--tokenizer=org/done", *PATHS[2:], "--recipe=quick", "--teacher=org/model"]
     for more, init in (((), "mean"), (("--init=mean",), "mean"), (("--init=composed",), "composed")):
-        run("transfer", *again, *more)
+        ended = run("transfer", *again, *more)
+        assert f"recipe quick: --init {init} " in ended.stdout
         assert called[-1]["init"] == init
     assert "recipe: wanted one of quick, paper, best" in message(run("transfer", *PATHS, "--recipe=fast"))

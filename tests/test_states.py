@@ -164,6 +164,16 @@ def test_stretches_fit_the_positions_of_a_model(llama):
     assert max(len(ids) for ids, _ in few.stretches(256, seed=1)) == 4
 
 
+def test_rows_are_judged_by_other_text_than_they_were_fitted_to(llama):
+    _, vocabulary = llama
+    text = spell_texts([" ".join(str(i * 7919) for i in range(300))], vocabulary)
+    count = len(list(text.stretches(16, seed=1)))
+    fitted = {tuple(pair.student_ids.tolist()) for pair in text.pairs(16, count - 3, [], seed=1)}
+    judged = {tuple(ids.tolist()) for ids in text.student_stretches(16, 3, seed=1)}
+    assert (len(fitted), len(judged)) == (count - 3, 3)
+    assert not fitted & judged
+
+
 @pytest.mark.parametrize("method", ["composed", "contextual"])
 def test_a_model_with_few_positions_is_read_within_them(method, tmp_path):
     save_tiny_model(tmp_path, GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=64, tie_word_embeddings=False))

@@ -116,9 +116,10 @@ def transfer(
     del given["context"]
     typed = {name for name in given if context.get_parameter_source(name).name == "COMMANDLINE"}
     with command_output(json, quiet, debug, lasting=True) as out:
-        if recipe is not None:
-            say(out.console, f"recipe {recipe}: {as_options(RECIPES[recipe])}", "dim")
         arguments = transfer_arguments(given, typed)
+        if recipe is not None:
+            used = {name: arguments.get(name, given[name]) for name in RECIPES[recipe]}
+            say(out.console, f"recipe {recipe}: {as_options(used)}", "dim")
         if layer == "sweep":
             if push_to_hub is not None:
                 raise ValueError("push_to_hub: wanted a transfer at one layer, got a sweep, which writes no model")

@@ -140,8 +140,12 @@ class SpelledText:
         return found
 
     def student_stretches(self, length: int, count: int, seed: int) -> list[torch.Tensor]:
-        """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64."""
-        parts = (self.ids[first:end] for first, end in self._stretches(length, seed))
+        """Up to `count` stretches of about `length` student tokens each, at random: ids, [n >= 2] int64.
+
+        They are those that `stretches` and `pairs` of this length and seed come to last: what was fitted to the first
+        is judged by others where the text has more.
+        """
+        parts = (self.ids[first:end] for first, end in self._stretches(length, seed)[::-1])
         wanted = (torch.from_numpy(part[part >= 0]) for part in parts)
         return list(islice((part for part in wanted if len(part) > 1), count))
 
