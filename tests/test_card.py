@@ -265,9 +265,9 @@ def test_the_texts_of_a_licence_go_with_the_model(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(licence_files, "snapshot_download", lambda name, **more: asked.append((name, more)) or place)
     (result / "LICENSE").unlink()
-    assert copy_licence("org/model", result) == []
+    assert copy_licence("org/model", result, "0ab1") == []
     assert (result / "LICENSE").exists()
-    assert asked == [("org/model", {"allow_patterns": licence_files.PATTERNS})]
+    assert asked == [("org/model", {"revision": "0ab1", "allow_patterns": licence_files.PATTERNS})]
 
     def unreachable(name, **more):
         raise ConnectionError("no network\nat all")
@@ -275,3 +275,7 @@ def test_the_texts_of_a_licence_go_with_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(licence_files, "snapshot_download", unreachable)
     (line,) = copy_licence("org/model", result)
     assert line == "LICENSE: the texts of the licence of 'org/model' could not be copied (ConnectionError: no network)"
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", path)))
+    (result / "LICENSE").unlink()
+    (line,) = copy_licence(place, result)
+    assert "PermissionError" in line

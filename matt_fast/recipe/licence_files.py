@@ -10,24 +10,26 @@ ANY_CASE = ["".join(f"[{x}{x.upper()}]" if x.isalpha() else x for x in name) for
 PATTERNS = [name + ending for name in ANY_CASE for ending in ENDINGS]
 
 
-def copy_licence(model: str | Path, folder: Path) -> list[str]:
+def copy_licence(model: str | Path, folder: Path, commit: str | None = None) -> list[str]:
     """Copy a model's LICENSE, NOTICE, COPYING and use policies.
 
     Args:
         model: folder or hub name.
         folder: of the result; files that it has are kept.
+        commit: of the model on the hub.
 
     Returns:
-        a line if the hub could not be asked for them.
+        a line if they could not be read, or the hub not be asked: no run ends by that.
     """
     place = Path(model)
-    if not place.is_dir():
-        try:
-            place = Path(snapshot_download(str(model), allow_patterns=PATTERNS))
-        except Exception as error:  # of many kinds: no network, no access
-            line = f"{type(error).__name__}: {error}".splitlines()[0]
-            return [f"LICENSE: the texts of the licence of {str(model)!r} could not be copied ({line})"]
-    for path in sorted({path for pattern in PATTERNS for path in place.glob(pattern) if path.is_file()}):
-        if not (folder / path.name).exists():
-            (folder / path.name).write_bytes(path.read_bytes())
+    try:
+        if not place.is_dir():
+            place = Path(snapshot_download(str(model), revision=commit, allow_patterns=PATTERNS))
+        paths = {path for pattern in PATTERNS for path in place.glob(pattern) if path.is_file()}
+        texts = {path.name: path.read_bytes() for path in sorted(paths) if not (folder / path.name).exists()}
+    except Exception as error:  # of many kinds: no network, no access
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [f"LICENSE: the texts of the licence of {str(model)!r} could not be copied ({line})"]
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
     return []

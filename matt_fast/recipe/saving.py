@@ -51,4 +51,5 @@ def save_result(
         model.save_pretrained(folder)
     lost += check_same_weights(source, folder, model, changed)
     vocabulary.student.save_pretrained(folder)
-    return lost + copy_processor(source.model, folder, vocabulary) + copy_licence(source.model, folder)
+    lost += copy_processor(source.model, folder, vocabulary)
+    return lost + copy_licence(source.model, folder, getattr(source.config, "_commit_hash", None))
