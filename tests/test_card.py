@@ -4,8 +4,10 @@ import inspect
 import re
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 from commands import run
@@ -263,18 +265,30 @@ def test_the_texts_of_a_licence_go_with_the_model(tmp_path, monkeypatch):
     assert (result / "NOTICE.md").read_text() == "its own"
     assert (result / "LICENSE").read_text() == "LICENSE"
     asked = []
+    monkeypatch.setattr(licence_files, "list_repo_files", lambda name, **more: asked.append((name, more)))
     monkeypatch.setattr(licence_files, "snapshot_download", lambda name, **more: asked.append((name, more)) or place)
     (result / "LICENSE").unlink()
     assert copy_licence("org/model", result, "0ab1") == []
     assert (result / "LICENSE").exists()
-    assert asked == [("org/model", {"revision": "0ab1", "allow_patterns": licence_files.PATTERNS})]
-
-    def unreachable(name, **more):
-        raise ConnectionError("no network\nat all")
-
-    monkeypatch.setattr(licence_files, "snapshot_download", unreachable)
-    (line,) = copy_licence("org/model", result)
-    assert line == "LICENSE: the texts of the licence of 'org/model' could not be copied (ConnectionError: no network)"
+    known = {"revision": "0ab1"}
+    online = {"allow_patterns": licence_files.PATTERNS, "local_files_only": False}
+    assert asked == [("org/model", known), ("org/model", known | online)]
+    monkeypatch.undo()
+    # A cache that has the model and not its licence, and no hub to ask which texts there are.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = tmp_path / "cache" / "models--org--model" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "COPYING").write_text("cached")
+    monkeypatch.setattr(
+        licence_files, "snapshot_download", partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "cache")
+    )
+    (result / "COPYING").unlink()
+    (line,) = copy_licence("org/model", result, "0" * 40)
+    assert line.startswith("LICENSE: texts of the licence of 'org/model' may be missing, as they could not be read (")
+    assert (result / "COPYING").read_text() == "cached"
+    (line,) = copy_licence("org/other", result)
+    assert "'org/other' may be missing" in line
     monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", path)))
     (result / "LICENSE").unlink()
     (line,) = copy_licence(place, result)

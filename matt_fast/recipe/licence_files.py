@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 
 NAMES = ("license", "licence", "notice", "copying", "use_policy")  # in either case, with any ending of a text
 ENDINGS = ("", "-*", "[.]md", "[.]txt", "[.]pdf")
@@ -19,17 +19,27 @@ def copy_licence(model: str | Path, folder: Path, commit: str | None = None) -> 
         commit: of the model on the hub.
 
     Returns:
-        a line if they could not be read, or the hub not be asked: no run ends by that.
+        a line if they could not be read, or the hub not be asked which there are: no run ends by that.
     """
-    place = Path(model)
+    place, texts, why = Path(model), {}, None
     try:
         if not place.is_dir():
-            place = Path(snapshot_download(str(model), revision=commit, allow_patterns=PATTERNS))
+            try:
+                list_repo_files(str(model), revision=commit)
+            except Exception as error:  # of many kinds: no network, no access; the cache need not have them all
+                why = error
+            place = Path(
+                snapshot_download(
+                    str(model), revision=commit, allow_patterns=PATTERNS, local_files_only=why is not None
+                )
+            )
         paths = {path for pattern in PATTERNS for path in place.glob(pattern) if path.is_file()}
         texts = {path.name: path.read_bytes() for path in sorted(paths) if not (folder / path.name).exists()}
-    except Exception as error:  # of many kinds: no network, no access
-        line = f"{type(error).__name__}: {error}".splitlines()[0]
-        return [f"LICENSE: the texts of the licence of {str(model)!r} could not be copied ({line})"]
+    except Exception as error:
+        why = error
     for name, text in texts.items():
         (folder / name).write_bytes(text)
-    return []
+    if why is None:
+        return []
+    line = f"{type(why).__name__}: {why}".splitlines()[0]
+    return [f"LICENSE: texts of the licence of {str(model)!r} may be missing, as they could not be read ({line})"]
