@@ -77,7 +77,4 @@ def test_segment_kl_adds_how_tokens_go_on(sides):
     assert all(kinds[kind] for kind in wanted), kinds
     expected.backward()
     assert ours.item() == pytest.approx(expected.item(), rel=2e-4)
-    modules = whole.get_input_embeddings(), whole.get_output_embeddings()
-    for part, module in zip(rows.by_table, modules, strict=False):
-        trained = part.ids[part.positions]
-        torch.testing.assert_close(part.trainable.grad, module.weight.grad[trained], rtol=1e-3, atol=1e-5)
+    sides.check_gradients(rows, whole, atol=1e-5)

@@ -113,3 +113,15 @@ def test_bad_shapes_are_named():
         EmbeddingTable(teacher, torch.tensor([0, -1]), torch.zeros(3, HIDDEN))
     with pytest.raises(ValueError, match="frozen_from: wanted teacher rows below 4, got 4"):
         EmbeddingTable(teacher, torch.tensor([4, -1]), torch.zeros(2, HIDDEN))
+
+
+def test_output_rows_are_all_rows_and_share_their_leaf_with_the_rows_of_a_batch():
+    table, _, initial = make_table([-1, 2, -1, -1])
+    output = table.output_rows()
+    assert output.ids.tolist() == [0, 2, 3]
+    ids = torch.tensor([2, 1, 2])
+    (embed(nn.Embedding(1, HIDDEN), table.rows(ids, output), ids).sum() + (output.trainable[2] * 3).sum()).backward()
+    wanted = torch.tensor([0.0, 2.0, 3.0])[:, None].expand(3, HIDDEN)  # token 2 was read twice, token 3 predicts
+    torch.testing.assert_close(output.trainable.grad, wanted)
+    table.trainable += 1
+    torch.testing.assert_close(output.trainable.detach(), initial[[0, 2, 3]] + 1)

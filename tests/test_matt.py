@@ -367,7 +367,7 @@ def test_an_end_token_that_is_also_padding_is_learned(setting):
     assert all(int(row[length - 1]) == end for row, length in zip(batch.student_ids, lengths, strict=True))
     torch.manual_seed(0)
     hidden, weight = torch.randn(*batch.student_ids.shape, 4), torch.randn(ROWS, 4)
-    rows = EmbeddingTable(weight, torch.full((ROWS,), -1), weight).rows(batch.student_ids)
+    rows = EmbeddingTable(weight, torch.full((ROWS,), -1), weight).output_rows()
     given = types.SimpleNamespace(
         batch=batch,
         student=types.SimpleNamespace(head_input=hidden),

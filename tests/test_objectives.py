@@ -1,5 +1,6 @@
 """Each objective against a plain rewrite of it, on batches that the recipe makes."""
 
+import copy
 import functools
 import time
 from collections import Counter
@@ -24,8 +25,8 @@ from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
-from matt_fast.training.loop import freeze, train
-from matt_fast.training.objectives import combine, losses, trains_output
+from matt_fast.training.loop import TrainingState, freeze, train
+from matt_fast.training.objectives import StepRows, combine, losses, trains_output
 from matt_fast.training.options import OBJECTIVES
 from matt_fast.training.student import make_student
 
@@ -73,7 +74,7 @@ class Sides:
 
     def whole_student(self):
         """The student as an ordinary model, all its embeddings trainable."""
-        student = AutoModelForCausalLM.from_config(self.model.config).eval()
+        student = AutoModelForCausalLM.from_config(copy.deepcopy(self.model.config)).eval()
         student.load_state_dict(self.model.state_dict())
         student.resize_token_embeddings(self.vocabulary.rows, mean_resizing=False)
         student.get_input_embeddings().padding_idx = None
@@ -81,6 +82,16 @@ class Sides:
         if self.student.output is not None:
             student.get_output_embeddings().weight.data.copy_(self.student.output.weight())
         return student
+
+    def check_gradients(self, rows: StepRows, whole, atol: float) -> None:
+        """Each table's leaf against a whole model; rows that are only read have a gradient where they occurred."""
+        tables = self.student.tables
+        modules = [whole.get_input_embeddings(), whole.get_output_embeddings()][: len(tables)]
+        ids = [table.trainable_ids for table in tables]
+        if self.student.output is not None:
+            ids[0] = rows.input.ids[rows.input.positions]
+        for leaf, trained, module in zip(rows.leaves, ids, modules, strict=True):
+            torch.testing.assert_close(leaf.grad, module.weight.grad[trained], rtol=1e-3, atol=atol)
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -99,12 +110,7 @@ def test_ntp_equals_the_loss_of_transformers_and_its_gradients(sides):
     theirs = student(input_ids=sides.batch.student_ids, labels=labels).loss
     theirs.backward()
     torch.testing.assert_close(ours, theirs)
-    by_table = [(rows.input, student.get_input_embeddings())]
-    if sides.student.output is not None:
-        by_table.append((rows.output, student.get_output_embeddings()))
-    for part, module in by_table:
-        trained = part.ids[part.positions]
-        torch.testing.assert_close(part.trainable.grad, module.weight.grad[trained], rtol=1e-3, atol=1e-6)
+    sides.check_gradients(rows, student, atol=1e-6)
 
 
 @pytest.mark.parametrize("attn_implementation", [None, "eager"])
@@ -123,7 +129,7 @@ def test_checkpointing_changes_no_gradient(sides, objective, attn_implementation
             )
         )
         loss.backward()
-        gradients = [part.trainable.grad for part in rows.by_table]
+        gradients = [leaf.grad for leaf in rows.leaves]
         found.append([x for x in (loss, *gradients) if x is not None])  # not every objective reaches an untied head
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
@@ -202,8 +208,7 @@ def test_boundary_head_predicts_the_next_segment_from_the_teachers_state(sides):
     theirs = -torch.stack(scores).mean()
     theirs.backward()
     torch.testing.assert_close(ours, theirs)
-    trained = rows.output.ids[rows.output.positions]
-    torch.testing.assert_close(rows.output.trainable.grad, weight.grad[trained], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(rows.output.trainable.grad, weight.grad[rows.output.ids], rtol=1e-4, atol=1e-7)
     assert len(scores) == sum(map(len, spans[0]))  # the teacher's bos token stands before the first segments
 
 
@@ -370,6 +375,32 @@ def test_dense_moments_move_rows_of_earlier_batches_in_the_head_too(sides):
     torch.testing.assert_close(sides.student.head.weight, after[-1])
 
 
+@pytest.mark.parametrize("moments", ["lazy", "dense"])
+def test_output_rows_hear_of_the_batches_that_lack_their_tokens_when_these_come(sides, moments):
+    """Against a whole model: what an update is given for a row is all gradients since the last one."""
+    ids = sides.batch.student_ids
+    other = replace(sides.batch, student_ids=torch.full_like(ids, int(ids[0, 0])), distinct_ids=ids[0, :1])
+    options = TrainingOptions(objective="ntp", steps=1, moments=moments, max_grad_norm=None)
+    state = TrainingState.begin(sides.student, options)
+    table = sides.student.tables[-1]
+    came = torch.isin(table.trainable_ids, ids)
+    gradients, moment = [], torch.zeros_like(table.trainable)
+    for batch, present in ((other, table.trainable_ids == ids[0, 0]), (sides.batch, came)):
+        whole = sides.whole_student()
+        labels = batch.student_ids.masked_fill(batch.student_documents < 0, -100)
+        whole(input_ids=batch.student_ids, labels=labels).loss.backward()
+        gradients.append(whole.get_output_embeddings().weight.grad[table.trainable_ids])
+        state.progress.step = 0
+        train(sides.model, sides.model, state, iter([batch]), LAYERS, options, Accelerator(cpu=True))
+        moment[present if moments == "lazy" else slice(None)] *= 0.9
+        moment[present] += 0.1 * sum(gradients)[present]
+        torch.testing.assert_close(state.optimizers[-1].first_moment, moment, rtol=1e-3, atol=1e-6)
+        assert not state.waiting[present].any()
+        torch.testing.assert_close(state.waiting[~came], sum(gradients)[~came], rtol=1e-3, atol=1e-6)
+    assert state.waiting[~came].any(1).all()  # as long as no token comes its row waits
+    assert (~came).any()
+
+
 def test_the_clock_starts_with_the_first_batch(sides):
     def batches():
         time.sleep(1)
@@ -421,9 +452,9 @@ def test_a_batch_with_nothing_to_predict_counts_as_zero(sides, objective):
     total.backward()
     if aim_alone is not None:
         aim_alone.backward()
-    for part, expected in zip(rows.by_table, expected_rows.by_table, strict=True):
-        wanted = torch.zeros_like(part.trainable) if expected.trainable.grad is None else expected.trainable.grad
-        got = torch.zeros_like(part.trainable) if part.trainable.grad is None else part.trainable.grad
+    for leaf, expected in zip(rows.leaves, expected_rows.leaves, strict=True):
+        wanted = torch.zeros_like(leaf) if expected.grad is None else expected.grad
+        got = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
     options = TrainingOptions(objective=objective, steps=3, lr=1e-2)

@@ -119,7 +119,7 @@ class Setting:
         if objective == "segment-kl":
             batch = with_continuations(continuations_in(make_rows()), batch)
         parts = losses(self.model, self.model, student, rows, batch, LAYERS, chosen, causal=self.causal)
-        (gradient,) = torch.autograd.grad(parts[objective], rows.input.trainable)
+        (gradient,) = torch.autograd.grad(parts[objective], rows.leaves)
         return parts[objective].detach(), gradient
 
     def one_by_one(self, chunks, objective, **options):

@@ -3,11 +3,11 @@
 import torch
 
 from matt_fast.alignment.next_token import LEFT_OUT
-from matt_fast.model.embeddings import BatchRows
+from matt_fast.model.embeddings import OutputRows
 from matt_fast.model.head import Gradients, Head, chunks, head_logits, scaled_gradients, slope
 
 
-def token_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor, rows: BatchRows) -> torch.Tensor:
+def token_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor, rows: OutputRows) -> torch.Tensor:
     """The log-probability of each of `targets` ([N] int64) given the head's input `hidden` ([N, hidden]).
 
     Backward makes the logits of a chunk of tokens once more. Gradients flow as in `Head.loss`.
@@ -15,7 +15,7 @@ def token_log_probs(head: Head, hidden: torch.Tensor, targets: torch.Tensor, row
     Returns:
         [N], nats, float32 or wider.
     """
-    return _TokenLogProbs.apply(hidden, rows.trainable, rows.ids[rows.positions], head, targets)
+    return _TokenLogProbs.apply(hidden, rows.trainable, rows.ids, head, targets)
 
 
 def chosen_logits(
@@ -24,7 +24,7 @@ def chosen_logits(
     tokens: torch.Tensor,
     token: torch.Tensor,
     place: torch.Tensor,
-    rows: BatchRows | None = None,
+    rows: OutputRows | None = None,
 ) -> torch.Tensor:
     """Logits of some tokens at some places.
 
@@ -37,10 +37,9 @@ def chosen_logits(
         [P], float32 or wider.
     """
     weight, bias = head.weight[tokens], None if head.bias is None else head.bias[tokens]
-    if rows is not None and len(rows.positions):
-        trained = rows.ids[rows.positions]
-        at = torch.searchsorted(trained, tokens).clamp_max(len(trained) - 1)
-        weight = torch.where((trained[at] == tokens)[:, None], rows.trainable[at].to(weight.dtype), weight)
+    if rows is not None and len(rows.ids):
+        at = torch.searchsorted(rows.ids, tokens).clamp_max(len(rows.ids) - 1)
+        weight = torch.where((rows.ids[at] == tokens)[:, None], rows.trainable[at].to(weight.dtype), weight)
     logits = _Products.apply(hidden, weight, place, token)
     if bias is not None:
         logits = logits + bias[token]
@@ -66,7 +65,7 @@ def class_divergence(
     head: Head,
     hidden: torch.Tensor,
     classes: torch.Tensor,
-    rows: BatchRows,
+    rows: OutputRows,
     target: Head,
     target_hidden: torch.Tensor,
     target_classes: torch.Tensor,
@@ -81,7 +80,7 @@ def class_divergence(
         n_classes: number of classes. Each has a token on both sides.
     """
     sides = (target, target_hidden, target_classes, n_classes)
-    return _ClassDivergence.apply(hidden, rows.trainable, rows.ids[rows.positions], head, classes, *sides)
+    return _ClassDivergence.apply(hidden, rows.trainable, rows.ids, head, classes, *sides)
 
 
 def _logits(head: Head, hidden: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:

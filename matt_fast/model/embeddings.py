@@ -1,7 +1,8 @@
 """The student's embedding table: rows shared with the teacher stay where they are, the others are trained.
 
-Nothing here is as large as vocabulary times hidden size but the trainable rows themselves and their two moments: a
-batch's forward pass, gradient and update touch only the rows that occur in it.
+A batch's embeddings read, and its update changes, only the rows that occur in it. A row that predicts has a gradient in
+every batch: that its token does not come. Nothing here is as large as vocabulary times hidden size but the trainable
+rows themselves, their two moments, and for rows that predict their gradient.
 """
 
 import math
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,12 +18,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class BatchRows:
-    """The rows that one step uses.
+    """The rows that one step uses as embeddings.
 
     Attributes:
         ids: [u] int64, the distinct student ids of the step, ascending.
         frozen: [u, hidden] in the model's dtype, right for the frozen ones among them.
-        trainable: [r, hidden] float32, the leaf that receives the gradient.
+        trainable: [r, hidden] float32, the leaf that receives the gradient; or [trainable rows, hidden], that of all
+            rows, where the table predicts too.
         positions: [r] int64, where the trainable rows stand among the u.
         slots: [r] int64, where they stand in `EmbeddingTable.trainable`.
     """
@@ -34,7 +37,20 @@ class BatchRows:
 
     def weight(self) -> torch.Tensor:
         """All u rows, [u, hidden] in the model's dtype; gradients flow to `trainable`."""
-        return self.frozen.index_copy(0, self.positions, self.trainable.to(self.frozen.dtype))
+        rows = self.trainable if len(self.trainable) == len(self.slots) else self.trainable[self.slots]
+        return self.frozen.index_copy(0, self.positions, rows.to(self.frozen.dtype))
+
+
+class OutputRows(NamedTuple):
+    """The trainable rows of an output head.
+
+    Attributes:
+        ids: [r] int64, their ids, ascending.
+        trainable: [r, hidden] float32, the leaf that receives the gradient.
+    """
+
+    ids: torch.Tensor
+    trainable: torch.Tensor
 
 
 class EmbeddingTable:
@@ -67,8 +83,15 @@ class EmbeddingTable:
         self.slot_on_cpu = self.slot.cpu()
         self.trainable = initial.to(device)[self.trainable_ids].float()
 
-    def rows(self, ids: torch.Tensor) -> BatchRows:
-        """Gather the distinct rows of `ids` (int64, any shape); where these are on the CPU, a GPU is not waited for."""
+    def output_rows(self) -> OutputRows:
+        """All trainable rows, as they predict; the values share the table's memory."""
+        return OutputRows(self.trainable_ids, self.trainable.detach().requires_grad_())
+
+    def rows(self, ids: torch.Tensor, output: OutputRows | None = None) -> BatchRows:
+        """Gather the distinct rows of `ids` (int64, any shape); where these are on the CPU, a GPU is not waited for.
+
+        Of a table that predicts too, gradients flow to the leaf of its `output` rows.
+        """
         ids, device = ids.unique(), self.slot.device
         slot = self.slot if ids.device == device else self.slot_on_cpu
         positions = (slot[ids] >= 0).nonzero().flatten()
@@ -77,7 +100,8 @@ class EmbeddingTable:
             found = tuple((x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True) for x in found)
         ids, positions, slots = found
         frozen = self.teacher_weight[self.frozen_from[ids].clamp_min(0)]
-        return BatchRows(ids, frozen, self.trainable[slots].requires_grad_(), positions, slots)
+        leaf = self.trainable[slots].requires_grad_() if output is None else output.trainable
+        return BatchRows(ids, frozen, leaf, positions, slots)
 
     def weight(self) -> torch.Tensor:
         """The whole table as the model stores it: [student rows, hidden], a new tensor in the teacher's dtype."""

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from matt_fast.model.capture import capture
-from matt_fast.model.embeddings import BatchRows
+from matt_fast.model.embeddings import OutputRows
 
 LOGITS_AT_ONCE = 1 << 24  # float32 logits of a chunk of tokens: 64 MiB
 
@@ -41,14 +41,13 @@ class Head:
         """Take over trained rows: [r] int64 and [r, hidden]."""
         self.weight[ids] = rows.to(self.weight.dtype)
 
-    def loss(self, hidden: torch.Tensor, targets: torch.Tensor, rows: BatchRows) -> torch.Tensor:
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor, rows: OutputRows) -> torch.Tensor:
         """Mean cross-entropy of `targets` ([N] int64) given the head's input `hidden` ([N, hidden]), in nats.
 
         The softmax is over the whole vocabulary. Gradients flow to `hidden` and to `rows.trainable`, whose values the
-        head must have (see `update`); the rows of tokens that do not occur in the step get none. Without targets it is
-        0, with gradients of 0.
+        head must have (see `update`). Without targets it is 0, with gradients of 0.
         """
-        return _ChunkedCrossEntropy.apply(hidden, rows.trainable, rows.ids[rows.positions], self, targets)
+        return _ChunkedCrossEntropy.apply(hidden, rows.trainable, rows.ids, self, targets)
 
 
 def one_table(model: PreTrainedModel) -> bool:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from matt_fast.data.batches import Batch, Continued, collate
 from matt_fast.data.packing import Chunk
-from matt_fast.model.embeddings import BatchRows, RowAdamW
+from matt_fast.model.embeddings import BatchRows, OutputRows, RowAdamW
 from matt_fast.model.head import Head
 from matt_fast.support.flops import ATTENTION, FLOPS
 from matt_fast.training.loop import averaged
@@ -217,9 +217,10 @@ def simulate(
         layers = None if healing is None else _layers(model, healing)
         memory.part = "new rows, moments"
         optimizers, head, target = _tables(model, vocabulary, options)
+        waiting = None if head is None else torch.zeros_like(optimizers[-1].table)
         memory.part = "rows of the batch"
         batch = planned.to(model.device)
-        rows = _rows(model, vocabulary, batch.tokens * options.accumulation * processes, optimizers)
+        rows = _rows(model, vocabulary, batch.tokens * options.accumulation * processes, optimizers, head)
         batches = min(options.accumulation, 2)  # the second one finds the first one's gradients; all others are like it
         for _ in range(batches):
             with shapes_only(model):
@@ -229,13 +230,14 @@ def simulate(
             if loss.requires_grad:
                 loss.backward()
         memory.part = "update"
-        leaves = [part.trainable for part in rows.by_table]
-        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in rows.leaves]
         gradients += [] if layers is None else layers.gradients()
         gradients = averaged(gradients, _Processes(processes))
-        for optimizer, part, gradient in zip(optimizers, rows.by_table, gradients, strict=False):
+        if waiting is not None:
+            gradients[len(optimizers) - 1] = waiting.add_(gradients[len(optimizers) - 1])[rows.input.slots]
+        for optimizer, gradient in zip(optimizers, gradients, strict=False):
             gradient.norm()
-            optimizer.step(part.slots, gradient)
+            optimizer.step(rows.input.slots, gradient)
         if layers is not None:
             torch.nn.utils.get_total_norm(gradients[len(optimizers) :])
             layers.step(gradients[len(optimizers) :], healing.lr)
@@ -310,15 +312,19 @@ def _target(model: PreTrainedModel, vocabulary: Vocabulary) -> Target:
     return Target(Head(weight, fused=False), *classes, n_classes=min(len(weight), vocabulary.rows))
 
 
-def _rows(model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizers: list[RowAdamW]) -> StepRows:
+def _rows(
+    model: PreTrainedModel, vocabulary: Vocabulary, tokens: int, optimizers: list[RowAdamW], head: Head | None
+) -> StepRows:
     weight = model.get_input_embeddings().weight
     sizes = min(vocabulary.rows, tokens), min(vocabulary.trainable, tokens)
-    parts = []
-    for optimizer in optimizers:
-        ids, places, slots = (torch.empty(sizes[i], dtype=torch.int64, device="meta") for i in (0, 1, 1))
-        leaf = optimizer.table[slots].requires_grad_()
-        parts.append(BatchRows(ids, weight.new_empty(sizes[0], weight.shape[1]), leaf, places, slots))
-    return StepRows(parts[0], parts[-1])
+    ids, places, slots = (torch.empty(sizes[i], dtype=torch.int64, device="meta") for i in (0, 1, 1))
+    output = None
+    if head is not None:
+        trained = torch.empty(vocabulary.trainable, dtype=torch.int64, device="meta")
+        output = OutputRows(trained, optimizers[-1].table.detach().requires_grad_())
+    tied = output is not None and len(optimizers) == 1
+    leaf = output.trainable if tied else optimizers[0].table[slots].requires_grad_()
+    return StepRows(BatchRows(ids, weight.new_empty(sizes[0], weight.shape[1]), leaf, places, slots), output)
 
 
 def _layers(model: PreTrainedModel, healing: HealingOptions) -> "TrainedLayers":

@@ -4,12 +4,12 @@ import torch
 
 from matt_fast.data.batches import Batch, Continued
 from matt_fast.model.distributions import chosen_logits, log_normalizers, log_sums, token_log_probs
-from matt_fast.model.embeddings import BatchRows
+from matt_fast.model.embeddings import OutputRows
 from matt_fast.model.head import Head
 
 
 def continuation_kl(
-    batch: Batch, head: Head, hidden: torch.Tensor, rows: BatchRows, target: Head, target_hidden: torch.Tensor
+    batch: Batch, head: Head, hidden: torch.Tensor, rows: OutputRows, target: Head, target_hidden: torch.Tensor
 ) -> torch.Tensor:
     """Sum of KL divergences, in nats, of the student from the teacher in how the tokens of either side go on.
 
@@ -33,7 +33,7 @@ def continuation_kl(
 
 
 def _merged(
-    places: Continued, head: Head, hidden: torch.Tensor, rows: BatchRows, target: Head, target_hidden: torch.Tensor
+    places: Continued, head: Head, hidden: torch.Tensor, rows: OutputRows, target: Head, target_hidden: torch.Tensor
 ) -> torch.Tensor:
     with torch.no_grad():
         states = target_hidden[places.piece_at]
@@ -51,7 +51,7 @@ def _merged(
 
 
 def _split(
-    places: Continued, head: Head, hidden: torch.Tensor, rows: BatchRows, target: Head, target_hidden: torch.Tensor
+    places: Continued, head: Head, hidden: torch.Tensor, rows: OutputRows, target: Head, target_hidden: torch.Tensor
 ) -> torch.Tensor:
     with torch.no_grad():
         states = target_hidden[places.token_at]

@@ -94,6 +94,8 @@ class TrainingState:
         progress: see `Progress`.
         seen: [student rows] int64 on the CPU, how often each id occurred in this process's batches.
         occurred: [trainable rows] bool, the input rows that occurred in any process.
+        waiting: [trainable rows, hidden] float32, what the output rows' gradients add up to since each row was updated
+            last; None where no objective trains them.
         position: where this process's stream of batches stands.
         layers: layers that are trained beside the rows; None for rows alone.
     """
@@ -103,6 +105,7 @@ class TrainingState:
     progress: Progress
     seen: torch.Tensor
     occurred: torch.Tensor
+    waiting: torch.Tensor | None
     position: Position
     layers: "TrainedLayers | None" = None
 
@@ -119,6 +122,7 @@ class TrainingState:
             progress=Progress(),
             seen=torch.zeros(len(table.slot), dtype=torch.int64),
             occurred=torch.zeros(len(table.trainable), dtype=torch.bool, device=table.trainable.device),
+            waiting=None if student.head is None else torch.zeros_like(student.tables[-1].trainable),
             position=Position(),
             layers=layers,
         )
@@ -239,7 +243,7 @@ def _step(
     progress.parts = dict(zip(names, values, strict=True))
     if student.head is not None:
         table = student.tables[-1]
-        moved = slice(None) if options.moments == "dense" else rows.output.slots
+        moved = slice(None) if options.moments == "dense" else rows.input.slots
         student.head.update(table.trainable_ids[moved], table.trainable[moved])
     progress.losses.append(progress.loss)
     without = len(rows.input.slots) == 0
@@ -273,8 +277,8 @@ def _passes(
 
 
 def _drop_gradients(rows: StepRows, layers: "TrainedLayers | None") -> None:
-    for table_rows in rows.by_table:
-        table_rows.trainable.grad = None
+    for leaf in rows.leaves:
+        leaf.grad = None
     if layers is not None:
         layers.student.zero_grad()
 
@@ -323,13 +327,20 @@ def _update(
     accelerator: Accelerator,
     wishes: tuple[bool, ...],
 ) -> tuple[list[float], tuple[bool, ...]]:
-    """Average losses and gradients over the processes, update the tables; return the losses and the joined wishes."""
-    leaves = [table_rows.trainable for table_rows in rows.by_table]
-    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    """Average losses and gradients over the processes, update the tables; return the losses and the joined wishes.
+
+    The rows of the tokens in the step are updated. With an output row goes what was said of it while its token did not
+    come, at every place: that it should be less likely there. Without that a row would only ever be told of batches
+    that have its token, and the token would end up far too likely.
+    """
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in rows.leaves]
     tables, layers = len(gradients), state.layers
     gradients += [] if layers is None else layers.gradients()
     wished = torch.tensor(wishes, dtype=sums.dtype).to(sums.device, non_blocking=True)
     sums, wished, *gradients = averaged([sums, wished, *gradients], accelerator)
+    slots = rows.input.slots  # of the output rows too
+    if state.waiting is not None:
+        gradients[tables - 1] = state.waiting.add_(gradients[tables - 1])[slots]
     norms = [gradient.norm() for gradient in gradients[:tables]]
     norms += [] if layers is None else [torch.nn.utils.get_total_norm(gradients[tables:])]
     norms = torch.stack(norms)
@@ -349,9 +360,11 @@ def _update(
     for group, norm in zip(groups, norms, strict=False):
         if options.max_grad_norm is not None and norm > options.max_grad_norm:
             torch._foreach_mul_(group, options.max_grad_norm / norm)
-    for optimizer, table_rows, gradient in zip(state.optimizers, rows.by_table, gradients, strict=False):
+    for optimizer, gradient in zip(state.optimizers, gradients, strict=False):
         optimizer.lr = progress.lr
-        optimizer.step(table_rows.slots, gradient)
+        optimizer.step(slots, gradient)
+    if state.waiting is not None:
+        state.waiting[slots] = 0
     if layers is not None:
         layers.step(gradients[tables:], layers.options.lr * progress.lr / options.lr)
     return values, tuple(wish > 0 for wish in wished)

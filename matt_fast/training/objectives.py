@@ -14,7 +14,7 @@ from matt_fast.data.continuations import with_continuations
 from matt_fast.loss import aim_loss, tile_planner
 from matt_fast.model.capture import AttentionInputs, Capture, capture
 from matt_fast.model.distributions import class_divergence, token_log_probs
-from matt_fast.model.embeddings import BatchRows, EmbeddingTable, embed
+from matt_fast.model.embeddings import BatchRows, EmbeddingTable, OutputRows, embed
 from matt_fast.model.head import Head
 from matt_fast.training.continuations import continuation_kl
 from matt_fast.training.options import TrainingOptions
@@ -62,20 +62,25 @@ class Student:
 
     def rows(self, ids: torch.Tensor) -> "StepRows":
         """The rows of one step, given the ids ([any shape] int64) that occur in it."""
-        rows = self.input.rows(ids)
-        return StepRows(rows, rows if self.output is None else self.output.rows(ids))
+        if self.head is None:
+            return StepRows(self.input.rows(ids))
+        output = self.tables[-1].output_rows()
+        return StepRows(self.input.rows(ids, output if self.output is None else None), output)
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of one step as input and as output embeddings: the same object where they are tied."""
+    """The rows of one step as input embeddings, and as output embeddings where an objective trains these."""
 
     input: BatchRows
-    output: BatchRows
+    output: OutputRows | None = None
 
     @property
-    def by_table(self) -> list[BatchRows]:
-        return [self.input] if self.output is self.input else [self.input, self.output]
+    def leaves(self) -> list[torch.Tensor]:
+        """What receives the gradients, a tensor for each table; of tied ones it is that of the output rows."""
+        if self.output is None or self.output.trainable is self.input.trainable:
+            return [self.input.trainable]
+        return [self.input.trainable, self.output.trainable]
 
 
 @dataclass(frozen=True)
