@@ -15,9 +15,9 @@ from usage import arguments
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.watching import USUAL
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import TrainingState
-from matt_fast.training.objectives import Student
 from matt_fast.training.options import TrainingOptions
+from matt_fast.training.sides import Student
+from matt_fast.training.state import TrainingState
 
 
 def main(rows: int, hidden: int, place: str | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from matt_fast.model.embeddings import BatchRows
+from matt_fast.model.embeddings import OutputRows
 from matt_fast.model.head import Head
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -28,7 +28,7 @@ def main(vocabulary: int = 388_000, width: int = 2560, tokens: int = 1024) -> No
     torch.manual_seed(0)
     weight = (torch.randn(1024, width) / width**0.5).bfloat16().repeat(vocabulary // 1024 + 1, 1)[:vocabulary]
     ids = torch.arange(ROWS)
-    rows = BatchRows(ids, weight[ids], weight[ids].float().requires_grad_(), ids, ids)
+    rows = OutputRows(ids, weight[ids].float().requires_grad_())
     hidden = torch.randn(tokens, width).bfloat16().requires_grad_()
     targets = torch.randint(vocabulary, (tokens,))
     head = Head(weight)

@@ -32,8 +32,9 @@ from matt_fast.evaluation.bits_per_byte import evaluate
 from matt_fast.initializers import Rows, initial_rows
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe import export
-from matt_fast.training.loop import Progress, freeze, train
+from matt_fast.training.loop import freeze, train
 from matt_fast.training.objectives import trains_output
+from matt_fast.training.state import Progress
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -35,9 +35,10 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.planning.plan import plan_step
 from matt_fast.planning.simulation import Vocabulary
 from matt_fast.support.memory import peak_memory, reset_peak_memory
-from matt_fast.training.loop import Progress, freeze, train
-from matt_fast.training.objectives import Student
+from matt_fast.training.loop import freeze, train
 from matt_fast.training.sharding import shard_layers
+from matt_fast.training.sides import Student
+from matt_fast.training.state import Progress
 
 VOCABULARY, ROWS, LENGTH, BATCH, STEPS = 4000, 4000, 64, 2, 4
 SIZES = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}

@@ -32,7 +32,7 @@ from matt_fast.data.stream import AlignedBatches
 from matt_fast.initializers import initial_rows
 from matt_fast.model.teacher import Teacher
 from matt_fast.training import loop as training
-from matt_fast.training import objectives
+from matt_fast.training import objectives, sides
 from matt_fast.training.student import make_student
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -48,7 +48,7 @@ PARTS = {
     "student forward": (objectives, "student_pass"),
     "loss": (objectives, "losses_of"),
     "backward": (torch.Tensor, "backward"),
-    "gather rows": (objectives.Student, "rows"),
+    "gather rows": (sides.Student, "rows"),
     "update rows": (training, "_update"),
 }
 

@@ -11,7 +11,7 @@ from matt_fast import TransferResult
 from matt_fast.cli import app
 from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 PATHS = ["--model=org/model", "--tokenizer=org/tokenizer", "--data=org/data", "--output=new-folder"]
 

@@ -26,7 +26,7 @@ from matt_fast.recipe.config import resolved_config
 from matt_fast.recipe.licence_files import copy_licence
 from matt_fast.recipe.result import Healing
 from matt_fast.support.printable import printable
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 NAMES = [
     "plain",

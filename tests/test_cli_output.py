@@ -22,7 +22,7 @@ from matt_fast import TrainingOptions, TransferResult
 from matt_fast.cli.output import PACKAGE, command_output, plain
 from matt_fast.cli.tables import print_table
 from matt_fast.support.printable import printable
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 BAD_BYTE = UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid start byte")
 

@@ -32,9 +32,9 @@ from matt_fast.runs.folder import Run, damaged_files
 from matt_fast.runs.record import HELD_OUT, read_record
 from matt_fast.support.journal import Journal
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import Progress, TrainingState
 from matt_fast.training.metrics import Metrics
-from matt_fast.training.objectives import Student
+from matt_fast.training.sides import Student
+from matt_fast.training.state import Progress, TrainingState
 
 STOPPED = ("run.json", "state.json", "evaluations.json", "rows/report.json", "trained/numbers.json")
 

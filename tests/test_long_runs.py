@@ -32,9 +32,9 @@ from matt_fast.support import locks, stopping
 from matt_fast.training import loop
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.course import TOGETHER, rising
-from matt_fast.training.loop import Progress, TrainingState
 from matt_fast.training.metrics import Metrics
-from matt_fast.training.objectives import Student
+from matt_fast.training.sides import Student
+from matt_fast.training.state import Progress, TrainingState
 
 OPTIONS = TrainingOptions(objective="ntp", steps=8, lr=1e-2)
 

@@ -25,9 +25,11 @@ from matt_fast.initializers import initial_rows
 from matt_fast.model import capture
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
-from matt_fast.training.loop import TrainingState, freeze, train
-from matt_fast.training.objectives import StepRows, combine, losses, trains_output
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import combine, losses, trains_output
 from matt_fast.training.options import OBJECTIVES
+from matt_fast.training.sides import StepRows
+from matt_fast.training.state import TrainingState
 from matt_fast.training.student import make_student
 
 LAYERS = 2

@@ -31,8 +31,9 @@ from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head, logit_rule
 from matt_fast.training.loop import freeze
-from matt_fast.training.objectives import Student, Target, losses, plan_ahead
+from matt_fast.training.objectives import losses, plan_ahead
 from matt_fast.training.options import OBJECTIVES
+from matt_fast.training.sides import Student, Target
 
 SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
 GROUPED = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2}

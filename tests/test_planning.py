@@ -25,8 +25,10 @@ from matt_fast.planning.plan import _largest
 from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate, with_many_continuations
 from matt_fast.support.units import GIB
 from matt_fast.training.layers import TrainedLayers
-from matt_fast.training.loop import TrainingState, freeze, train
-from matt_fast.training.objectives import Student, Target, trains_output
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import trains_output
+from matt_fast.training.sides import Student, Target
+from matt_fast.training.state import TrainingState
 
 LAYERS, LENGTH, BATCH = 3, 60, 2
 OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]

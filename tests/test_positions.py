@@ -20,9 +20,9 @@ from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.job import changes
 from matt_fast.training import checkpoints
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import TrainingState
-from matt_fast.training.objectives import Student
 from matt_fast.training.options import TrainingOptions
+from matt_fast.training.sides import Student
+from matt_fast.training.state import TrainingState
 
 TEACHER = byte_level(TEXTS, 270, bos_token="<bos>", eos_token="<eos>")
 STUDENT = new_tokenizer()

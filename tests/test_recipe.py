@@ -27,7 +27,8 @@ from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.recipe.export import keep_chat_template, lost_chat_template
 from matt_fast.recipe.preflight import missing_new_tokens
 from matt_fast.training.loop import freeze
-from matt_fast.training.objectives import Student, losses
+from matt_fast.training.objectives import losses
+from matt_fast.training.sides import Student
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 

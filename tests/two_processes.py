@@ -22,9 +22,11 @@ from matt_fast.initializers import Rows
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.teacher import Teacher
 from matt_fast.training.layers import TrainedLayers
-from matt_fast.training.loop import TrainingState, freeze, train
-from matt_fast.training.objectives import Student, trains_output
+from matt_fast.training.loop import freeze, train
+from matt_fast.training.objectives import trains_output
 from matt_fast.training.sharding import shard_layers
+from matt_fast.training.sides import Student
+from matt_fast.training.state import TrainingState
 from matt_fast.training.student import make_student
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # these import torch
     from matt_fast.recipe.doctor import Finding
     from matt_fast.recipe.result import Healing, TransferResult
     from matt_fast.recipe.sweep import Sweep
-    from matt_fast.training.loop import Progress
+    from matt_fast.training.state import Progress
 
 OUTLIERS = 5  # printed at most
 

@@ -18,7 +18,7 @@ from matt_fast.support.printable import printable
 from matt_fast.support.units import GIB
 
 if TYPE_CHECKING:
-    from matt_fast.training.loop import Progress as TrainingProgress
+    from matt_fast.training.state import Progress as TrainingProgress
 
 SECONDS_WITHOUT_BAR = 2.0
 SECONDS_TO_FIRST_LINE = 15.0

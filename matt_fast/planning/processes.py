@@ -63,9 +63,11 @@ def layouts(
     """
     names, share = training.objectives(), (processes - 1) / processes
     weight, head = outline.get_input_embeddings().weight, outline.get_output_embeddings()
-    tables = 2 if trains_output(names) and head.weight is not weight else 1
     each = tokens * training.accumulation
-    gradients = tables * min(vocabulary.trainable, each * processes) * weight.shape[1] * 4
+    whole, of_tokens = vocabulary.trainable, min(vocabulary.trainable, each * processes)
+    tables = [whole] if trains_output(names) else [of_tokens]  # an output row has a gradient at each step
+    tables += [of_tokens] if trains_output(names) and head.weight is not weight else []
+    gradients = sum(tables) * weight.shape[1] * 4
     rows = round(share * (2 * gradients + 8 * each * processes))
     passed = decoder_layers(outline)[: None if trains_output(names) else n_layers]
     gathered = sum(x.nbytes for layer in passed for x in layer.parameters())

@@ -28,8 +28,6 @@ from matt_fast.support.flops import ATTENTION, FLOPS
 from matt_fast.training.loop import averaged
 from matt_fast.training.objectives import (
     Pass,
-    StepRows,
-    Target,
     combine,
     losses_of,
     needs_target,
@@ -39,6 +37,7 @@ from matt_fast.training.objectives import (
     trains_output,
 )
 from matt_fast.training.options import HealingOptions, TrainingOptions
+from matt_fast.training.sides import StepRows, Target
 
 if TYPE_CHECKING:
     from matt_fast.training.layers import TrainedLayers

@@ -16,9 +16,9 @@ from matt_fast.report.words import DIGITS
 from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.printable import printable
 from matt_fast.support.version import own_version
-from matt_fast.training.loop import Progress
 from matt_fast.training.objectives import reads_layers
 from matt_fast.training.options import split_objectives
+from matt_fast.training.state import Progress
 
 OBJECT = re.compile(r"<\w+>")  # how `resolved_config` writes one
 

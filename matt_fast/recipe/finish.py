@@ -23,7 +23,7 @@ from matt_fast.runs.record import HELD_OUT
 from matt_fast.support.checks import made_of
 from matt_fast.support.files import write_text
 from matt_fast.support.memory import peak_memory
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 
 def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:

@@ -34,7 +34,7 @@ from matt_fast.support.units import size_in_words
 from matt_fast.training.checkpoints import CHECKPOINTS_KEPT
 from matt_fast.training.options import HealingOptions
 
-CHECKPOINT_TABLES = 3  # float32 each: rows and two moments
+CHECKPOINT_TABLES = 4  # float32 each: rows, two moments, and of output rows what waits
 LOOKED_AT = 1 << 22  # characters of the data, for a new token
 LORA = 0.1  # of the layers' numbers, at most, in adapters of a usual rank
 MARGIN = 1.1  # tokenizer, card, logs

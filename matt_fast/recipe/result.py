@@ -7,7 +7,7 @@ from matt_fast.evaluation.bits_per_byte import Evaluation
 from matt_fast.initializers import InitReport
 from matt_fast.report.words import DIGITS
 from matt_fast.runs.record import HELD_OUT
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 GROWN = 2  # times its start: more than the difference between batches
 

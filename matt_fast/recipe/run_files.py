@@ -13,7 +13,7 @@ from matt_fast.initializers import InitReport
 from matt_fast.recipe.result import SnippetCounts
 from matt_fast.runs.folder import Run, damaged_files
 from matt_fast.support.checks import check_content, made_of
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 
 def _figures(found: dict) -> None:

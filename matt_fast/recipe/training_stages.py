@@ -23,9 +23,11 @@ from matt_fast.recipe.watching import KEPT, LAYERS, RunWatcher
 from matt_fast.recipe.work import Work
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.training.checkpoints import Checkpoints
-from matt_fast.training.loop import DivergedError, Progress, TrainingState, freeze, joined, train
-from matt_fast.training.objectives import Target, plan_ahead
+from matt_fast.training.loop import DivergedError, freeze, train
+from matt_fast.training.objectives import plan_ahead
 from matt_fast.training.options import TrainingOptions, options_of_healing
+from matt_fast.training.sides import Target
+from matt_fast.training.state import Progress, TrainingState, joined
 from matt_fast.training.student import frozen_rows, make_student, make_target
 
 ROWS, NUMBERS = "rows.safetensors", "numbers.json"

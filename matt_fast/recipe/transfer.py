@@ -22,8 +22,8 @@ from matt_fast.runs.folder import Resume
 from matt_fast.support.checks import checked
 from matt_fast.support.own_state import own_state
 from matt_fast.support.printable import printable
-from matt_fast.training.loop import Progress
 from matt_fast.training.options import HealingOptions, TrainingOptions
+from matt_fast.training.state import Progress
 
 
 def job_of(given: Mapping[str, Any]) -> Job:

@@ -19,9 +19,10 @@ from matt_fast.support.files import FULL, seconds_to_write, whole_file
 from matt_fast.support.stopping import BrokenOffError
 from matt_fast.training.checkpoints import Checkpoints
 from matt_fast.training.course import TOGETHER, rising
-from matt_fast.training.loop import DivergedError, Progress, TrainingState, Watcher
+from matt_fast.training.loop import DivergedError, Watcher
 from matt_fast.training.metrics import Metrics
 from matt_fast.training.options import TrainingOptions
+from matt_fast.training.state import Progress, TrainingState
 
 USUAL = 600.0  # seconds between two checkpoints
 LAYERS = "layers."
@@ -115,6 +116,7 @@ class RunWatcher(Watcher):
         self.best_step = self.work.processes.of_main(self.best_step)
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
+            size += 0 if state.waiting is None else state.waiting.nbytes
             size += 0 if state.layers is None else 12 * state.layers.count
             self.save_every.seconds = max(USUAL, seconds_to_write(run.folder, size) / SHARE)
         self.work.tell("steps", step, self.options.steps)

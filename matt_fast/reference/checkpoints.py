@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from matt_fast.reference.config import MATTConfig
 from matt_fast.support.files import whole_file
-from matt_fast.training.loop import Progress
-from matt_fast.training.objectives import Student
+from matt_fast.training.sides import Student
+from matt_fast.training.state import Progress
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from matt_fast.reference.config import MATTConfig
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.support.units import GIB
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,8 @@ from matt_fast.reference.rows import input_table, place, student_tables, write_b
 from matt_fast.support.checks import check_type
 from matt_fast.support.installing import packages_line
 from matt_fast.support.own_state import own_state
-from matt_fast.training.loop import Progress, train
+from matt_fast.training.loop import train
+from matt_fast.training.state import Progress
 from matt_fast.training.trackers import finish_trackers
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class MATT:
 
     Attributes:
         dataset_path: folder of the prepared data (a `datasets.Dataset` on disk); None before `prepare_dataset`.
-        progress: of the last training, see `matt_fast.training.loop.Progress`; None before.
+        progress: of the last training, see `matt_fast.training.state.Progress`; None before.
 
     Raises:
         TypeError: `config` is no MATTConfig, or a tokenizer not a fast one.

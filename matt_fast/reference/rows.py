@@ -7,7 +7,7 @@ from matt_fast.model.head import Head, logit_rule
 from matt_fast.modeling.base import PreTrainedModelForAIM
 from matt_fast.modeling.embeddings import PartlyFrozenEmbeddings
 from matt_fast.training.loop import freeze
-from matt_fast.training.objectives import Student
+from matt_fast.training.sides import Student
 
 
 def place(model: PreTrainedModelForAIM, name: str, dtype: torch.dtype | None, device: torch.device) -> None:

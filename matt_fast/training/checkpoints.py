@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from matt_fast.data.positions import Deal, Position, deal_anew
 from matt_fast.support.checks import check_content, made_of
 from matt_fast.support.files import wait_to_see, whole_folder, write_text
-from matt_fast.training.loop import Progress, TrainingState, joined
+from matt_fast.training.state import Progress, TrainingState, joined
 
 CHECKPOINTS_KEPT = 2
 TENSORS, NUMBERS = "state.safetensors", "state.json"

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from matt_fast.support.checks import check_content
 from matt_fast.support.memory import peak_memory
-from matt_fast.training.loop import Progress
+from matt_fast.training.state import Progress
 from matt_fast.training.trackers import finish_trackers, log_to_trackers, start_trackers
 
 WHOLE_LINE = re.compile(rb'\{"step": (\d+), .*\}\n')

@@ -9,7 +9,8 @@ from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers import Rows
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head, logit_rule
-from matt_fast.training.objectives import Student, Target, needs_target, trains_output
+from matt_fast.training.objectives import needs_target, trains_output
+from matt_fast.training.sides import Student, Target
 
 
 def frozen_rows(vocabulary: VocabularyPair, freeze_shared: bool) -> torch.Tensor:
