@@ -149,6 +149,9 @@ def test_what_a_run_does_not_go_on_with(job, tmp_path):
     about.write_text(known.replace('"text_order": 4', '"text_order": 3'))
     with pytest.raises(ValueError, match="text_order: was 3, now 4"):
         transfer(**job, resume=True)
+    about.write_text(known.replace('"updates": 2', '"other": 2'))
+    with pytest.raises(ValueError, match="updates: was None, now 2"):
+        transfer(**job, resume=True)
     about.write_text(known)
     for name, text in (("state.json", b"[1"), ("run.json", b"\xff")):
         file = job["output"] / "run" / name

@@ -46,6 +46,7 @@ from matt_fast.support.files import check_writable, write_text
 from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprint_model
 from matt_fast.support.units import size_in_words
 from matt_fast.support.version import own_version
+from matt_fast.training.loop import UPDATES
 
 SHORT = 100  # characters of a held-out text
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
@@ -62,7 +63,7 @@ def begin_or_go_on(work: Work, vocabulary: VocabularyPair) -> None:
         OSError: there is no room for the result.
     """
     job, run = work.job, work.run
-    settings = work.settings | {"text_order": TEXT_ORDER}
+    settings = work.settings | {"text_order": TEXT_ORDER, "updates": UPDATES}
     settings["processes"] = work.accelerator.num_processes
     known = run.read("run.json")
     if known:

@@ -24,6 +24,7 @@ from matt_fast.training.state import Progress, TrainingState
 if TYPE_CHECKING:
     from matt_fast.training.layers import TrainedLayers  # imports peft
 
+UPDATES = 2  # counted up with each change of what a step does with the same batch: a run goes on as it began
 DIVERGED = 1000  # times the first loss
 DIVERGED_STEPS = 5  # in a row
 EXCHANGED = 1 << 24  # numbers that processes average at a time, where no single tensor has more: 64 MiB
