@@ -232,8 +232,8 @@ def _update(
     """Average losses and gradients over the processes, update the tables; return the losses and the joined wishes.
 
     The rows of the tokens in the step are updated. With an output row goes what was said of it while its token did not
-    come, at every place: that it should be less likely there. Without that a row would only ever be told of batches
-    that have its token, and the token would end up far too likely.
+    come, at every place: that it should be less likely there. Told only of batches that have their tokens rows rise,
+    and layers that are trained too learn to push against all of them.
     """
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in rows.leaves]
     tables, layers = len(gradients), state.layers
