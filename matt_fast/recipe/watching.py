@@ -116,7 +116,7 @@ class RunWatcher(Watcher):
         self.best_step = self.work.processes.of_main(self.best_step)
         if self.cheap and self.work.is_main:
             size = sum(3 * table.trainable.nbytes for table in state.student.tables)
-            size += 0 if state.waiting is None else state.waiting.nbytes
+            size += 0 if state.pending is None else state.pending.nbytes
             size += 0 if state.layers is None else 12 * state.layers.count
             self.save_every.seconds = max(USUAL, seconds_to_write(run.folder, size) / SHARE)
         self.work.tell("steps", step, self.options.steps)

@@ -65,8 +65,8 @@ class Checkpoints:
             tensors[f"{number}.first_moment"] = optimizer.first_moment
             tensors[f"{number}.second_moment"] = optimizer.second_moment
             tensors[f"{number}.updates"] = torch.as_tensor(optimizer.updates)
-        if state.waiting is not None:
-            tensors["waiting"] = state.waiting
+        if state.pending is not None:
+            tensors["pending"] = state.pending
         if state.layers is not None:
             tensors |= state.layers.state()
         for process, position in enumerate(positions):
@@ -173,8 +173,8 @@ def _restore(state: TrainingState, tensors: dict, numbers: dict, accelerator: Ac
             optimizer.updates = int(updates)
         else:
             optimizer.updates.copy_(updates)
-    if state.waiting is not None:
-        state.waiting.copy_(tensors["waiting"])
+    if state.pending is not None:
+        state.pending.copy_(tensors["pending"])
     if state.layers is not None:
         state.layers.restore(tensors)
     if state.student.head is not None:

@@ -241,8 +241,8 @@ def _update(
     wished = torch.tensor(wishes, dtype=sums.dtype).to(sums.device, non_blocking=True)
     sums, wished, *gradients = averaged([sums, wished, *gradients], accelerator)
     slots = rows.input.slots  # of the output rows too
-    if state.waiting is not None:
-        gradients[tables - 1] = state.waiting.add_(gradients[tables - 1])[slots]
+    if state.pending is not None:
+        gradients[tables - 1] = state.pending.add_(gradients[tables - 1])[slots]
     norms = [gradient.norm() for gradient in gradients[:tables]]
     norms += [] if layers is None else [torch.nn.utils.get_total_norm(gradients[tables:])]
     norms = torch.stack(norms)
@@ -265,8 +265,8 @@ def _update(
     for optimizer, gradient in zip(state.optimizers, gradients, strict=False):
         optimizer.lr = progress.lr
         optimizer.step(slots, gradient)
-    if state.waiting is not None:
-        state.waiting[slots] = 0
+    if state.pending is not None:
+        state.pending[slots] = 0
     if layers is not None:
         layers.step(gradients[tables:], layers.options.lr * progress.lr / options.lr)
     return values, tuple(wish > 0 for wish in wished)

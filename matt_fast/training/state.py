@@ -80,7 +80,7 @@ class TrainingState:
         progress: see `Progress`.
         seen: [student rows] int64 on the CPU, how often each id occurred in this process's batches.
         occurred: [trainable rows] bool, the input rows that occurred in any process.
-        waiting: [trainable rows, hidden] float32, what the output rows' gradients add up to since each row was updated
+        pending: [trainable rows, hidden] float32, what the output rows' gradients add up to since each row was updated
             last; None where no objective trains them.
         position: where this process's stream of batches stands.
         layers: layers that are trained beside the rows; None for rows alone.
@@ -91,7 +91,7 @@ class TrainingState:
     progress: Progress
     seen: torch.Tensor
     occurred: torch.Tensor
-    waiting: torch.Tensor | None
+    pending: torch.Tensor | None
     position: Position
     layers: "TrainedLayers | None" = None
 
@@ -108,7 +108,7 @@ class TrainingState:
             progress=Progress(),
             seen=torch.zeros(len(table.slot), dtype=torch.int64),
             occurred=torch.zeros(len(table.trainable), dtype=torch.bool, device=table.trainable.device),
-            waiting=None if student.head is None else torch.zeros_like(student.tables[-1].trainable),
+            pending=None if student.head is None else torch.zeros_like(student.tables[-1].trainable),
             position=Position(),
             layers=layers,
         )
