@@ -161,6 +161,8 @@ def test_bytes_are_those_of_a_result_and_its_checkpoints(tmp_path, tied, dtype):
     assert expected < estimate < 1.15 * expected
     best = estimate_bytes(Teacher(tmp_path / "model"), 5000, 4000, validates=True) - estimate
     assert 3 * tables * 4000 * 32 * 4 < best < 5 * tables * 4000 * 32 * 4
+    waiting = estimate_bytes(Teacher(tmp_path / "model"), 5000, 4000, predicts=True) - estimate
+    assert waiting == pytest.approx(1.1 * 3 * 4000 * 32 * 4, abs=2)
 
 
 @pytest.fixture

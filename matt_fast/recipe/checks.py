@@ -47,6 +47,7 @@ from matt_fast.support.fingerprints import compare, fingerprint_file, fingerprin
 from matt_fast.support.units import size_in_words
 from matt_fast.support.version import own_version
 from matt_fast.training.loop import UPDATES
+from matt_fast.training.objectives import trains_output
 
 SHORT = 100  # characters of a held-out text
 SAMPLE, LOOKED_AT = 500, 20_000  # characters of a text that pictures are made of, and those that it is found among
@@ -223,7 +224,8 @@ def _look_at_disk(subject: Subject) -> Iterable[str]:
 
 def _needed(subject: Subject) -> int:
     job = subject.job
-    options = {"healing": job.healing, "validates": job.validate_every is not None}
+    predicts = trains_output(job.training.objectives())
+    options = {"healing": job.healing, "predicts": predicts, "validates": job.validate_every is not None}
     return estimate_bytes(subject.teacher, subject.vocabulary.rows, subject.trainable, **options)
 
 

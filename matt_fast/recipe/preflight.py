@@ -34,7 +34,7 @@ from matt_fast.support.units import size_in_words
 from matt_fast.training.checkpoints import CHECKPOINTS_KEPT
 from matt_fast.training.options import HealingOptions
 
-CHECKPOINT_TABLES = 4  # float32 each: rows, two moments, and of output rows what waits
+CHECKPOINT_TABLES = 3  # float32 each: rows and two moments; of output rows what waits comes on top
 LOOKED_AT = 1 << 22  # characters of the data, for a new token
 LORA = 0.1  # of the layers' numbers, at most, in adapters of a usual rank
 MARGIN = 1.1  # tokenizer, card, logs
@@ -53,7 +53,13 @@ def check_room(output: str | Path, needed: int) -> None:
 
 
 def estimate_bytes(
-    teacher: Teacher, rows: int, trainable: int, healing: HealingOptions | None = None, *, validates: bool = False
+    teacher: Teacher,
+    rows: int,
+    trainable: int,
+    healing: HealingOptions | None = None,
+    *,
+    predicts: bool = False,
+    validates: bool = False,
 ) -> int:
     """Bytes on the disk that a transfer takes at most: the result, checkpoints, the rows as they start and end.
 
@@ -62,6 +68,7 @@ def estimate_bytes(
         rows: of the new vocabulary.
         trainable: rows that are trained, in each table.
         healing: of layers, with checkpoints of their own.
+        predicts: whether output rows are trained before healing.
         validates: whether the best weights are kept, too.
     """
     dtype = configured_dtype(teacher) or torch.float32
@@ -73,10 +80,12 @@ def estimate_bytes(
     result = (others + rows * widths) * dtype.itemsize
     copies = (CHECKPOINTS_KEPT + 1) * CHECKPOINT_TABLES  # one checkpoint more while it is written
     copies += CHECKPOINTS_KEPT + 2 if validates else 0  # the best of each checkpoint and now, and one that is written
-    checkpoints = copies * trainable * widths * 4
+    checkpoints = of_rows = copies * trainable * widths * 4
+    waiting = (CHECKPOINTS_KEPT + 1) * trainable * (0 if head is None else head.weight.shape[1]) * 4
+    checkpoints += waiting if predicts else 0
     if healing is not None:
         share = min(1.0, {"lora": LORA, "outer": 2 * healing.outer_layers / teacher.depth, "full": 1.0}[healing.method])
-        checkpoints += (copies + 1) * share * others * 4 + checkpoints  # and the layers behind it
+        checkpoints += (copies + 1) * share * others * 4 + of_rows + waiting  # and the layers behind it
     return round(MARGIN * (result + checkpoints + 2 * rows * widths * 4))
 
 
