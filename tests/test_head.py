@@ -96,6 +96,30 @@ def test_bfloat16_is_as_exact_as_torch_with_its_logits():
     assert ours <= 2 * (plain.grad.double() - exact.grad).norm()
 
 
+def test_where_many_rows_are_trained_their_gradient_is_passed_over_less_often(monkeypatch):
+    """A chunk's logits are half as many as the gradient of the trained rows has numbers."""
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", 1)
+    sizes = []
+    add = head_module.Gradients.add
+    monkeypatch.setattr(
+        head_module.Gradients, "add", lambda self, part, x: (sizes.append(len(x)), add(self, part, x))[-1]
+    )
+    rows_of = table(37, 64)
+    weight = rows_of.weight()
+    hidden = torch.randn(50, 64, requires_grad=True)
+    targets = torch.randint(37, (50,))
+    rows = some_rows(rows_of, torch.arange(37))  # 24
+    Head(weight).loss(hidden, targets, rows).backward()
+    assert sizes == [24 * 64 // 2 // 37] * 2 + [10]
+    reference = weight.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(hidden.detach() @ reference.T, targets).backward()
+    torch.testing.assert_close(rows.trainable.grad, reference.grad[rows.ids])
+
+    sizes.clear()  # a gradient of the rows that nobody wants asks for no larger chunks
+    Head(weight).loss(hidden, targets, OutputRows(rows.ids, rows.trainable.detach())).backward()
+    assert sizes == [1] * 50
+
+
 def test_no_gradient_that_nobody_wants():
     rows_of = table(37, 5)
     rows = some_rows(rows_of, torch.tensor([1, 2]))

@@ -104,7 +104,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx, weights):
         hidden, trained, trained_ids, targets = ctx.saved_tensors
         gradients = Gradients(ctx, hidden, trained, trained_ids, ctx.head)
-        for part in chunks(len(hidden), len(ctx.head.weight)):
+        for part in gradients.chunks():
             logits = _logits(ctx.head, hidden[part])
             by_product = slope(ctx.head, logits)
             gradient = logits.softmax(-1).neg_()
@@ -148,7 +148,7 @@ class _ClassDivergence(torch.autograd.Function):
         gradients = Gradients(ctx, hidden, trained, trained_ids, head)
         count = max(1, len(hidden))
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for part in chunks(len(hidden), max(len(head.weight), len(target.weight))):
+        for part in gradients.chunks(len(target.weight)):
             wanted = _logits(target, target_hidden[part], target_classes).softmax(-1)
             wanted = _by_class(wanted, target_classes, n_classes)
             logits = _logits(head, hidden[part], classes)

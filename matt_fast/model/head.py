@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import OutputRows
 
-LOGITS_AT_ONCE = 1 << 24  # float32 logits of a chunk of tokens: 64 MiB
+LOGITS_AT_ONCE = 1 << 24  # float32 logits of a chunk of tokens, 64 MiB; more where many rows are trained
 
 
 class Head:
@@ -111,9 +111,9 @@ def _liger_loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tup
     return loss, gradient.detach()
 
 
-def chunks(count: int, rows: int) -> list[slice]:
-    """Tokens whose logits, so many of each, are made at a time."""
-    size = max(1, LOGITS_AT_ONCE // rows)
+def chunks(count: int, rows: int, numbers: int = 0) -> list[slice]:
+    """Tokens whose logits, so many of each, are made at a time: LOGITS_AT_ONCE, or `numbers` if these are more."""
+    size = max(1, max(LOGITS_AT_ONCE, numbers) // rows)
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
@@ -140,6 +140,15 @@ class Gradients:
         self.hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         self.rows = torch.zeros_like(trained) if ctx.needs_input_grad[1] else None
 
+    def chunks(self, rows: int = 0) -> list[slice]:
+        """Chunks of tokens, for logits of the head or of another one's `rows`, if these are more.
+
+        Each passes over the gradient of the trained rows once. So its logits are half as many as that has numbers,
+        where that is more than LOGITS_AT_ONCE.
+        """
+        numbers = 0 if self.rows is None else self.rows.numel() // 2
+        return chunks(len(self.source), max(rows, len(self.head.weight)), numbers)
+
     def add(self, part: slice, gradient: torch.Tensor) -> None:
         """Take the gradient ([n, rows of the head]) of what the head's product gave for a chunk."""
         gradient = gradient.to(self.head.weight.dtype)
@@ -163,7 +172,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss_and_gradient = _liger_loss_and_gradient if head.fused else _loss_and_gradient
         count = max(1, len(hidden))  # where there is nothing to predict the mean is 0, not 0/0
         loss = torch.zeros((), device=hidden.device, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for part in chunks(len(hidden), len(head.weight)):
+        for part in gradients.chunks():
             logits = head_logits(hidden[part], head.weight, head.bias, head.scale, head.softcap)
             by_product = slope(head, logits, count)
             part_loss, gradient = loss_and_gradient(logits, targets[part])
