@@ -27,7 +27,7 @@ from transformers import (
     T5Config,
 )
 
-from matt_fast import TrainingOptions, transfer
+from matt_fast import HealingOptions, TrainingOptions, transfer
 from matt_fast.model.capture import capture
 from matt_fast.model.classes import model_class
 from matt_fast.model.tables import check_tables
@@ -117,6 +117,27 @@ def test_language_models_with_images_keep_them(tmp_path, name):
     changed = {x for x in before if before[x].shape != after[x].shape or not torch.equal(before[x], after[x])}
     assert changed == {x for x in before if before[x].shape[0] == 275}
     assert json.loads((folder / "out" / "config.json").read_text())["architectures"] == [name]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("name", WITH_IMAGES)
+def test_layers_that_no_text_goes_through_are_not_trained(tmp_path, name, method):
+    """Nor rounded to the precision of the run: they were saved in float32."""
+    folder = save(tmp_path, name, WITH_IMAGES[name])
+    healing = HealingOptions(method=method, steps=1, lr=1e-2, objective="ntp", keep_adapter=method == "lora")
+    healed = transfer(**job(folder) | {"training": TrainingOptions(steps=0), "healing": healing}).healing
+    before, after = (load_file(folder / x / "model.safetensors") for x in ("teacher", "out"))
+    tables = {x for x in before if before[x].shape != after[x].shape}
+    text = {x: before[x].numel() for x in before if "vis" not in x and "multi_modal" not in x and x not in tables}
+    changed = {x for x in before if x not in tables and not torch.equal(before[x], after[x])}
+    if method == "full":
+        assert changed == text.keys()
+        assert healed.trained_numbers == sum(text.values())
+    else:
+        assert changed == {x for x in text if x.endswith("_proj.weight")}
+        adapter = load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
+        assert healed.trained_numbers == sum(x.numel() for x in adapter.values())
+        assert all("language_model.layers." in x for x in adapter)
 
 
 @pytest.mark.parametrize("name", CLASSES)

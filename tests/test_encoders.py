@@ -1,12 +1,14 @@
 """Masked language models: no causal constraint in attention, loss or evaluation, and the whole job on tiny ones."""
 
 import math
+import re
 import sys
 from collections import Counter
 
 import pytest
 import torch
 from commands import run
+from peft import PeftModel
 from tiny import TEXTS, byte_level, jsonl
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -20,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-from matt_fast import TrainingOptions, aim_loss, capture_attention, evaluate, transfer
+from matt_fast import HealingOptions, TrainingOptions, aim_loss, capture_attention, doctor, evaluate, transfer
 from matt_fast.alignment.vocabulary import VocabularyPair, match_tokens
 from matt_fast.data.batches import collate
 from matt_fast.data.chunks import Side, make_chunks
@@ -185,6 +187,25 @@ def test_the_whole_job(folder):
     assert "speed: wanted causal language models" in " ".join(refused.output.split())
 
 
+def test_layers_are_trained_too(folder):
+    healing = HealingOptions(objective="token-distillation", steps=2, lr=1e-2, rank=3, keep_adapter=True)
+    paths = [folder / x for x in ("teacher", "tokenizer", "corpus.jsonl", "healed")]
+    transfer(*paths, training=TrainingOptions(steps=0), healing=healing, precision="no", max_length=48)
+    before, after = (AutoModelForMaskedLM.from_pretrained(folder / x) for x in ("teacher", "healed"))
+    ids = AutoTokenizer.from_pretrained(folder / "healed")("def function", return_tensors="pt")["input_ids"]
+    expected = after(input_ids=ids).logits
+    linear = {f"{name}.weight" for name, x in before.named_modules() if isinstance(x, torch.nn.Linear)}
+    tables = {name for name, x in before.named_parameters() if len(x) == before.config.vocab_size}
+    new = after.state_dict()
+    changed = {name for name, x in before.named_parameters() if name not in tables and not torch.equal(x, new[name])}
+    assert changed
+    assert changed <= linear
+    before.resize_token_embeddings(after.config.vocab_size)
+    before.load_state_dict({name: x for name, x in new.items() if name not in changed}, strict=False)
+    apart = PeftModel.from_pretrained(before, folder / "healed" / "adapter").eval()
+    torch.testing.assert_close(apart(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_padding_is_not_seen(folder):
     """Rows of several lengths in one batch give what they give one by one."""
     found = []
@@ -208,17 +229,28 @@ def test_padding_is_not_seen(folder):
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
 
 
-def test_objectives_of_decoders_are_refused(folder):
-    with pytest.raises(
-        ValueError, match="objective: ntp, alm, boundary-kl, segment-kl and boundary-head want a causal language"
-    ):
-        transfer(
-            folder / "teacher",
-            folder / "tokenizer",
-            folder / "corpus.jsonl",
-            folder / "output",
-            training=TrainingOptions(objective="aim+ntp"),
-        )
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"training": TrainingOptions(objective="aim+ntp")},
+            "objective: ntp, alm, boundary-kl, segment-kl and boundary-head want a causal language",
+        ),
+        ({"init": "composed"}, "init: 'composed', .* want a causal language model.*; got init 'composed'"),
+        (
+            {"init_head": "boundary"},
+            "init: .* want a causal language model.*; got init 'mean' with init_head 'boundary'",
+        ),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_what_decoders_alone_have_is_refused_before_work(folder, given, message):
+    paths = [folder / x for x in ("teacher", "tokenizer", "corpus.jsonl")]
+    options = {"on_message": lambda text: None} | given
+    assert any(re.search(message, x.found) for x in doctor(*paths, **options) if x.verdict == "will fail")
+    with pytest.raises(ValueError, match=message):
+        transfer(*paths, folder / "refused", **options)
+    assert not (folder / "refused").exists()
 
 
 @pytest.mark.parametrize("folder", ["xlm_roberta"], indirect=True)

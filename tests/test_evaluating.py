@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny import TEXTS, jsonl, new_tokenizer, save_tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny import TEXTS, byte_level, jsonl, new_tokenizer, save_tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, RecurrentGemmaConfig, RwkvConfig
 
 from matt_fast.evaluation import tasks as task_module
 from matt_fast.evaluation.bits_per_byte import Evaluation
@@ -249,6 +249,35 @@ def test_speed_is_of_the_same_text_for_all(models):
         assert speed.embedding_bytes == model.get_input_embeddings().weight.numel() * 4  # tied
     turns = [name for name, ids in calls if len(ids) > 1]
     assert turns == ["adapted", "original"] * 2 + ["original", "adapted"] * 2 + ["adapted", "original"] * 2
+
+
+@pytest.mark.parametrize("kind", ["state-space", "recurrent", "no way to go on"])
+def test_speed_of_models_without_keys_and_values(kind):
+    """The text is written as it is read at a stroke: the model goes on from what it remembers."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 300, "eos_token_id": 1, "pad_token_id": 0}
+    config = {
+        "state-space": MambaConfig(**small, state_size=4),
+        "recurrent": RwkvConfig(**small, context_length=64),
+        "no way to go on": RecurrentGemmaConfig(**small | {"num_hidden_layers": 3}, num_attention_heads=2),
+    }[kind]
+    model, tokenizer = AutoModelForCausalLM.from_config(config).eval(), byte_level(TEXTS, 290, eos_token="</s>")
+    given, logits = [], []
+    model.register_forward_pre_hook(lambda _, __, x: given.append(x["input_ids"]), with_kwargs=True)
+    model.register_forward_hook(lambda _, __, found: logits.append(found.logits[0, -1]))
+    texts = [("def function_gamma(self", ", value=2):\n")]
+    if kind == "no way to go on":
+        with pytest.raises(
+            ValueError, match=r"speed: wanted a model that goes on from what it has read .*RecurrentGemma"
+        ):
+            measure_speed({"it": (model, tokenizer)}, texts, rounds=1)
+        return
+    found = measure_speed({"it": (model, tokenizer)}, texts, rounds=1)["it"]
+    assert found.cache_bytes is None
+    assert min(found.reading + found.writing) > 0
+    ids = torch.cat(given[: len(given) // 2], 1)  # one round is not counted
+    whole = model(input_ids=ids).logits[0]
+    written = len(logits[: len(given) // 2])
+    torch.testing.assert_close(torch.stack(logits[:written]), whole[-written:], rtol=1e-4, atol=1e-5)
 
 
 def test_passages_are_equally_long():

@@ -18,7 +18,7 @@ from matt_fast import TrainingOptions, transfer
 from matt_fast.model.capture import capture
 from matt_fast.model.layers import decoder_layers
 from matt_fast.model.teacher import Teacher
-from matt_fast.planning.simulation import FullRows, Memory, fused_attention
+from matt_fast.planning.simulation import FullRows, Memory, as_on_a_device
 from matt_fast.training import frozen
 from matt_fast.training.frozen import load_frozen
 from matt_fast.training.loop import freeze
@@ -177,7 +177,7 @@ def predicted_peak(outline, passes) -> int:
     for tensor in (*outline.parameters(), *outline.buffers()):
         memory.add(tensor)
     memory.part = "passes"
-    with FullRows(), fused_attention(), memory:
+    with FullRows(), as_on_a_device(), memory:
         passes(outline)
     return memory.peak["passes"]
 

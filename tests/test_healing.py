@@ -1,6 +1,7 @@
 """Layers trained together with the rows: what is trained, what is written, and that a stopped run goes on."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,18 @@ import torch
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from test_runs import Stop, digests, files, stop_at  # noqa: F401, a fixture
+from tiny import save_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MixtralConfig,
+)
 
 from matt_fast import HealingOptions, TrainingOptions, sweep_layers, transfer
 from matt_fast.recipe.watching import RunWatcher
@@ -103,8 +114,40 @@ def test_layers_in_fewer_bits(job, more, own_accelerator):
     assert all(trained(name, "lora", 3) for name in changed)
 
 
-def test_the_adapter_that_is_kept_is_what_was_merged(job):
-    transfer(**job | {"healing": replace(LORA, keep_adapter=True)})
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+HEADS = SIZES | {"num_attention_heads": 2, "num_key_value_heads": 1}
+EXPERTS = HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}
+ATTENTION = {f"self_attn.{x}_proj.weight" for x in "qkvo"}
+ARCHITECTURES = {  # what LoRA changes in a layer
+    "llama": (LlamaConfig(**HEADS), ATTENTION | {f"mlp.{x}_proj.weight" for x in ("gate", "up", "down")}),
+    "experts and a router that are parameters": (
+        MixtralConfig(**EXPERTS),
+        ATTENTION | {"mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
+    ),
+    "a router that is a kind of linear layer": (
+        Llama4TextConfig(**EXPERTS, head_dim=8, intermediate_size_mlp=24),
+        ATTENTION | {f"feed_forward.shared_expert.{x}_proj.weight" for x in ("gate", "up", "down")},
+    ),
+    "stored the other way round": (
+        GPT2Config(n_embd=16, n_layer=2, n_head=2),
+        {f"{x}.weight" for x in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
+    ),
+    "weights that kernels take": (
+        MambaConfig(**SIZES, state_size=4),
+        {f"mixer.{x}_proj.weight" for x in ("in", "x")},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_adapter_that_is_kept_is_what_was_merged(job, tmp_path, kind):
+    config, expected = ARCHITECTURES[kind]
+    save_tiny_model(tmp_path / "model", config)
+    job |= {"model": tmp_path / "model", "training": TrainingOptions(steps=0)}
+    job |= {"healing": replace(LORA, keep_adapter=True)}
+    with pytest.raises(Stop):
+        transfer(**job, on_step=stop_at(3))
+    transfer(**job, resume=True)
     merged = AutoModelForCausalLM.from_pretrained(job["output"])
     apart = AutoModelForCausalLM.from_pretrained(job["model"])
     apart.resize_token_embeddings(len(merged.get_input_embeddings().weight))
@@ -114,6 +157,10 @@ def test_the_adapter_that_is_kept_is_what_was_merged(job):
     apart = PeftModel.from_pretrained(apart, job["output"] / "adapter").eval()
     ids = AutoTokenizer.from_pretrained(job["output"])("def function_alpha(self):", return_tensors="pt")["input_ids"]
     torch.testing.assert_close(merged(ids).logits, apart(ids).logits, rtol=1e-4, atol=1e-5)
+
+    before, after = (AutoModelForCausalLM.from_pretrained(x).state_dict() for x in (job["model"], job["output"]))
+    inside = {name: re.split(r"(?:layers|h)\.\d+\.", name)[-1] for name in before if re.search(r"\.\d+\.", name)}
+    assert {x for name, x in inside.items() if not torch.equal(before[name], after[name])} == expected
 
 
 def test_validation_keeps_the_best_rows_and_layers(files, job, monkeypatch):  # noqa: F811

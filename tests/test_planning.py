@@ -10,10 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from commands import run
-from test_capture import CONFIGS, SIZES
+from test_capture import CONFIGS, GROUPED, SIZES
 from test_loss import allocations
 from tiny import new_tokenizer, save_tiny_model
-from transformers import AutoModelForCausalLM, LlamaConfig, ModernBertConfig
+from transformers import AutoModelForCausalLM, GPT2Config, JambaConfig, LlamaConfig, MixtralConfig, ModernBertConfig
 
 from matt_fast import HealingOptions, TrainingOptions, plan
 from matt_fast.data.batches import collate
@@ -22,7 +22,7 @@ from matt_fast.model.capture import capture
 from matt_fast.model.embeddings import EmbeddingTable
 from matt_fast.model.head import Head
 from matt_fast.planning.plan import _largest
-from matt_fast.planning.simulation import FullRows, Vocabulary, fused_attention, simulate, with_many_continuations
+from matt_fast.planning.simulation import FullRows, Vocabulary, as_on_a_device, simulate, with_many_continuations
 from matt_fast.support.units import GIB
 from matt_fast.training.layers import TrainedLayers
 from matt_fast.training.loop import freeze, train
@@ -33,13 +33,14 @@ from matt_fast.training.state import TrainingState
 LAYERS, LENGTH, BATCH = 3, 60, 2
 OBJECTIVES = ["token-distillation", "aim", "aim_star", "aim-all-layers", "boundary-head", "ntp", "aim+ntp"]
 OBJECTIVES += ["segment-kl"]
+MODELS = CONFIGS | {"mixtral": MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2)}
 
 
 def model_of(name: str, device: str = "cpu", dtype=torch.float32):
     implementation = "eager" if name == "gemma2" else "sdpa"
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            deepcopy(CONFIGS[name]), attn_implementation=implementation, dtype=dtype
+            deepcopy(MODELS[name]), attn_implementation=implementation, dtype=dtype
         )
     freeze(model)
     return model
@@ -72,7 +73,7 @@ def kept_for_backward(model, **options) -> int:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_meta_device_keeps_what_a_real_pass_keeps(name, checkpointing):
     real = kept_for_backward(model_of(name), checkpointing=checkpointing)
-    with FullRows(), fused_attention():
+    with FullRows(), as_on_a_device():
         assert kept_for_backward(model_of(name, "meta"), checkpointing=checkpointing) == real > 0
 
 
@@ -136,12 +137,14 @@ CASES += [("qwen3", "ntp", {"packing": True}), ("gpt_neox", "token-distillation"
 CASES += [("llama", "ntp", {"moments": "dense"})]
 
 
-@pytest.mark.parametrize("method", ["lora", "outer", "full"])
-def test_the_peak_of_healing_is_that_of_a_real_step(method):
+@pytest.mark.parametrize(
+    ("name", "method"), [("llama", "lora"), ("llama", "outer"), ("llama", "full"), ("mixtral", "lora")]
+)
+def test_the_peak_of_healing_is_that_of_a_real_step(name, method):
     healing = HealingOptions(method, steps=1, rank=8, outer_layers=1, objective="alm+boundary-kl")
     options = TrainingOptions(objective=healing.objective, backend="torch", steps=1)
-    measured, vocabulary = real_step("llama", options, torch.float32, healing)
-    step = simulate(model_of("llama", "meta"), vocabulary, LENGTH, BATCH, LAYERS, options, healing)
+    measured, vocabulary = real_step(name, options, torch.float32, healing)
+    step = simulate(model_of(name, "meta"), vocabulary, LENGTH, BATCH, LAYERS, options, healing)
     assert measured * 0.9 < step.peak < measured * 1.1
 
 
@@ -234,6 +237,24 @@ def test_healing_has_to_fit_too(folders):
     assert not any("--offload" in name for name in remedies)  # which does not go with healing
     packed = plan(*folders, **settings, training=TrainingOptions(quantization="4bit")).healing.peak
     assert remedies["--quantization 4bit"].peak == packed
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
+        GPT2Config(n_embd=32, n_layer=4, n_head=4),
+        JambaConfig(**GROUPED, num_experts=2, attn_layer_period=2, attn_layer_offset=1),
+    ],
+    ids=lambda x: x.model_type,
+)
+def test_models_that_look_at_values_or_multiply_by_experts(tmp_path, config, precision):
+    save_tiny_model(tmp_path / "model", config)
+    new_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    given = {"length": 40, "batch_size": 2, "precision": precision, "training": TrainingOptions(steps=0)}
+    planned = plan(tmp_path / "model", tmp_path / "tokenizer", **given, healing=HealingOptions(objective="segment-kl"))
+    assert planned.healing.peak > planned.healing.parts["frozen weights"] > 0
 
 
 def test_healing_alone(folders):

@@ -19,6 +19,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     LlamaConfig,
+    MptConfig,
     OPTConfig,
     Qwen2Config,
     Qwen2Tokenizer,
@@ -291,9 +292,10 @@ LIMITS = {
     "default": (scaled(rope_type="default"), 64),
     "linear": (scaled(rope_type="linear", factor=2.0), None),
     "dynamic": (scaled(rope_type="dynamic", factor=2.0), None),
+    "mpt": (MptConfig(d_model=32, n_layers=2, n_heads=4, vocab_size=300, max_seq_len=48), 48),
     "alibi": (FalconConfig(**SMALL, alibi=True, max_position_embeddings=64), None),
 }
-TABLES = ("gpt2", "opt", "bert", "roberta")
+TABLES = ("gpt2", "opt", "bert", "roberta", "mpt")
 
 
 @pytest.mark.parametrize("name", LIMITS)

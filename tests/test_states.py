@@ -10,12 +10,16 @@ from hypothesis import strategies as st
 from tiny import TEXTS, byte_level, new_tokenizer, save_tiny_model
 from transformers import (
     AutoModelForMaskedLM,
+    FalconH1Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    JambaConfig,
     LlamaConfig,
+    MambaConfig,
     ModernBertConfig,
     Qwen3Config,
+    RecurrentGemmaConfig,
 )
 
 from matt_fast.alignment.vocabulary import VocabularyPair, start_of_text
@@ -348,6 +352,50 @@ def plain_states(model, vocabulary, rows, ids, contexts, layer) -> tuple[torch.T
         found.append((teacher, kept["found"][0, -1]))
     hook.remove()
     return tuple(torch.stack(part) for part in zip(*found, strict=True))
+
+
+HYBRID = {"num_key_value_heads": 2, "mamba_d_state": 4, "mamba_n_groups": 1, "mamba_n_heads": 4, "mamba_d_head": 16}
+REMEMBERING = {
+    "keys and values": lambda: LlamaConfig(**SIZES, num_key_value_heads=2),
+    "of some tokens": CONFIGS["gemma3"],
+    "states, in some layers": lambda: JambaConfig(
+        **SIZES, num_key_value_heads=2, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1, num_experts=2
+    ),
+    "both in one layer": lambda: FalconH1Config(**SIZES, **HYBRID, mamba_d_ssm=64),
+    "under another name": lambda: MambaConfig(hidden_size=32, num_hidden_layers=3, state_size=4),
+    "in the model itself": lambda: RecurrentGemmaConfig(**SIZES, lru_width=32, attention_window_size=16),
+}
+
+
+@pytest.mark.parametrize("kind", REMEMBERING)
+def test_a_tokens_state_is_that_behind_its_context_whatever_a_model_remembers(tmp_path, kind):
+    save_tiny_model(tmp_path, REMEMBERING[kind]())
+    model = Teacher(tmp_path).load(torch.float32)
+    embedding = model.get_input_embeddings()
+    vocabulary = VocabularyPair(Teacher(tmp_path).load_tokenizer(), new_tokenizer(), len(embedding.weight))
+    drawn = spell_texts(TEXTS, vocabulary).occurrences(torch.tensor(sorted(vocabulary.subtokens)), 1, 9, 0)[:7]
+    places = contextual._Places(model, vocabulary, 1, drawn)
+    rows = torch.randn(len(drawn.ids), 32, requires_grad=True)
+    with contextual.rows_of_any_number(embedding):
+        states = places.states(rows)
+        (found,) = torch.autograd.grad(states.square().sum(), rows)
+    kept = {}
+    decoder_layers(model)[1].register_forward_hook(lambda module, given, output: kept.update(states=output))
+
+    def last(**inputs) -> torch.Tensor:
+        model(**inputs, use_cache=False)
+        return (kept["states"][0] if isinstance(kept["states"], tuple) else kept["states"])[0, -1]
+
+    for i, (token, before) in enumerate(zip(drawn.ids.tolist(), drawn.before, strict=True)):
+        pieces = torch.tensor(vocabulary.subtokens[token])
+        torch.testing.assert_close(places.goal[i], last(input_ids=torch.cat([before, pieces])[None]).detach())
+        row = rows[i].detach().requires_grad_()
+        with contextual.rows_of_any_number(embedding):
+            one = torch.func.functional_call(embedding, {"weight": row[None]}, (torch.tensor([[0]]),))
+        state = last(inputs_embeds=torch.cat([embedding(before[None]).detach(), one], 1))
+        torch.testing.assert_close(states[i], state)
+        (expected,) = torch.autograd.grad(state.square().sum(), row)
+        torch.testing.assert_close(found[i], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_input_rows_come_nearer_to_the_teachers_states(pair, monkeypatch):

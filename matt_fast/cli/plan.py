@@ -17,8 +17,8 @@ from matt_fast.training.options import HealingOptions, TrainingOptions
 def plan(
     model: o.Model,
     tokenizer: o.Tokenizer,
-    length: Annotated[int, Option(help="Tokens of a chunk, --max-length of a transfer.")] = 512,
-    batch: Annotated[int, Option(help="Chunks, --batch-size of a transfer.")] = 4,
+    length: Annotated[int, Option("--length", "--max-length", help="Tokens of a chunk.")] = 512,
+    batch: Annotated[int, Option("--batch", "--batch-size", help="Chunks.")] = 4,
     vram: Annotated[float | None, Option(help="GiB that a step may use: search what fits.")] = None,
     layer: o.PlannedLayer = None,
     steps: Annotated[int, Option(help="Updates of a transfer; 0 for healing alone.")] = 1000,

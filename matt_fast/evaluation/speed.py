@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from matt_fast.alignment.vocabulary import start_of_text
 from matt_fast.evaluation.bits_per_byte import check_positions, cut_pieces
@@ -88,7 +90,8 @@ def measure_speed(
         on_round: called with the rounds that are done, after each.
 
     Raises:
-        ValueError: a passage has more tokens than a model has positions; a tokenizer has no token to begin a text with.
+        ValueError: a passage has more tokens than a model has positions; a tokenizer has no token to begin a text with;
+            a model gives back nothing that it could go on from.
     """
     runs = {name: _Runs(*pair, texts) for name, pair in models.items()}
     for number in range(rounds + 1):
@@ -135,12 +138,12 @@ class _Runs:
         found = self.model(input_ids=read, use_cache=True, **self.few_logits)
         between = self._now(clock)
         if self.cache is None:
-            size = _cache_bytes(found.past_key_values)
+            size = _cache_bytes(found.get("past_key_values"))
             self.cache = None if size is None else size / read.shape[1]
         for position in range(written.shape[1]):
             found.logits[:, -1].argmax().item()  # what choosing a token costs
             token = written[:, position : position + 1]
-            found = self.model(input_ids=token, past_key_values=found.past_key_values, use_cache=True)
+            found = self.model(input_ids=token, use_cache=True, **_state(self.model, found))
         self.seconds[0] += between - begin
         self.seconds[1] += self._now(clock) - between
 
@@ -166,6 +169,21 @@ class _Runs:
             _embedding_bytes(self.model),
             None if self.cache is None else self.cache * 1000 * self.tokens / characters,
         )
+
+
+def _state(model: PreTrainedModel, found: ModelOutput) -> dict[str, Any]:
+    """What a model remembers of the tokens that it has read, by the name that it takes and gives it under.
+
+    Raises:
+        ValueError: it gives back nothing to go on from.
+    """
+    for name in ("past_key_values", "cache_params", "state"):
+        if found.get(name) is not None:
+            return {name: found[name]}
+    raise ValueError(
+        f"speed: wanted a model that goes on from what it has read (past_key_values, cache_params or state), got "
+        f"{type(model).__name__}, which gives back {', '.join(found)}"
+    )
 
 
 def _embedding_bytes(model: PreTrainedModel) -> int:

@@ -3,8 +3,9 @@
 Where a new token occurs, its row should lead the lower layers to the hidden state that they reach behind the last of
 its pieces (the goal of token distillation: K. Dobler, D. Elliott and G. de Melo, "Token Distillation", 2025,
 https://arxiv.org/abs/2505.20133). The context before the token is the same on both sides, so its keys and values are
-computed once, and the student's pass is that of one single token. Rows do not depend on each other: each is solved for
-by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over many tokens, all share.
+computed once, where a model has nothing else to remember, and the student's pass is that of one single token. Rows do
+not depend on each other: each is solved for by itself, by damped Gauss-Newton steps whose matrix, the mean of JᵀJ over
+many tokens, all share.
 """
 
 import copy
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from matt_fast.alignment.vocabulary import VocabularyPair
 from matt_fast.initializers.spelled import Occurrences
@@ -112,11 +114,11 @@ class _Places:
     def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, layer: int, found: Occurrences):
         self.model, self.layer = model, layer
         device = model.device
-        self.cache = DynamicCache(config=model.config)
-        self._run(self.cache, input_ids=found.before.to(device))
+        self.before = found.before.to(device)
+        self.cache = _keys_and_values(model, layer, self.before)
         pieces = [torch.tensor(vocabulary.subtokens[i]) for i in found.ids.tolist()]
         padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
-        states = self._run(copy.deepcopy(self.cache), input_ids=padded)
+        states = self._behind(model.get_input_embeddings()(padded))
         last = torch.tensor([len(part) - 1 for part in pieces], device=device)
         self.goal = states[torch.arange(len(pieces), device=device), last].float()
 
@@ -125,11 +127,29 @@ class _Places:
         embedding = self.model.get_input_embeddings()
         numbers = torch.arange(len(rows), device=rows.device)[:, None]
         weight = {"weight": rows.to(embedding.weight.dtype)}
-        embedded = torch.func.functional_call(embedding, weight, (numbers,))
-        return self._run(copy.deepcopy(self.cache), inputs_embeds=embedded)[:, 0].float()
+        return self._behind(torch.func.functional_call(embedding, weight, (numbers,)))[:, 0].float()
 
-    def _run(self, cache: DynamicCache, **inputs) -> torch.Tensor:
-        return capture(self.model, hidden=self.layer, past_key_values=cache, use_cache=True, **inputs).hidden
+    def _behind(self, embedded: torch.Tensor) -> torch.Tensor:
+        """[N, n, hidden]: the states of embedded tokens ([N, n, hidden]) behind those that are before."""
+        if self.cache is not None:
+            given = {"past_key_values": copy.deepcopy(self.cache), "use_cache": True, "inputs_embeds": embedded}
+            return capture(self.model, hidden=self.layer, **given).hidden
+        with torch.no_grad():
+            before = self.model.get_input_embeddings()(self.before)
+        whole = capture(self.model, hidden=self.layer, inputs_embeds=torch.cat([before, embedded], 1))
+        return whole.hidden[:, before.shape[1] :]
+
+
+def _keys_and_values(model: PreTrainedModel, layer: int, ids: torch.Tensor) -> DynamicCache | None:
+    """What the layers up to this one keep of [N, n] token ids; None where that is no keys and values alone.
+
+    Recurrent layers write into their state in place, which has no gradient, and some models keep it elsewhere.
+    """
+    cache = DynamicCache(config=model.config)
+    if any(type(part) not in (DynamicLayer, DynamicSlidingWindowLayer) for part in cache.layers):
+        return None
+    capture(model, hidden=layer, past_key_values=cache, use_cache=True, input_ids=ids)
+    return cache if cache.get_seq_length() == ids.shape[1] else None
 
 
 def _solve(

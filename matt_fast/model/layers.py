@@ -21,6 +21,18 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise ValueError(f"model: {type(model).__name__} has no list of {depth} layers")
 
 
+def text_model(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """The part of a model that text goes through, without its head: (its name in the model, the part).
+
+    It is what the configuration of the text describes; of a model that takes nothing but text, all of it, named "".
+    """
+    config, layers = model.config.get_text_config(decoder=True), decoder_layers(model)
+    for name, module in model.named_modules():
+        if getattr(module, "config", None) is config and any(part is layers for part in module.modules()):
+            return name, module
+    return "", model
+
+
 def layer_config(config: PreTrainedConfig, n_layers: int) -> PreTrainedConfig:
     """A copy of `config` with the first `n_layers` layers only.
 

@@ -10,13 +10,14 @@ def position_limit(trunk: PreTrainedModel) -> int | None:
     """Tokens that a model has positions for, special ones included; None where more are meant to work.
 
     Learned positions end with their table. Rotary ones end at the length that the model was trained with
-    (`max_position_embeddings`), unless they are scaled (`rope_scaling`). Others (ALiBi, relative ones) have no end.
+    (`max_position_embeddings`), unless they are scaled (`rope_scaling`). Others (ALiBi, relative ones) have no end, but
+    in MPT, whose table of them is made for `max_seq_len`.
 
     Args:
         trunk: a model without its head, see `Teacher.trunk`; an outline will do.
     """
     config = trunk.config.get_text_config(decoder=True)
-    trained = getattr(config, "max_position_embeddings", None)
+    trained = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     tables = [
         module
         for name, module in trunk.named_modules()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -144,10 +145,20 @@ class FullRows(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
 
+class _Autocast(torch.autocast):
+    """Peft turns it off around adapters of experts; the meta device has none."""
+
+    def __init__(self, device_type: str, *given, **named):
+        super().__init__("cpu" if device_type == "meta" else device_type, *given, **named)
+
+
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Let scaled_dot_product_attention take its fused kernel, as on a CPU or GPU; the meta device has only the plain
-    formula. A mode for torch functions would not reach the layers that backward runs again."""
+def as_on_a_device() -> Iterator[None]:
+    """Let scaled_dot_product_attention take its fused kernel, as on a CPU or GPU, and products by experts any dtype.
+
+    The meta device has only the plain formula, bfloat16, and no autocast, and no ids in which a model could look for
+    padding. A mode for torch functions would not reach the layers that backward runs again.
+    """
     plain = F.scaled_dot_product_attention
 
     def fused(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
@@ -157,11 +168,16 @@ def fused_attention() -> Iterator[None]:
             attn_mask = torch.where(attn_mask, 0.0, float("-inf")).to(query.dtype)
         return ATTENTION(query, key, value, is_causal=is_causal, attn_mask=attn_mask, scale=scale)[0]
 
-    F.scaled_dot_product_attention = fused
-    try:
+    def grouped(tokens, experts, **options):
+        return tokens @ experts[0]  # each token with one of them
+
+    with (
+        patch.object(F, "scaled_dot_product_attention", fused),
+        patch.object(F, "grouped_mm", grouped, create=True),
+        patch.object(torch, "autocast", _Autocast),
+        patch.object(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None),
+    ):
         yield
-    finally:
-        F.scaled_dot_product_attention = plain
 
 
 class NeedsWeightsError(ValueError):
@@ -204,14 +220,14 @@ def simulate(
     Raises:
         ValueError: the model looks at the values of its tensors, as a mixture of experts may.
     """
-    with FullRows(), fused_attention(), shapes_only(model):
+    with FullRows(), as_on_a_device(), shapes_only(model):
         planned = plan_ahead(model, n_layers, options)(_batch(length, batch_size))
     if "continuations" in needs_target(options.objectives()):
         planned = with_many_continuations(planned, len(model.get_output_embeddings().weight), vocabulary.rows)
     memory = Memory("frozen weights")
     for tensor in (*model.parameters(), *model.buffers()):
         memory.add(tensor)
-    with FullRows(), fused_attention(), memory:
+    with FullRows(), as_on_a_device(), memory:
         memory.part = "trained layers"
         layers = None if healing is None else _layers(model, healing)
         memory.part = "new rows, moments"

@@ -160,6 +160,11 @@ class Job:
         }
         for what in (what for what, wished in wishes.items() if wished):
             teacher.check_language_model(what)
+        if needs_whole_model(self.init, self.init_head) and teacher.masked:
+            raise ValueError(
+                "init: 'composed', 'contextual' and init_head 'boundary' want a causal language model, but "
+                f"{str(self.model)!r} is a masked one; got init {self.init_name!r} with init_head {self.init_head!r}"
+            )
 
     @property
     def _healing_names(self) -> tuple[str, ...]:

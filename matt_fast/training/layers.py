@@ -1,6 +1,7 @@
 """Layers that are trained beside the rows, so that they get used to the new tokens (healing): LoRA, some, or all."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,14 +10,16 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from peft import PeftModel as AdaptedModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from matt_fast.model.layers import decoder_layers
+from matt_fast.model.layers import decoder_layers, text_model
 from matt_fast.training.options import HealingOptions
 
 WEIGHTS, ADAPTER = "layers.safetensors", "adapter"
+# Model types whose kernels take weights of some modules without calling these: peft refuses adapters there.
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
 class TrainedLayers:
@@ -72,9 +75,10 @@ class TrainedLayers:
             r=self.options.rank,
             lora_alpha=2 * self.options.rank,
             target_modules="all-linear",
-            task_type="CAUSAL_LM",
+            exclude_modules=_not_adapted(model),
+            task_type="CAUSAL_LM" if model.can_generate() else None,  # or it wants to generate with an encoder
         )
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # between peft and transformers
+        with warnings.catch_warnings(action="ignore"):  # of what peft has seen to, and of other versions
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         for name, parameter in adapted.named_parameters():
             if ".lora_" in name:
@@ -178,6 +182,23 @@ class TrainedLayers:
             save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / WEIGHTS)
 
 
+def _not_adapted(model: PreTrainedModel) -> str | None:
+    """A pattern of the modules that adapters would do nothing for, or that LoRA does not describe; None for none."""
+    patterns = [
+        re.escape(name)
+        for name, x in model.named_modules()
+        if isinstance(x, torch.nn.Linear)
+        and type(x).forward is not torch.nn.Linear.forward  # a router, say
+        and type(x).__module__.startswith("transformers.models.")
+        and type(x).__name__ != "FalconLinear"  # a product, in two steps
+    ]
+    if model.config.model_type in MAMBA:
+        patterns.append(r".*\.(out_proj|conv1d)")
+    if part := text_model(model)[0]:  # beside it images, say
+        patterns.append(rf"(?!{re.escape(part)}\.).*")
+    return "|".join(patterns) or None
+
+
 def _converted(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     """Themselves, or copies made at a stroke, where one has another dtype."""
     if all(x.dtype == dtype for x in tensors):
@@ -200,23 +221,23 @@ def put_layers(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, s
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
         return model, set(tensors)
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with warnings.catch_warnings(action="ignore"):
         adapted, changed = AdaptedModel.from_pretrained(model, folder / ADAPTER), set()
     for module in adapted.modules():
-        if isinstance(module, LoraLayer):
-            weight = module.get_base_layer().weight
+        if isinstance(module, LoraLayer):  # of a module's weight, or of one of its parameters: a router, experts
+            weight = module.get_param() if isinstance(module, ParamWrapper) else module.get_base_layer().weight
             weight.copy_(weight.float() + module.get_delta_weight("default").float())
             changed.add(names[id(weight)])
     return adapted.unload(), changed
 
 
 def _trained_names(model: PreTrainedModel, options: HealingOptions) -> Iterator[str]:
-    """Parameters that are trained as they are: of outer layers, or all but embeddings and head."""
+    """Parameters that are trained as they are: of outer layers, or all of the text's but embeddings and head."""
     layers = decoder_layers(model)
     names = {id(x): name for name, x in model.named_parameters()}
     if options.method == "full":
         tables = {id(x) for y in (model.get_input_embeddings(), model.get_output_embeddings()) for x in y.parameters()}
-        yield from (name for key, name in names.items() if key not in tables)
+        yield from (names[id(x)] for x in text_model(model)[1].parameters() if id(x) not in tables)
         return
     for layer in (*layers[: options.outer_layers], *layers[-options.outer_layers :]):
         yield from (names[id(x)] for x in layer.parameters())
