@@ -52,6 +52,16 @@ HYBRID = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
 
+INTRODUCTION = """\
+Made by `python benchmarks/architectures.py`: a tiny model with random weights of each architecture, with transformers
+{version}. On each, `doctor` and `transfer` (2 steps of the default objective), then, in transformers alone, loading the
+result, generating (or, for an encoder, its logits), and bits per byte. The next column has a step of the objective
+`aim`, which wants softmax attention in the target layer. The last has the whole chain, `composed`, a step of rows by
+`ntp`, and 2 of LoRA by `segment-kl+ntp` (encoders: `mean`, token distillation), and puts the adapter beside the
+original by peft: its logits are the result's. What does not work is refused with this message: in the third column
+before anything is initialised, under `aim` at the first step. `doctor` says the same before it. LoRA adapts what peft's
+`all-linear` means: linear layers, and in some architectures experts; what it leaves as it was is named, and `--heal
+full` or `outer` train that too."""
 MASKED = ("ModernBertConfig", "XLMRobertaConfig", "BertConfig")
 
 # Whose pre-tokeniser both tokenizers have; GPT-2's if it is not here.
@@ -288,16 +298,7 @@ def page(rows: dict[str, tuple[str, ...]]) -> str:
     lines = [
         "# Architectures",
         "",
-        "Made by `python benchmarks/architectures.py`: a tiny model with random weights of each architecture, with "
-        f"transformers {version('transformers')}. On each, `doctor` and `transfer` (2 steps of the default objective), "
-        "then, in transformers alone, loading the result, generating (or, for an encoder, its logits), and bits per "
-        "byte. The next column has a step of the objective `aim`, which wants softmax attention in the target layer. "
-        "The last has the whole chain, `composed`, a step of rows by `ntp`, and 2 of LoRA by `segment-kl+ntp` "
-        "(encoders: `mean`, token distillation), and puts the adapter beside the original by peft: its logits are the "
-        "result's. What does not work is refused with this message: in the third column before anything is initialised, "
-        "under `aim` at the first step. `doctor` says the same before it. LoRA adapts what peft's `all-linear` means: linear "
-        "layers, and in some architectures experts; what it leaves as it was is named, and `--heal full` or `outer` "
-        "train that too.",
+        INTRODUCTION.format(version=version("transformers")),
         "",
         "| | configuration | token-distillation | aim | start, rows and LoRA |",
         "|---|---|---|---|---|",

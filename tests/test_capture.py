@@ -9,16 +9,21 @@ from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
+    DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MistralConfig,
     Qwen3Config,
 )
 
 from matt_fast import aim_loss
-from matt_fast.model.capture import capture_attention
+from matt_fast.model.capture import capture, capture_attention
 from matt_fast.model.layers import layer_config
 
 SIZES = {
@@ -273,6 +278,42 @@ def test_gradients_with_the_models_own_checkpointing():
             gradients.append(model.get_input_embeddings().weight.grad)
     assert gradients[0].abs().sum() > 0
     assert torch.equal(*gradients)
+
+
+GRANITE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 4, "num_local_experts": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (
+            GraniteMoeHybridForCausalLM,
+            GraniteMoeHybridConfig(**SIZES, **GRANITE, layer_types=["mamba", "attention"] * 2, num_key_value_heads=2),
+        ),
+        (
+            LlavaForConditionalGeneration,
+            LlavaConfig(
+                text_config=GROUPED | {"model_type": "llama"},
+                vision_config={"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+                | {x: SIZES[x] for x in ("hidden_size", "intermediate_size", "num_hidden_layers")}
+                | {"num_attention_heads": 2},
+            ),
+        ),
+    ],
+    ids=["hybrid", "images"],
+)
+def test_nothing_is_kept_for_tokens_to_come(kind, config, monkeypatch):
+    """Models that hand `use_cache` on: a cache would take memory, and tokens twice where a layer runs again."""
+    torch.manual_seed(0)
+    model = kind._from_config(config).train()
+    embedded, gradients = torch.randn(2, 7, 32, requires_grad=True), []
+    for name in ("__init__", "update"):
+        monkeypatch.setattr(DynamicCache, name, lambda *given, **named: pytest.fail("a cache"))
+    for checkpointing in (False, True):
+        hidden = capture(model, hidden=2, inputs_embeds=embedded, checkpointing=checkpointing).hidden
+        gradients += torch.autograd.grad(hidden.square().sum(), embedded)
+    assert gradients[0].abs().sum() > 0
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_step_around_it_may_be_compiled():

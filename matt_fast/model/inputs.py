@@ -30,7 +30,7 @@ def prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, input
     inputs = dict(inputs)
     tokens = _check_tokens(inputs)
     mask, positions = (_check_places(name, inputs, tokens.shape[:2]) for name in ("attention_mask", "position_ids"))
-    if "use_cache" in inspect.signature(model.forward).parameters:
+    if _can_cache(model):
         inputs.setdefault("use_cache", False)
     if documents is None:
         documents = documents_of(mask, positions)
@@ -43,6 +43,15 @@ def prepare_inputs(model: PreTrainedModel, documents: torch.Tensor | None, input
     packing = find_packing(documents)
     inputs["position_ids"] = restarted_positions(packing, model).to(tokens.device, non_blocking=True)
     return documents, packing, inputs
+
+
+def _can_cache(model: PreTrainedModel) -> bool:
+    """Whether the model can be told to keep no keys and values: it takes `use_cache`, or hands it on to its decoder."""
+    taken = inspect.signature(model.forward).parameters
+    if "use_cache" in taken or all(x.kind != x.VAR_KEYWORD for x in taken.values()):
+        return "use_cache" in taken
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    return decoder not in (None, model) and "use_cache" in inspect.signature(decoder.forward).parameters
 
 
 def _check_tokens(inputs: dict) -> torch.Tensor:
