@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 
 from matt_fast.recipe.processes import timeout
+from matt_fast.recipe.work import make_accelerator
 from matt_fast.support import files
 
 CASES = ("left_alone", "lost", "other_files", "broken_disk")
@@ -62,6 +64,17 @@ def test_a_time_that_is_none_is_refused(monkeypatch, text):
     monkeypatch.setenv("MATT_FAST_TIMEOUT", text)
     with pytest.raises(ValueError, match=f"MATT_FAST_TIMEOUT: wanted seconds .* got '{text}'"):
         timeout()
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+    """Each would write the whole run."""
+    Accelerator(cpu=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=r"device: 2 processes were started, .* wanted device 'cpu' \(--device cpu\)"):
+        make_accelerator(None, "auto")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert make_accelerator("cpu", "auto").num_processes == 1
 
 
 def test_what_another_machine_wrote_is_waited_for(monkeypatch, tmp_path):

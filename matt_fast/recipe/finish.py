@@ -29,6 +29,7 @@ from matt_fast.training.state import Progress
 def finish(work: Work, vocabulary: VocabularyPair, start: Rows) -> TransferResult:
     """Write the model card and the summary, and remove what only going on would need."""
     result = _result(work, vocabulary, start)
+    work.processes.wait()  # all have read what is removed now
     if work.is_main:
         job, run = work.job, work.run
         arguments, base = resolved_config(job.arguments(run.output)), read_base(job.model, work.say)

@@ -199,7 +199,8 @@ def make_accelerator(device: str | None, precision: str, **options) -> Accelerat
     """Device and processes of a job; options are the accelerator's.
 
     Raises:
-        ValueError: another device is in use in this process already.
+        ValueError: another device is in use in this process already; a launcher started several processes, and
+            accelerate takes each for one alone.
     """
     kind = None if device is None else torch.device(device).type
     if not is_initialized():
@@ -216,4 +217,10 @@ def make_accelerator(device: str | None, precision: str, **options) -> Accelerat
             os.environ[DEVICE] = before
     if kind is not None and accelerator.device.type != kind:
         raise ValueError(f"device: wanted {device!r}, but this process uses {accelerator.device} already")
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if accelerator.num_processes == 1 < started:
+        raise ValueError(
+            f"device: {started} processes were started, and accelerate takes each for one alone, as it does without "
+            f"GPUs where nobody asks for the CPU; wanted device 'cpu' (--device cpu), got {device!r}"
+        )
     return accelerator
