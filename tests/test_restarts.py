@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
+from matt_fast import compare_initializers, sweep_layers
 from matt_fast.recipe.processes import timeout
 from matt_fast.recipe.work import make_accelerator
 from matt_fast.support import files
@@ -66,13 +67,18 @@ def test_a_time_that_is_none_is_refused(monkeypatch, text):
         timeout()
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
+def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
     """Each would write the whole run."""
     Accelerator(cpu=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match=r"device: 2 processes were started, .* wanted device 'cpu' \(--device cpu\)"):
         make_accelerator(None, "auto")
+    given = [tmp_path / x for x in ("model", "tokenizer", "data", "output", "held-out")]
+    with pytest.raises(ValueError, match="layer: wanted a sweep in one process, got 2 that a launcher started"):
+        sweep_layers(*given)
+    with pytest.raises(ValueError, match="inits: wanted a comparison in one process, got 2"):
+        compare_initializers(*given[:3], ["mean"])
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert make_accelerator("cpu", "auto").num_processes == 1
 

@@ -24,6 +24,7 @@ from matt_fast.model.teacher import Teacher
 from matt_fast.model.weight_values import check_values
 from matt_fast.recipe import export
 from matt_fast.recipe.arguments import check_arguments
+from matt_fast.recipe.processes import check_alone
 from matt_fast.support.checks import checked
 from matt_fast.support.memory import peak_memory, reset_peak_memory
 from matt_fast.support.own_state import own_state
@@ -108,6 +109,7 @@ def compare_initializers(
         ValueError: an argument does not fit; the message names it.
     """
     arguments, inits = dict(locals()), list(inits)
+    check_alone("inits", "a comparison")
     for init in inits:
         check_arguments(arguments | {"init": init})
     options = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}

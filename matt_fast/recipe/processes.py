@@ -47,6 +47,17 @@ def timeout() -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def started() -> int:
+    """How many processes a launcher, such as torchrun, started together with this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def check_alone(argument: str, what: str) -> None:
+    """Raise a ValueError where other processes would do the same beside this one."""
+    if (count := started()) > 1:
+        raise ValueError(f"{argument}: wanted {what} in one process, got {count} that a launcher started")
+
+
 class Processes:
     """The processes that work on a run, as one of them sees them; of a single one all is done at once.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.isolated import transfer_apart
+from matt_fast.recipe.processes import check_alone
 from matt_fast.recipe.transfer import transfer
 from matt_fast.runs.folder import Run, damaged_files
 from matt_fast.support.checks import checked, made_of
@@ -94,14 +95,15 @@ def sweep_layers(
 
     Raises:
         FileExistsError: `output` has something in it that is not a sweep's.
-        ValueError: a depth that the model does not have, or `output` was measured with other settings. What `transfer`
-            raises.
+        ValueError: several processes that a launcher started; a depth that the model does not have, or `output` was
+            measured with other settings. What `transfer` raises.
         TypeError: an argument that `transfer` does not have, or that cannot be given to another process.
         RuntimeError: the process of a transfer was killed.
         ImportError: matplotlib is missing.
     """
     if options.get("healing") is not None:
         raise ValueError("heal: wanted none with a sweep over layers, which compares the training of rows alone")
+    check_alone("layer", "a sweep")
     figure_class()  # before hours of work
     output = Path(output)
     callbacks = {name: options.pop(name) for name in list(options) if name.startswith("on_")}

@@ -18,7 +18,7 @@ from matt_fast.evaluation.bits_per_byte import Evaluation, evaluate
 from matt_fast.model.precision import DTYPES, NAMES, choose_dtype
 from matt_fast.model.teacher import Teacher
 from matt_fast.recipe.job import Job
-from matt_fast.recipe.processes import Processes, timeout
+from matt_fast.recipe.processes import Processes, started, timeout
 from matt_fast.runs.folder import Run
 from matt_fast.support.files import FULL, wait_to_see, whole_folder
 from matt_fast.support.stopping import Stopping
@@ -217,10 +217,9 @@ def make_accelerator(device: str | None, precision: str, **options) -> Accelerat
             os.environ[DEVICE] = before
     if kind is not None and accelerator.device.type != kind:
         raise ValueError(f"device: wanted {device!r}, but this process uses {accelerator.device} already")
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if accelerator.num_processes == 1 < started:
+    if accelerator.num_processes == 1 < (count := started()):
         raise ValueError(
-            f"device: {started} processes were started, and accelerate takes each for one alone, as it does without "
+            f"device: {count} processes were started, and accelerate takes each for one alone, as it does without "
             f"GPUs where nobody asks for the CPU; wanted device 'cpu' (--device cpu), got {device!r}"
         )
     return accelerator
