@@ -114,11 +114,11 @@ class _Places:
     def __init__(self, model: PreTrainedModel, vocabulary: VocabularyPair, layer: int, found: Occurrences):
         self.model, self.layer = model, layer
         device = model.device
-        self.before = found.before.to(device)
-        self.cache = _keys_and_values(model, layer, self.before)
+        before, embedding = found.before.to(device), model.get_input_embeddings()
+        self.cache, self.before = _keys_and_values(model, layer, before), embedding(before)
         pieces = [torch.tensor(vocabulary.subtokens[i]) for i in found.ids.tolist()]
         padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True).to(device)
-        states = self._behind(model.get_input_embeddings()(padded))
+        states = self._behind(embedding(padded))
         last = torch.tensor([len(part) - 1 for part in pieces], device=device)
         self.goal = states[torch.arange(len(pieces), device=device), last].float()
 
@@ -134,10 +134,8 @@ class _Places:
         if self.cache is not None:
             given = {"past_key_values": copy.deepcopy(self.cache), "use_cache": True, "inputs_embeds": embedded}
             return capture(self.model, hidden=self.layer, **given).hidden
-        with torch.no_grad():
-            before = self.model.get_input_embeddings()(self.before)
-        whole = capture(self.model, hidden=self.layer, inputs_embeds=torch.cat([before, embedded], 1))
-        return whole.hidden[:, before.shape[1] :]
+        whole = capture(self.model, hidden=self.layer, inputs_embeds=torch.cat([self.before, embedded], 1))
+        return whole.hidden[:, self.before.shape[1] :]
 
 
 def _keys_and_values(model: PreTrainedModel, layer: int, ids: torch.Tensor) -> DynamicCache | None:

@@ -78,7 +78,7 @@ class TrainedLayers:
             exclude_modules=_not_adapted(model),
             task_type="CAUSAL_LM" if model.can_generate() else None,  # or it wants to generate with an encoder
         )
-        with warnings.catch_warnings(action="ignore"):  # of what peft has seen to, and of other versions
+        with _without_known_warnings():
             adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
         for name, parameter in adapted.named_parameters():
             if ".lora_" in name:
@@ -182,6 +182,16 @@ class TrainedLayers:
             save_file({name: x.contiguous() for name, x in self.weights().items()}, folder / WEIGHTS)
 
 
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    """Of peft: what it has seen to itself (layers that are stored transposed, names that only older models have)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False but the target module is `Conv1D`")
+        warnings.filterwarnings("ignore", r"The following (rank|alpha)_pattern keys did not match")
+        yield
+
+
 def _not_adapted(model: PreTrainedModel) -> str | None:
     """A pattern of the modules that adapters would do nothing for, or that LoRA does not describe; None for none."""
     patterns = [
@@ -221,7 +231,7 @@ def put_layers(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, s
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
         return model, set(tensors)
-    with warnings.catch_warnings(action="ignore"):
+    with _without_known_warnings():
         adapted, changed = AdaptedModel.from_pretrained(model, folder / ADAPTER), set()
     for module in adapted.modules():
         if isinstance(module, LoraLayer):  # of a module's weight, or of one of its parameters: a router, experts
